@@ -1,0 +1,213 @@
+"""Linear splines against dense integration; the box blur against a discrete convolution."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from _truth import assert_finite, dense_density, random_histogram, rng
+
+from zipnerf_ns.functional.linspline import blurred_resample, integrate_linspline, interpolate_integral
+from zipnerf_ns.functional.stepfun import resample
+
+BATCHES = [(), (2,), (1, 2)]
+STEP = 1e-5
+"""Of the dense grids below."""
+
+
+def random_spline(batch, num, seed):
+    """Increasing knots from 0 to 1 and values of either sign."""
+    knots, _ = random_histogram(batch, num - 1, seed)
+    return knots, torch.randn(*batch, num, generator=rng(seed + 1), dtype=torch.float64)
+
+
+def rows(*tensors):
+    """The tensors' rows over all batch dimensions, together, as numpy arrays."""
+    return zip(*(t.reshape(-1, t.shape[-1]).numpy() for t in tensors))
+
+
+def dense_blur(sdist, weights, halfwidth, lower=-0.25, upper=1.25):
+    """Cell middles and box-blurred density of one ray's histogram, by a discrete convolution."""
+    x = lower + (np.arange(round((upper - lower) / STEP)) + 0.5) * STEP
+    box = np.ones(2 * round(halfwidth / STEP) + 1)
+    # A box of an odd number of cells whose two outer ones count half is exactly 2 * halfwidth wide.
+    box[[0, -1]] = 0.5
+    transform = np.fft.rfft(dense_density(x, sdist, weights), 2 * len(x))
+    full = np.fft.irfft(transform * np.fft.rfft(box / box.sum(), 2 * len(x)), 2 * len(x))
+    return x, full[len(box) // 2 :][: len(x)]
+
+
+# --- splines ---
+
+
+@pytest.mark.parametrize("batch", BATCHES)
+def test_integrate_linspline_matches_a_dense_integration(batch):
+    knots, values = random_spline(batch, 7, seed=0)
+    x = (np.arange(round(1.0 / STEP)) + 0.5) * STEP
+    for k, v, found in rows(knots, values, integrate_linspline(knots, values)):
+        truth = [np.interp(x[x < knot], k, v).sum() * STEP for knot in k]
+        # Each knot falls anywhere in a cell of the grid: up to one step times a value of about 2.
+        np.testing.assert_allclose(found, truth, rtol=0.0, atol=4.0 * STEP)
+
+
+def test_integrate_linspline_is_exact_for_a_line_and_blind_to_extra_knots():
+    knots = random_histogram((3,), 8, seed=1)[0]
+    torch.testing.assert_close(integrate_linspline(knots, 2.0 * knots + 1.0), knots.square() + knots, rtol=1e-12, atol=1e-15)
+    assert (integrate_linspline(knots, torch.full_like(knots, -3.0)) <= 0.0).all()
+
+
+@pytest.mark.parametrize("batch", BATCHES)
+def test_interpolate_integral_matches_a_dense_cumulative_sum_also_beyond_the_ends(batch):
+    knots, values = random_spline(batch, 6, seed=2)
+    queries = torch.rand(*batch, 40, generator=rng(3), dtype=torch.float64) * 2.0 - 0.5
+    found = interpolate_integral(queries, knots, values, integrate_linspline(knots, values))
+    x = -0.5 + np.arange(round(2.0 / STEP) + 1) * STEP
+    for k, v, q, out in rows(knots, values, queries, found):
+        y = np.interp(x, k, v)  # constant beyond the ends, as the spline is
+        dense = np.concatenate([[0.0], np.cumsum(0.5 * (y[1:] + y[:-1])) * STEP])
+        truth = np.interp(q, x, dense) - np.interp(0.0, x, dense)
+        np.testing.assert_allclose(out, truth, rtol=0.0, atol=1e-8)
+
+
+def test_interpolate_integral_at_the_knots_is_the_integral():
+    knots, values = random_spline((3,), 9, seed=4)
+    integral = integrate_linspline(knots, values)
+    torch.testing.assert_close(interpolate_integral(knots, knots, values, integral), integral, rtol=0.0, atol=1e-14)
+
+
+@pytest.mark.parametrize("at", ["start", "middle", "end", "everywhere"])
+def test_interpolate_integral_with_coinciding_knots(at):
+    # A repeated knot is a jump of the spline; its left value holds before it and its right value after it.
+    knots, values, pieces = {
+        "start": ([0.0, 0.0, 1.0], [5.0, 2.0, 2.0], (5.0, 2.0, 2.0)),
+        "middle": ([0.0, 0.4, 0.4, 1.0], [1.0, 1.0, 3.0, 3.0], (1.0, None, 3.0)),
+        "end": ([0.0, 1.0, 1.0], [2.0, 2.0, 7.0], (2.0, 2.0, 7.0)),
+        "everywhere": ([0.5, 0.5, 0.5], [1.0, 2.0, 3.0], (1.0, None, 3.0)),
+    }[at]
+    before, inside, after = pieces
+    x = torch.linspace(-1.0, 2.0, 61, dtype=torch.float64)
+    knots, values = torch.tensor(knots, dtype=torch.float64), torch.tensor(values, dtype=torch.float64)
+    out = interpolate_integral(x, knots, values, integrate_linspline(knots, values))
+    first, last = knots[0], knots[-1]
+    jump = 0.4 if at == "middle" else None
+    for q, found in zip(x.tolist(), out.tolist()):
+        if q < first:
+            truth = before * (q - first)
+        elif q > last:
+            whole = inside if inside is not None else (1.0 * 0.4 + 3.0 * 0.6 if jump else 0.0)
+            truth = whole + after * (q - last)
+        else:
+            truth = inside * q if inside is not None else (min(q, 0.4) + 3.0 * max(q - 0.4, 0.0) if jump else 0.0)
+        assert found == pytest.approx(float(truth), abs=1e-12)
+
+
+def test_spline_gradients():
+    knots, values = random_spline((2,), 6, seed=5)
+    queries = torch.rand(2, 9, generator=rng(6), dtype=torch.float64) * 1.6 - 0.3
+    leaves = (queries.requires_grad_(), knots.requires_grad_(), values.requires_grad_())
+    assert torch.autograd.gradcheck(lambda q, k, v: interpolate_integral(q, k, v, integrate_linspline(k, v)), leaves)
+
+
+# --- blurred_resample ---
+
+
+@pytest.mark.parametrize("batch", BATCHES)
+@pytest.mark.parametrize("halfwidth", [0.03, 0.003])
+def test_blurred_resample_matches_a_discrete_convolution(halfwidth, batch):
+    sdist, weights = random_histogram(batch, 9, seed=7)
+    queries = (torch.rand(*batch, 20, generator=rng(8), dtype=torch.float64) * 1.2 - 0.1).sort(dim=-1).values
+    found = blurred_resample(queries, sdist, weights, halfwidth)
+    assert found.shape == (*batch, 19)
+    for s, w, q, out in rows(sdist, weights, queries, found):
+        x, blurred = dense_blur(torch.from_numpy(s), torch.from_numpy(w), halfwidth)
+        truth, _ = np.histogram(x, bins=q, weights=blurred * STEP)
+        # Each query falls anywhere in a cell of the grid, and the density there is below 8.
+        np.testing.assert_allclose(out, truth, rtol=0.0, atol=8.0 * STEP)
+
+
+@pytest.mark.parametrize("halfwidth", [0.03, 0.003])
+def test_queries_narrower_than_the_blur(halfwidth):
+    # All mass in a spike far narrower than the box: the blur is a plateau of 1 / (2 halfwidth).
+    sdist = torch.tensor([0.0, 0.5 - 1e-5, 0.5 + 1e-5, 1.0], dtype=torch.float64)
+    weights = torch.tensor([0.0, 1.0, 0.0], dtype=torch.float64)
+    width = 0.1 * halfwidth
+    queries = 0.5 - 0.9 * halfwidth + width * torch.arange(19, dtype=torch.float64)
+    found = blurred_resample(queries, sdist, weights, halfwidth)
+    torch.testing.assert_close(found, torch.full_like(found, width / (2.0 * halfwidth)), rtol=1e-9, atol=0.0)
+    beyond = torch.tensor([0.0, 0.5 - 1.01 * halfwidth, 0.5 + 1.01 * halfwidth, 1.0], dtype=torch.float64)
+    torch.testing.assert_close(blurred_resample(beyond, sdist, weights, halfwidth), weights, rtol=0.0, atol=1e-12)
+
+
+@pytest.mark.parametrize("halfwidth", [1e-4, 0.003, 0.03, 0.5])
+@pytest.mark.parametrize("dtype,atol", [(torch.float64, 1e-11), (torch.float32, 2e-3)])
+def test_blur_conserves_mass_when_the_queries_cover_everything(halfwidth, dtype, atol):
+    sdist, weights = random_histogram((4,), 32, seed=9, dtype=dtype)
+    weights = 0.8 * weights
+    inner = torch.rand(4, 20, generator=rng(10), dtype=torch.float64).sort(dim=-1).values.to(dtype)
+    ends = torch.full((4, 1), 1.0 + halfwidth, dtype=dtype)
+    queries = torch.cat([1.0 - ends - 1e-3, inner, ends + 1e-3], dim=-1)
+    found = blurred_resample(queries, sdist, weights, halfwidth)
+    # float32 divides integrals good to 1e-7 by 2 halfwidth, 5e-4 of which each of the few queries may carry.
+    torch.testing.assert_close(found.sum(dim=-1), weights.sum(dim=-1), rtol=0.0, atol=atol)
+    assert (found >= 0.0).all()
+
+
+@pytest.mark.parametrize("halfwidth", [1e-3, 1e-4, 1e-5])
+def test_a_vanishing_blur_is_plain_resampling(halfwidth):
+    sdist, weights = random_histogram((4,), 8, seed=11)
+    queries = torch.rand(4, 12, generator=rng(12), dtype=torch.float64).sort(dim=-1).values
+    difference = (blurred_resample(queries, sdist, weights, halfwidth) - resample(queries, sdist, weights)).abs().max()
+    # A query within halfwidth of a jump of the density, here below 8, moves at most a quarter of jump * halfwidth.
+    assert difference <= 2.0 * 0.25 * 8.0 * halfwidth
+
+
+def test_blur_is_linear_and_does_not_change_with_a_shift():
+    sdist, weights = random_histogram((4,), 8, seed=13)
+    other = random_histogram((4,), 8, seed=14)[1]
+    queries = torch.rand(4, 12, generator=rng(15), dtype=torch.float64).sort(dim=-1).values
+    found = blurred_resample(queries, sdist, weights, 0.03)
+    both = blurred_resample(queries, sdist, 2.0 * weights + other, 0.03)
+    torch.testing.assert_close(both, 2.0 * found + blurred_resample(queries, sdist, other, 0.03), rtol=1e-9, atol=1e-13)
+    shifted = blurred_resample(queries + 3.0, sdist + 3.0, weights, 0.03)
+    torch.testing.assert_close(shifted, found, rtol=1e-9, atol=1e-12)
+
+
+def test_blur_mirrors_with_the_histogram():
+    sdist, weights = random_histogram((4,), 8, seed=16)
+    queries = torch.rand(4, 12, generator=rng(17), dtype=torch.float64).sort(dim=-1).values
+    found = blurred_resample(queries, sdist, weights, 0.05)
+    mirrored = blurred_resample((1.0 - queries).flip(-1), (1.0 - sdist).flip(-1), weights.flip(-1), 0.05).flip(-1)
+    torch.testing.assert_close(mirrored, found, rtol=1e-9, atol=1e-13)
+
+
+@pytest.mark.parametrize("halfwidth,bound", [(0.03, 3e-6), (0.003, 3e-5)])
+def test_blur_in_float32_is_within_a_known_bound_of_float64(halfwidth, bound):
+    sdist, weights = random_histogram((300,), 32, seed=18, dtype=torch.float32)
+    queries, _ = random_histogram((300,), 64, seed=19, dtype=torch.float32)
+    assert sdist.shape[-1] == 33
+    truth = blurred_resample(queries.double(), sdist.double(), weights.double(), halfwidth)
+    found = blurred_resample(queries, sdist, weights, halfwidth)
+    # The integral is near 1 and rounded to 6e-8; over 2 halfwidth that is 1e-6 and 1e-5, twice in a difference.
+    assert (found.double() - truth).abs().max() <= bound
+
+
+def test_blur_gradient():
+    sdist, weights = random_histogram((2,), 5, seed=20)
+    queries = torch.rand(2, 7, generator=rng(21), dtype=torch.float64).sort(dim=-1).values
+    leaves = (queries.requires_grad_(), sdist.requires_grad_(), weights.requires_grad_())
+    assert torch.autograd.gradcheck(lambda q, s, w: blurred_resample(q, s, w, 0.07), leaves)
+
+
+def test_blur_is_finite_with_its_gradient_at_equal_fenceposts_and_zero_weights():
+    sdist = torch.tensor([0.0, 0.0, 0.5, 0.5, 1.0, 1.0])
+    queries = torch.tensor([-1.0, 0.0, 0.0, 0.5, 1.0, 2.0])
+    for weights in (torch.zeros(5), torch.tensor([1.0, 0.0, 0.0, 0.0, 0.0]), torch.full((5,), 0.2)):
+        for halfwidth in (0.03, 1e-6):
+            assert_finite(lambda q, s, w, r=halfwidth: blurred_resample(q, s, w, r), queries, sdist, weights)
+
+
+@pytest.mark.parametrize("halfwidth", [0.0, -0.003, float("nan")])
+def test_a_blur_without_width_is_refused(halfwidth):
+    sdist, weights = random_histogram((), 4, seed=22)
+    with pytest.raises(ValueError, match="halfwidth"):
+        blurred_resample(sdist, sdist, weights, halfwidth)

@@ -1,0 +1,233 @@
+"""Checks of what a user brings, made before any long work; each failure names the place and the mend."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+from pathlib import Path
+from typing import Any, Dict, Iterable, List, Mapping, Optional, Sequence, Tuple
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor
+
+MIN_DETERMINANT = 1e-6
+"""A camera's rotation has determinant 1 (times a scale cubed); below this it is singular."""
+BYTES_PER_TABLE_VALUE = 16
+"""float32 value, gradient and Adam's two moments."""
+
+
+class InputError(ValueError):
+    """Something the user gave cannot be used; the message says what, where, and what to do."""
+
+
+def check_transforms(path: Path) -> None:
+    """Checks a transforms.json before anything reads it: frames, poses, focal lengths, image files, splits.
+
+    Args:
+        path: the file.
+    Raises:
+        InputError: naming the file, the frame and the mend.
+    """
+    meta = _read_json(path)
+    frames = meta.get("frames")
+    if not isinstance(frames, list) or not frames:
+        raise InputError(f"{path}: no 'frames'. Run ns-process-data again, or list at least two images there.")
+    angle = "camera_angle_x" in meta
+    for index, frame in enumerate(frames):
+        name = frame.get("file_path")
+        if not name:
+            raise InputError(f"{path}: frame {index} has no 'file_path'. Give it the path of its image.")
+        where = f"{path}: frame {index} ({name})"
+        check_pose(frame.get("transform_matrix"), where)
+        for key in ("fl_x", "fl_y"):
+            focal = frame.get(key, meta.get(key))
+            if focal is None and angle:
+                continue
+            if focal is None or not math.isfinite(float(focal)) or float(focal) <= 0.0:
+                raise InputError(f"{where}: focal length '{key}' is {focal}. It must be a positive number of pixels.")
+        _check_frame_image(path.parent, name, where)
+    listed = meta.get("train_filenames")
+    if listed is not None and not listed:
+        raise InputError(f"{path}: 'train_filenames' is empty. List the images to train on, or remove the key.")
+
+
+def check_pose(matrix: Any, where: str) -> None:
+    """Checks one camera-to-world matrix: shape, finite numbers, a rotation that can be inverted.
+
+    Raises:
+        InputError: starting with ``where``.
+    """
+    try:
+        pose = np.asarray(matrix, dtype=np.float64)
+    except (TypeError, ValueError):
+        pose = np.zeros(0)
+    if pose.shape not in ((3, 4), (4, 4)):
+        raise InputError(f"{where}: 'transform_matrix' is not a 4x4 matrix. Estimate this image's pose again.")
+    if not np.isfinite(pose).all():
+        raise InputError(f"{where}: the pose contains NaN or infinity. Remove the frame or estimate its pose again.")
+    if abs(np.linalg.det(pose[:3, :3])) < MIN_DETERMINANT:
+        raise InputError(f"{where}: the pose's rotation is singular. Remove the frame or estimate its pose again.")
+
+
+def check_images(filenames: Sequence[Path], sizes: Optional[Sequence[Tuple[int, int]]] = None) -> bool:
+    """Checks that every image is there, can be opened and has its camera's size.
+
+    Only headers are read: the pixels are checked when they are loaded.
+
+    Args:
+        filenames: images.
+        sizes: width and height that the cameras say, in pixels.
+    Returns:
+        Whether any image has an alpha channel.
+    Raises:
+        InputError: naming the file.
+    """
+    has_alpha = False
+    for index, filename in enumerate(filenames):
+        if not Path(filename).is_file():
+            raise InputError(f"image {filename} is missing. Restore it or remove its frame.")
+        try:
+            with Image.open(filename) as image:
+                size = image.size
+                has_alpha = has_alpha or "A" in image.getbands() or "transparency" in image.info
+        except OSError as error:
+            raise InputError(f"image {filename} cannot be read ({error}). Replace it or remove its frame.") from error
+        if sizes is not None and tuple(size) != tuple(sizes[index]):
+            raise InputError(
+                f"image {filename} has {size[0]}x{size[1]} pixels, its camera {sizes[index][0]}x{sizes[index][1]}. "
+                "Correct w and h (and the focal length) in the transforms, or the downscale factor."
+            )
+    return has_alpha
+
+
+def check_cameras(camera_to_worlds: Tensor, fx: Tensor, fy: Tensor, filenames: Sequence[Path]) -> None:
+    """Checks parsed cameras, whatever the data's format was.
+
+    Args:
+        camera_to_worlds: ``[cameras, 3, 4]``.
+        fx, fy: focal lengths in pixels, ``[cameras, 1]``.
+        filenames: the cameras' images, to name them.
+    Raises:
+        InputError: naming the image.
+    """
+    for index, filename in enumerate(filenames):
+        check_pose(camera_to_worlds[index].tolist(), f"camera of {filename}")
+        for name, focal in (("fx", fx), ("fy", fy)):
+            value = float(focal.reshape(-1)[index])
+            if not math.isfinite(value) or value <= 0.0:
+                raise InputError(f"camera of {filename}: focal length {name} is {value}. It must be positive.")
+
+
+def check_train_split(num_images: int, source: Path) -> None:
+    """Checks that there is something to train on.
+
+    Raises:
+        InputError: for fewer than two images.
+    """
+    if num_images == 0:
+        raise InputError(f"{source}: the train split is empty. Choose another --eval-mode or list train_filenames.")
+    if num_images == 1:
+        raise InputError(f"{source}: only one image to train on. A scene needs at least two, better fifty.")
+
+
+def check_table_memory(num_values: Mapping[str, int], device: torch.device) -> None:
+    """Checks that hash tables with gradients and optimiser state fit into the device's memory.
+
+    Args:
+        num_values: table values (entries times features) of each grid, by the grid's name in the configuration.
+        device: where they will live.
+    Raises:
+        InputError: naming the largest grid's setting.
+    """
+    needed = BYTES_PER_TABLE_VALUE * sum(num_values.values())
+    if device.type == "cuda":
+        available = torch.cuda.mem_get_info(device)[0]
+    else:
+        available = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    if needed > available:
+        largest = max(num_values, key=lambda name: num_values[name])
+        raise InputError(
+            f"the hash tables need {needed / 2**30:.1f} GiB with gradients and optimiser state, {device} has "
+            f"{available / 2**30:.1f} GiB. Lower --pipeline.model.{largest}.log2-hashmap-size (or features-per-level)."
+        )
+
+
+def check_state_dict(loaded: Mapping[str, Tensor], own: Mapping[str, Tensor]) -> None:
+    """Checks that a checkpoint belongs to a model: the same names and shapes.
+
+    Raises:
+        InputError: naming what differs.
+    """
+    mend = "Load it with the options it was trained with (its config.yml), or train anew without it."
+    missing, unexpected = sorted(set(own) - set(loaded)), sorted(set(loaded) - set(own))
+    if missing or unexpected:
+        parts = [f"{word} {_shorten(names)}" for word, names in (("lacks", missing), ("has", unexpected)) if names]
+        raise InputError(f"the checkpoint is of another configuration: it {' and '.join(parts)}. {mend}")
+    for name, value in own.items():
+        if loaded[name].shape != value.shape:
+            raise InputError(
+                f"the checkpoint is of another configuration: {name} has shape {tuple(loaded[name].shape)}, "
+                f"this configuration makes {tuple(value.shape)}. {mend}"
+            )
+
+
+def load_checkpoint_file(path: Path) -> Dict[str, Any]:
+    """Reads a checkpoint of this project's trainer.
+
+    Raises:
+        InputError: if the file is missing, cut short or not a checkpoint.
+    """
+    if not path.is_file():
+        raise InputError(f"checkpoint {path} does not exist. Look into the run's nerfstudio_models folder.")
+    try:
+        state = torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:
+        raise InputError(
+            f"checkpoint {path} cannot be read ({type(error).__name__}): it is cut short or not a checkpoint. "
+            "Resume from an earlier one with --load-checkpoint, or train anew without it."
+        ) from error
+    absent = [key for key in ("step", "pipeline", "optimizers") if not isinstance(state, dict) or key not in state]
+    if absent:
+        raise InputError(f"checkpoint {path} lacks {_shorten(absent)}: it is not a training checkpoint of Nerfstudio.")
+    return state
+
+
+def latest_checkpoint(folder: Path) -> Path:
+    """The checkpoint with the highest step in a folder.
+
+    Raises:
+        InputError: if there is none.
+    """
+    found = sorted(folder.glob("step-*.ckpt")) if folder.is_dir() else []
+    if not found:
+        raise InputError(f"{folder} holds no checkpoint (step-*.ckpt). Give the run's nerfstudio_models folder.")
+    return found[-1]
+
+
+def _read_json(path: Path) -> Dict[str, Any]:
+    try:
+        meta = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError as error:
+        raise InputError(f"{path} does not exist. Check --data, or run ns-process-data first.") from error
+    except (UnicodeDecodeError, json.JSONDecodeError) as error:
+        raise InputError(f"{path} is not valid JSON ({error}). Write it again with ns-process-data.") from error
+    if not isinstance(meta, dict):
+        raise InputError(f"{path} is not a JSON object with 'frames'. Write it again with ns-process-data.")
+    return meta
+
+
+def _check_frame_image(folder: Path, name: str, where: str) -> None:
+    """A frame's image must be there under its name, with .png added (Blender's layout), or in a downscaled folder."""
+    path = Path(name)
+    candidates: List[Path] = [folder / path, folder / f"{name}.png"]
+    candidates += [folder / f"{path.parent}_{factor}" / path.name for factor in (2, 4, 8)]
+    if not any(candidate.is_file() for candidate in candidates):
+        raise InputError(f"{where}: image {folder / path} is missing. Restore it or remove the frame.")
+
+
+def _shorten(names: Iterable[str], most: int = 3) -> str:
+    names = list(names)
+    return ", ".join(names[:most]) + (f" and {len(names) - most} more" if len(names) > most else "")

@@ -1,0 +1,101 @@
+"""The methods that ``ns-train`` offers: one builder, and each method's differences from the default."""
+
+from __future__ import annotations
+
+from typing import Tuple
+
+import torch
+
+from nerfstudio.configs.base_config import LocalWriterConfig, LoggingConfig, MachineConfig, ViewerConfig
+from nerfstudio.data.dataparsers.nerfstudio_dataparser import NerfstudioDataParserConfig
+from nerfstudio.pipelines.base_pipeline import VanillaPipelineConfig
+from nerfstudio.plugins.types import MethodSpecification
+
+from zipnerf_ns.datamanager import ZipNerfDataManagerConfig
+from zipnerf_ns.encoding import HashGridConfig
+from zipnerf_ns.model import ProposalConfig, ZipNerfModelConfig
+from zipnerf_ns.optimizers import DecayingAdamConfig, WarmupLogDecayConfig
+from zipnerf_ns.trainer import ZipNerfTrainerConfig
+
+
+def _method(
+    name: str,
+    description: str,
+    model: ZipNerfModelConfig,
+    num_rays: int,
+    num_steps: int,
+    table_lr: Tuple[float, float] = (0.01, 0.001),
+    network_lr: Tuple[float, float] = (0.002, 0.0002),
+) -> MethodSpecification:
+    """A method from its model and schedule; learning rates are given as (peak, final)."""
+    config = ZipNerfTrainerConfig(
+        method_name=name,
+        # Nerfstudio's default would fail on a machine without CUDA.
+        machine=MachineConfig(device_type="cuda" if torch.cuda.is_available() else "cpu"),
+        steps_per_eval_batch=0,
+        steps_per_eval_image=max(num_steps // 10, 100),
+        steps_per_eval_all_images=0,
+        steps_per_save=max(num_steps // 10, 200),
+        max_num_iterations=num_steps,
+        pipeline=VanillaPipelineConfig(
+            datamanager=ZipNerfDataManagerConfig(
+                dataparser=NerfstudioDataParserConfig(),
+                train_num_rays_per_batch=num_rays,
+                eval_num_rays_per_batch=min(num_rays, 4096),
+            ),
+            model=model,
+        ),
+        optimizers={
+            "hash_tables": {
+                "optimizer": DecayingAdamConfig(lr=table_lr[0]),
+                "scheduler": WarmupLogDecayConfig(lr_final=table_lr[1]),
+            },
+            "networks": {
+                "optimizer": DecayingAdamConfig(lr=network_lr[0]),
+                "scheduler": WarmupLogDecayConfig(lr_final=network_lr[1]),
+            },
+        },
+        logging=LoggingConfig(steps_per_log=50, local_writer=LocalWriterConfig(enable=False)),
+        viewer=ViewerConfig(num_rays_per_chunk=1 << 15),
+        vis="viewer+tensorboard",
+    )
+    return MethodSpecification(config=config, description=description)
+
+
+def _lite_proposal(num_samples: int, max_res: int, blur_halfwidth: float) -> ProposalConfig:
+    return ProposalConfig(num_samples, HashGridConfig(8, 1, 16, max_res, 17), 32, blur_halfwidth)
+
+
+zipnerf = _method(
+    "zipnerf",
+    "Zip-NeRF for one GPU: the paper's model on an eighth of its rays a step.",
+    ZipNerfModelConfig(),
+    num_rays=8192,
+    num_steps=20_000,
+)
+
+zipnerf_big = _method(
+    "zipnerf-big",
+    "Zip-NeRF on the paper's schedule: 65,536 rays x 25,000 steps.",
+    ZipNerfModelConfig(),
+    num_rays=65_536,
+    num_steps=25_000,
+    network_lr=(0.01, 0.001),
+)
+
+zipnerf_lite = _method(
+    "zipnerf-lite",
+    "Zip-NeRF with small tables and one look-up an interval: previews, small GPUs, CPUs.",
+    ZipNerfModelConfig(
+        grid=HashGridConfig(16, 2, 16, 2048, 19),
+        proposals=(_lite_proposal(32, 256, 0.03), _lite_proposal(32, 1024, 0.003)),
+        num_samples=24,
+        prefilter="ipe",
+        bottleneck_dim=15,
+        color_layers=2,
+        color_dim=64,
+        eval_num_rays_per_chunk=4096,
+    ),
+    num_rays=1024,
+    num_steps=5_000,
+)

@@ -1,0 +1,228 @@
+"""Nerfstudio's datamanager with checked input, alpha kept for random backgrounds, and one flat store of pixels."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Dict, List, Literal, Optional, Tuple, Type
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from PIL import Image
+from torch import Tensor
+
+from nerfstudio.cameras.cameras import CameraType
+from nerfstudio.cameras.rays import RayBundle
+from nerfstudio.data.datamanagers.base_datamanager import VanillaDataManager, VanillaDataManagerConfig
+from nerfstudio.data.dataparsers.blender_dataparser import BlenderDataParserConfig
+from nerfstudio.data.dataparsers.nerfstudio_dataparser import NerfstudioDataParserConfig
+from nerfstudio.data.datasets.base_dataset import InputDataset
+from nerfstudio.model_components.ray_generators import RayGenerator
+from nerfstudio.utils.rich_utils import CONSOLE
+
+from zipnerf_ns.checks import InputError, check_cameras, check_images, check_train_split, check_transforms
+
+SCENE_HINTS = "zipnerf_scene_hints"
+"""Key of the dataset's metadata under which :class:`SceneHints` travel to the model."""
+
+
+@dataclass(frozen=True)
+class SceneHints:
+    """What the data say about the scene, for the model's "auto" settings."""
+
+    bounded: bool
+    """Whether everything lies within the scene box."""
+    background: Literal["white", "black"]
+    """What shows through where there is nothing."""
+    longest_side: int
+    """Longest side of a training image, pixels."""
+
+
+class CheckedDataset(InputDataset):
+    """Nerfstudio's image dataset whose errors name the file; grey, palette and 16-bit images become 8-bit RGB(A)."""
+
+    def get_numpy_image(self, image_idx: int) -> npt.NDArray[np.uint8]:
+        """The image as ``[height, width, 3 or 4]``.
+
+        Raises:
+            InputError: if its pixels cannot be decoded.
+        """
+        filename = self._dataparser_outputs.image_filenames[image_idx]
+        try:
+            with Image.open(filename) as image:
+                decoded = _to_rgb_or_rgba(image)
+        except OSError as error:
+            raise InputError(f"image {filename} cannot be decoded ({error}). Replace it or remove its frame.") from error
+        if self.scale_factor != 1.0:
+            size = (int(decoded.width * self.scale_factor), int(decoded.height * self.scale_factor))
+            decoded = decoded.resize(size, resample=Image.Resampling.BOX)
+        return np.array(decoded, dtype=np.uint8)
+
+
+def _to_rgb_or_rgba(image: Image.Image) -> Image.Image:
+    if image.mode.startswith("I"):
+        wide = np.asarray(image, dtype=np.float64)
+        image = Image.fromarray(np.round(wide / 257.0).clip(0, 255).astype(np.uint8))
+    has_alpha = "A" in image.getbands() or "transparency" in image.info
+    return image.convert("RGBA" if has_alpha else "RGB")
+
+
+@dataclass
+class ZipNerfDataManagerConfig(VanillaDataManagerConfig):
+    """Settings of the datamanager."""
+
+    _target: Type = field(default_factory=lambda: ZipNerfDataManager)
+    """Datamanager class."""
+    images_on_gpu: bool = True
+    """Keep the training pixels (8 bits a channel) on the GPU; turn off if they do not fit."""
+
+
+class ZipNerfDataManager(VanillaDataManager[CheckedDataset]):
+    """Vanilla datamanager with three differences.
+
+    Input is checked before anything long begins. Images keep their alpha: the dataparser's ``alpha_color`` becomes
+    the background of evaluation instead of being painted in, since a model trained with random backgrounds on
+    images with a painted one learns a wall of that colour. And training pixels of images of any sizes are drawn
+    uniformly from one flat store on the device.
+    """
+
+    config: ZipNerfDataManagerConfig
+
+    def __init__(self, config: ZipNerfDataManagerConfig, *args, **kwargs) -> None:
+        test_mode = kwargs.get("test_mode", args[1] if len(args) > 1 else "val")
+        self._is_inference = test_mode == "inference"
+        self._alpha_color = getattr(config.dataparser, "alpha_color", None)
+        if self._alpha_color is not None:
+            config.dataparser.alpha_color = None
+        if not self._is_inference:
+            _check_before_parsing(config)
+        self.pixels: Optional[PixelStore] = None
+        super().__init__(config, *args, **kwargs)
+
+    def create_train_dataset(self) -> CheckedDataset:
+        """The training images, checked, with the scene's hints in their metadata."""
+        outputs = self.train_dataparser_outputs
+        has_alpha = False
+        if not self._is_inference:
+            check_train_split(len(outputs.image_filenames), self.config.dataparser.data)
+            has_alpha = _check_outputs(outputs)
+        cameras = outputs.cameras
+        background = self._alpha_color or ("white" if has_alpha else "black")
+        outputs.metadata[SCENE_HINTS] = SceneHints(
+            bounded=isinstance(self.config.dataparser, BlenderDataParserConfig),
+            background="white" if background == "white" else "black",
+            longest_side=int(max(cameras.width.max(), cameras.height.max())),
+        )
+        return super().create_train_dataset()
+
+    def create_eval_dataset(self) -> CheckedDataset:
+        """The held-out images, checked."""
+        dataset = super().create_eval_dataset()
+        if not self._is_inference and len(dataset) > 0:
+            _check_outputs(dataset._dataparser_outputs)
+        return dataset
+
+    def setup_train(self) -> None:
+        """Loads all training pixels into the flat store; special camera models use Nerfstudio's own samplers."""
+        cameras = self.train_dataset.cameras
+        special = (cameras.camera_type == CameraType.EQUIRECTANGULAR.value).any()
+        special = special or "fisheye_crop_radius" in (cameras.metadata or {})
+        if special or self.config.patch_size > 1 or self.config.train_num_images_to_sample_from != -1:
+            super().setup_train()
+            return
+        self.pixels = PixelStore.load(self.train_dataset, self.device if self.config.images_on_gpu else "cpu")
+        self.train_pixel_sampler = self._get_pixel_sampler(self.train_dataset, self.config.train_num_rays_per_batch)
+        self.train_ray_generator = RayGenerator(cameras.to(self.device))
+
+    def next_train(self, step: int) -> Tuple[RayBundle, Dict]:
+        """A batch of training rays and their pixels: ``image`` [rays, 3 or 4] in [0, 1], ``indices`` [rays, 3]."""
+        if self.pixels is None:
+            return super().next_train(step)
+        self.train_count += 1
+        batch = self.pixels.sample(self.get_train_rays_per_batch())
+        batch = {key: value.to(self.device) for key, value in batch.items()}
+        return self.train_ray_generator(batch["indices"]), batch
+
+
+@dataclass
+class PixelStore:
+    """All pixels of a set of images of any sizes, one after the other, on one device."""
+
+    colors: Tensor
+    """``[pixels, 3 or 4]``, uint8."""
+    offsets: Tensor
+    """First pixel of each image, ``[images]``."""
+    widths: Tensor
+    """Of each image, ``[images]``."""
+    allowed: Optional[Tensor]
+    """Pixels that the masks leave, or ``None`` for all."""
+
+    @classmethod
+    def load(cls, dataset: InputDataset, device: torch.device | str) -> "PixelStore":
+        """Reads a dataset's images (and masks).
+
+        Raises:
+            InputError: if masks leave no pixel.
+        """
+        colors: List[Tensor] = []
+        masks: List[Tensor] = []
+        widths: List[int] = []
+        for index in range(len(dataset)):
+            data = dataset.get_data(index, image_type="uint8")
+            image = data["image"]
+            widths.append(image.shape[1])
+            colors.append(image.reshape(-1, image.shape[-1]))
+            if "mask" in data:
+                masks.append(data["mask"].reshape(-1).bool())
+        channels = max(color.shape[-1] for color in colors)
+        colors = [_with_channels(color, channels) for color in colors]
+        counts = torch.tensor([0] + [len(color) for color in colors])
+        allowed = torch.cat(masks).nonzero()[:, 0] if masks else None
+        if allowed is not None and len(allowed) == 0:
+            raise InputError("the masks leave no pixel to train on: white marks what is used, black what is ignored.")
+        CONSOLE.log(f"Training on {int(counts.sum()) if allowed is None else len(allowed):,} pixels of {len(colors)} images.")
+        return cls(
+            torch.cat(colors).to(device),
+            counts.cumsum(0)[:-1].to(device),
+            torch.tensor(widths).to(device),
+            None if allowed is None else allowed.to(device),
+        )
+
+    def sample(self, num_rays: int) -> Dict[str, Tensor]:
+        """Pixels drawn uniformly, with replacement."""
+        device = self.colors.device
+        count = len(self.colors) if self.allowed is None else len(self.allowed)
+        drawn = torch.randint(count, (num_rays,), device=device)
+        flat = drawn if self.allowed is None else self.allowed[drawn]
+        image = torch.searchsorted(self.offsets, flat, right=True) - 1
+        local = flat - self.offsets[image]
+        width = self.widths[image]
+        indices = torch.stack([image, torch.div(local, width, rounding_mode="floor"), local % width], dim=-1)
+        return {"image": self.colors[flat].float() / 255.0, "indices": indices}
+
+
+def _with_channels(color: Tensor, channels: int) -> Tensor:
+    """Opaque alpha for RGB images among RGBA ones."""
+    if color.shape[-1] == channels:
+        return color
+    return torch.cat([color, torch.full_like(color[:, :1], 255)], dim=-1)
+
+
+def _check_before_parsing(config: ZipNerfDataManagerConfig) -> None:
+    """Nerfstudio's parsers mix all poses when they recentre: only the files themselves say which frame is wrong."""
+    parser = config.dataparser
+    data = Path(config.data if config.data is not None else parser.data)
+    if not data.exists():
+        raise InputError(f"{data} does not exist. Check --data.")
+    if isinstance(parser, NerfstudioDataParserConfig):
+        check_transforms(data if data.suffix == ".json" else data / "transforms.json")
+    elif isinstance(parser, BlenderDataParserConfig):
+        check_transforms(data / "transforms_train.json")
+
+
+def _check_outputs(outputs) -> bool:
+    cameras = outputs.cameras
+    check_cameras(cameras.camera_to_worlds, cameras.fx, cameras.fy, outputs.image_filenames)
+    sizes = torch.cat([cameras.width.reshape(-1, 1), cameras.height.reshape(-1, 1)], dim=-1).tolist()
+    return check_images(outputs.image_filenames, sizes)

@@ -1,0 +1,126 @@
+"""A pixel's cone cut into intervals: its Gaussian moments, and six points that carry the same moments."""
+
+from __future__ import annotations
+
+import math
+from typing import Tuple
+
+import torch
+from jaxtyping import Bool, Float
+from torch import Tensor
+
+NUM_MULTISAMPLES = 6
+"""Points per conical frustum (Zip-NeRF, section 2)."""
+MULTISAMPLE_TURNS = (0, 2, 4, 3, 5, 1)
+"""Angle of each multisample in sixths of a turn: two triangles, the second one offset (Zip-NeRF, section 2)."""
+STD_SCALE = 0.5
+"""Standard deviation of a multisample over its distance from the cone's axis (Zip-NeRF, section 2)."""
+
+
+def cone_radius(pixel_area: Float[Tensor, "*batch"]) -> Float[Tensor, "*batch"]:
+    """Radius of a pixel's cone at distance 1 along the unit direction (mip-NeRF, section 3.1).
+
+    2/sqrt(12) makes the disc's variance that of the square pixel. ``pixel_area`` is nerfstudio's: the area of the
+    pixel's footprint between unit directions.
+    """
+    return torch.sqrt(pixel_area) * (2.0 / math.sqrt(12.0))
+
+
+def gaussian_moments(
+    starts: Float[Tensor, "*batch n"], ends: Float[Tensor, "*batch n"], radius: Float[Tensor, "*batch 1"]
+) -> Tuple[Float[Tensor, "*batch n"], Float[Tensor, "*batch n"], Float[Tensor, "*batch n"]]:
+    """Mean and variances of a conical frustum (mip-NeRF, eq. 7, in its numerically stable form).
+
+    Args:
+        starts, ends: the interval along the unit direction, world units.
+        radius: the cone's radius at distance 1.
+    Returns:
+        mean distance, variance along the ray, variance along each axis across it.
+    """
+    middle, half = 0.5 * (starts + ends), 0.5 * (ends - starts)
+    m2, d2 = middle.square(), half.square()
+    # Ratios of d^2 to the sum avoid d^4 and its square, which overflow float32 for t beyond 1e9.
+    denominator = (3.0 * m2 + d2).clamp_min(torch.finfo(starts.dtype).tiny)
+    ratio = d2 / denominator
+    t_mean = middle + 2.0 * middle * ratio
+    t_var = d2 / 3.0 - (4.0 / 15.0) * ratio * ratio * (12.0 * m2 - d2)
+    r_var = radius.square() * (0.25 * m2 + (5.0 / 12.0) * d2 - (4.0 / 15.0) * d2 * ratio)
+    return t_mean, t_var.clamp_min(0.0), r_var
+
+
+def cone_gaussians(
+    origins: Float[Tensor, "*batch 3"],
+    directions: Float[Tensor, "*batch 3"],
+    starts: Float[Tensor, "*batch n"],
+    ends: Float[Tensor, "*batch n"],
+    radius: Float[Tensor, "*batch 1"],
+) -> Tuple[Float[Tensor, "*batch n 3"], Float[Tensor, "*batch n"], Float[Tensor, "*batch n"]]:
+    """World-space mean of each frustum and its variances along and across the ray (mip-NeRF, eq. 8)."""
+    t_mean, t_var, r_var = gaussian_moments(starts, ends, radius)
+    return origins[..., None, :] + t_mean[..., None] * directions[..., None, :], t_var, r_var
+
+
+def multisample_distances(
+    starts: Float[Tensor, "*batch"], ends: Float[Tensor, "*batch"]
+) -> Float[Tensor, "*batch 6"]:
+    """Distances of a frustum's six multisamples along the ray (Zip-NeRF, section 2).
+
+    t_j = t0 + d/(d^2+3m^2) (t1^2 + 2m^2 + (3/sqrt 7)(2j/5 - 1) sqrt((d^2-m^2)^2 + 4m^4)), with m the middle and d
+    half the length. Written here with every length divided by t1, so that no fourth power of a distance occurs.
+    """
+    scale = ends.clamp_min(torch.finfo(ends.dtype).tiny)
+    start, end = starts / scale, torch.ones_like(ends)
+    middle, half = 0.5 * (start + end), 0.5 * (end - start)
+    m2, d2 = middle.square(), half.square()
+    spread = (3.0 / math.sqrt(7.0)) * torch.sqrt((d2 - m2).square() + 4.0 * m2.square())
+    j = torch.arange(NUM_MULTISAMPLES, device=starts.device, dtype=starts.dtype)
+    steps = (2.0 / (NUM_MULTISAMPLES - 1)) * j - 1.0
+    relative = (half / (d2 + 3.0 * m2))[..., None] * ((end + 2.0 * m2)[..., None] + steps * spread[..., None])
+    return starts[..., None] + ends[..., None] * relative
+
+
+def multisamples(
+    origins: Float[Tensor, "*batch 3"],
+    directions: Float[Tensor, "*batch 3"],
+    starts: Float[Tensor, "*batch n"],
+    ends: Float[Tensor, "*batch n"],
+    radius: Float[Tensor, "*batch 1"],
+    rotation: Float[Tensor, "*batch n"],
+    reverse: Bool[Tensor, "*batch n"],
+) -> Tuple[Float[Tensor, "*batch n 6 3"], Float[Tensor, "*batch n 6"]]:
+    """Six points per conical frustum with mip-NeRF's mean and variances, and their std (Zip-NeRF, section 2).
+
+    Args:
+        origins, directions: of the rays, world frame; directions are unit.
+        starts, ends: the intervals along the direction, world units.
+        radius: of the cone at distance 1.
+        rotation: turns each interval's pattern about the ray, radians.
+        reverse: mirrors each interval's pattern in the angle's order.
+    Returns:
+        points in the world frame, and their standard deviations in world units.
+    """
+    t = multisample_distances(starts, ends)
+    turns = torch.tensor(MULTISAMPLE_TURNS, device=t.device, dtype=t.dtype) * (math.pi / 3.0)
+    angles = torch.where(reverse[..., None], turns.flip(0), turns) + rotation[..., None]
+    off_axis = t * (radius[..., None] / math.sqrt(2.0))
+    across_u, across_v = orthonormal_basis(directions)
+    points = (
+        origins[..., None, None, :]
+        + t[..., None] * directions[..., None, None, :]
+        + (off_axis * torch.cos(angles))[..., None] * across_u[..., None, None, :]
+        + (off_axis * torch.sin(angles))[..., None] * across_v[..., None, None, :]
+    )
+    return points, STD_SCALE * off_axis
+
+
+def orthonormal_basis(
+    directions: Float[Tensor, "*batch 3"],
+) -> Tuple[Float[Tensor, "*batch 3"], Float[Tensor, "*batch 3"]]:
+    """Two unit vectors across a unit direction, without a singular case (Duff et al., JCGT 2017)."""
+    x, y, z = directions.unbind(dim=-1)
+    sign = torch.where(z < 0.0, -1.0, 1.0).to(z.dtype)
+    a = -1.0 / (sign + z)
+    b = x * y * a
+    u = torch.stack([1.0 + sign * x * x * a, sign * b, -sign * x], dim=-1)
+    v = torch.stack([b, sign + y * y * a, -y], dim=-1)
+    return u, v

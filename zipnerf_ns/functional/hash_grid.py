@@ -1,0 +1,241 @@
+"""The prefiltered multiresolution hash grid: levels, indices, trilinear look-up and its gradient in plain torch.
+
+Conventions (each tested): a level of resolution n has n cells a side whose *centres* carry the features, so position
+x in the unit cube lies at x*n - 1/2 in cells, and features are constant within half a cell of the cube's faces.
+Levels with n^3 <= table size are stored densely, x fastest; the others hash with Instant-NGP's primes ([I], eq. 4).
+All levels of a grid share one flat table, level after level.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Any, Literal, Optional, Sequence, Tuple
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+HASH_PRIMES = (1, 2654435761, 805459861)
+"""Instant-NGP, section 3, eq. 4."""
+SQRT8 = math.sqrt(8.0)
+MAX_IPE_EXPONENT = 50.0
+"""exp(-50) is 2e-22: nothing, but not yet a denormal, in float32."""
+
+Prefilter = Literal["multisample", "ipe", "none"]
+
+
+@dataclass(frozen=True)
+class Level:
+    """One level of a hash grid."""
+
+    resolution: int
+    """Cells along each side of the unit cube."""
+    offset: int
+    """First row of this level in the flat table."""
+    size: int
+    """Rows of this level in the flat table."""
+    is_dense: bool
+    """Whether every cell has its own row."""
+
+
+@dataclass(frozen=True)
+class HashGrid:
+    """Shape of a hash grid: its levels in a flat table of ``num_entries`` rows of ``features_per_level`` values."""
+
+    levels: Tuple[Level, ...]
+    features_per_level: int
+
+    @property
+    def num_entries(self) -> int:
+        """Rows of the flat table."""
+        return self.levels[-1].offset + self.levels[-1].size
+
+    @property
+    def resolutions(self) -> Tuple[int, ...]:
+        """Cells a side, level by level."""
+        return tuple(level.resolution for level in self.levels)
+
+
+def make_hash_grid(
+    num_levels: int, base_res: int, max_res: int, log2_hashmap_size: int, features_per_level: int
+) -> HashGrid:
+    """Levels with resolutions in geometric progression from ``base_res`` to ``max_res`` cells a side ([I], eq. 2-3).
+
+    Raises:
+        ValueError: for sizes that make no grid; the message names the argument.
+    """
+    for name, value in (("num_levels", num_levels), ("base_res", base_res), ("features_per_level", features_per_level)):
+        if value < 1:
+            raise ValueError(f"{name} must be at least 1, got {value}.")
+    if max_res < base_res or max_res > 2**15:
+        raise ValueError(f"max_res must lie between base_res={base_res} and 32768, got {max_res}.")
+    if not 4 <= log2_hashmap_size <= 26:
+        raise ValueError(f"log2_hashmap_size must lie between 4 and 26, got {log2_hashmap_size}.")
+    growth = (max_res / base_res) ** (1.0 / (num_levels - 1)) if num_levels > 1 else 1.0
+    levels, offset = [], 0
+    for index in range(num_levels):
+        resolution = round(base_res * growth**index)
+        is_dense = resolution**3 <= 2**log2_hashmap_size
+        size = resolution**3 if is_dense else 2**log2_hashmap_size
+        levels.append(Level(resolution, offset, size, is_dense))
+        offset += size
+    return HashGrid(tuple(levels), features_per_level)
+
+
+def prefilter_weights(
+    stds: Float[Tensor, "intervals samples"],
+    resolutions: Sequence[int],
+    prefilter: Prefilter,
+    bandwidths: Optional[Float[Tensor, "levels"]] = None,
+) -> Float[Tensor, "intervals samples levels"]:
+    """How much of each level survives averaging over a sample's Gaussian.
+
+    ``multisample``: erf(1 / (sqrt(8) std n)) (Zip-NeRF, section 2), exactly. ``ipe``: exp(-lambda/2 std^2 n^2), with
+    std^2 the trace of the covariance and one lambda a level (mip-NeRF's integrated positional encoding, on a grid).
+    ``none``: one.
+
+    Args:
+        stds: in units of the unit cube's side, >= 0.
+        resolutions: cells a side of each level.
+        bandwidths: lambda of each level, for ``ipe``; ones if not given.
+    """
+    n = torch.tensor(resolutions, device=stds.device, dtype=stds.dtype)
+    cells = stds[..., None] * n
+    if prefilter == "multisample":
+        # 1/(sqrt8 * 1e-3) is far inside erf's saturation; the floor keeps 1/0 and its gradient finite.
+        return torch.erf(1.0 / (SQRT8 * cells.clamp_min(1e-3)))
+    if prefilter == "ipe":
+        exponent = 0.5 * cells.square() if bandwidths is None else 0.5 * bandwidths * cells.square()
+        return torch.exp(-exponent.clamp(max=MAX_IPE_EXPONENT))
+    if prefilter == "none":
+        return torch.ones_like(cells)
+    raise ValueError(f"prefilter must be 'multisample', 'ipe' or 'none', got {prefilter!r}.")
+
+
+def level_corners(
+    positions: Float[Tensor, "points 3"], level: Level
+) -> Tuple[Int[Tensor, "points 8"], Float[Tensor, "points 8"]]:
+    """Rows (within the level) of the eight cells around each position, and their trilinear weights.
+
+    Args:
+        positions: unit cube; outside of it the nearest cell's features continue.
+    Returns:
+        rows, int32, x fastest among the eight; and weights, which sum to one.
+    """
+    n = level.resolution
+    cells = (positions.clamp(0.0, 1.0) * n - 0.5).clamp(0.0, n - 1.0)
+    lower = cells.detach().floor().clamp(max=max(n - 2, 0))
+    fraction = cells - lower
+    corner = lower.to(torch.int32)
+    pair = torch.stack([corner, (corner + 1).clamp(max=n - 1)], dim=-1)  # [points, axis, low or high]
+    x, y, z = pair[:, 0, None, None, :], pair[:, 1, None, :, None], pair[:, 2, :, None, None]
+    if level.is_dense:
+        rows = x + n * (y + n * z)
+    else:
+        # int32 products wrap exactly as the uint32 of [I]; the power-of-two mask keeps their low bits.
+        primes = [prime - 2**32 if prime >= 2**31 else prime for prime in HASH_PRIMES]
+        rows = (x * primes[0] ^ y * primes[1] ^ z * primes[2]) & (level.size - 1)
+    share = torch.stack([1.0 - fraction, fraction], dim=-1)
+    weights = share[:, 0, None, None, :] * share[:, 1, None, :, None] * share[:, 2, :, None, None]
+    return rows.reshape(-1, 8), weights.reshape(-1, 8)
+
+
+class _HashEncode(torch.autograd.Function):
+    """Sums table rows over samples and corners, one level at a time; nothing of size [points, levels] is kept."""
+
+    @staticmethod
+    def forward(
+        ctx: Any, table: Tensor, positions: Tensor, weights: Tensor, grid: HashGrid, num_active: int
+    ) -> Tensor:
+        intervals, samples, _ = positions.shape
+        flat = positions.reshape(-1, 3)
+        features = table.new_zeros(intervals, len(grid.levels), grid.features_per_level)
+        for index, level in enumerate(grid.levels[:num_active]):
+            rows, corner_weights = level_corners(flat, level)
+            bag = corner_weights.view(intervals, samples, 8) * (weights[..., index, None] / samples)
+            features[:, index] = torch.nn.functional.embedding_bag(
+                rows.view(intervals, samples * 8),
+                table[level.offset : level.offset + level.size],
+                per_sample_weights=bag.view(intervals, samples * 8),
+                mode="sum",
+            )
+        ctx.save_for_backward(table, positions, weights)
+        ctx.grid, ctx.num_active = grid, num_active
+        return features
+
+    @staticmethod
+    def backward(ctx: Any, v_features: Tensor) -> Tuple[Optional[Tensor], ...]:
+        table, positions, weights = ctx.saved_tensors
+        need_table, need_positions, need_weights = ctx.needs_input_grad[:3]
+        intervals, samples, _ = positions.shape
+        v_table = torch.zeros_like(table) if need_table else None
+        v_positions = torch.zeros_like(positions) if need_positions else None
+        v_weights = torch.zeros_like(weights) if need_weights else None
+        for index, level in enumerate(ctx.grid.levels[: ctx.num_active]):
+            v_level = v_features[:, index]
+            flat = positions.detach().reshape(-1, 3).requires_grad_(need_positions)
+            with torch.set_grad_enabled(need_positions):
+                rows, corner_weights = level_corners(flat, level)
+            prefilter = weights[..., index, None] / samples
+            bag = corner_weights.detach().view(intervals, samples, 8) * prefilter
+            if v_table is not None:
+                _scatter_level(v_table, level, rows, bag.view(intervals, -1), v_level)
+            if v_positions is not None or v_weights is not None:
+                values = table[level.offset : level.offset + level.size][rows.long()]
+                v_bag = (values.view(intervals, -1, values.shape[-1]) * v_level[:, None]).sum(-1)
+                v_bag = v_bag.view(intervals, samples, 8)
+            if v_weights is not None:
+                v_weights[..., index] = (v_bag * corner_weights.detach().view_as(v_bag)).sum(-1) / samples
+            if v_positions is not None:
+                v_corners = (v_bag * prefilter).view(-1, 8)
+                v_positions += torch.autograd.grad(corner_weights, flat, v_corners)[0].view_as(positions)
+        return v_table, v_positions, v_weights, None, None
+
+
+def _scatter_level(v_table: Tensor, level: Level, rows: Tensor, bag: Tensor, v_level: Tensor) -> None:
+    """Adds bag * v_level to the level's rows; a flat 1-D scatter is by far the fastest form torch has on a CPU."""
+    features = v_level.shape[-1]
+    target = v_table[level.offset : level.offset + level.size].view(-1)
+    contributions = (bag[..., None] * v_level[:, None]).reshape(-1)
+    columns = torch.arange(features, device=rows.device)
+    target.scatter_add_(0, (rows.reshape(-1, 1).long() * features + columns).view(-1), contributions)
+
+
+def hash_encode(
+    table: Float[Tensor, "entries features"],
+    positions: Float[Tensor, "intervals samples 3"],
+    stds: Float[Tensor, "intervals samples"],
+    grid: HashGrid,
+    prefilter: Prefilter = "multisample",
+    bandwidths: Optional[Float[Tensor, "levels"]] = None,
+    num_active: Optional[int] = None,
+) -> Tuple[Float[Tensor, "intervals levels features"], Float[Tensor, "intervals levels"]]:
+    """Prefiltered features: per level the mean over samples of weight * trilinear(position) (Zip-NeRF, eq. 4-5).
+
+    This function *defines* the operation; the kernels in ``zipnerf_ns.kernels`` compute the same, faster.
+
+    Args:
+        table: rows of ``grid``, level after level.
+        positions: of the samples, unit cube (outside, the nearest face's features continue).
+        stds: of the samples, in units of the cube's side (for ``ipe`` the root of the covariance's trace).
+        prefilter: see :func:`prefilter_weights`.
+        bandwidths: see :func:`prefilter_weights`.
+        num_active: levels in use, from the coarsest; the others give zeros. All if not given.
+    Returns:
+        features, and the mean prefilter weight of every level, active or not.
+    Raises:
+        ValueError: if the table's shape is not the grid's.
+    """
+    if tuple(table.shape) != (grid.num_entries, grid.features_per_level):
+        raise ValueError(
+            f"the table has shape {tuple(table.shape)}, its grid needs {(grid.num_entries, grid.features_per_level)}."
+        )
+    weights = prefilter_weights(stds, grid.resolutions, prefilter, bandwidths)
+    active = len(grid.levels) if num_active is None else min(max(num_active, 0), len(grid.levels))
+    return _HashEncode.apply(table, positions, weights, grid, active), weights.mean(dim=1)
+
+
+def mean_square_per_level(table: Float[Tensor, "entries features"], grid: HashGrid) -> Float[Tensor, "levels"]:
+    """Mean of the squared table values of each level (for the weight features and hash decay)."""
+    return torch.stack([table[lv.offset : lv.offset + lv.size].square().mean() for lv in grid.levels])

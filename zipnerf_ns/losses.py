@@ -1,0 +1,134 @@
+"""The losses of Zip-NeRF on lists of weights and intervals; each returns its unscaled mean over the rays."""
+
+from __future__ import annotations
+
+from typing import List, Sequence
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from nerfstudio.cameras.rays import RaySamples
+
+from zipnerf_ns.functional.linspline import blurred_resample
+from zipnerf_ns.functional.numerics import TINY
+from zipnerf_ns.functional.spacing import distortion_distance
+from zipnerf_ns.functional.stepfun import distortion, resample
+
+CHARBONNIER_PADDING = 0.001
+"""Errors below this are treated as squared, above as absolute (Zip-NeRF, section 5)."""
+INTERLEVEL_EPS = 1e-5
+"""Keeps the interlevel loss's division finite; well below any weight that shows."""
+LOG_EPS = 1e-6
+"""Floor of a probability inside the distillation's logarithm."""
+
+
+def charbonnier(
+    prediction: Float[Tensor, "*batch 3"], target: Float[Tensor, "*batch 3"]
+) -> Float[Tensor, "*batch"]:
+    """sqrt(e^2 + 0.001^2), mean over the channels: unreduced over the rays (Zip-NeRF, section 5)."""
+    return torch.sqrt((prediction - target).square() + CHARBONNIER_PADDING**2).mean(dim=-1)
+
+
+def squared_error(
+    prediction: Float[Tensor, "*batch 3"], target: Float[Tensor, "*batch 3"]
+) -> Float[Tensor, "*batch"]:
+    """Squared error, mean over the channels: unreduced over the rays."""
+    return (prediction - target).square().mean(dim=-1)
+
+
+def ray_samples_to_sdist(ray_samples: RaySamples) -> Float[Tensor, "rays edges"]:
+    """Fenceposts of adjoining intervals in normalised distance."""
+    return torch.cat([ray_samples.spacing_starts[..., 0], ray_samples.spacing_ends[..., -1:, 0]], dim=-1)
+
+
+def ray_samples_to_tdist(ray_samples: RaySamples) -> Float[Tensor, "rays edges"]:
+    """Fenceposts of adjoining intervals along the unit direction, world units."""
+    return torch.cat([ray_samples.frustums.starts[..., 0], ray_samples.frustums.ends[..., -1:, 0]], dim=-1)
+
+
+def interlevel_loss(
+    weights_list: List[Tensor], ray_samples_list: List[RaySamples], blur_halfwidths: Sequence[float]
+) -> Float[Tensor, ""]:
+    """Anti-aliased interlevel loss (Zip-NeRF, section 4): proposals must cover the blurred NeRF histogram.
+
+    Per ray the sum over a proposal's intervals of max(0, w_blurred - w_prop)^2 / (w_prop + eps), the gradient
+    reaching only the proposal; summed over the proposals.
+
+    Args:
+        weights_list: ``[rays, n, 1]`` of each round, the rendered one last.
+        ray_samples_list: the intervals of each round.
+        blur_halfwidths: of each proposal, normalised distance.
+    """
+    with torch.no_grad():
+        sdist = ray_samples_to_sdist(ray_samples_list[-1])
+        weights = weights_list[-1][..., 0]
+    loss = weights.new_zeros(())
+    for w_prop, samples, halfwidth in zip(weights_list[:-1], ray_samples_list[:-1], blur_halfwidths):
+        with torch.no_grad():
+            w_blurred = blurred_resample(ray_samples_to_sdist(samples), sdist, weights, halfwidth)
+        w_prop = w_prop[..., 0]
+        excess = torch.relu(w_blurred - w_prop)
+        loss = loss + (excess.square() / (w_prop + INTERLEVEL_EPS)).sum(dim=-1).mean()
+    return loss
+
+
+def distillation_loss(weights_list: List[Tensor], ray_samples_list: List[RaySamples]) -> Float[Tensor, ""]:
+    """KL(p_main || p_prop) + |w_main - w_prop|^2, the NeRF histogram being the teacher; summed over the proposals.
+
+    Unlike the interlevel loss, which only asks for an upper envelope, this pulls a proposal onto the rendered
+    histogram from both sides. p are the weights normalised to sum to one; rays without weight count as zero.
+
+    Args:
+        weights_list: ``[rays, n, 1]`` of each round, the rendered one last.
+        ray_samples_list: the intervals of each round.
+    """
+    with torch.no_grad():
+        sdist = ray_samples_to_sdist(ray_samples_list[-1])
+        weights = weights_list[-1][..., 0]
+    loss = weights.new_zeros(())
+    for w_prop, samples in zip(weights_list[:-1], ray_samples_list[:-1]):
+        with torch.no_grad():
+            w_main = resample(ray_samples_to_sdist(samples), sdist, weights)
+            total = w_main.sum(dim=-1, keepdim=True)
+            p_main = w_main / total.clamp_min(TINY)
+        w_prop = w_prop[..., 0]
+        p_prop = w_prop / w_prop.sum(dim=-1, keepdim=True).clamp_min(LOG_EPS)
+        log_ratio = torch.log(p_main + LOG_EPS) - torch.log(p_prop + LOG_EPS)
+        # The ray's opacity weighs its divergence: an empty ray's p is arbitrary.
+        divergence = (total[..., 0] * (p_main * log_ratio).sum(dim=-1)).mean()
+        loss = loss + divergence + (w_main - w_prop).square().sum(dim=-1).mean()
+    return loss
+
+
+def proposal_catchup(
+    proposal_loss: Float[Tensor, ""], rgb_loss: Float[Tensor, ""], ratio: float = 10.0, limit: float = 10.0
+) -> Float[Tensor, ""]:
+    """Factor by which the proposals' loss is raised while it exceeds ``ratio`` times the colour's; no gradient.
+
+    Args:
+        proposal_loss, rgb_loss: the scaled losses.
+        ratio: how far the proposals may lag behind before they are helped.
+        limit: the largest factor.
+    """
+    lag = proposal_loss.detach() / (ratio * rgb_loss.detach()).clamp_min(TINY)
+    return lag.clamp(1.0, limit)
+
+
+def distortion_loss(weights_list: List[Tensor], ray_samples_list: List[RaySamples]) -> Float[Tensor, ""]:
+    """mip-NeRF 360's distortion (eq. 15) of the rendered round, on power-laddered distance (Zip-NeRF's supplement)."""
+    curved = distortion_distance(ray_samples_to_tdist(ray_samples_list[-1]))
+    return distortion(curved, weights_list[-1][..., 0]).mean()
+
+
+def hash_decay(mean_squares: Sequence[Float[Tensor, "levels"]]) -> Float[Tensor, ""]:
+    """Half the sum over grids and levels of the mean squared table value (Zip-NeRF, section 5).
+
+    A value to report: its gradient, table / entries of the level, is added where the optimiser reads the table.
+    """
+    return 0.5 * torch.stack([per_level.sum() for per_level in mean_squares]).sum()
+
+
+def level_consistency(per_level: Float[Tensor, "intervals levels features"]) -> Float[Tensor, ""]:
+    """Mean squared difference of adjacent levels' features, the finer one being the teacher."""
+    return (per_level[:, :-1] - per_level[:, 1:].detach()).square().mean()

@@ -1,0 +1,60 @@
+"""Image quality: PSNR, SSIM, and LPIPS where its weights can be had."""
+
+from __future__ import annotations
+
+from typing import Dict, Optional
+
+import torch
+from torch import Tensor, nn
+from torchmetrics.functional.image import structural_similarity_index_measure
+
+from nerfstudio.utils.rich_utils import CONSOLE
+
+
+def psnr(prediction: Tensor, truth: Tensor) -> Tensor:
+    """Peak signal-to-noise ratio in dB of values in [0, 1]."""
+    return -10.0 * torch.log10((prediction - truth).square().mean().clamp_min(1e-12))
+
+
+class ImageMetrics(nn.Module):
+    """Metrics of whole pictures. LPIPS (AlexNet) is built at its first use, for it downloads weights.
+
+    Where they cannot be had the key is absent, for every image alike, and one warning says so.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        # Hidden in a list so that the network is neither trained nor saved nor moved with the model.
+        self._lpips: list = []
+        self._lpips_absent = False
+
+    @torch.no_grad()
+    def forward(self, rgb: Tensor, truth: Tensor) -> Dict[str, float]:
+        """Metrics of one picture.
+
+        Args:
+            rgb, truth: ``[height, width, 3]`` in [0, 1].
+        """
+        prediction, target = (image.permute(2, 0, 1)[None] for image in (rgb, truth))
+        values = {"psnr": float(psnr(rgb, truth))}
+        # The window of 11 pixels does not fit into smaller pictures.
+        if min(rgb.shape[:2]) >= 11:
+            values["ssim"] = float(structural_similarity_index_measure(prediction, target, data_range=1.0))
+        network = self._get_lpips(rgb.device)
+        if network is not None:
+            values["lpips"] = float(network(prediction.clamp(0.0, 1.0), target.clamp(0.0, 1.0)))
+        return values
+
+    def _get_lpips(self, device: torch.device) -> Optional[nn.Module]:
+        if self._lpips_absent:
+            return None
+        if not self._lpips:
+            try:
+                from torchmetrics.image.lpip import LearnedPerceptualImagePatchSimilarity
+
+                self._lpips.append(LearnedPerceptualImagePatchSimilarity(net_type="alex", normalize=True))
+            except Exception as error:
+                self._lpips_absent = True
+                CONSOLE.log(f"LPIPS is left out: its weights are not here and could not be downloaded ({error}).")
+                return None
+        return self._lpips[0].to(device)

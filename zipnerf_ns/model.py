@@ -1,0 +1,436 @@
+"""Zip-NeRF as a Nerfstudio model: wires the parts together and sums the losses."""
+
+from __future__ import annotations
+
+import dataclasses
+from dataclasses import dataclass, field
+from typing import Any, Dict, List, Literal, Mapping, Optional, Tuple, Type
+
+import torch
+from torch import Tensor, nn
+
+from nerfstudio.cameras.rays import RayBundle, RaySamples
+from nerfstudio.configs.base_config import PrintableConfig
+from nerfstudio.engine.callbacks import TrainingCallback, TrainingCallbackAttributes, TrainingCallbackLocation
+from nerfstudio.model_components import renderers
+from nerfstudio.model_components.renderers import RGBRenderer
+from nerfstudio.models.base_model import Model, ModelConfig
+from nerfstudio.utils import colormaps
+
+from zipnerf_ns import losses
+from zipnerf_ns.checks import InputError, check_state_dict, check_table_memory
+from zipnerf_ns.encoding import AntiAliasedHashEncoding, HashGridConfig, Implementation, resolve_implementation
+from zipnerf_ns.field import FieldOutput, Precision, ZipNerfDensityField, ZipNerfField, parameter_groups
+from zipnerf_ns.functional.hash_grid import Prefilter
+from zipnerf_ns.functional.volume import expected_distance, median_distance
+from zipnerf_ns.metrics import ImageMetrics, psnr
+from zipnerf_ns.monitor import CollisionMonitor
+from zipnerf_ns.sampler import IntervalSampler, RayLimits, ray_limits, samples_to_weights, unit_ray_bundle
+
+FORMAT_VERSION = 1
+"""Raised whenever a checkpoint's tensors change their meaning without changing their shape."""
+
+
+@dataclass
+class ProposalConfig(PrintableConfig):
+    """One proposal round."""
+
+    num_samples: int = 64
+    """Intervals drawn per ray in this round."""
+    grid: HashGridConfig = field(default_factory=lambda: HashGridConfig(6, 1, 16, 512))
+    """Hash grid of this round's density."""
+    hidden_dim: int = 64
+    """Width of the hidden layer."""
+    blur_halfwidth: float = 0.03
+    """Half-width of the box blur in the interlevel loss, in normalised ray distance (0.03 then 0.003 in Zip-NeRF)."""
+
+
+def paper_proposals() -> Tuple[ProposalConfig, ...]:
+    """The two proposal rounds of Zip-NeRF (section 5)."""
+    return (
+        ProposalConfig(grid=HashGridConfig(6, 1, 16, 512), blur_halfwidth=0.03),
+        ProposalConfig(grid=HashGridConfig(8, 1, 16, 2048), blur_halfwidth=0.003),
+    )
+
+
+@dataclass
+class ZipNerfModelConfig(ModelConfig):
+    """Hyper-parameters of Zip-NeRF; defaults are the paper's unless their line says otherwise."""
+
+    _target: Type = field(default_factory=lambda: ZipNerfModel)
+    """Model class."""
+    enable_collider: bool = False
+    """Unused: near_plane and far_plane bound the rays."""
+    eval_num_rays_per_chunk: int = 8192
+    """Rays rendered at once at evaluation; halved while they do not fit into memory."""
+
+    near_plane: float = 0.05
+    """Nearest distance that can be seen, world units after the dataparser's scaling."""
+    far_plane: float = 1e6
+    """Farthest distance that can be seen, world units."""
+    scene_bounds: Literal["auto", "unbounded", "box"] = "auto"
+    """Contract all of space, or use the scene box; auto: the box for blender-data, else unbounded."""
+    background_color: Literal["auto", "white", "black", "last_sample"] = "auto"
+    """Background at evaluation; auto: the dataparser's, else white for images with alpha and black without."""
+    random_background: bool = True
+    """Composite on random colours in training, so that emptiness cannot hide behind a background's colour."""
+
+    grid: HashGridConfig = field(default_factory=HashGridConfig)
+    """Hash grid of the rendered round."""
+    proposals: Tuple[ProposalConfig, ...] = field(default_factory=paper_proposals)
+    """The proposal rounds, in order."""
+    num_samples: int = 32
+    """Intervals per ray in the rendered round."""
+    prefilter: Prefilter = "multisample"
+    """Anti-aliasing: six samples an interval (best), ipe (one look-up, faster), none (for comparison)."""
+    ipe_bandwidth: Literal["one", "scene_scale"] = "one"
+    """Lambda of prefilter ipe: 1, or 0.5 over the mean side of the scene box in world units."""
+    implementation: Implementation = "auto"
+    """Of the hash encoding: triton (CUDA), torch (anywhere), auto (the fastest there is)."""
+    precision: Precision = "bfloat16"
+    """Of matrix products on CUDA; density and prefilter weights are always float32."""
+
+    hidden_dim: int = 64
+    """Width of the density network's hidden layer."""
+    bottleneck_dim: int = 256
+    """Features handed from the density to the colour network."""
+    color_layers: int = 3
+    """Hidden layers of the colour network."""
+    color_dim: int = 256
+    """Width of the colour network's hidden layers."""
+    use_appearance: bool = False
+    """Learn an affine transform of the bottleneck per training image (off: benchmarks; on: casual captures)."""
+    appearance_dim: int = 4
+    """Length of an image's appearance code."""
+
+    rgb_loss: Literal["charbonnier", "mse"] = "charbonnier"
+    """Distance between rendered and true colour."""
+    interlevel_loss_mult: float = 0.01
+    """Weight of the anti-aliased interlevel loss (Zip-NeRF, section 4)."""
+    distillation_loss_mult: float = 0.0
+    """Weight of KL + squared difference between the rendered and the proposals' histograms; 0 is off."""
+    proposal_catchup: bool = True
+    """Raise the distillation's weight while it exceeds ten times the colour loss."""
+    distortion_loss_mult: float = 0.01
+    """Weight of the distortion loss, which gathers each ray's weight (mip-NeRF 360)."""
+    hash_decay_mult: float = 0.1
+    """Weight of the decay of hash table values (Zip-NeRF, section 5)."""
+    level_consistency_mult: float = 0.0
+    """Weight of the difference between adjacent levels' features; 0 is off."""
+
+    anneal_slope: float = 10.0
+    """Slope of the proposal annealing: weights are raised to slope*f/((slope-1)*f+1) (mip-NeRF 360)."""
+    progressive_levels: bool = False
+    """Switch hash levels on from coarse to fine over the training, never fewer than four."""
+    scene_adapted_resolution: bool = False
+    """Resolutions from the longest image side s in pixels: base max(16, s/100), finest min(max_res, 10 s)."""
+    collision_check_steps: int = 5000
+    """Steps between measurements of hash collisions; 0 never measures."""
+
+    def __post_init__(self) -> None:
+        check_config(self)
+
+
+def check_config(config: ZipNerfModelConfig) -> None:
+    """Refuses settings that cannot work.
+
+    Raises:
+        InputError: naming the field and its range.
+    """
+    positive = ("near_plane", "far_plane", "hidden_dim", "bottleneck_dim", "color_layers", "color_dim", "anneal_slope",
+                "eval_num_rays_per_chunk", "appearance_dim")  # fmt: skip
+    for name in positive:
+        if not getattr(config, name) > 0:
+            raise InputError(f"{name} is {getattr(config, name)}: it must be positive.")
+    if config.near_plane >= config.far_plane:
+        raise InputError(f"near_plane ({config.near_plane}) must be smaller than far_plane ({config.far_plane}).")
+    if not config.proposals:
+        raise InputError("proposals is empty: the sampler needs at least one proposal round.")
+    for name in [f.name for f in dataclasses.fields(config) if f.name.endswith("_mult")]:
+        if getattr(config, name) < 0.0:
+            raise InputError(f"{name} is {getattr(config, name)}: a loss's weight cannot be negative.")
+    for index, proposal in enumerate(config.proposals):
+        if proposal.num_samples < 2 or proposal.blur_halfwidth <= 0.0:
+            raise InputError(f"proposals.{index}: num_samples must be at least 2 and blur_halfwidth positive.")
+    if config.num_samples < 2:
+        raise InputError(f"num_samples is {config.num_samples}: it must be at least 2.")
+
+
+class ZipNerfModel(Model):
+    """Zip-NeRF (Barron et al., ICCV 2023)."""
+
+    config: ZipNerfModelConfig
+
+    def populate_modules(self) -> None:
+        """Builds fields, sampler and metrics.
+
+        Raises:
+            InputError: if the tables do not fit into memory or a grid cannot be built.
+            ValueError, RuntimeError: for an implementation that is unknown or absent.
+        """
+        super().populate_modules()
+        config = self.config
+        hints = (self.kwargs.get("metadata") or {}).get("zipnerf_scene_hints")
+        device = torch.device(self.kwargs.get("device", "cpu"))
+        resolve_implementation(config.implementation, device)
+        bounded = config.scene_bounds == "box" or (config.scene_bounds == "auto" and hints is not None and hints.bounded)
+        aabb = self.scene_box.aabb.clone() if bounded else None
+        self.register_buffer("aabb", aabb, persistent=False)
+        self.register_buffer("format_version", torch.tensor(FORMAT_VERSION))
+        self.register_buffer("background", torch.full((3,), float(self._is_background_white(hints))))
+        self.renderer_rgb = RGBRenderer(background_color="random")
+
+        grids = {f"proposals.{i}.grid": proposal.grid for i, proposal in enumerate(config.proposals)}
+        grids["grid"] = config.grid
+        if config.scene_adapted_resolution and hints is not None:
+            grids = {name: adapt_resolution(grid, hints.longest_side) for name, grid in grids.items()}
+        shapes = {name: make_grid_or_explain(name, grid) for name, grid in grids.items()}
+        check_table_memory({name: shape.num_entries * shape.features_per_level for name, shape in shapes.items()}, device)
+        encodings = [self._make_encoding(grid) for grid in grids.values()]
+        self.proposal_networks = nn.ModuleList(
+            ZipNerfDensityField(encoding, aabb, proposal.hidden_dim, config.precision)
+            for encoding, proposal in zip(encodings[:-1], config.proposals)
+        )
+        self.field = ZipNerfField(
+            encodings[-1], aabb, config.hidden_dim, config.precision, config.bottleneck_dim, config.color_layers,
+            config.color_dim, self.num_train_data if config.use_appearance else 0, config.appearance_dim,
+        )  # fmt: skip
+        self.sampler = IntervalSampler([*(proposal.num_samples for proposal in config.proposals), config.num_samples])
+        self.metrics = ImageMetrics()
+        self.monitor = CollisionMonitor(config.collision_check_steps)
+        self.progress = 1.0
+
+    def _is_background_white(self, hints: Any) -> bool:
+        if self.config.background_color == "auto":
+            return hints is not None and hints.background == "white"
+        return self.config.background_color == "white"
+
+    def _make_encoding(self, grid: HashGridConfig) -> AntiAliasedHashEncoding:
+        config = self.config
+        bandwidths = None
+        if config.ipe_bandwidth == "scene_scale":
+            side = float((self.scene_box.aabb[1] - self.scene_box.aabb[0]).mean())
+            bandwidths = (0.5 / side,) * grid.num_levels
+        encoding = AntiAliasedHashEncoding(grid, config.prefilter, config.implementation, bandwidths)
+        # The gradient of 0.5 * mult * mean(level^2), for the optimiser to add.
+        encoding.hash_table.row_decay = [
+            (level.offset, level.size, config.hash_decay_mult / (level.size * encoding.grid.features_per_level))
+            for level in encoding.grid.levels
+            if config.hash_decay_mult > 0.0
+        ]
+        return encoding
+
+    def get_param_groups(self) -> Dict[str, List[nn.Parameter]]:
+        """Hash tables and networks, which take different learning rates."""
+        tables, networks = parameter_groups([*self.proposal_networks, self.field])
+        return {"hash_tables": tables, "networks": networks}
+
+    def get_training_callbacks(
+        self, training_callback_attributes: TrainingCallbackAttributes
+    ) -> List[TrainingCallback]:
+        """Keeps the share of the training that is done, from which all schedules follow."""
+        trainer = training_callback_attributes.trainer
+        total = trainer.config.max_num_iterations if trainer is not None else 1
+
+        def set_progress(step: int) -> None:
+            self.progress = min(step / max(total, 1), 1.0)
+            self.monitor.step = step
+
+        return [TrainingCallback([TrainingCallbackLocation.BEFORE_TRAIN_ITERATION], set_progress)]
+
+    def _schedules(self) -> Tuple[float, Optional[int]]:
+        """Annealing exponent and active hash levels; at evaluation the training counts as done."""
+        if not self.training:
+            return 1.0, None
+        slope = self.config.anneal_slope
+        anneal = slope * self.progress / ((slope - 1.0) * self.progress + 1.0)
+        if not self.config.progressive_levels:
+            return anneal, None
+        levels = self.config.grid.num_levels
+        return anneal, min(levels, max(4, int(round(levels * self.progress))))
+
+    def forward(self, ray_bundle: RayBundle) -> Dict[str, Any]:
+        """Renders a bundle of rays of any shape ``[..., 3]``; the bundle is not changed."""
+        return self.get_outputs(ray_bundle)
+
+    def get_outputs(self, ray_bundle: RayBundle) -> Dict[str, Any]:
+        """Colours, opacity and distances along unit directions, ``[rays, channels]``; in training also the lists
+        that the losses need."""
+        config = self.config
+        anneal, num_active = self._schedules()
+        bundle = unit_ray_bundle(ray_bundle)
+        limits = ray_limits(bundle, config.near_plane, config.far_plane, self.aabb)
+        density_fns = [lambda samples, network=network: network.density(samples, num_active)
+                       for network in self.proposal_networks]  # fmt: skip
+        ray_samples, weights_list, samples_list = self.sampler(bundle, limits, density_fns, anneal)
+        output: FieldOutput = self.field(ray_samples, num_active)
+        weights = samples_to_weights(output.density, ray_samples, limits)
+        weights_list, samples_list = [*weights_list, weights], [*samples_list, ray_samples]
+        colors = self.field.color(ray_samples, output.hidden)
+        background = "random" if self.training and config.random_background else self._eval_background()
+        outputs: Dict[str, Any] = {
+            "rgb": self.renderer_rgb(colors, weights, background_color=background),
+            "accumulation": weights.sum(dim=-2),
+            **self._distances(weights_list, samples_list),
+        }
+        if self.training:
+            outputs["weights_list"] = weights_list
+            outputs["ray_samples_list"] = samples_list
+            outputs["per_level"] = [output.encoded.per_level] if config.level_consistency_mult > 0.0 else []
+            self.monitor.observe(self.field, ray_samples, self.config.grid)
+        return outputs
+
+    def _eval_background(self) -> Any:
+        return "last_sample" if self.config.background_color == "last_sample" else self.background
+
+    @staticmethod
+    @torch.no_grad()
+    def _distances(weights_list: List[Tensor], samples_list: List[RaySamples]) -> Dict[str, Tensor]:
+        distances = {}
+        for index, (weights, samples) in enumerate(zip(weights_list, samples_list)):
+            arguments = (weights[..., 0], samples.frustums.starts[..., 0], samples.frustums.ends[..., 0])
+            is_last = index == len(weights_list) - 1
+            distances["depth" if is_last else f"prop_depth_{index}"] = median_distance(*arguments)
+            if is_last:
+                distances["expected_depth"] = expected_distance(*arguments)
+        # Nerfstudio's viewer lists outputs in order: the rendered depth first.
+        return dict(sorted(distances.items()))
+
+    def get_metrics_dict(self, outputs: Dict[str, Any], batch: Dict[str, Tensor]) -> Dict[str, Tensor]:
+        """PSNR of the batch, distortion and the latest collision shares."""
+        prediction, target = self._with_background(outputs, batch)
+        metrics = {"psnr": psnr(prediction.detach(), target)}
+        if self.training:
+            metrics.update(self.monitor.shares)
+        return metrics
+
+    def _with_background(self, outputs: Dict[str, Any], batch: Dict[str, Tensor]) -> Tuple[Tensor, Tensor]:
+        """Rendered and true colours over the same background, drawn at random in training.
+
+        Both are kept in ``outputs``, so that metrics and losses see the same draw.
+        """
+        if "target" in outputs:
+            return outputs["composited"], outputs["target"]
+        image = batch["image"].to(outputs["rgb"].device)
+        prediction = outputs["rgb"]
+        if self.training and self.config.random_background:
+            background = torch.rand_like(prediction)
+            prediction = prediction + background * (1.0 - outputs["accumulation"])
+        else:
+            background = self.background if self.config.background_color != "last_sample" else torch.zeros(3)
+        target = blend(image, background.to(prediction.device))
+        outputs["composited"], outputs["target"] = prediction, target
+        return prediction, target
+
+    def get_loss_dict(
+        self, outputs: Dict[str, Any], batch: Dict[str, Tensor], metrics_dict: Optional[Dict[str, Tensor]] = None
+    ) -> Dict[str, Tensor]:
+        """Every loss, scaled; at evaluation only the colour's."""
+        config = self.config
+        prediction, target = self._with_background(outputs, batch)
+        rgb_loss = losses.charbonnier if config.rgb_loss == "charbonnier" else losses.squared_error
+        loss_dict = {"rgb_loss": rgb_loss(prediction, target).mean()}
+        if not self.training:
+            return loss_dict
+        weights_list, samples_list = outputs["weights_list"], outputs["ray_samples_list"]
+        if config.interlevel_loss_mult > 0.0:
+            widths = [proposal.blur_halfwidth for proposal in config.proposals]
+            interlevel = losses.interlevel_loss(weights_list, samples_list, widths)
+            loss_dict["interlevel_loss"] = config.interlevel_loss_mult * interlevel
+        if config.distillation_loss_mult > 0.0:
+            distillation = config.distillation_loss_mult * losses.distillation_loss(weights_list, samples_list)
+            if config.proposal_catchup:
+                distillation = distillation * losses.proposal_catchup(distillation, loss_dict["rgb_loss"])
+            loss_dict["distillation_loss"] = distillation
+        if config.distortion_loss_mult > 0.0:
+            loss_dict["distortion_loss"] = config.distortion_loss_mult * losses.distortion_loss(weights_list, samples_list)
+        if config.level_consistency_mult > 0.0:
+            consistency = losses.level_consistency(outputs["per_level"][0])
+            loss_dict["level_consistency_loss"] = config.level_consistency_mult * consistency
+        if config.hash_decay_mult > 0.0:
+            fields = [*self.proposal_networks, self.field]
+            decay = losses.hash_decay([network.encoding.mean_square() for network in fields])
+            loss_dict["hash_decay"] = config.hash_decay_mult * decay
+        return loss_dict
+
+    def get_image_metrics_and_images(
+        self, outputs: Dict[str, Tensor], batch: Dict[str, Tensor]
+    ) -> Tuple[Dict[str, float], Dict[str, Tensor]]:
+        """PSNR, SSIM and (where its weights are there) LPIPS of a whole image, and pictures to look at."""
+        background = torch.zeros(3) if self.config.background_color == "last_sample" else self.background
+        truth = blend(batch["image"].to(outputs["rgb"].device), background.to(outputs["rgb"].device))
+        rgb = outputs["rgb"].clamp(0.0, 1.0)
+        metrics = self.metrics(rgb, truth)
+        error = (rgb - truth).abs().mean(dim=-1, keepdim=True)
+        images = {
+            "img": torch.cat([truth, rgb], dim=1),
+            "error": colormaps.apply_float_colormap((error * 4.0).clamp(0.0, 1.0), "inferno"),
+            "accumulation": colormaps.apply_colormap(outputs["accumulation"]),
+        }
+        for name in [name for name in outputs if "depth" in name and name != "expected_depth"]:
+            # The sky's distance would swallow the whole colour range.
+            far = float(torch.quantile(outputs[name], 0.95))
+            images[name] = colormaps.apply_depth_colormap(
+                outputs[name].clamp(max=far), accumulation=outputs["accumulation"], far_plane=far
+            )
+        return metrics, images
+
+    def get_rgba_image(self, outputs: Dict[str, Tensor], output_name: str = "rgb") -> Tensor:
+        """Straight-alpha RGBA: the background taken out again, the opacity as alpha."""
+        alpha = outputs[output_name.replace("rgb", "accumulation")]
+        background = self.background.to(alpha.device)
+        if renderers.BACKGROUND_COLOR_OVERRIDE is not None:
+            background = renderers.BACKGROUND_COLOR_OVERRIDE.to(alpha.device)
+        rgb = (outputs[output_name] - background * (1.0 - alpha)) / alpha.clamp_min(1e-10)
+        return torch.cat([rgb.clamp(0.0, 1.0), alpha], dim=-1)
+
+    @torch.no_grad()
+    def get_outputs_for_camera_ray_bundle(self, camera_ray_bundle: RayBundle) -> Dict[str, Tensor]:
+        """A whole picture, in chunks that are halved while they do not fit into the device's memory."""
+        while True:
+            try:
+                return super().get_outputs_for_camera_ray_bundle(camera_ray_bundle)
+            except torch.cuda.OutOfMemoryError:
+                if self.config.eval_num_rays_per_chunk <= 256:
+                    raise
+                self.config.eval_num_rays_per_chunk //= 2
+                torch.cuda.empty_cache()
+
+    def load_state_dict(self, state_dict: Mapping[str, Any], strict: bool = True, assign: bool = False) -> Any:
+        """Loads a checkpoint of exactly this configuration.
+
+        Nerfstudio retries with ``strict=False`` after a RuntimeError and would then render noise without a word.
+
+        Raises:
+            InputError: if names, shapes or the format's version differ.
+        """
+        check_state_dict(state_dict, self.state_dict())
+        version = int(state_dict["format_version"])
+        if version != FORMAT_VERSION:
+            raise InputError(
+                f"the checkpoint has format {version}, this version reads {FORMAT_VERSION}. "
+                "Install the zipnerf-ns version that wrote it, or train anew."
+            )
+        return super().load_state_dict(state_dict, strict=True, assign=assign)
+
+
+def blend(image: Tensor, background: Tensor) -> Tensor:
+    """Straight-alpha RGBA over a background; RGB stays as it is."""
+    if image.shape[-1] < 4:
+        return image
+    alpha = image[..., 3:]
+    return image[..., :3] * alpha + background * (1.0 - alpha)
+
+
+def make_grid_or_explain(name: str, grid: HashGridConfig) -> Any:
+    """The grid's shape; a grid that cannot be built is an InputError that names its configuration."""
+    try:
+        return grid.make()
+    except ValueError as error:
+        raise InputError(f"--pipeline.model.{name}: {error}") from error
+
+
+def adapt_resolution(grid: HashGridConfig, longest_side: int) -> HashGridConfig:
+    """Resolutions for images of ``longest_side`` pixels: base max(16, s/100), finest min(max_res, 10 s)."""
+    base = max(16, round(longest_side / 100))
+    return dataclasses.replace(grid, base_res=base, max_res=max(min(grid.max_res, 10 * longest_side), base))

@@ -1,0 +1,74 @@
+"""Measures how crowded the hash tables are: distinct table entries over distinct cells that a batch touches."""
+
+from __future__ import annotations
+
+from typing import Dict
+
+import torch
+from torch import Tensor
+
+from nerfstudio.cameras.rays import RaySamples
+from nerfstudio.utils.rich_utils import CONSOLE
+
+from zipnerf_ns.encoding import HashGridConfig
+from zipnerf_ns.field import ZipNerfDensityField, gaussians_in_cube
+from zipnerf_ns.functional.hash_grid import HASH_PRIMES, HashGrid
+
+CROWDED = 0.5
+"""Below this share most touched cells share an entry, and features are averages of unrelated places."""
+
+
+def collision_shares(positions: Tensor, grid: HashGrid) -> Tensor:
+    """Per level, distinct entries over distinct cells among the cells that contain some positions.
+
+    Args:
+        positions: ``[points, 3]``, unit cube.
+        grid: the grid.
+    Returns:
+        ``[levels]`` in (0, 1]; 1 is free of collisions.
+    """
+    shares = []
+    for level in grid.levels:
+        cells = (positions.clamp(0.0, 1.0) * level.resolution).long().clamp(max=level.resolution - 1)
+        unique = torch.unique((cells[:, 2] * level.resolution + cells[:, 1]) * level.resolution + cells[:, 0])
+        if level.is_dense:
+            shares.append(1.0)
+            continue
+        x = unique % level.resolution
+        y = torch.div(unique, level.resolution, rounding_mode="floor") % level.resolution
+        z = torch.div(unique, level.resolution**2, rounding_mode="floor")
+        entries = (x * HASH_PRIMES[0] ^ y * HASH_PRIMES[1] ^ z * HASH_PRIMES[2]) & (level.size - 1)
+        shares.append(torch.unique(entries).numel() / max(unique.numel(), 1))
+    return torch.tensor(shares)
+
+
+class CollisionMonitor:
+    """Measures the rendered round's collisions every so many steps, and warns once.
+
+    Args:
+        interval: steps between measurements; 0 never measures.
+    """
+
+    def __init__(self, interval: int) -> None:
+        self.interval = interval
+        self.step = 0
+        self.shares: Dict[str, Tensor] = {}
+        self._warned = False
+
+    @torch.no_grad()
+    def observe(self, field: ZipNerfDensityField, ray_samples: RaySamples, config: HashGridConfig) -> None:
+        """Looks at a training batch if the step is one to measure at (never the very first: nothing is known yet)."""
+        if self.interval <= 0 or self.step == 0 or self.step % self.interval:
+            return
+        # The cone's own mean stands for the interval: no random numbers are drawn, so training is not disturbed.
+        positions, _ = gaussians_in_cube(ray_samples, True, False, field.aabb)
+        shares = collision_shares(positions.reshape(-1, 3), field.encoding.grid)
+        self.shares = {f"collision_free/level_{index}": share for index, share in enumerate(shares)}
+        worst = float(shares.min())
+        if worst < CROWDED and not self._warned:
+            self._warned = True
+            CONSOLE.log(
+                f"Hash level {int(shares.argmin())} has {worst:.2f} table entries per touched cell: fine detail is "
+                f"being averaged. If memory allows, raise --pipeline.model.grid.log2-hashmap-size "
+                f"(now {config.log2_hashmap_size})."
+            )

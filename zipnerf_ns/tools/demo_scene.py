@@ -1,0 +1,293 @@
+"""Writes the built-in scene: `python -m zipnerf_ns.tools.demo_scene OUT`.
+
+A procedural scene in Nerfstudio's format at four resolutions. Every pixel is the mean of many stratified samples of
+an analytic scene over the pixel's square, in the values that are stored, so each resolution is its own anti-aliased
+truth. `transforms.json` describes the full-resolution pictures, `transforms_multiscale.json` all four scales as
+separate frames (pass the file itself as `--data`). The scene is always the same; the seed moves cameras and samples.
+"""
+
+from __future__ import annotations
+
+import argparse
+import functools
+import json
+import math
+import multiprocessing
+import os
+import tempfile
+import time
+from collections.abc import Iterable
+from concurrent.futures import ProcessPoolExecutor, as_completed
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+from PIL import Image
+
+from zipnerf_ns.tools.demo_render import (
+    Pinhole,
+    cast_rays,
+    render_premultiplied,
+    render_view,
+    straight_alpha,
+)
+from zipnerf_ns.tools.demo_world import surface_distance
+
+__all__ = ["DOWNSCALES", "cast_rays", "render_view", "surface_distance", "write_scene"]
+
+DOWNSCALES = (1, 2, 4, 8)
+"""Pixel sizes that are written, in full-resolution pixels; image sizes must divide by the last."""
+
+_SETTINGS_KEY = "demo_scene"
+_VERSION = 1
+_FIELD_OF_VIEW = math.radians(55)
+
+
+@dataclass(frozen=True)
+class _Settings:
+    """What a scene is made with; a folder with the same settings is reused."""
+
+    width: int
+    height: int
+    num_train: int
+    num_test: int
+    samples_per_pixel: int
+    seed: int
+    rgba: bool
+    version: int = _VERSION
+    """Of the scene's contents: raised when a change here changes the pictures."""
+
+    def __post_init__(self):
+        for name in ("width", "height"):
+            if getattr(self, name) < DOWNSCALES[-1] or getattr(self, name) % DOWNSCALES[-1]:
+                raise ValueError(
+                    f"{name} {getattr(self, name)} does not divide by {DOWNSCALES[-1]}, as the coarsest pictures need"
+                )
+        for name in ("num_train", "num_test", "samples_per_pixel"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name} is {getattr(self, name)}, and must be at least 1")
+        if self.seed < 0:
+            raise ValueError(f"seed is {self.seed}, and must not be negative")
+
+
+class _View(NamedTuple):
+    split: str
+    name: str
+    camera_to_world: np.ndarray
+    seed: int
+
+
+def write_scene(
+    output: Path | str,
+    *,
+    width: int = 256,
+    height: int = 192,
+    num_train: int = 48,
+    num_test: int = 8,
+    samples_per_pixel: int = 64,
+    seed: int = 0,
+    rgba: bool = False,
+    workers: int = 1,
+) -> Path:
+    """Writes the scene into the folder `output` and returns it; a folder with the same settings is left as it is.
+
+    Args:
+        width, height: of the full-resolution pictures; both must divide by 8.
+        rgba: the still life alone, on a transparent background.
+        workers: processes; above 1 the calling script needs the usual `if __name__ == "__main__"`.
+
+    Raises:
+        ValueError: a size or count is out of range.
+        FileExistsError: the folder holds something else.
+        FileNotFoundError: the folder holds this scene, but not all of it.
+    """
+    settings = _Settings(width, height, num_train, num_test, samples_per_pixel, seed, rgba)
+    output = Path(output).expanduser().resolve()
+    if _already_there(output, settings):
+        print(f"{output} already holds this scene; using it as it is.", flush=True)
+        return output
+    output.parent.mkdir(parents=True, exist_ok=True)
+    # Drawn beside its place and moved there whole: an interrupted run leaves nothing that looks like a scene.
+    with tempfile.TemporaryDirectory(prefix=f".{output.name}.", dir=output.parent) as scratch:
+        folder = Path(scratch) / "scene"
+        views, pinhole = _views(settings), _pinhole(settings)
+        for downscale in DOWNSCALES:
+            _pictures(folder, downscale).mkdir(parents=True)
+        _draw(functools.partial(_write_view, folder, pinhole, settings), views, workers)
+        _write_json(folder / "transforms.json", _transforms(settings, pinhole, views))
+        _write_json(folder / "transforms_multiscale.json", _transforms_multiscale(settings, pinhole, views))
+        if output.exists():
+            output.rmdir()
+        folder.rename(output)
+    return output
+
+
+def _pinhole(settings: _Settings) -> Pinhole:
+    focal = 0.5 * settings.width / math.tan(_FIELD_OF_VIEW / 2)
+    return Pinhole(focal, focal, settings.width / 2, settings.height / 2, settings.width, settings.height)
+
+
+def _views(settings: _Settings) -> list[_View]:
+    views = []
+    for number, (split, count) in enumerate((("test", settings.num_test), ("train", settings.num_train))):
+        streams = np.random.SeedSequence([settings.seed, number]).spawn(count + 1)
+        shift = np.random.default_rng(streams[0]).random(3)
+        for index in range(count):
+            random = np.random.default_rng(streams[index + 1])
+            pose = _pose(index, shift, random)
+            views.append(_View(split, f"{split}_{index:04d}.png", pose, int(random.integers(2**31))))
+    return views
+
+
+def _pose(index: int, shift: np.ndarray, random: np.random.Generator) -> np.ndarray:
+    """Camera to world of one view on a dome of varied radius, looking near the origin."""
+    # Three irrational steps (Roberts, "The unreasonable effectiveness of quasirandom sequences", 2018): any number
+    # of views covers azimuth, height and radius evenly, and nested counts share their first views.
+    azimuth, height, radius = (shift + (index + 1) * np.array([0.8191725, 0.6710436, 0.5497005])) % 1
+    azimuth, elevation, radius = 2 * math.pi * azimuth, math.radians(8 + 44 * height**1.4), 2.25 + 0.75 * radius
+    flat = math.cos(elevation)
+    eye = radius * np.array([flat * math.cos(azimuth), flat * math.sin(azimuth), math.sin(elevation)])
+    back = eye - random.uniform(-0.12, 0.12, 3)
+    back /= np.linalg.norm(back)
+    right = np.cross([0.0, 0.0, 1.0], back)
+    right /= np.linalg.norm(right)
+    return np.stack([right, np.cross(back, right), back, eye], axis=1)
+
+
+def _already_there(output: Path, settings: _Settings) -> bool:
+    """Whether the folder holds exactly this scene; anything else in it is an error, never overwritten."""
+    if not output.exists():
+        return False
+    if not output.is_dir():
+        raise FileExistsError(f"{output} is a file; name a new folder for the scene")
+    if not any(output.iterdir()):
+        return False
+    try:
+        meta = json.loads((output / "transforms.json").read_text(encoding="utf-8"))
+        found = dict(meta[_SETTINGS_KEY])
+    except (OSError, ValueError, KeyError, TypeError):
+        raise FileExistsError(
+            f"{output} is not empty and does not hold a scene of this tool; name a new folder, or empty this one"
+        ) from None
+    wanted = asdict(settings)
+    differences = [f"{k} {found.get(k)} instead of {v}" for k, v in wanted.items() if found.get(k) != v]
+    if differences:
+        raise FileExistsError(
+            f"{output} holds a scene with {', '.join(differences)}; name a new folder, or remove this one"
+        )
+    names = [Path(frame["file_path"]).name for frame in meta["frames"]]
+    files = [_pictures(output, downscale) / name for downscale in DOWNSCALES for name in names]
+    for file in [*files, output / "transforms_multiscale.json"]:
+        if not file.is_file():
+            raise FileNotFoundError(f"{file} is missing; remove {output} and write the scene again")
+    return True
+
+
+def _write_json(path: Path, content: dict) -> None:
+    path.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
+
+
+def _draw(task, views: list[_View], workers: int) -> None:
+    start = time.monotonic()
+    if workers == 1:
+        _report(map(task, views), len(views), start)
+        return
+    # Spawned, not forked: the caller may hold threads.
+    with ProcessPoolExecutor(workers, mp_context=multiprocessing.get_context("spawn")) as pool:
+        try:
+            done = as_completed([pool.submit(task, view) for view in views])
+            _report((future.result() for future in done), len(views), start)
+        except BaseException:
+            pool.shutdown(cancel_futures=True)
+            raise
+
+
+def _report(finished: Iterable[None], total: int, start: float) -> None:
+    said = start
+    for count, _ in enumerate(finished, 1):
+        now = time.monotonic()
+        if count in (1, total) or now - said > 3:
+            left = (now - start) / count * (total - count)
+            print(f"view {count} of {total}, {now - start:.0f} s so far, about {left:.0f} s left", flush=True)
+            said = now
+
+
+def _pictures(folder: Path, downscale: int) -> Path:
+    return folder / ("images" if downscale == 1 else f"images_{downscale}")
+
+
+def _write_view(folder: Path, pinhole: Pinhole, settings: _Settings, view: _View) -> None:
+    full = render_premultiplied(view.camera_to_world, pinhole, settings.samples_per_pixel, view.seed, settings.rgba)
+    for downscale in DOWNSCALES:
+        rows, columns = settings.height // downscale, settings.width // downscale
+        # Averaged before rounding to 8 bits, and with colours still multiplied by alpha.
+        picture = full.reshape(rows, downscale, columns, downscale, -1).mean(axis=(1, 3))
+        picture = straight_alpha(picture) if settings.rgba else picture
+        stored = np.rint(np.clip(picture, 0, 1) * 255).astype(np.uint8)
+        Image.fromarray(stored).save(_pictures(folder, downscale) / view.name)
+
+
+def _frame(downscale: int, view: _View) -> dict:
+    pose = np.vstack([view.camera_to_world, [0.0, 0.0, 0.0, 1.0]]).tolist()
+    return {"file_path": f"{_pictures(Path(), downscale).as_posix()}/{view.name}", "transform_matrix": pose}
+
+
+def _intrinsics(pinhole: Pinhole) -> dict:
+    return dict(zip(("fl_x", "fl_y", "cx", "cy", "w", "h"), pinhole, strict=True))
+
+
+def _meta(settings: _Settings, frames: list[tuple[str, dict]]) -> dict:
+    """What the two files share: settings, camera model, and explicit splits, of which test and val are the same."""
+    lists = {split: [frame["file_path"] for own, frame in frames if own == split] for split in ("train", "test")}
+    return {
+        _SETTINGS_KEY: asdict(settings),
+        "camera_model": "OPENCV",
+        **dict.fromkeys(("k1", "k2", "p1", "p2"), 0.0),
+        "train_filenames": lists["train"],
+        "val_filenames": lists["test"],
+        "test_filenames": lists["test"],
+        "frames": [frame for _, frame in frames],
+    }
+
+
+def _transforms(settings: _Settings, pinhole: Pinhole, views: list[_View]) -> dict:
+    return _intrinsics(pinhole) | _meta(settings, [(view.split, _frame(1, view)) for view in views])
+
+
+def _transforms_multiscale(settings: _Settings, pinhole: Pinhole, views: list[_View]) -> dict:
+    # Coarsest first: Nerfstudio decides by the first frame's size whether to read other, reduced pictures instead.
+    frames = [
+        (view.split, _frame(downscale, view) | _intrinsics(pinhole.reduced(downscale)) | {"downscale": downscale})
+        for downscale in reversed(DOWNSCALES)
+        for view in views
+    ]
+    return _meta(settings, frames)
+
+
+def main(arguments: list[str] | None = None) -> None:
+    """Reads the command line and writes the scene; a wrong argument or an occupied folder ends with one line."""
+    parser = argparse.ArgumentParser(
+        prog="python -m zipnerf_ns.tools.demo_scene",
+        description="Writes a procedural scene with exact anti-aliased pictures, in Nerfstudio's format.",
+        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
+    )
+    parser.add_argument("output", type=Path, help="folder to write; new, empty, or holding this same scene")
+    parser.add_argument("--width", type=int, default=256, help="of the full-resolution pictures; divides by 8")
+    parser.add_argument("--height", type=int, default=192, help="likewise")
+    parser.add_argument("--num-train", type=int, default=48, help="views to train on")
+    parser.add_argument("--num-test", type=int, default=8, help="views held out")
+    parser.add_argument("--samples-per-pixel", type=int, default=64, help="at full resolution")
+    parser.add_argument("--seed", type=int, default=0, help="moves the cameras and the samples in their pixels")
+    parser.add_argument("--rgba", action="store_true", help="the still life alone, on a transparent background")
+    parser.add_argument("--workers", type=int, default=os.cpu_count() or 1, help="processes that draw")
+    options = vars(parser.parse_args(arguments))
+    try:
+        folder = write_scene(options.pop("output"), **options)
+    except (ValueError, OSError) as error:
+        parser.exit(2, f"error: {error}\n")
+    print(f"Scene in {folder}: give it to Nerfstudio with --data {folder}")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,250 @@
+"""Analytic shapes and procedural patterns, the building blocks of the built-in scene.
+
+Points, directions and normals are arrays `[3, n]`, components first, so that one component is contiguous. Every
+function keeps the dtype it is given. World units throughout; z is up.
+"""
+
+from __future__ import annotations
+
+import functools
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from jaxtyping import Bool, Float
+
+Colour = tuple[float, float, float]
+
+MIN_DISTANCE = 1e-4
+"""Nearest hit that counts, in world units: a ray that starts on a surface does not hit that same surface again."""
+
+_TINY = 1e-12
+_LATTICE = 64
+
+
+@dataclass(frozen=True)
+class Shape(ABC):
+    """A convex solid turned by `yaw` (radians, about the vertical) around its centre."""
+
+    center: tuple[float, float, float]
+    yaw: float = 0.0
+
+    @abstractmethod
+    def extent(self, directions: Float[np.ndarray, "3 n"]) -> Float[np.ndarray, " n"]:
+        """How far the solid reaches from its centre along unit directions (its support function)."""
+
+    @abstractmethod
+    def _interval(self, origins, directions) -> tuple[np.ndarray, np.ndarray]:
+        """Distances at which local rays enter and leave; enter >= exit for a miss."""
+
+    @abstractmethod
+    def _local_normals(self, points) -> np.ndarray:
+        """Outward unit normals at local points on the surface."""
+
+    @abstractmethod
+    def _local_distance(self, points) -> np.ndarray:
+        """Signed distances from local points, negative inside."""
+
+    def rotate(self, vectors: Float[np.ndarray, "3 n"], inverse: bool = False) -> Float[np.ndarray, "3 n"]:
+        """Turns world vectors into the solid's own axes, or back with `inverse`."""
+        if self.yaw == 0.0:
+            return vectors
+        c, s = float(np.cos(self.yaw)), float(np.sin(self.yaw))
+        s = -s if inverse else s
+        x, y, z = vectors
+        return np.stack([c * x + s * y, c * y - s * x, z])
+
+    def local(self, points: Float[np.ndarray, "3 n"]) -> Float[np.ndarray, "3 n"]:
+        """World points in the solid's own frame, its centre at the origin."""
+        return self.rotate(points - _column(self.center, points))
+
+    def intersect(
+        self, origins: Float[np.ndarray, "3 #n"], directions: Float[np.ndarray, "3 #n"]
+    ) -> tuple[Float[np.ndarray, " m"], Bool[np.ndarray, " m"]]:
+        """Distance along unit directions at which rays from outside enter the solid, and whether they do.
+
+        The distance of a ray that misses means nothing.
+        """
+        enter, leave = self._interval(self.local(origins), self.rotate(directions))
+        return enter, (enter < leave) & (enter > MIN_DISTANCE)
+
+    def surface(
+        self, points: Float[np.ndarray, "3 n"]
+    ) -> tuple[Float[np.ndarray, "3 n"], Float[np.ndarray, "3 n"], Float[np.ndarray, "3 n"]]:
+        """Surface points in the solid's frame, unit normals in that frame, and unit normals in the world's."""
+        local = self.local(points)
+        normals = self._local_normals(local)
+        return local, normals, self.rotate(normals, inverse=True)
+
+    def distance(self, points: Float[np.ndarray, "3 n"]) -> Float[np.ndarray, " n"]:
+        """Exact signed distance of world points from the surface, negative inside."""
+        return self._local_distance(self.local(points))
+
+
+@dataclass(frozen=True)
+class Sphere(Shape):
+    """A ball."""
+
+    radius: float = 1.0
+
+    def extent(self, directions):
+        return np.full_like(directions[0], self.radius)
+
+    def _interval(self, origins, directions):
+        # From the point of closest approach: the textbook discriminant b^2 - c cancels for far, large spheres.
+        middle = -np.einsum("in,in->n", *np.broadcast_arrays(origins, directions))
+        closest = origins + middle * directions
+        return _around(middle, self.radius**2 - _squared(closest))
+
+    def _local_normals(self, points):
+        return points / np.sqrt(_squared(points))
+
+    def _local_distance(self, points):
+        return np.sqrt(_squared(points)) - self.radius
+
+
+@dataclass(frozen=True)
+class Box(Shape):
+    """A cuboid of half-lengths `half`."""
+
+    half: tuple[float, float, float] = (1.0, 1.0, 1.0)
+
+    def extent(self, directions):
+        return (np.abs(self.rotate(directions)) * _column(self.half, directions)).sum(axis=0)
+
+    def _interval(self, origins, directions):
+        inverse = 1.0 / np.where(np.abs(directions) < _TINY, _TINY, directions)
+        middle = -origins * inverse
+        extent = np.abs(inverse) * _column(self.half, directions)
+        return (middle - extent).max(axis=0), (middle + extent).min(axis=0)
+
+    def _local_normals(self, points):
+        excess = np.abs(points) - _column(self.half, points)
+        x = (excess[0] >= excess[1]) & (excess[0] >= excess[2])
+        y = ~x & (excess[1] >= excess[2])
+        return np.where(np.stack([x, y, ~(x | y)]), np.sign(points), 0).astype(points.dtype, copy=False)
+
+    def _local_distance(self, points):
+        excess = np.abs(points) - _column(self.half, points)
+        outside = np.maximum(excess, 0)
+        return np.sqrt(_squared(outside)) + np.minimum(excess.max(axis=0), 0)
+
+
+@dataclass(frozen=True)
+class Cylinder(Shape):
+    """An upright cylinder with flat caps, `half_height` to either side of its centre."""
+
+    radius: float = 1.0
+    half_height: float = 1.0
+
+    def extent(self, directions):
+        return self.radius * np.hypot(directions[0], directions[1]) + self.half_height * np.abs(directions[2])
+
+    def _interval(self, origins, directions):
+        across = np.maximum(directions[0] ** 2 + directions[1] ** 2, _TINY)
+        middle = -(origins[0] * directions[0] + origins[1] * directions[1]) / across
+        closest = (origins[0] + middle * directions[0]) ** 2 + (origins[1] + middle * directions[1]) ** 2
+        enter, leave = _around(middle, (self.radius**2 - closest) / across)
+        vertical = 1.0 / np.where(np.abs(directions[2]) < _TINY, _TINY, directions[2])
+        level, extent = -origins[2] * vertical, np.abs(vertical) * self.half_height
+        return np.maximum(enter, level - extent), np.minimum(leave, level + extent)
+
+    def _local_normals(self, points):
+        across = np.sqrt(points[0] ** 2 + points[1] ** 2)
+        cap = np.abs(points[2]) - self.half_height >= across - self.radius
+        side = ~cap / np.maximum(across, _TINY)
+        return np.stack([points[0] * side, points[1] * side, cap * np.sign(points[2])]).astype(points.dtype)
+
+    def _local_distance(self, points):
+        side = np.sqrt(points[0] ** 2 + points[1] ** 2) - self.radius
+        cap = np.abs(points[2]) - self.half_height
+        outside = np.sqrt(np.maximum(side, 0) ** 2 + np.maximum(cap, 0) ** 2)
+        return outside + np.minimum(np.maximum(side, cap), 0)
+
+
+@dataclass(frozen=True)
+class Ground(Shape):
+    """Everything below the horizontal plane through `center`, without end."""
+
+    def extent(self, directions):
+        return np.full_like(directions[0], np.inf)
+
+    def _interval(self, origins, directions):
+        enter = origins[2] / np.maximum(-directions[2], _TINY)
+        return enter, np.where(directions[2] < 0, np.inf, -np.inf)
+
+    def _local_normals(self, points):
+        return np.stack([np.zeros_like(points[0]), np.zeros_like(points[0]), np.ones_like(points[0])])
+
+    def _local_distance(self, points):
+        return points[2]
+
+
+def _column(values: Sequence[float], like: np.ndarray) -> np.ndarray:
+    return np.asarray(values, dtype=like.dtype)[:, None]
+
+
+def _squared(vectors) -> np.ndarray:
+    return np.einsum("in,in->n", vectors, vectors)
+
+
+def _around(middle, squared_half_length) -> tuple[np.ndarray, np.ndarray]:
+    half = np.sqrt(np.maximum(squared_half_length, 0))
+    return middle - half, middle + half
+
+
+def mix(
+    first: Colour | Float[np.ndarray, "3 n"], second: Colour | Float[np.ndarray, "3 n"], share: np.ndarray
+) -> Float[np.ndarray, "3 n"]:
+    """Colours between `first` (share 0) and `second` (share 1)."""
+    share = np.asarray(share, dtype=share.dtype if share.dtype.kind == "f" else np.float32)
+    first, second = (_column(c, share) if isinstance(c, tuple) else c for c in (first, second))
+    return first + (second - first) * share
+
+
+def parity(u: Float[np.ndarray, " n"], *others: Float[np.ndarray, " n"]) -> Float[np.ndarray, " n"]:
+    """0 or 1 by the parity of the unit cell: stripes of one coordinate, checkers of two."""
+    total = np.floor(u)
+    for other in others:
+        total = total + np.floor(other)
+    return total - 2 * np.floor(total * 0.5)
+
+
+def dots(u: Float[np.ndarray, " n"], v: Float[np.ndarray, " n"], radius: float) -> Float[np.ndarray, " n"]:
+    """1 inside a disc of `radius` at the middle of every unit cell, 0 elsewhere."""
+    du, dv = u - np.floor(u) - 0.5, v - np.floor(v) - 0.5
+    return (du * du + dv * dv < radius * radius).astype(u.dtype)
+
+
+def value_noise(u: Float[np.ndarray, " n"], v: Float[np.ndarray, " n"]) -> Float[np.ndarray, " n"]:
+    """Smooth noise in [0, 1] of one cell per unit: a random value at each lattice point, eased between them."""
+    iu, iv = np.floor(u), np.floor(v)
+    fu, fv = u - iu, v - iv
+    fu, fv = fu * fu * (3 - 2 * fu), fv * fv * (3 - 2 * fv)
+    mask = _LATTICE - 1
+    cell = (iu.astype(np.int64) & mask) * _LATTICE + (iv.astype(np.int64) & mask)
+    base, along_u, along_v, along_both = (table.take(cell) for table in _lattice(u.dtype.str))
+    return base + along_u * fu + fv * (along_v + along_both * fu)
+
+
+def fractal_noise(
+    u: Float[np.ndarray, " n"], v: Float[np.ndarray, " n"], octaves: int, gain: float = 0.5
+) -> Float[np.ndarray, " n"]:
+    """Sum of `octaves` of value noise in [0, 1], each about twice as fine and `gain` times as strong as the last."""
+    total, weight, norm = np.zeros_like(u), 1.0, 0.0
+    for _ in range(octaves):
+        total += weight * value_noise(u, v)
+        norm += weight
+        weight *= gain
+        # Turned as well as scaled, so that the lattice's axes do not line up over the octaves.
+        u, v = 1.63 * u - 1.21 * v + 17.3, 1.21 * u + 1.63 * v - 5.9
+    return total / norm
+
+
+@functools.cache
+def _lattice(dtype: str) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
+    value = np.random.default_rng(2306).random((_LATTICE, _LATTICE))
+    next_u, next_v = np.roll(value, -1, axis=0), np.roll(value, -1, axis=1)
+    both = np.roll(next_u, -1, axis=1) - next_u - next_v + value
+    return tuple(table.ravel().astype(dtype) for table in (value, next_u - value, next_v - value, both))

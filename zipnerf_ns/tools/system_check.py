@@ -1,0 +1,223 @@
+"""What this machine offers and what is missing: system packages, versions, clashes of names.
+
+``python -m zipnerf_ns.tools.system_check`` prints one table and ends with status 1 when something that
+training itself needs is wrong. ``--link-ffmpeg`` puts the program inside the package imageio-ffmpeg beside
+the Python interpreter under the name ``ffmpeg``, for machines where nobody may install system packages.
+"""
+
+from __future__ import annotations
+
+import argparse
+import ctypes
+import importlib.metadata
+import importlib.util
+import os
+import re
+import shutil
+import subprocess
+import sys
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+NERFSTUDIO_VERSION = "1.1.5"
+OUR_DISTRIBUTION = "zipnerf-ns"
+OTHER_DISTRIBUTION = "zipnerf"
+
+State = Literal["ok", "missing", "wrong"]
+
+
+@dataclass(frozen=True)
+class Finding:
+    """One line of the table."""
+
+    name: str
+    """What was looked for."""
+    state: State
+    """``missing`` limits some commands only; ``wrong`` breaks training or every ``ns-*`` command."""
+    detail: str
+    """The version or place found, or what to do."""
+    needed_by: str = ""
+    """Commands that do not work without it; empty where it is information only."""
+
+
+def script_environment() -> dict[str, str]:
+    """The environment in which this interpreter's ``ns-*`` programs and linked ffmpeg are found by name."""
+    folder = str(Path(sys.executable).parent)
+    return {**os.environ, "PATH": folder + os.pathsep + os.environ.get("PATH", "")}
+
+
+def find_program(name: str) -> str | None:
+    """The path of a program as a command started by this package would find it, or None."""
+    return shutil.which(name, path=script_environment()["PATH"])
+
+
+def check_ffmpeg() -> Finding:
+    """``ns-render`` leaves without ffmpeg before it renders, even when asked for images."""
+    needed_by = "ns-render, ns-process-data"
+    path = find_program("ffmpeg")
+    if path is not None:
+        return Finding("ffmpeg", "ok", path, needed_by)
+    mend = "apt-get install ffmpeg (without root: pip install imageio-ffmpeg, then this with --link-ffmpeg)"
+    return Finding("ffmpeg", "missing", mend, needed_by)
+
+
+def check_libusb() -> Finding:
+    """open3d, which ``ns-export`` imports, is linked against libusb-1.0 and does not carry it."""
+    needed_by = "ns-export; data with 3D points (open3d)"
+    try:
+        ctypes.CDLL("libusb-1.0.so.0")
+    except OSError:
+        return Finding("libusb-1.0.so.0", "missing", "apt-get install libusb-1.0-0", needed_by)
+    return Finding("libusb-1.0.so.0", "ok", "found", needed_by)
+
+
+def check_colmap() -> Finding:
+    """COLMAP finds the camera poses of photographs."""
+    needed_by = "ns-process-data images|video"
+    path = find_program("colmap")
+    if path is None:
+        return Finding("colmap", "missing", "apt-get install colmap", needed_by)
+    return Finding("colmap", "ok", path, needed_by)
+
+
+def check_torch() -> Finding:
+    """The version of torch and the device that training would run on."""
+    try:
+        # Here and not above: a torch that does not load is what this table has to report.
+        import torch
+    except (ImportError, OSError) as error:
+        return Finding("torch", "wrong", f"does not load: {error}", "everything")
+    if not torch.cuda.is_available():
+        detail = f"{torch.__version__}, no CUDA device: trains on the CPU (zipnerf-lite)"
+        return Finding("torch", "ok", detail, "everything")
+    index = torch.cuda.current_device()
+    gib = torch.cuda.get_device_properties(index).total_memory / 2**30
+    detail = f"{torch.__version__}, {torch.cuda.get_device_name(index)} ({gib:.0f} GiB)"
+    return Finding("torch", "ok", detail, "everything")
+
+
+def installed_version(distribution: str) -> str | None:
+    """The installed version of a distribution, or None."""
+    try:
+        return importlib.metadata.version(distribution)
+    except importlib.metadata.PackageNotFoundError:
+        return None
+
+
+def check_triton() -> Finding:
+    """Triton, for implementations of the encoding that use it."""
+    version = installed_version("triton")
+    detail = "not installed: the plain torch encoding is used" if version is None else version
+    return Finding("triton", "missing" if version is None else "ok", detail)
+
+
+def check_nerfstudio() -> Finding:
+    """The plugin is written against one release of nerfstudio."""
+    version = installed_version("nerfstudio")
+    if version == NERFSTUDIO_VERSION:
+        return Finding("nerfstudio", "ok", version, "everything")
+    found = "not installed" if version is None else f"found {version}"
+    mend = f"{found}: pip install nerfstudio=={NERFSTUDIO_VERSION}"
+    return Finding("nerfstudio", "wrong", mend, "everything")
+
+
+def normalised(name: str) -> str:
+    """A distribution's name as registries compare it: ``Zip_NeRF.ns`` and ``zip-nerf-ns`` are one name."""
+    return re.sub(r"[-_.]+", "-", name).lower()
+
+
+def owners(distributions: Iterable[importlib.metadata.Distribution], package: str = "zipnerf_ns") -> set[str]:
+    """The normalised names of the distributions that install files of a package or register its methods."""
+    found = set()
+    for distribution in distributions:
+        files = distribution.files or []
+        in_files = any(path.parts[:1] == (package,) for path in files)
+        registered = any(
+            entry.group == "nerfstudio.method_configs" and entry.value.split(":")[0].split(".")[0] == package
+            for entry in distribution.entry_points
+        )
+        name = distribution.metadata["Name"]
+        if name and (in_files or registered):
+            found.add(normalised(name))
+    return found
+
+
+def check_name_clash(distributions: Iterable[importlib.metadata.Distribution] | None = None) -> Finding:
+    """Another project's distribution ``zipnerf`` installs a package of the same name, ``zipnerf_ns``.
+
+    Args:
+        distributions: what is installed; the interpreter's own when None.
+    """
+    found = owners(importlib.metadata.distributions() if distributions is None else distributions)
+    others = sorted(found - {OUR_DISTRIBUTION})
+    if others:
+        mend = (
+            f"{', '.join(others)} installs a package of this name too, and its files are mixed with ours: "
+            f"pip uninstall -y {' '.join(others)} {OUR_DISTRIBUTION}, then install {OUR_DISTRIBUTION} again"
+        )
+        return Finding("package zipnerf_ns", "wrong", mend, "everything")
+    if OUR_DISTRIBUTION not in found:
+        mend = f"{OUR_DISTRIBUTION} is not installed, so ns-train does not know its methods: pip install -e ."
+        return Finding("package zipnerf_ns", "wrong", mend, "everything")
+    detail = f"{OUR_DISTRIBUTION} {installed_version(OUR_DISTRIBUTION)}"
+    return Finding("package zipnerf_ns", "ok", detail, "everything")
+
+
+def check_all() -> list[Finding]:
+    """Every check, in the order of the table."""
+    python = Finding("python", "ok", f"{sys.version.split()[0]} ({sys.executable})")
+    mine = [python, check_name_clash(), check_nerfstudio(), check_torch(), check_triton()]
+    return [*mine, check_ffmpeg(), check_libusb(), check_colmap()]
+
+
+def link_ffmpeg() -> Path | None:
+    """Link the program inside imageio-ffmpeg as ``ffmpeg`` beside the interpreter, if there is none yet.
+
+    Returns:
+        The new link; None when a working ffmpeg was already found.
+
+    Raises:
+        RuntimeError: imageio-ffmpeg is not installed, or what it carries does not run here.
+    """
+    if find_program("ffmpeg") is not None:
+        return None
+    if importlib.util.find_spec("imageio_ffmpeg") is None:
+        raise RuntimeError("no ffmpeg on this machine: apt-get install ffmpeg, or pip install imageio-ffmpeg")
+    import imageio_ffmpeg
+
+    program = Path(imageio_ffmpeg.get_ffmpeg_exe())
+    subprocess.run([program, "-version"], check=True, stdout=subprocess.DEVNULL)
+    link = Path(sys.executable).parent / "ffmpeg"
+    # A link whose target left with an older imageio-ffmpeg is not found as a program, yet is in the way.
+    link.unlink(missing_ok=True)
+    link.symlink_to(program)
+    return link
+
+
+def format_table(findings: list[Finding]) -> str:
+    """Findings as lines of text, one each, aligned in columns under a heading."""
+    rows = [("state", "what", "needed by", "found, or what to do")]
+    rows += [(finding.state, finding.name, finding.needed_by, finding.detail) for finding in findings]
+    widths = [max(len(row[column]) for row in rows) for column in range(3)]
+    return "\n".join(
+        "  ".join(cell.ljust(width) for cell, width in zip(row, [*widths, 0], strict=True)) for row in rows
+    )
+
+
+def main() -> int:
+    """Print the table; 1 if something that training itself needs is wrong."""
+    parser = argparse.ArgumentParser(description="Checks what zipnerf-ns needs from this machine.")
+    parser.add_argument("--link-ffmpeg", action="store_true", help="make imageio-ffmpeg's program our ffmpeg")
+    if parser.parse_args().link_ffmpeg:
+        link = link_ffmpeg()
+        print("ffmpeg is on the path already" if link is None else f"ffmpeg: linked {link}")
+        return 0
+    findings = check_all()
+    print(format_table(findings))
+    return int(any(finding.state == "wrong" for finding in findings))
+
+
+if __name__ == "__main__":
+    sys.exit(main())
