@@ -53,7 +53,9 @@ class CheckedDataset(InputDataset):
             with Image.open(filename) as image:
                 decoded = _to_rgb_or_rgba(image)
         except OSError as error:
-            raise InputError(f"image {filename} cannot be decoded ({error}). Replace it or remove its frame.") from error
+            raise InputError(
+                f"image {filename} cannot be decoded ({error}). Replace it or remove its frame."
+            ) from error
         if self.scale_factor != 1.0:
             size = (int(decoded.width * self.scale_factor), int(decoded.height * self.scale_factor))
             decoded = decoded.resize(size, resample=Image.Resampling.BOX)
@@ -181,7 +183,9 @@ class PixelStore:
         allowed = torch.cat(masks).nonzero()[:, 0] if masks else None
         if allowed is not None and len(allowed) == 0:
             raise InputError("the masks leave no pixel to train on: white marks what is used, black what is ignored.")
-        CONSOLE.log(f"Training on {int(counts.sum()) if allowed is None else len(allowed):,} pixels of {len(colors)} images.")
+        CONSOLE.log(
+            f"Training on {int(counts.sum()) if allowed is None else len(allowed):,} pixels of {len(colors)} images."
+        )
         return cls(
             torch.cat(colors).to(device),
             counts.cumsum(0)[:-1].to(device),

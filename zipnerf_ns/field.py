@@ -198,7 +198,9 @@ class AffineAppearance(nn.Module):
 def parameter_groups(fields: List[nn.Module]) -> Tuple[List[nn.Parameter], List[nn.Parameter]]:
     """The hash tables of some fields, and all their other parameters."""
     named: Dict[str, nn.Parameter] = {
-        f"{index}.{name}": parameter for index, field in enumerate(fields) for name, parameter in field.named_parameters()
+        f"{index}.{name}": parameter
+        for index, field in enumerate(fields)
+        for name, parameter in field.named_parameters()
     }
     tables = [parameter for name, parameter in named.items() if name.endswith("hash_table")]
     others = [parameter for name, parameter in named.items() if not name.endswith("hash_table")]

@@ -23,16 +23,12 @@ LOG_EPS = 1e-6
 """Floor of a probability inside the distillation's logarithm."""
 
 
-def charbonnier(
-    prediction: Float[Tensor, "*batch 3"], target: Float[Tensor, "*batch 3"]
-) -> Float[Tensor, "*batch"]:
+def charbonnier(prediction: Float[Tensor, "*batch 3"], target: Float[Tensor, "*batch 3"]) -> Float[Tensor, "*batch"]:
     """sqrt(e^2 + 0.001^2), mean over the channels: unreduced over the rays (Zip-NeRF, section 5)."""
     return torch.sqrt((prediction - target).square() + CHARBONNIER_PADDING**2).mean(dim=-1)
 
 
-def squared_error(
-    prediction: Float[Tensor, "*batch 3"], target: Float[Tensor, "*batch 3"]
-) -> Float[Tensor, "*batch"]:
+def squared_error(prediction: Float[Tensor, "*batch 3"], target: Float[Tensor, "*batch 3"]) -> Float[Tensor, "*batch"]:
     """Squared error, mean over the channels: unreduced over the rays."""
     return (prediction - target).square().mean(dim=-1)
 
@@ -64,7 +60,7 @@ def interlevel_loss(
         sdist = ray_samples_to_sdist(ray_samples_list[-1])
         weights = weights_list[-1][..., 0]
     loss = weights.new_zeros(())
-    for w_prop, samples, halfwidth in zip(weights_list[:-1], ray_samples_list[:-1], blur_halfwidths):
+    for w_prop, samples, halfwidth in zip(weights_list[:-1], ray_samples_list[:-1], blur_halfwidths, strict=True):
         with torch.no_grad():
             w_blurred = blurred_resample(ray_samples_to_sdist(samples), sdist, weights, halfwidth)
         w_prop = w_prop[..., 0]
@@ -87,7 +83,7 @@ def distillation_loss(weights_list: List[Tensor], ray_samples_list: List[RaySamp
         sdist = ray_samples_to_sdist(ray_samples_list[-1])
         weights = weights_list[-1][..., 0]
     loss = weights.new_zeros(())
-    for w_prop, samples in zip(weights_list[:-1], ray_samples_list[:-1]):
+    for w_prop, samples in zip(weights_list[:-1], ray_samples_list[:-1], strict=True):
         with torch.no_grad():
             w_main = resample(ray_samples_to_sdist(samples), sdist, weights)
             total = w_main.sum(dim=-1, keepdim=True)

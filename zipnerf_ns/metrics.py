@@ -2,13 +2,24 @@
 
 from __future__ import annotations
 
+import socket
+import threading
+from pathlib import Path
 from typing import Dict, Optional
 
 import torch
 from torch import Tensor, nn
 from torchmetrics.functional.image import structural_similarity_index_measure
+from torchmetrics.image.lpip import LearnedPerceptualImagePatchSimilarity
 
 from nerfstudio.utils.rich_utils import CONSOLE
+
+LPIPS_BACKBONE = "alexnet-owt-7be5be79.pth"
+"""File of AlexNet's weights in torch hub's cache."""
+LPIPS_HOST = "download.pytorch.org"
+"""Where torchvision gets them from if they are not in the cache."""
+LOOKUP_SECONDS = 3.0
+"""A machine without a network can take half a minute to say so; evaluation does not wait for that."""
 
 
 def psnr(prediction: Tensor, truth: Tensor) -> Tensor:
@@ -50,11 +61,30 @@ class ImageMetrics(nn.Module):
             return None
         if not self._lpips:
             try:
-                from torchmetrics.image.lpip import LearnedPerceptualImagePatchSimilarity
-
+                if not _weights_within_reach():
+                    raise OSError("no network")
                 self._lpips.append(LearnedPerceptualImagePatchSimilarity(net_type="alex", normalize=True))
-            except Exception as error:
+            except (OSError, RuntimeError, ImportError) as error:
                 self._lpips_absent = True
-                CONSOLE.log(f"LPIPS is left out: its weights are not here and could not be downloaded ({error}).")
+                CONSOLE.log(f"LPIPS is left out: AlexNet's weights are not here and cannot be downloaded ({error}).")
                 return None
         return self._lpips[0].to(device)
+
+
+def _weights_within_reach() -> bool:
+    """Whether LPIPS's backbone is in torch hub's cache, or its host's name can be looked up in a few seconds."""
+    if (Path(torch.hub.get_dir()) / "checkpoints" / LPIPS_BACKBONE).is_file():
+        return True
+    found = threading.Event()
+
+    def look_up() -> None:
+        try:
+            socket.getaddrinfo(LPIPS_HOST, 443)
+            found.set()
+        except OSError:
+            pass
+
+    thread = threading.Thread(target=look_up, daemon=True)
+    thread.start()
+    thread.join(LOOKUP_SECONDS)
+    return found.is_set()

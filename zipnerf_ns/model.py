@@ -15,17 +15,22 @@ from nerfstudio.engine.callbacks import TrainingCallback, TrainingCallbackAttrib
 from nerfstudio.model_components import renderers
 from nerfstudio.model_components.renderers import RGBRenderer
 from nerfstudio.models.base_model import Model, ModelConfig
-from nerfstudio.utils import colormaps
 
 from zipnerf_ns import losses
 from zipnerf_ns.checks import InputError, check_state_dict, check_table_memory
-from zipnerf_ns.encoding import AntiAliasedHashEncoding, HashGridConfig, Implementation, resolve_implementation
+from zipnerf_ns.encoding import (
+    AntiAliasedHashEncoding,
+    HashGridConfig,
+    Implementation,
+    resolve_implementation,
+)
 from zipnerf_ns.field import FieldOutput, Precision, ZipNerfDensityField, ZipNerfField, parameter_groups
 from zipnerf_ns.functional.hash_grid import Prefilter
 from zipnerf_ns.functional.volume import expected_distance, median_distance
 from zipnerf_ns.metrics import ImageMetrics, psnr
 from zipnerf_ns.monitor import CollisionMonitor
-from zipnerf_ns.sampler import IntervalSampler, RayLimits, ray_limits, samples_to_weights, unit_ray_bundle
+from zipnerf_ns.pictures import blend, evaluation_pictures, straight_alpha
+from zipnerf_ns.sampler import IntervalSampler, ray_limits, samples_to_weights, unit_ray_bundle
 
 FORMAT_VERSION = 1
 """Raised whenever a checkpoint's tensors change their meaning without changing their shape."""
@@ -173,7 +178,9 @@ class ZipNerfModel(Model):
         hints = (self.kwargs.get("metadata") or {}).get("zipnerf_scene_hints")
         device = torch.device(self.kwargs.get("device", "cpu"))
         resolve_implementation(config.implementation, device)
-        bounded = config.scene_bounds == "box" or (config.scene_bounds == "auto" and hints is not None and hints.bounded)
+        bounded = config.scene_bounds == "box" or (
+            config.scene_bounds == "auto" and hints is not None and hints.bounded
+        )
         aabb = self.scene_box.aabb.clone() if bounded else None
         self.register_buffer("aabb", aabb, persistent=False)
         self.register_buffer("format_version", torch.tensor(FORMAT_VERSION))
@@ -185,11 +192,13 @@ class ZipNerfModel(Model):
         if config.scene_adapted_resolution and hints is not None:
             grids = {name: adapt_resolution(grid, hints.longest_side) for name, grid in grids.items()}
         shapes = {name: make_grid_or_explain(name, grid) for name, grid in grids.items()}
-        check_table_memory({name: shape.num_entries * shape.features_per_level for name, shape in shapes.items()}, device)
+        check_table_memory(
+            {name: shape.num_entries * shape.features_per_level for name, shape in shapes.items()}, device
+        )
         encodings = [self._make_encoding(grid) for grid in grids.values()]
         self.proposal_networks = nn.ModuleList(
             ZipNerfDensityField(encoding, aabb, proposal.hidden_dim, config.precision)
-            for encoding, proposal in zip(encodings[:-1], config.proposals)
+            for encoding, proposal in zip(encodings[:-1], config.proposals, strict=True)
         )
         self.field = ZipNerfField(
             encodings[-1], aabb, config.hidden_dim, config.precision, config.bottleneck_dim, config.color_layers,
@@ -214,7 +223,11 @@ class ZipNerfModel(Model):
         encoding = AntiAliasedHashEncoding(grid, config.prefilter, config.implementation, bandwidths)
         # The gradient of 0.5 * mult * mean(level^2), for the optimiser to add.
         encoding.hash_table.row_decay = [
-            (level.offset, level.size, config.hash_decay_mult / (level.size * encoding.grid.features_per_level))
+            (
+                level.offset,
+                level.size,
+                config.hash_decay_mult / (level.size * encoding.grid.features_per_level),
+            )
             for level in encoding.grid.levels
             if config.hash_decay_mult > 0.0
         ]
@@ -287,7 +300,7 @@ class ZipNerfModel(Model):
     @torch.no_grad()
     def _distances(weights_list: List[Tensor], samples_list: List[RaySamples]) -> Dict[str, Tensor]:
         distances = {}
-        for index, (weights, samples) in enumerate(zip(weights_list, samples_list)):
+        for index, (weights, samples) in enumerate(zip(weights_list, samples_list, strict=True)):
             arguments = (weights[..., 0], samples.frustums.starts[..., 0], samples.frustums.ends[..., 0])
             is_last = index == len(weights_list) - 1
             distances["depth" if is_last else f"prop_depth_{index}"] = median_distance(*arguments)
@@ -317,13 +330,16 @@ class ZipNerfModel(Model):
             background = torch.rand_like(prediction)
             prediction = prediction + background * (1.0 - outputs["accumulation"])
         else:
-            background = self.background if self.config.background_color != "last_sample" else torch.zeros(3)
-        target = blend(image, background.to(prediction.device))
+            background = self._truth_background(prediction.device)
+        target = blend(image, background)
         outputs["composited"], outputs["target"] = prediction, target
         return prediction, target
 
     def get_loss_dict(
-        self, outputs: Dict[str, Any], batch: Dict[str, Tensor], metrics_dict: Optional[Dict[str, Tensor]] = None
+        self,
+        outputs: Dict[str, Any],
+        batch: Dict[str, Tensor],
+        metrics_dict: Optional[Dict[str, Tensor]] = None,
     ) -> Dict[str, Tensor]:
         """Every loss, scaled; at evaluation only the colour's."""
         config = self.config
@@ -343,7 +359,9 @@ class ZipNerfModel(Model):
                 distillation = distillation * losses.proposal_catchup(distillation, loss_dict["rgb_loss"])
             loss_dict["distillation_loss"] = distillation
         if config.distortion_loss_mult > 0.0:
-            loss_dict["distortion_loss"] = config.distortion_loss_mult * losses.distortion_loss(weights_list, samples_list)
+            loss_dict["distortion_loss"] = config.distortion_loss_mult * losses.distortion_loss(
+                weights_list, samples_list
+            )
         if config.level_consistency_mult > 0.0:
             consistency = losses.level_consistency(outputs["per_level"][0])
             loss_dict["level_consistency_loss"] = config.level_consistency_mult * consistency
@@ -357,23 +375,13 @@ class ZipNerfModel(Model):
         self, outputs: Dict[str, Tensor], batch: Dict[str, Tensor]
     ) -> Tuple[Dict[str, float], Dict[str, Tensor]]:
         """PSNR, SSIM and (where its weights are there) LPIPS of a whole image, and pictures to look at."""
-        background = torch.zeros(3) if self.config.background_color == "last_sample" else self.background
-        truth = blend(batch["image"].to(outputs["rgb"].device), background.to(outputs["rgb"].device))
-        rgb = outputs["rgb"].clamp(0.0, 1.0)
-        metrics = self.metrics(rgb, truth)
-        error = (rgb - truth).abs().mean(dim=-1, keepdim=True)
-        images = {
-            "img": torch.cat([truth, rgb], dim=1),
-            "error": colormaps.apply_float_colormap((error * 4.0).clamp(0.0, 1.0), "inferno"),
-            "accumulation": colormaps.apply_colormap(outputs["accumulation"]),
-        }
-        for name in [name for name in outputs if "depth" in name and name != "expected_depth"]:
-            # The sky's distance would swallow the whole colour range.
-            far = float(torch.quantile(outputs[name], 0.95))
-            images[name] = colormaps.apply_depth_colormap(
-                outputs[name].clamp(max=far), accumulation=outputs["accumulation"], far_plane=far
-            )
-        return metrics, images
+        truth = blend(batch["image"].to(outputs["rgb"].device), self._truth_background(outputs["rgb"].device))
+        return self.metrics(outputs["rgb"].clamp(0.0, 1.0), truth), evaluation_pictures(outputs, truth)
+
+    def _truth_background(self, device: torch.device) -> Tensor:
+        """What the truth's transparent parts are put over at evaluation; black under "last_sample"."""
+        black = self.config.background_color == "last_sample"
+        return (torch.zeros_like(self.background) if black else self.background).to(device)
 
     def get_rgba_image(self, outputs: Dict[str, Tensor], output_name: str = "rgb") -> Tensor:
         """Straight-alpha RGBA: the background taken out again, the opacity as alpha."""
@@ -381,8 +389,7 @@ class ZipNerfModel(Model):
         background = self.background.to(alpha.device)
         if renderers.BACKGROUND_COLOR_OVERRIDE is not None:
             background = renderers.BACKGROUND_COLOR_OVERRIDE.to(alpha.device)
-        rgb = (outputs[output_name] - background * (1.0 - alpha)) / alpha.clamp_min(1e-10)
-        return torch.cat([rgb.clamp(0.0, 1.0), alpha], dim=-1)
+        return straight_alpha(outputs[output_name], alpha, background)
 
     @torch.no_grad()
     def get_outputs_for_camera_ray_bundle(self, camera_ray_bundle: RayBundle) -> Dict[str, Tensor]:
@@ -412,14 +419,6 @@ class ZipNerfModel(Model):
                 "Install the zipnerf-ns version that wrote it, or train anew."
             )
         return super().load_state_dict(state_dict, strict=True, assign=assign)
-
-
-def blend(image: Tensor, background: Tensor) -> Tensor:
-    """Straight-alpha RGBA over a background; RGB stays as it is."""
-    if image.shape[-1] < 4:
-        return image
-    alpha = image[..., 3:]
-    return image[..., :3] * alpha + background * (1.0 - alpha)
 
 
 def make_grid_or_explain(name: str, grid: HashGridConfig) -> Any:

@@ -17,9 +17,7 @@ class ProgressLine:
         interval: least seconds between two lines.
     """
 
-    def __init__(
-        self, first_step: int, total_steps: int, write: Callable[[str], None], interval: float = 10.0
-    ) -> None:
+    def __init__(self, first_step: int, total_steps: int, write: Callable[[str], None], interval: float = 10.0) -> None:
         self.total_steps = total_steps
         self.write = write
         self.interval = interval

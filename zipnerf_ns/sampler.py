@@ -105,9 +105,7 @@ class IntervalSampler(nn.Module):
         raise ValueError("num_samples must name at least one round.")
 
 
-def make_ray_samples(
-    ray_bundle: RayBundle, limits: RayLimits, sdist: Float[Tensor, "rays edges"]
-) -> RaySamples:
+def make_ray_samples(ray_bundle: RayBundle, limits: RayLimits, sdist: Float[Tensor, "rays edges"]) -> RaySamples:
     """Nerfstudio's RaySamples of the intervals between ``sdist``'s fenceposts."""
     tdist = s_to_t(sdist, limits.near, limits.far)[..., None]
     sdist = sdist[..., None]

@@ -37,7 +37,7 @@ def ends(near: float, far: float, batch=(), dtype=torch.float64):
 
 
 def relative_u(t: Tensor, near: float) -> Tensor:
-    """(2t/2.5 + 1)^-1.5 relative to its value at near: the digits of s that are left to tell distances apart."""
+    """(2t/2.5 + 1)^-1.5 over its value at near: the digits of s that are left to tell distances apart."""
     return ((1.0 + t.double() / 1.25) / (1.0 + near / 1.25)) ** -1.5
 
 
@@ -58,7 +58,7 @@ def test_power_ladder_matches_the_textbook(power, dtype, rtol):
 
 @pytest.mark.parametrize("power", POWERS)
 def test_power_ladder_keeps_the_digits_of_small_numbers(power):
-    # Second-order series about zero: P(x) = x + (p-1)/(2|p-1|) x^2 + ..., where the textbook form has no digits left.
+    # The series P(x) = x + (p-1)/(2|p-1|) x^2 + ... about zero, where the textbook form has no digits left.
     x = torch.logspace(-12, -5, 50)
     series = x.double() + 0.5 * np.sign(power - 1.0) * x.double().square()
     torch.testing.assert_close(power_ladder(x, power).double(), series, rtol=5e-7, atol=0.0)
@@ -107,7 +107,9 @@ def test_s_is_linear_in_the_ladder_of_twice_the_distance(near, far):
     t = s_to_t(s, *ends(near, far))
     g_near, g_far = textbook(2.0 * near, -1.5), textbook(2.0 * far, -1.5)
     expected = (1.0 - s) * float(g_near) + s * float(g_far)
-    torch.testing.assert_close(torch.from_numpy(textbook(2.0 * t.numpy(), -1.5)), expected, rtol=0.0, atol=1e-13)
+    torch.testing.assert_close(
+        torch.from_numpy(textbook(2.0 * t.numpy(), -1.5)), expected, rtol=0.0, atol=1e-13
+    )
 
 
 @pytest.mark.parametrize("near,far", RANGES)
@@ -118,8 +120,12 @@ def test_t_to_s_matches_the_textbook(near, far, dtype, atol):
     truth = (textbook(2.0 * t.numpy(), -1.5) - g_near) / (g_far - g_near)
     # A short range divides the rounding of the ladder by its own small extent.
     atol = atol / min(float(g_far - g_near), 1.0)
-    torch.testing.assert_close(t_to_s(t, *ends(near, far, dtype=dtype)).double(), torch.from_numpy(truth).clamp(0, 1),
-                               rtol=0.0, atol=atol)
+    torch.testing.assert_close(
+        t_to_s(t, *ends(near, far, dtype=dtype)).double(),
+        torch.from_numpy(truth).clamp(0, 1),
+        rtol=0.0,
+        atol=atol,
+    )
 
 
 @pytest.mark.parametrize("batch", [(), (2,), (1, 2)])
@@ -163,7 +169,9 @@ def test_s_to_t_increases_and_stays_within_near_and_far(near, far, dtype):
 def test_distances_outside_near_and_far_are_clipped():
     near, far = ends(0.5, 20.0)
     outside = torch.tensor([0.0, 0.4, 21.0, 1e9], dtype=torch.float64)
-    torch.testing.assert_close(t_to_s(outside, near, far), torch.tensor([0.0, 0.0, 1.0, 1.0], dtype=torch.float64))
+    torch.testing.assert_close(
+        t_to_s(outside, near, far), torch.tensor([0.0, 0.0, 1.0, 1.0], dtype=torch.float64)
+    )
     assert s_to_t(torch.tensor([-0.1, 1.1], dtype=torch.float64), near, far).tolist() == [0.5, 20.0]
 
 
@@ -173,7 +181,9 @@ def test_each_ray_has_its_own_near_and_far():
     far = torch.tensor([[1e6], [50.0], [3.0]], dtype=torch.float64)
     single = torch.stack([s_to_t(s[i], near[i], far[i]) for i in range(3)])
     assert torch.equal(s_to_t(s, near, far), single)
-    assert torch.equal(t_to_s(single, near, far), torch.stack([t_to_s(single[i], near[i], far[i]) for i in range(3)]))
+    assert torch.equal(
+        t_to_s(single, near, far), torch.stack([t_to_s(single[i], near[i], far[i]) for i in range(3)])
+    )
 
 
 @pytest.mark.parametrize("far", [1e6, 1e10])

@@ -60,9 +60,7 @@ def cone_gaussians(
     return origins[..., None, :] + t_mean[..., None] * directions[..., None, :], t_var, r_var
 
 
-def multisample_distances(
-    starts: Float[Tensor, "*batch"], ends: Float[Tensor, "*batch"]
-) -> Float[Tensor, "*batch 6"]:
+def multisample_distances(starts: Float[Tensor, "*batch"], ends: Float[Tensor, "*batch"]) -> Float[Tensor, "*batch 6"]:
     """Distances of a frustum's six multisamples along the ray (Zip-NeRF, section 2).
 
     t_j = t0 + d/(d^2+3m^2) (t1^2 + 2m^2 + (3/sqrt 7)(2j/5 - 1) sqrt((d^2-m^2)^2 + 4m^4)), with m the middle and d

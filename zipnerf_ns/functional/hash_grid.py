@@ -65,7 +65,11 @@ def make_hash_grid(
     Raises:
         ValueError: for sizes that make no grid; the message names the argument.
     """
-    for name, value in (("num_levels", num_levels), ("base_res", base_res), ("features_per_level", features_per_level)):
+    for name, value in (
+        ("num_levels", num_levels),
+        ("base_res", base_res),
+        ("features_per_level", features_per_level),
+    ):
         if value < 1:
             raise ValueError(f"{name} must be at least 1, got {value}.")
     if max_res < base_res or max_res > 2**15:
@@ -124,40 +128,40 @@ def level_corners(
         rows, int32, x fastest among the eight; and weights, which sum to one.
     """
     n = level.resolution
-    cells = (positions.clamp(0.0, 1.0) * n - 0.5).clamp(0.0, n - 1.0)
+    # Corners before points in memory: the innermost loop of every operation here is then long, on any device.
+    cells = (positions.t().contiguous().clamp(0.0, 1.0) * n - 0.5).clamp(0.0, n - 1.0)
     lower = cells.detach().floor().clamp(max=max(n - 2, 0))
     fraction = cells - lower
     corner = lower.to(torch.int32)
-    pair = torch.stack([corner, (corner + 1).clamp(max=n - 1)], dim=-1)  # [points, axis, low or high]
-    x, y, z = pair[:, 0, None, None, :], pair[:, 1, None, :, None], pair[:, 2, :, None, None]
+    pair = torch.stack([corner, (corner + 1).clamp(max=n - 1)], dim=1)  # [axis, low or high, points]
     if level.is_dense:
-        rows = x + n * (y + n * z)
+        x, y, z = pair[0], pair[1] * n, pair[2] * (n * n)
+        rows = (z[:, None] + y)[:, :, None] + x
     else:
         # int32 products wrap exactly as the uint32 of [I]; the power-of-two mask keeps their low bits.
         primes = [prime - 2**32 if prime >= 2**31 else prime for prime in HASH_PRIMES]
-        rows = (x * primes[0] ^ y * primes[1] ^ z * primes[2]) & (level.size - 1)
-    share = torch.stack([1.0 - fraction, fraction], dim=-1)
-    weights = share[:, 0, None, None, :] * share[:, 1, None, :, None] * share[:, 2, :, None, None]
-    return rows.reshape(-1, 8), weights.reshape(-1, 8)
+        x, y, z = (pair[axis] * primes[axis] for axis in range(3))
+        rows = ((z[:, None] ^ y)[:, :, None] ^ x) & (level.size - 1)
+    share = torch.stack([1.0 - fraction, fraction], dim=1)
+    weights = (share[2][:, None] * share[1])[:, :, None] * share[0]
+    return rows.reshape(8, -1).t(), weights.reshape(8, -1).t()
 
 
 class _HashEncode(torch.autograd.Function):
     """Sums table rows over samples and corners, one level at a time; nothing of size [points, levels] is kept."""
 
     @staticmethod
-    def forward(
-        ctx: Any, table: Tensor, positions: Tensor, weights: Tensor, grid: HashGrid, num_active: int
-    ) -> Tensor:
+    def forward(ctx: Any, table: Tensor, positions: Tensor, weights: Tensor, grid: HashGrid, num_active: int) -> Tensor:
         intervals, samples, _ = positions.shape
         flat = positions.reshape(-1, 3)
         features = table.new_zeros(intervals, len(grid.levels), grid.features_per_level)
         for index, level in enumerate(grid.levels[:num_active]):
             rows, corner_weights = level_corners(flat, level)
-            bag = corner_weights.view(intervals, samples, 8) * (weights[..., index, None] / samples)
+            bag = corner_weights * (weights[..., index].reshape(-1, 1) / samples)
             features[:, index] = torch.nn.functional.embedding_bag(
-                rows.view(intervals, samples * 8),
+                rows.reshape(intervals, samples * 8),
                 table[level.offset : level.offset + level.size],
-                per_sample_weights=bag.view(intervals, samples * 8),
+                per_sample_weights=bag.reshape(intervals, samples * 8),
                 mode="sum",
             )
         ctx.save_for_backward(table, positions, weights)
@@ -168,7 +172,7 @@ class _HashEncode(torch.autograd.Function):
     def backward(ctx: Any, v_features: Tensor) -> Tuple[Optional[Tensor], ...]:
         table, positions, weights = ctx.saved_tensors
         need_table, need_positions, need_weights = ctx.needs_input_grad[:3]
-        intervals, samples, _ = positions.shape
+        samples = positions.shape[1]
         v_table = torch.zeros_like(table) if need_table else None
         v_positions = torch.zeros_like(positions) if need_positions else None
         v_weights = torch.zeros_like(weights) if need_weights else None
@@ -177,29 +181,31 @@ class _HashEncode(torch.autograd.Function):
             flat = positions.detach().reshape(-1, 3).requires_grad_(need_positions)
             with torch.set_grad_enabled(need_positions):
                 rows, corner_weights = level_corners(flat, level)
-            prefilter = weights[..., index, None] / samples
-            bag = corner_weights.detach().view(intervals, samples, 8) * prefilter
+            prefilter = weights[..., index].reshape(-1, 1) / samples
+            v_points = v_level[:, None].expand(-1, samples, -1).reshape(len(flat), -1)
             if v_table is not None:
-                _scatter_level(v_table, level, rows, bag.view(intervals, -1), v_level)
-            if v_positions is not None or v_weights is not None:
-                values = table[level.offset : level.offset + level.size][rows.long()]
-                v_bag = (values.view(intervals, -1, values.shape[-1]) * v_level[:, None]).sum(-1)
-                v_bag = v_bag.view(intervals, samples, 8)
+                _scatter_level(v_table, level, rows, corner_weights.detach() * prefilter, v_points)
+            if v_positions is None and v_weights is None:
+                continue
+            values = table[level.offset : level.offset + level.size][rows.long()]
+            v_bag = (values * v_points[:, None]).sum(-1)
             if v_weights is not None:
-                v_weights[..., index] = (v_bag * corner_weights.detach().view_as(v_bag)).sum(-1) / samples
+                v_weights[..., index] = ((v_bag * corner_weights.detach()).sum(-1) / samples).view_as(
+                    v_weights[..., index]
+                )
             if v_positions is not None:
-                v_corners = (v_bag * prefilter).view(-1, 8)
-                v_positions += torch.autograd.grad(corner_weights, flat, v_corners)[0].view_as(positions)
+                v_positions += torch.autograd.grad(corner_weights, flat, v_bag * prefilter)[0].view_as(positions)
         return v_table, v_positions, v_weights, None, None
 
 
-def _scatter_level(v_table: Tensor, level: Level, rows: Tensor, bag: Tensor, v_level: Tensor) -> None:
-    """Adds bag * v_level to the level's rows; a flat 1-D scatter is by far the fastest form torch has on a CPU."""
-    features = v_level.shape[-1]
+def _scatter_level(v_table: Tensor, level: Level, rows: Tensor, bag: Tensor, v_points: Tensor) -> None:
+    """Adds bag * v_points to the level's rows: one flat 1-D scatter a feature, torch's fastest form on a CPU."""
+    features = v_points.shape[-1]
     target = v_table[level.offset : level.offset + level.size].view(-1)
-    contributions = (bag[..., None] * v_level[:, None]).reshape(-1)
-    columns = torch.arange(features, device=rows.device)
-    target.scatter_add_(0, (rows.reshape(-1, 1).long() * features + columns).view(-1), contributions)
+    # Transposed back, both are contiguous.
+    first, bag = rows.t().long().reshape(-1) * features, bag.t()
+    for index in range(features):
+        target[index:].scatter_add_(0, first, (bag * v_points[:, index]).reshape(-1))
 
 
 def hash_encode(

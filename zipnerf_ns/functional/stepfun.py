@@ -83,9 +83,7 @@ def resample(
     return torch.lerp(cdf.gather(-1, left), cdf.gather(-1, left + 1), share).diff(dim=-1).clamp_min(0.0)
 
 
-def distortion(
-    fenceposts: Float[Tensor, "*batch n+1"], weights: Float[Tensor, "*batch n"]
-) -> Float[Tensor, "*batch"]:
+def distortion(fenceposts: Float[Tensor, "*batch n+1"], weights: Float[Tensor, "*batch n"]) -> Float[Tensor, "*batch"]:
     """Expected distance |x - y| of two points drawn from a ray's histogram (mip-NeRF 360, eq. 15).
 
     Prefix sums replace the paper's double sum, which works because the midpoints are in order.

@@ -31,7 +31,9 @@ def expected_distance(
     middles = 0.5 * (starts + ends)
     total = weights.sum(dim=-1, keepdim=True)
     mean = (weights * middles).sum(dim=-1, keepdim=True) / total.clamp_min(TINY)
-    return torch.where(total > TINY, torch.minimum(torch.maximum(mean, starts[..., :1]), ends[..., -1:]), starts[..., :1])
+    return torch.where(
+        total > TINY, torch.minimum(torch.maximum(mean, starts[..., :1]), ends[..., -1:]), starts[..., :1]
+    )
 
 
 def median_distance(

@@ -1,8 +1,8 @@
 """The whole way once: scene, training, evaluation on held-out views, and a video.
 
-``python -m zipnerf_ns.tools.demo`` runs the same ``ns-train``, ``ns-eval`` and ``ns-render`` that a person would,
-on the built-in scene or, with ``--data FOLDER``, on one with camera poses. What each command printed is kept
-beside its results.
+``python -m zipnerf_ns.tools.demo`` runs the same ``ns-train``, ``ns-eval`` and ``ns-render`` that a person
+would, on the built-in scene or, with ``--data FOLDER``, on one with camera poses. What each command printed
+is kept beside its results.
 """
 
 from __future__ import annotations
@@ -16,13 +16,22 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 from PIL import Image
 
+from zipnerf_ns.tools.demo_commands import (
+    CPU,
+    CUDA,
+    DemoError,
+    Machine,
+    Run,
+    eval_command,
+    render_command,
+    train_command,
+)
 from zipnerf_ns.tools.demo_scene import write_scene
 from zipnerf_ns.tools.system_check import (
     check_all,
@@ -33,189 +42,12 @@ from zipnerf_ns.tools.system_check import (
 )
 
 EXPECTED_PSNR = 24.0
-"""What the built-in scene gives at least with the steps below, dB on held-out views."""
-EXPERIMENT = "demo"
-VIDEO_SECONDS = 3.0
-FRAME_RATE = 24
-
-
-@dataclass(frozen=True)
-class Machine:
-    """How much the demo asks of a machine."""
-
-    device: str
-    method: str
-    steps: int
-    """Training steps."""
-    longest_side: int
-    """Pictures are trained and held out at the first of their sizes on disk that does not exceed this, pixels."""
-    video_height: int
-    """The video is not higher than this, pixels."""
-
-
-CPU = Machine("cpu", "zipnerf-lite", steps=1500, longest_side=400, video_height=120)
-CUDA = Machine("cuda", "zipnerf", steps=5000, longest_side=1600, video_height=540)
-
-
-class DemoError(Exception):
-    """A step could not be done; the message is all that the person needs."""
-
-
-@dataclass(frozen=True)
-class Run:
-    """Where a run's files are; the first four names are nerfstudio's own layout of an output folder."""
-
-    output_dir: Path
-    method: str
-    timestamp: str
-
-    @property
-    def folder(self) -> Path:
-        """Folder of this run."""
-        return self.output_dir / EXPERIMENT / self.method / self.timestamp
-
-    @property
-    def config(self) -> Path:
-        """What the other commands load the run by."""
-        return self.folder / "config.yml"
-
-    @property
-    def metrics(self) -> Path:
-        """``ns-eval``'s result."""
-        return self.folder / "eval.json"
-
-    @property
-    def pictures(self) -> Path:
-        """Held-out views: truth and rendering side by side."""
-        return self.folder / "eval"
-
-    @property
-    def video(self) -> Path:
-        """The rendered camera path."""
-        return self.folder / "video.mp4"
+"""What the built-in scene gives at least with the machine's own number of steps, dB on held-out views."""
 
 
 def available_machine() -> Machine:
     """What to run here."""
     return CUDA if torch.cuda.is_available() else CPU
-
-
-def data_arguments(data: Path, longest_side: int) -> list[str]:
-    """The dataparser of ``ns-train`` for a data set, with its options; nothing for nerfstudio's own format.
-
-    Args:
-        data: a folder, or a transforms file.
-        longest_side: pictures of this size are enough, pixels.
-
-    Raises:
-        DemoError: no known data set is there; says what to do with plain photographs.
-    """
-    if not data.exists():
-        raise DemoError(f"{data} does not exist.")
-    if data.suffix == ".json":
-        return []
-    factor = downscale_factor(data, longest_side)
-    if (data / "transforms.json").is_file():
-        return ["nerfstudio-data", "--downscale-factor", str(factor)] if factor > 1 else []
-    if (data / "transforms_train.json").is_file():
-        return ["blender-data"]
-    for model in (Path("colmap/sparse/0"), Path("sparse/0")):
-        if (data / model).is_dir():
-            # Without the factor, nerfstudio would ask on the terminal whether to write smaller pictures.
-            return ["colmap", "--colmap-path", str(model), "--downscale-factor", str(factor)]
-    raise DemoError(
-        f"{data} has no camera poses (transforms.json, transforms_train.json or sparse/0). For a folder of "
-        f"photographs, find them with COLMAP first:\n  ns-process-data images --data {data} --output-dir data/mine\n"
-        "then give data/mine here."
-    )
-
-
-def downscale_factor(data: Path, longest_side: int) -> int:
-    """The least reduction among the folders images, images_2, images_4, ... that brings pictures to a size.
-
-    Args:
-        longest_side: pixels; where no folder is small enough, the smallest is taken.
-    """
-    pictures = sorted(path for path in (data / "images").glob("*") if path.suffix.lower() in Image.registered_extensions())
-    if not pictures:
-        return 1
-    with Image.open(pictures[0]) as picture:
-        side = max(picture.size)
-    factor = 1
-    while side > longest_side * factor and (data / f"images_{2 * factor}").is_dir():
-        factor *= 2
-    return factor
-
-
-def train_command(run: Run, data: Path, machine: Machine, steps: int) -> list[str]:
-    """``ns-train``, leaving when it is done."""
-    return [
-        "ns-train",
-        machine.method,
-        *("--data", str(data)),
-        *("--output-dir", str(run.output_dir)),
-        *("--experiment-name", EXPERIMENT),
-        *("--timestamp", run.timestamp),
-        *("--machine.device-type", machine.device),
-        *("--max-num-iterations", str(steps)),
-        *("--steps-per-eval-image", str(max(steps // 4, 1))),
-        # Nerfstudio does not evaluate while its viewer is on.
-        *("--vis", "tensorboard"),
-        *("--viewer.quit-on-train-completion", "True"),
-        *data_arguments(data, machine.longest_side),
-    ]
-
-
-def eval_command(run: Run) -> list[str]:
-    """``ns-eval`` with pictures of every held-out view."""
-    return [
-        "ns-eval",
-        *("--load-config", str(run.config)),
-        *("--output-path", str(run.metrics)),
-        *("--render-output-path", str(run.pictures)),
-    ]
-
-
-def render_command(run: Run, num_views: int, size: tuple[int, int], video_height: int) -> list[str]:
-    """``ns-render`` along the held-out cameras.
-
-    Args:
-        num_views: how many views were held out.
-        size: width and height of the pictures, pixels.
-    """
-    # A path needs two cameras.
-    source = "eval" if num_views > 1 else "train"
-    frames = round(VIDEO_SECONDS * FRAME_RATE / max(num_views - 1, 1)) if source == "eval" else 1
-    return [
-        "ns-render",
-        "interpolate",
-        *("--load-config", str(run.config)),
-        *("--output-path", str(run.video)),
-        *("--pose-source", source),
-        *("--interpolation-steps", str(max(frames, 1))),
-        *("--order-poses", "True"),
-        *("--frame-rate", str(FRAME_RATE)),
-        *("--downscale-factor", f"{video_reduction(size, video_height):.6f}"),
-    ]
-
-
-def video_reduction(size: tuple[int, int], video_height: int) -> float:
-    """The reduction to at most a height, with even width and height where there is one within 16 pixels of it.
-
-    A video of odd size is stored in a pixel format that browsers do not play.
-
-    Args:
-        size: width and height before, pixels.
-    """
-    width, height = size
-    top = min(height, video_height)
-    for target in range(top - top % 2, max(top - 16, 2), -2):
-        # Sizes are rounded down after a float32 product: a quarter pixel keeps clear of the edge.
-        reduction = height / (target + 0.25) if target < height else 1.0
-        scaled = width / reduction
-        if int(scaled) % 2 == 0 and (reduction == 1.0 or 0.01 < scaled % 1 < 0.99):
-            return reduction
-    return height / top
 
 
 def hide_config(write: Callable[[bytes], Any]) -> Callable[[bytes], None]:
@@ -261,7 +93,8 @@ def run_step(name: str, command: list[str], log: Path, write: Callable[[bytes], 
     """
     log.parent.mkdir(parents=True, exist_ok=True)
     print(f"\n== {name}\n$ {shlex.join(command)}", flush=True)
-    environment = {**script_environment(), "PYTHONUNBUFFERED": "1"}
+    # Without the warnings: they are about nerfstudio's own lines, and would bury what the person looks for.
+    environment = {"PYTHONWARNINGS": "ignore", **script_environment(), "PYTHONUNBUFFERED": "1"}
     if sys.stdout.isatty():
         # Through the pipe below, rich would not draw its progress bars otherwise.
         environment.setdefault("FORCE_COLOR", "1")
@@ -275,7 +108,8 @@ def run_step(name: str, command: list[str], log: Path, write: Callable[[bytes], 
             stderr=subprocess.STDOUT,
         )
     except OSError as error:
-        raise DemoError(f"{name} did not start: {error}. Is nerfstudio installed for {sys.executable}?") from error
+        hint = f"Is nerfstudio installed for {sys.executable}?"
+        raise DemoError(f"{name} did not start: {error}. {hint}") from error
     with process, log.open("wb") as file:
         descriptor = process.stdout.fileno()
         try:
@@ -378,7 +212,7 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
         description="Trains, evaluates and renders a scene once, with the programs that you would use.",
     )
     parser.add_argument("--data", type=Path, help="data set with camera poses (default: the built-in scene)")
-    parser.add_argument("--output-dir", type=Path, default=Path("outputs"), help="folder for everything written")
+    parser.add_argument("--output-dir", type=Path, default=Path("outputs"), help="folder for all results")
     parser.add_argument("--steps", type=int, help="training steps (default: by machine)")
     options = parser.parse_args(arguments)
     if options.steps is not None and options.steps < 1:

@@ -15,13 +15,15 @@ import numpy as np
 from jaxtyping import Float
 
 from zipnerf_ns.tools.demo_world import bodies
-from zipnerf_ns.tools.procedural import fractal_noise, mix
+from zipnerf_ns.tools.procedural import extent, fractal_noise, mix, supports
 
 SUN = tuple(float(v) for v in np.array([0.55, -0.40, 0.80]) / np.linalg.norm([0.55, -0.40, 0.80]))
 """Unit direction towards the sun."""
 
 _SUN_COLOUR, _SKY_COLOUR = (0.60, 0.56, 0.49), (0.46, 0.48, 0.52)
 _HORIZON, _ZENITH, _GLOW, _CLOUD = (0.88, 0.89, 0.88), (0.36, 0.57, 0.82), (1.0, 0.93, 0.78), (0.98, 0.97, 0.95)
+_ACROSS = np.cross(SUN, (0.0, 0.0, 1.0)) / np.linalg.norm(np.cross(SUN, (0.0, 0.0, 1.0)))
+_AXES = np.stack([_ACROSS, np.cross(SUN, _ACROSS), SUN, *np.eye(3)])
 _OCCLUSION_REACH = 0.16
 _SHADOW_REACH = 18.0
 _HAZE_START, _HAZE_LENGTH = 8.0, 150.0
@@ -92,16 +94,16 @@ def render_premultiplied(camera_to_world, pinhole: Pinhole, samples_per_pixel: i
     """The picture in float32, its colours multiplied by alpha."""
     side = max(1, math.isqrt(_RAYS_PER_TILE // samples_per_pixel))
     picture = np.empty((pinhole.height, pinhole.width, 4 if rgba else 3), dtype=np.float32)
-    corners = [(y, x) for y in range(0, pinhole.height, side) for x in range(0, pinhole.width, side)]
-    for number, (top, left) in enumerate(corners):
+    tiles = [(y, x) for y in range(0, pinhole.height, side) for x in range(0, pinhole.width, side)]
+    for number, (top, left) in enumerate(tiles):
         tile = picture[top : top + side, left : left + side]
         rows, columns = tile.shape[:2]
         x, y = _sample_places(rows, columns, samples_per_pixel, np.random.default_rng([seed, number]))
         directions = _directions(camera_to_world, pinhole, x + left, y + top)
-        edges_x, edges_y = np.array([0, columns, 0, columns]) + left, np.array([0, 0, rows, rows]) + top
-        edges = _directions(camera_to_world, pinhole, edges_x.astype(np.float32), edges_y.astype(np.float32))
+        corners = np.array([[0, columns, columns, 0], [0, 0, rows, rows]]) + [[left], [top]]
+        corners = _directions(camera_to_world, pinhole, *corners.astype(np.float32))
         origin = camera_to_world[:3, 3:].astype(np.float32)
-        colour, distance = radiance(origin, directions, not rgba, _candidates(origin, edges, not rgba))
+        colour, distance = radiance(origin, directions, not rgba, _candidates(origin, corners, not rgba))
         channels = [*colour, np.isfinite(distance).astype(np.float32)] if rgba else colour
         for channel, values in enumerate(channels):
             tile[..., channel] = values.reshape(rows, columns, -1).mean(axis=-1)
@@ -126,23 +128,14 @@ def _directions(camera_to_world, pinhole: Pinhole, x, y) -> np.ndarray:
     return vectors / np.sqrt((vectors * vectors).sum(axis=0))
 
 
-@functools.cache
-def _bounds(backdrop: bool) -> tuple[np.ndarray, np.ndarray]:
-    shapes = [body.shape for body in bodies(backdrop)]
-    return np.array([shape.center for shape in shapes]), np.array([shape.bounding_radius for shape in shapes])
-
-
-def _candidates(origin, edges, backdrop: bool) -> list[int]:
-    """The bodies whose bounding spheres meet the cone from `origin` around the directions `edges`."""
-    axis = edges.sum(axis=1) / np.linalg.norm(edges.sum(axis=1))
-    opening = math.acos(min(1.0, float((axis @ edges).min())))
-    centers, radii = _bounds(backdrop)
-    towards = centers - origin[:, 0]
-    away = np.linalg.norm(towards, axis=1)
-    angle = np.arccos(np.clip(towards @ axis / np.maximum(away, 1e-9), -1, 1))
-    reach = np.where(radii < away, np.arcsin(np.minimum(radii / np.maximum(away, 1e-9), 1)), math.pi)
-    # A thousandth of a radian for rounding.
-    return np.flatnonzero(angle < opening + reach + 1e-3).tolist()
+def _candidates(origin, corners, backdrop: bool) -> list[int]:
+    """The bodies that may be seen from `origin` between four corner directions, given in order around the tile."""
+    sides = np.cross(corners, np.roll(corners, -1, axis=1), axis=0)
+    sides /= -np.sign(corners.sum(axis=1) @ sides) * np.linalg.norm(sides, axis=0)
+    centers, support = _hulls(backdrop)
+    # A thousandth of a unit for rounding.
+    reached = (centers - origin[:, 0]) @ sides <= extent(support, sides) + 1e-3
+    return np.flatnonzero(reached.all(axis=1)).tolist()
 
 
 def straight_alpha(premultiplied: np.ndarray) -> np.ndarray:
@@ -171,45 +164,49 @@ def radiance(
     for index in range(len(world)) if candidates is None else candidates:
         enter, hit = world[index].shape.intersect(origins, directions)
         hit &= enter < distance
-        np.copyto(distance, enter, where=hit)
-        np.copyto(nearest, index, where=hit)
+        if hit.any():
+            np.copyto(distance, enter, where=hit)
+            np.copyto(nearest, index, where=hit)
     colour = np.zeros_like(directions)
     for index in np.flatnonzero(np.bincount(nearest + 1)) - 1:
         rays = np.flatnonzero(nearest == index)
         along = directions.take(rays, axis=1)
         if index >= 0:
             starts = origins if origins.shape[1] == 1 else origins.take(rays, axis=1)
-            colour[:, rays] = _shade(world, int(index), starts, along, distance.take(rays))
+            colour[:, rays] = _shade(backdrop, int(index), starts, along, distance.take(rays))
         elif backdrop:
             colour[:, rays] = _sky(along)
     return np.clip(colour, 0, 1, out=colour), distance
 
 
-def _shade(world, index, origins, directions, distance) -> np.ndarray:
-    body = world[index]
+def _shade(backdrop, index, origins, directions, distance) -> np.ndarray:
+    body = bodies(backdrop)[index]
     points = origins + distance * directions
     local, local_normals, normals = body.shape.surface(points)
     albedo = body.texture(local, local_normals)
-    lit, openness = _occlusion(world, index, points, normals)
+    lit, openness = _occlusion(backdrop, index, points, normals)
     sun, sky = np.maximum(_dot(SUN, normals), 0) * lit, openness * (0.8 + 0.2 * normals[2])
     colour = np.stack([a * (s * sun + k * sky) for a, s, k in zip(albedo, _SUN_COLOUR, _SKY_COLOUR, strict=True)])
     if body.gloss:
         halfway = np.stack([towards - along for towards, along in zip(SUN, directions, strict=True)])
         halfway /= np.sqrt(_dot(halfway, halfway))
-        colour += body.gloss * lit * np.maximum(_dot(halfway, normals), 0) ** 48
+        colour += body.gloss * lit * functools.reduce(
+            lambda shine, _: np.square(shine), range(5), np.maximum(_dot(halfway, normals), 0)
+        )
     if not body.near:
         haze = 1 - np.exp(np.minimum(_HAZE_START - distance, 0) / _HAZE_LENGTH)
         colour = mix(colour, _sky(directions, clouds=False), haze)
     return colour
 
 
-def _occlusion(world, index, points, normals) -> tuple[np.ndarray, np.ndarray]:
+def _occlusion(backdrop, index, points, normals) -> tuple[np.ndarray, np.ndarray]:
     """Whether the sun reaches each point (0 or 1), and how far neighbours leave the sky open (0.35 to 1)."""
     lit, gap = np.ones_like(points[0]), np.full_like(points[0], _OCCLUSION_REACH)
     close = np.flatnonzero(points[0] ** 2 + points[1] ** 2 < _SHADOW_REACH**2)
     if close.size:
         points, normals = points.take(close, axis=1), normals.take(close, axis=1)
-        shades, touches = _neighbours(world, index, points)
+        world = bodies(backdrop)
+        shades, touches = _neighbours(backdrop, index, points)
         sun = np.asarray(SUN, dtype=points.dtype)[:, None]
         reached, room = lit.take(close), gap.take(close)
         for other in shades:
@@ -222,25 +219,42 @@ def _occlusion(world, index, points, normals) -> tuple[np.ndarray, np.ndarray]:
     return lit, 0.35 + 0.65 * np.clip(gap / _OCCLUSION_REACH, 0, 1)
 
 
-def _neighbours(world, index, points) -> tuple[list[int], list[int]]:
+def _neighbours(backdrop: bool, index: int, points: np.ndarray) -> tuple[list[int], list[int]]:
     """The bodies whose shadow may fall on some of the points, and those that may be within the occlusion's reach."""
-    frame = _light_frame()
-    low, high = _slabs(world)
-    own = frame @ points
-    least, most = own.min(axis=1), own.max(axis=1)
-    casts = np.array([body.casts for body in world])
+    low, high = _slabs(backdrop)
+    # Not a matrix product, which would start threads in every process that draws.
+    along = [*(_dot(axis, points) for axis in _AXES[:3].tolist()), *points]
+    least, most = np.array([row.min() for row in along]), np.array([row.max() for row in along])
+    casts = np.array([body.casts for body in bodies(backdrop)])
     casts[index] = False
-    ahead = (high[:, 2] > least[2]) & ((low < most) & (high > least))[:, :2].all(axis=1)
+    bulky = np.array([not body.thin for body in bodies(backdrop)])
+    sunward = (high[:, 2] > least[2]) & ((low < most) & (high > least))[:, :2].all(axis=1)
     reach = 2 * _OCCLUSION_REACH
-    beside = ((low < most + reach) & (high > least - reach))[:, :3].all(axis=1)
-    return np.flatnonzero(casts & ahead).tolist(), np.flatnonzero(casts & beside).tolist()
+    beside = ((low < most + reach) & (high > least - reach)).all(axis=1)
+    return np.flatnonzero(casts & sunward).tolist(), np.flatnonzero(casts & bulky & beside).tolist()
+
+
+@functools.cache
+def _hulls(backdrop: bool) -> tuple[np.ndarray, tuple[np.ndarray, np.ndarray, np.ndarray]]:
+    shapes = [body.shape for body in bodies(backdrop)]
+    return np.array([shape.center for shape in shapes]), supports(shapes)
+
+
+@functools.cache
+def _slabs(backdrop: bool) -> tuple[np.ndarray, np.ndarray]:
+    """Where every body begins and ends along each of `_AXES`, `[bodies, axes]`."""
+    centers, support = _hulls(backdrop)
+    middle, reach = centers @ _AXES.T, extent(support, _AXES.T)
+    return middle - reach, middle + reach
 
 
 def _sky(directions, clouds: bool = True) -> np.ndarray:
     """Colour of the sky; below the horizon it is the horizon's, which far surfaces fade into."""
     height = np.clip(directions[2], 0, 1)
-    colour = mix(_HORIZON, _ZENITH, 1 - (1 - height) ** 3)
-    glow = np.maximum(_dot(SUN, directions), 0) ** 8
+    level = 1 - height
+    colour = mix(_HORIZON, _ZENITH, 1 - level * level * level)
+    # Whole powers by squaring: a general power costs more than all the rest of the sky.
+    glow = np.square(np.square(np.square(np.maximum(_dot(SUN, directions), 0))))
     colour = mix(colour, _GLOW, 0.45 * glow)
     if clouds:
         # A flat layer overhead: its plane is met at 1 / height, which the offset keeps finite at the horizon.

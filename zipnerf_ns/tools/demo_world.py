@@ -54,6 +54,8 @@ class Body:
     """Part of the still life: present without the backdrop, and part of the true surface."""
     casts: bool = True
     """Whether it throws a shadow on others."""
+    thin: bool = False
+    """Too thin to hide the sky from its neighbours."""
 
 
 @functools.cache
@@ -100,8 +102,10 @@ def _still_life() -> tuple[Body, ...]:
         (Sphere((-0.02, -0.72, top + 0.09), 0.0, 0.09), _spotted, 0.0),
         (Sphere((0.12, 0.80, top + 0.11), 2.0, 0.11), _beach_ball, 0.0),
     ]
-    solids += [(bar, _plain(NAVY), 0.0) for bar in _lattice_bars((0.44, -0.50, top + 0.23), 0.35, 0.22, 0.011)]
-    return tuple(Body(shape, texture, gloss, near=True) for shape, texture, gloss in solids)
+    bars = _lattice_bars((0.44, -0.50, top + 0.23), 0.35, 0.22, 0.011)
+    bodies = [Body(shape, texture, gloss, near=True) for shape, texture, gloss in solids]
+    bodies += [Body(bar, _plain(NAVY), near=True, thin=True) for bar in bars]
+    return tuple(bodies)
 
 
 def _lattice_bars(center: Colour, yaw: float, half: float, thickness: float) -> list[Box]:
@@ -178,8 +182,9 @@ def _plinth(points, normals):
     tiles = mix(CREAM, TERRACOTTA, 0.75 * parity(x / 0.24, y / 0.24))
     tiles = mix(tiles, STONE, 0.22 * parity(x / 0.02, y / 0.02))
     tiles = mix(tiles, NAVY, 0.25 * fractal_noise(9 * x, 9 * y, 3))
-    rim = mix(TEAL, CREAM, 0.8 * parity(48 * _turn(points)))
-    return mix(tiles, rim, (away > 1.06).astype(x.dtype))
+    rim = np.flatnonzero(away > 1.06)
+    tiles[:, rim] = mix(TEAL, CREAM, 0.8 * parity(48 * _turn(points.take(rim, axis=1))))
+    return tiles
 
 
 def _slab(points, normals):
@@ -246,18 +251,31 @@ def _marble(points, normals):
 
 
 def _ground(points, normals):
+    """Paving around the plinth, up to a wavy edge, and the meadow beyond it."""
     x, y = points[0], points[1]
-    meadow = mix(GRASS, STRAW, np.clip(2.2 * fractal_noise(0.23 * x, 0.23 * y, 3) - 0.6, 0, 1))
-    u, v = 0.0711 * x + 0.0414 * y + 0.37, 0.0711 * y - 0.0414 * x + 0.61
-    meadow = mix(meadow, (0.58, 0.62, 0.30), 0.45 * parity(u, v))
-    meadow = mix(meadow, (0.30, 0.42, 0.20), 0.16 * parity(u, v) * parity(9 * u) + 0.3 * value_noise(5 * x, 5 * y))
-    bloom = dots(x / 0.55, y / 0.55, 0.16) * (value_noise(0.8 * x + 7, 0.8 * y) > 0.55)
-    meadow = mix(meadow, CREAM, 0.7 * bloom)
+    away = np.sqrt(x * x + y * y)
+    beyond = away > 3.7 + 0.5 * value_noise(0.9 * x + 3, 0.9 * y)
+    colour = np.empty_like(points)
+    for part, pattern in ((np.flatnonzero(~beyond), _paving), (np.flatnonzero(beyond), _meadow)):
+        if part.size:
+            colour[:, part] = pattern(x.take(part), y.take(part))
+    return colour
+
+
+def _paving(x, y):
     stones = mix(STONE, (0.66, 0.58, 0.54), 0.6 * parity(x / 0.6, y / 0.6))
     stones = mix(stones, CREAM, 0.3 * parity(x / 0.05, y / 0.05))
-    stones = mix(stones, (0.58, 0.50, 0.42), 0.4 * fractal_noise(2.5 * x, 2.5 * y, 4))
-    edge = 3.7 + 0.5 * value_noise(0.9 * x + 3, 0.9 * y)
-    return mix(stones, meadow, (x * x + y * y > edge * edge).astype(x.dtype))
+    return mix(stones, (0.58, 0.50, 0.42), 0.4 * fractal_noise(2.5 * x, 2.5 * y, 3))
+
+
+def _meadow(x, y):
+    grass = mix(GRASS, STRAW, np.clip(2.2 * fractal_noise(0.23 * x, 0.23 * y, 3) - 0.6, 0, 1))
+    u, v = 0.0711 * x + 0.0414 * y + 0.37, 0.0711 * y - 0.0414 * x + 0.61
+    field = parity(u, v)
+    grass = mix(grass, (0.58, 0.62, 0.30), 0.45 * field)
+    grass = mix(grass, (0.30, 0.42, 0.20), 0.16 * field * parity(9 * u) + 0.3 * value_noise(5 * x, 5 * y))
+    bloom = dots(x / 0.55, y / 0.55, 0.16) * (value_noise(0.8 * x + 7, 0.8 * y) > 0.55)
+    return mix(grass, CREAM, 0.7 * bloom)
 
 
 def _bark(points, normals):

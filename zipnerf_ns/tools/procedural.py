@@ -20,6 +20,7 @@ MIN_DISTANCE = 1e-4
 """Nearest hit that counts, in world units: a ray that starts on a surface does not hit that same surface again."""
 
 _TINY = 1e-12
+_ENDLESS = 1e12
 _LATTICE = 64
 
 
@@ -30,21 +31,22 @@ class Shape(ABC):
     center: tuple[float, float, float]
     yaw: float = 0.0
 
+    @property
     @abstractmethod
-    def extent(self, directions: Float[np.ndarray, "3 n"]) -> Float[np.ndarray, " n"]:
-        """How far the solid reaches from its centre along unit directions (its support function)."""
+    def support(self) -> tuple[np.ndarray, float, float]:
+        """The solid as a sum of parts that bounds it, for `extent`: half-axes `[3, 3]`, level disc, ball."""
 
     @abstractmethod
     def _interval(self, origins, directions) -> tuple[np.ndarray, np.ndarray]:
-        """Distances at which local rays enter and leave; enter >= exit for a miss."""
+        """Distances at which rays enter and leave, origins relative to the centre; enter >= leave for a miss."""
 
     @abstractmethod
     def _local_normals(self, points) -> np.ndarray:
         """Outward unit normals at local points on the surface."""
 
     @abstractmethod
-    def _local_distance(self, points) -> np.ndarray:
-        """Signed distances from local points, negative inside."""
+    def _distance(self, points) -> np.ndarray:
+        """Signed distances, negative inside, from points relative to the centre."""
 
     def rotate(self, vectors: Float[np.ndarray, "3 n"], inverse: bool = False) -> Float[np.ndarray, "3 n"]:
         """Turns world vectors into the solid's own axes, or back with `inverse`."""
@@ -66,7 +68,7 @@ class Shape(ABC):
 
         The distance of a ray that misses means nothing.
         """
-        enter, leave = self._interval(self.local(origins), self.rotate(directions))
+        enter, leave = self._interval(origins - _column(self.center, origins), directions)
         return enter, (enter < leave) & (enter > MIN_DISTANCE)
 
     def surface(
@@ -79,7 +81,7 @@ class Shape(ABC):
 
     def distance(self, points: Float[np.ndarray, "3 n"]) -> Float[np.ndarray, " n"]:
         """Exact signed distance of world points from the surface, negative inside."""
-        return self._local_distance(self.local(points))
+        return self._distance(points - _column(self.center, points))
 
 
 @dataclass(frozen=True)
@@ -88,19 +90,20 @@ class Sphere(Shape):
 
     radius: float = 1.0
 
-    def extent(self, directions):
-        return np.full_like(directions[0], self.radius)
+    @property
+    def support(self):
+        return np.zeros((3, 3)), 0.0, self.radius
 
     def _interval(self, origins, directions):
         # From the point of closest approach: the textbook discriminant b^2 - c cancels for far, large spheres.
-        middle = -np.einsum("in,in->n", *np.broadcast_arrays(origins, directions))
+        middle = -(origins[0] * directions[0] + origins[1] * directions[1] + origins[2] * directions[2])
         closest = origins + middle * directions
         return _around(middle, self.radius**2 - _squared(closest))
 
     def _local_normals(self, points):
         return points / np.sqrt(_squared(points))
 
-    def _local_distance(self, points):
+    def _distance(self, points):
         return np.sqrt(_squared(points)) - self.radius
 
 
@@ -110,12 +113,14 @@ class Box(Shape):
 
     half: tuple[float, float, float] = (1.0, 1.0, 1.0)
 
-    def extent(self, directions):
-        return (np.abs(self.rotate(directions)) * _column(self.half, directions)).sum(axis=0)
+    @property
+    def support(self):
+        return self.rotate(np.diag(self.half), inverse=True).T, 0.0, 0.0
 
     def _interval(self, origins, directions):
+        directions = self.rotate(directions)
         inverse = 1.0 / np.where(np.abs(directions) < _TINY, _TINY, directions)
-        middle = -origins * inverse
+        middle = -self.rotate(origins) * inverse
         extent = np.abs(inverse) * _column(self.half, directions)
         return (middle - extent).max(axis=0), (middle + extent).min(axis=0)
 
@@ -125,8 +130,8 @@ class Box(Shape):
         y = ~x & (excess[1] >= excess[2])
         return np.where(np.stack([x, y, ~(x | y)]), np.sign(points), 0).astype(points.dtype, copy=False)
 
-    def _local_distance(self, points):
-        excess = np.abs(points) - _column(self.half, points)
+    def _distance(self, points):
+        excess = np.abs(self.rotate(points)) - _column(self.half, points)
         outside = np.maximum(excess, 0)
         return np.sqrt(_squared(outside)) + np.minimum(excess.max(axis=0), 0)
 
@@ -138,8 +143,9 @@ class Cylinder(Shape):
     radius: float = 1.0
     half_height: float = 1.0
 
-    def extent(self, directions):
-        return self.radius * np.hypot(directions[0], directions[1]) + self.half_height * np.abs(directions[2])
+    @property
+    def support(self):
+        return np.diag([0.0, 0.0, self.half_height]), self.radius, 0.0
 
     def _interval(self, origins, directions):
         across = np.maximum(directions[0] ** 2 + directions[1] ** 2, _TINY)
@@ -156,7 +162,7 @@ class Cylinder(Shape):
         side = ~cap / np.maximum(across, _TINY)
         return np.stack([points[0] * side, points[1] * side, cap * np.sign(points[2])]).astype(points.dtype)
 
-    def _local_distance(self, points):
+    def _distance(self, points):
         side = np.sqrt(points[0] ** 2 + points[1] ** 2) - self.radius
         cap = np.abs(points[2]) - self.half_height
         outside = np.sqrt(np.maximum(side, 0) ** 2 + np.maximum(cap, 0) ** 2)
@@ -167,8 +173,10 @@ class Cylinder(Shape):
 class Ground(Shape):
     """Everything below the horizontal plane through `center`, without end."""
 
-    def extent(self, directions):
-        return np.full_like(directions[0], np.inf)
+    @property
+    def support(self):
+        # Finite, for differences of extents to stay numbers.
+        return np.zeros((3, 3)), 0.0, _ENDLESS
 
     def _interval(self, origins, directions):
         enter = origins[2] / np.maximum(-directions[2], _TINY)
@@ -177,7 +185,7 @@ class Ground(Shape):
     def _local_normals(self, points):
         return np.stack([np.zeros_like(points[0]), np.zeros_like(points[0]), np.ones_like(points[0])])
 
-    def _local_distance(self, points):
+    def _distance(self, points):
         return points[2]
 
 
@@ -194,13 +202,30 @@ def _around(middle, squared_half_length) -> tuple[np.ndarray, np.ndarray]:
     return middle - half, middle + half
 
 
+def supports(shapes: Sequence[Shape]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """The supports of several solids together: half-axes `[m, 3, 3]`, discs `[m]`, balls `[m]`."""
+    axes, discs, balls = zip(*(shape.support for shape in shapes), strict=True)
+    return np.stack(axes), np.array(discs), np.array(balls)
+
+
+def extent(
+    support: tuple[np.ndarray, np.ndarray, np.ndarray], directions: Float[np.ndarray, "3 n"]
+) -> Float[np.ndarray, "m n"]:
+    """How far each solid reaches from its centre along unit directions (its support function)."""
+    axes, discs, balls = support
+    level = np.hypot(directions[0], directions[1])
+    return np.abs(axes @ directions).sum(axis=1) + discs[:, None] * level + balls[:, None]
+
+
 def mix(
     first: Colour | Float[np.ndarray, "3 n"], second: Colour | Float[np.ndarray, "3 n"], share: np.ndarray
 ) -> Float[np.ndarray, "3 n"]:
     """Colours between `first` (share 0) and `second` (share 1)."""
     share = np.asarray(share, dtype=share.dtype if share.dtype.kind == "f" else np.float32)
     first, second = (_column(c, share) if isinstance(c, tuple) else c for c in (first, second))
-    return first + (second - first) * share
+    mixed = (second - first) * share
+    mixed += first
+    return mixed
 
 
 def parity(u: Float[np.ndarray, " n"], *others: Float[np.ndarray, " n"]) -> Float[np.ndarray, " n"]:
@@ -220,12 +245,25 @@ def dots(u: Float[np.ndarray, " n"], v: Float[np.ndarray, " n"], radius: float) 
 def value_noise(u: Float[np.ndarray, " n"], v: Float[np.ndarray, " n"]) -> Float[np.ndarray, " n"]:
     """Smooth noise in [0, 1] of one cell per unit: a random value at each lattice point, eased between them."""
     iu, iv = np.floor(u), np.floor(v)
-    fu, fv = u - iu, v - iv
-    fu, fv = fu * fu * (3 - 2 * fu), fv * fv * (3 - 2 * fv)
-    mask = _LATTICE - 1
-    cell = (iu.astype(np.int64) & mask) * _LATTICE + (iv.astype(np.int64) & mask)
-    base, along_u, along_v, along_both = (table.take(cell) for table in _lattice(u.dtype.str))
-    return base + along_u * fu + fv * (along_v + along_both * fu)
+    fu, fv = _ease(u - iu), _ease(v - iv)
+    # The lattice repeats, which no one sees under the turned octaves of fractal_noise.
+    iu *= _LATTICE
+    iu += iv
+    cell = iu.astype(np.int32) & (_LATTICE * _LATTICE - 1)
+    base, along_u, along_v, along_both = _lattice(u.dtype.str).take(cell, axis=0).T
+    across = along_both * fu
+    across += along_v
+    across *= fv
+    across += along_u * fu
+    across += base
+    return across
+
+
+def _ease(fraction: np.ndarray) -> np.ndarray:
+    eased = 3 - 2 * fraction
+    eased *= fraction
+    eased *= fraction
+    return eased
 
 
 def fractal_noise(
@@ -243,8 +281,9 @@ def fractal_noise(
 
 
 @functools.cache
-def _lattice(dtype: str) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
+def _lattice(dtype: str) -> np.ndarray:
+    """The bilinear coefficients of every cell, `[cells, 4]`: constant, along u, along v, along both."""
     value = np.random.default_rng(2306).random((_LATTICE, _LATTICE))
     next_u, next_v = np.roll(value, -1, axis=0), np.roll(value, -1, axis=1)
     both = np.roll(next_u, -1, axis=1) - next_u - next_v + value
-    return tuple(table.ravel().astype(dtype) for table in (value, next_u - value, next_v - value, both))
+    return np.stack([value, next_u - value, next_v - value, both], axis=-1).reshape(-1, 4).astype(dtype)

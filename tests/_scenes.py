@@ -1,0 +1,168 @@
+"""Small synthetic scenes and configurations for the tests: pictures whose every pixel names itself."""
+
+from __future__ import annotations
+
+import copy
+import json
+import math
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any, Dict, List, Optional, Tuple
+
+import numpy as np
+import torch
+from PIL import Image
+
+from nerfstudio.configs.method_configs import all_methods
+from nerfstudio.data.dataparsers.base_dataparser import DataParserConfig
+from nerfstudio.data.dataparsers.nerfstudio_dataparser import NerfstudioDataParserConfig
+from nerfstudio.scripts.train import _set_random_seed
+
+from zipnerf_ns.config import zipnerf_lite
+from zipnerf_ns.encoding import HashGridConfig
+from zipnerf_ns.model import ProposalConfig
+from zipnerf_ns.trainer import ZipNerfTrainer, ZipNerfTrainerConfig
+
+WIDTH, HEIGHT = 24, 16
+
+
+def pose(index: int, count: int, radius: float = 2.5) -> List[List[float]]:
+    """A camera on a circle that looks at the origin, camera to world, OpenGL axes."""
+    angle = 2.0 * math.pi * index / count
+    eye = np.array([radius * math.cos(angle), radius * math.sin(angle), 0.4 + 0.3 * (index % 3)])
+    back = eye / np.linalg.norm(eye)
+    right = np.cross([0.0, 0.0, 1.0], back)
+    right /= np.linalg.norm(right)
+    matrix = np.eye(4)
+    matrix[:3] = np.stack([right, np.cross(back, right), back, eye], axis=1)
+    return matrix.tolist()
+
+
+def named_pixels(image: int, width: int = WIDTH, height: int = HEIGHT, channels: int = 3) -> np.ndarray:
+    """A picture whose colours say which picture, row and column they are: (image, y, x[, 255 - x])."""
+    y, x = np.mgrid[:height, :width]
+    planes = [np.full_like(x, image), y, x, 255 - x]
+    return np.stack(planes[:channels], axis=-1).astype(np.uint8)
+
+
+def write_scene(
+    folder: Path, count: int = 8, sizes: Optional[List[Tuple[int, int]]] = None, channels: int = 3, **extra: Any
+) -> Path:
+    """Writes a scene in Nerfstudio's format.
+
+    Args:
+        folder: where; created.
+        count: images, of which every fourth is held out.
+        sizes: width and height of each image; 24x16 for all if not given.
+        channels: 3, or 4 for RGBA.
+        extra: top-level entries of transforms.json.
+    """
+    (folder / "images").mkdir(parents=True)
+    frames, splits = [], {"train": [], "val": [], "test": []}
+    for index in range(count):
+        width, height = (WIDTH, HEIGHT) if sizes is None else sizes[index]
+        name = f"images/{index:03d}.png"
+        Image.fromarray(named_pixels(index, width, height, channels)).save(folder / name)
+        intrinsics = {"fl_x": 1.1 * width, "fl_y": 1.1 * width, "cx": width / 2, "cy": height / 2}
+        frames.append({"file_path": name, "w": width, "h": height, **intrinsics, "transform_matrix": pose(index, count)})
+        for split in ("val", "test") if index % 4 == 3 else ("train",):
+            splits[split].append(name)
+    meta = {"camera_model": "OPENCV", "frames": frames, **extra}
+    meta.update({f"{split}_filenames": names for split, names in splits.items()})
+    write_meta(folder, meta)
+    return folder
+
+
+def write_blender_scene(folder: Path, count: int = 6, size: int = 16) -> Path:
+    """Writes RGBA pictures in the layout of the NeRF-synthetic scenes: a disc that fades out over transparency."""
+    y, x = np.mgrid[:size, :size] - (size - 1) / 2
+    disc = (255 * np.clip(1.5 - np.hypot(x, y) / (size / 4), 0, 1)).astype(np.uint8)
+    for split in ("train", "val", "test"):
+        (folder / split).mkdir(parents=True)
+        frames = []
+        for index in range(count):
+            picture = named_pixels(index, size, size, 4)
+            picture[..., 3] = disc
+            Image.fromarray(picture).save(folder / split / f"r_{index}.png")
+            matrix = pose(index, count, radius=4.0)
+            frames.append({"file_path": f"./{split}/r_{index}", "transform_matrix": matrix})
+        write_meta(folder, {"camera_angle_x": 0.7, "frames": frames}, f"transforms_{split}.json")
+    return folder
+
+
+def read_meta(folder: Path, name: str = "transforms.json") -> Dict[str, Any]:
+    """The folder's transforms."""
+    return json.loads((folder / name).read_text())
+
+
+def write_meta(folder: Path, meta: Dict[str, Any], name: str = "transforms.json") -> None:
+    """Writes the folder's transforms; NaN is written as Python's json does."""
+    (folder / name).write_text(json.dumps(meta))
+
+
+def tiny_config(
+    data: Path, output: Path, steps: int = 6, dataparser: Optional[DataParserConfig] = None, **changes: Any
+) -> ZipNerfTrainerConfig:
+    """zipnerf-lite made small enough for a few steps a second; ``changes`` are fields of the trainer's config."""
+    config = copy.deepcopy(zipnerf_lite.config)
+    config.output_dir, config.experiment_name, config.timestamp = output, "scene", "run"
+    config.vis = "tensorboard"
+    config.machine.device_type = "cpu"
+    config.max_num_iterations, config.steps_per_save, config.steps_per_eval_image = steps, 1000, 0
+    manager = config.pipeline.datamanager
+    manager.data, manager.dataparser = data, dataparser or NerfstudioDataParserConfig()
+    manager.train_num_rays_per_batch = manager.eval_num_rays_per_batch = 64
+    model = config.pipeline.model
+    model.grid = HashGridConfig(4, 2, 8, 64, 10)
+    model.proposals = (ProposalConfig(8, HashGridConfig(3, 1, 8, 32, 10), 8, 0.03),)
+    model.num_samples, model.hidden_dim, model.bottleneck_dim, model.color_dim = 6, 16, 8, 16
+    for name, value in changes.items():
+        if not hasattr(config, name):
+            raise AttributeError(name)
+        setattr(config, name, value)
+    return config
+
+
+def start(config: ZipNerfTrainerConfig, seed: int = 0) -> ZipNerfTrainer:
+    """A trainer that is set up as ``ns-train`` sets it up, config.yml included; the seed is set first."""
+    _set_random_seed(seed)
+    config.save_config()
+    trainer = config.setup(local_rank=0, world_size=1)
+    trainer.setup()
+    return trainer
+
+
+def checkpoint(config: ZipNerfTrainerConfig, step: int) -> Path:
+    """Where the config's run keeps the checkpoint of a step."""
+    return config.get_checkpoint_dir() / f"step-{step:09d}.ckpt"
+
+
+def load(path: Path) -> Dict[str, Any]:
+    """A checkpoint, read as torch >= 2.6 reads it."""
+    return torch.load(path, weights_only=True)
+
+
+def command(script: str, *arguments: Any) -> List[str]:
+    """The command line of one of Nerfstudio's scripts, as installed beside this Python."""
+    program = shutil.which(script, path=str(Path(sys.executable).parent)) or shutil.which(script)
+    assert program is not None, f"{script} is not installed: the tests need nerfstudio's scripts"
+    return [program, *(str(argument) for argument in arguments)]
+
+
+def run(script: str, *arguments: Any, timeout: float = 240.0) -> str:
+    """Runs one of Nerfstudio's scripts to its end and returns what it printed; failing is an error that shows it."""
+    done = subprocess.run(
+        command(script, *arguments), stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, timeout=timeout
+    )
+    assert done.returncode == 0, f"{script} ended with {done.returncode}:\n{done.stdout[-4000:]}"
+    return done.stdout
+
+
+def folder_bytes(folder: Path) -> Dict[str, bytes]:
+    """Every file below a folder, with its contents."""
+    return {str(path.relative_to(folder)): path.read_bytes() for path in sorted(folder.rglob("*")) if path.is_file()}
+
+
+assert "zipnerf-lite" in all_methods

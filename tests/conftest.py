@@ -1,0 +1,70 @@
+"""What tests share: fixed seeds, a small built-in scene, larger scenes where they are, and nerfstudio's programs."""
+
+from __future__ import annotations
+
+import os
+import random
+import subprocess
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+ROOT = Path(__file__).resolve().parents[1]
+
+# More threads than cores slow small tensors down; programs that tests start inherit the number.
+os.environ.setdefault("OMP_NUM_THREADS", str(min(os.cpu_count() or 1, 4)))
+torch.set_num_threads(int(os.environ["OMP_NUM_THREADS"]))
+
+
+@pytest.fixture(autouse=True)
+def seed() -> int:
+    """Every test draws the same numbers whichever tests ran before it."""
+    value = 20230413
+    random.seed(value)
+    np.random.seed(value)
+    torch.manual_seed(value)
+    return value
+
+
+@pytest.fixture(scope="session")
+def tiny_scene(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The built-in scene with few, small pictures, in nerfstudio's format."""
+    from zipnerf_ns.tools.demo_scene import write_scene
+
+    folder = tmp_path_factory.mktemp("scenes") / "tiny"
+    return write_scene(folder, width=64, height=48, num_train=12, num_test=2, samples_per_pixel=16)
+
+
+@pytest.fixture(scope="session")
+def shared_scenes() -> Path:
+    """The folder of photographed and synthetic scenes that lies beside the repository on some machines."""
+    folder = ROOT.parent / "shared" / "scenes"
+    if not folder.is_dir():
+        pytest.skip(f"no scenes at {folder}")
+    return folder
+
+
+@pytest.fixture(scope="session")
+def run_program() -> Callable[..., subprocess.CompletedProcess]:
+    """Runs a program of this interpreter's environment by name: ``run_program("ns-train", "zipnerf-lite", ...)``.
+
+    Its output, both streams as one text, is the result's ``stdout``.
+    """
+    from zipnerf_ns.tools.system_check import script_environment
+
+    def run(*command: str | Path, timeout: float = 600.0, **environment: str) -> subprocess.CompletedProcess:
+        return subprocess.run(
+            [str(part) for part in command],
+            env={**script_environment(), "PYTHONUNBUFFERED": "1", **environment},
+            cwd=ROOT,
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+            timeout=timeout,
+        )
+
+    return run

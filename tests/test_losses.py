@@ -1,0 +1,298 @@
+"""Each loss against its definition, written out slowly in float64."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import pytest
+import torch
+from _rays import make_encoding, make_samples, normal, random_posts, random_weights, uniform
+
+from zipnerf_ns.losses import (
+    charbonnier,
+    distillation_loss,
+    distortion_loss,
+    hash_decay,
+    interlevel_loss,
+    level_consistency,
+    proposal_catchup,
+    squared_error,
+)
+
+RAYS, BINS = 3, (9, 7, 6)
+BLURS = (0.03, 0.003)
+
+
+def histories(total: float = 0.9, seed: int = 0):
+    """Random histograms of two proposals and the rendered round: weights (leaves) and intervals of each."""
+    samples, weights = [], []
+    for index, bins in enumerate(BINS):
+        sdist = random_posts(RAYS, bins, seed + index)
+        samples.append(make_samples(0.2 + 5.0 * sdist.square(), sdist))
+        weights.append(random_weights(RAYS, bins, seed + 10 + index, total).requires_grad_())
+    return weights, samples
+
+
+def posts(samples, ray: int) -> list:
+    return [float(x) for x in samples.spacing_starts[ray, :, 0]] + [float(samples.spacing_ends[ray, -1, 0])]
+
+
+def overlap(a0: float, a1: float, b0: float, b1: float) -> float:
+    return max(0.0, min(a1, b1) - max(a0, b0))
+
+
+def resampled(edges: list, masses: list, onto: list) -> list:
+    """Mass of a histogram in each interval of ``onto``, by the overlap of every pair."""
+    result = []
+    for a0, a1 in zip(onto[:-1], onto[1:]):
+        shares = [m * overlap(a0, a1, b0, b1) / (b1 - b0) for m, b0, b1 in zip(masses, edges[:-1], edges[1:])]
+        result.append(sum(shares))
+    return result
+
+
+def blurred_on_a_grid(edges: list, masses: list, onto: list, halfwidth: float, step: float = 5e-6) -> list:
+    """The histogram's density on a fine grid, its moving average over the box, and that summed over ``onto``."""
+    x = np.arange(-0.1, 1.1, step) + 0.5 * step
+    density = np.zeros_like(x)
+    for mass, start, end in zip(masses, edges[:-1], edges[1:]):
+        density[(x >= start) & (x < end)] = mass / (end - start)
+    reach = int(round(halfwidth / step))
+    running = np.concatenate([np.zeros(reach + 1), np.cumsum(density), np.full(reach, density.sum())])
+    average = (running[2 * reach + 1 :] - running[: -2 * reach - 1]) / (2 * reach + 1)
+    return [float(average[(x >= start) & (x < end)].sum() * step) for start, end in zip(onto[:-1], onto[1:])]
+
+
+# --- colour ---
+
+
+def test_charbonnier_and_squared_error_are_their_formulas():
+    prediction, target = uniform((4, 5, 3), 0, dtype=torch.float64), uniform((4, 5, 3), 1, dtype=torch.float64)
+    prediction[0, 0] = target[0, 0]
+    smooth, square = charbonnier(prediction, target), squared_error(prediction, target)
+    for index in np.ndindex(4, 5):
+        errors = [float(prediction[index][c] - target[index][c]) for c in range(3)]
+        expected = sum(math.sqrt(e * e + 0.001**2) for e in errors) / 3.0
+        assert float(smooth[index]) == pytest.approx(expected, rel=1e-12)
+        assert float(square[index]) == pytest.approx(sum(e * e for e in errors) / 3.0, rel=1e-12, abs=1e-30)
+    assert float(smooth[0, 0]) == pytest.approx(0.001)
+
+
+def test_charbonnier_has_a_bounded_gradient_where_the_error_is_zero():
+    prediction = torch.zeros(2, 3, requires_grad=True)
+    charbonnier(prediction, torch.tensor([[0.0] * 3, [1e-3, -1.0, 50.0]])).sum().backward()
+    expected = [[0.0, 0.0, 0.0], [-math.sqrt(0.5) / 3.0, 1.0 / 3.0, -1.0 / 3.0]]
+    torch.testing.assert_close(prediction.grad, torch.tensor(expected), rtol=1e-5, atol=1e-7)
+
+
+# --- interlevel ---
+
+
+def test_interlevel_is_its_definition_with_a_blur_on_a_fine_grid():
+    weights, samples = histories()
+    total = 0.0
+    for w_prop, intervals, halfwidth in zip(weights[:-1], samples[:-1], BLURS):
+        for ray in range(RAYS):
+            masses = weights[-1][ray, :, 0].tolist()
+            blurred = blurred_on_a_grid(posts(samples[-1], ray), masses, posts(intervals, ray), halfwidth)
+            for wanted, given in zip(blurred, w_prop[ray, :, 0].tolist()):
+                total += max(0.0, wanted - given) ** 2 / (given + 1e-5) / RAYS
+    found = float(interlevel_loss(weights, samples, BLURS).detach())
+    # The grid places each of seven fenceposts within half of its step of 5e-6.
+    assert found == pytest.approx(total, rel=5e-4)
+
+
+def test_interlevel_gradient_is_that_of_the_definition_and_reaches_the_proposals_only():
+    weights, samples = histories()
+    interlevel_loss(weights, samples, BLURS).backward()
+    assert weights[-1].grad is None
+    for w_prop, intervals, halfwidth in zip(weights[:-1], samples[:-1], BLURS):
+        for ray in range(RAYS):
+            masses = weights[-1][ray, :, 0].tolist()
+            blurred = blurred_on_a_grid(posts(samples[-1], ray), masses, posts(intervals, ray), halfwidth)
+            for k, (wanted, given) in enumerate(zip(blurred, w_prop[ray, :, 0].tolist())):
+                excess = max(0.0, wanted - given)
+                slope = -2.0 * excess / (given + 1e-5) - excess**2 / (given + 1e-5) ** 2
+                assert float(w_prop.grad[ray, k]) == pytest.approx(slope / RAYS, rel=2e-3, abs=1e-4)
+
+
+def test_interlevel_is_zero_where_the_proposals_cover_the_histogram():
+    weights, samples = histories()
+    covering = [torch.full_like(w, 1.0) for w in weights[:-1]]
+    assert float(interlevel_loss([*covering, weights[-1]], samples, BLURS)) == 0.0
+    short = [w.clone() for w in covering]
+    short[1][0, 3] = 1e-3
+    assert float(interlevel_loss([*short, weights[-1]], samples, BLURS)) > 0.0
+
+
+def test_interlevel_of_two_proposals_is_the_sum_of_each_alone():
+    weights, samples = histories()
+    both = interlevel_loss(weights, samples, BLURS)
+    alone = [
+        interlevel_loss([weights[i], weights[-1]], [samples[i], samples[-1]], BLURS[i : i + 1]) for i in range(2)
+    ]
+    torch.testing.assert_close(both, alone[0] + alone[1], rtol=1e-12, atol=0.0)
+
+
+# --- distillation ---
+
+
+def test_distillation_is_its_definition():
+    weights, samples = histories()
+    total = 0.0
+    for w_prop, intervals in zip(weights[:-1], samples[:-1]):
+        for ray in range(RAYS):
+            teacher = resampled(posts(samples[-1], ray), weights[-1][ray, :, 0].tolist(), posts(intervals, ray))
+            student = w_prop[ray, :, 0].tolist()
+            opacity = sum(teacher)
+            p_main, p_prop = [w / opacity for w in teacher], [w / sum(student) for w in student]
+            divergence = sum(p * (math.log(p + 1e-6) - math.log(q + 1e-6)) for p, q in zip(p_main, p_prop))
+            squares = sum((a - b) ** 2 for a, b in zip(teacher, student))
+            total += (opacity * divergence + squares) / RAYS
+    assert float(distillation_loss(weights, samples).detach()) == pytest.approx(total, rel=1e-9)
+
+
+def test_distillation_teaches_the_proposals_only():
+    weights, samples = histories()
+    distillation_loss(weights, samples).backward()
+    assert weights[-1].grad is None
+    assert all((w.grad != 0.0).all() for w in weights[:-1])
+
+
+def test_distillation_is_zero_and_flat_at_the_teacher_and_positive_beside_it():
+    weights, samples = histories()
+    equal = []
+    for intervals in samples[:-1]:
+        rows = [
+            resampled(posts(samples[-1], ray), weights[-1][ray, :, 0].tolist(), posts(intervals, ray))
+            for ray in range(RAYS)
+        ]
+        equal.append(torch.tensor(rows, dtype=torch.float64)[..., None].requires_grad_())
+    loss = distillation_loss([*equal, weights[-1]], samples)
+    assert abs(float(loss.detach())) < 1e-12
+    loss.backward()
+    # KL's slope is -p/q + 1 = 0 but for the floor of 1e-6 in the logarithms.
+    assert all(w.grad.abs().max() < 1e-3 for w in equal)
+    for k in range(4):
+        moved = [w.detach() * (1.0 + 0.1 * uniform(w.shape, k, -1.0, 1.0, torch.float64)) for w in equal]
+        assert float(distillation_loss([*moved, weights[-1].detach()], samples)) > 0.0
+
+
+def test_descending_on_the_distillation_brings_the_proposal_to_the_teacher():
+    weights, samples = histories()
+    raw = weights[0].detach().log().requires_grad_()
+    optimizer = torch.optim.Adam([raw], lr=0.05)
+    for _ in range(300):
+        optimizer.zero_grad()
+        distillation_loss([raw.exp(), weights[-1]], [samples[0], samples[-1]]).backward()
+        optimizer.step()
+    for ray in range(RAYS):
+        teacher = resampled(posts(samples[-1], ray), weights[-1][ray, :, 0].tolist(), posts(samples[0], ray))
+        assert raw[ray, :, 0].detach().exp().tolist() == pytest.approx(teacher, abs=2e-3)
+
+
+@pytest.mark.parametrize(
+    "proposal, rgb, expected", [(0.5, 0.1, 1.0), (1.0, 0.1, 1.0), (3.0, 0.1, 3.0), (500.0, 0.1, 10.0), (1.0, 0.0, 10.0)]
+)
+def test_catchup_raises_what_exceeds_ten_times_the_colour_loss(proposal, rgb, expected):
+    lagging = torch.tensor(proposal, requires_grad=True)
+    factor = proposal_catchup(lagging, torch.tensor(rgb, requires_grad=True))
+    assert float(factor) == pytest.approx(expected) and not factor.requires_grad
+
+
+# --- distortion ---
+
+
+def curved(t: float) -> float:
+    """P(1e4 t, -0.25) as the paper writes it."""
+    return 1.25 / -0.25 * ((1e4 * t / 1.25 + 1.0) ** -0.25 - 1.0)
+
+
+def test_distortion_is_the_papers_double_sum_in_curved_distance():
+    weights, samples = histories()
+    total = 0.0
+    for ray in range(RAYS):
+        starts = [curved(float(t)) for t in samples[-1].frustums.starts[ray, :, 0]]
+        ends = [curved(float(t)) for t in samples[-1].frustums.ends[ray, :, 0]]
+        w = weights[-1][ray, :, 0].tolist()
+        for i in range(len(w)):
+            for j in range(len(w)):
+                total += w[i] * w[j] * abs(starts[i] + ends[i] - starts[j] - ends[j]) / 2.0 / RAYS
+            total += w[i] ** 2 * (ends[i] - starts[i]) / 3.0 / RAYS
+    assert float(distortion_loss(weights, samples).detach()) == pytest.approx(total, rel=1e-10)
+
+
+def test_distortion_scales_with_the_square_of_the_weights_and_leaves_proposals_alone():
+    weights, samples = histories()
+    loss = distortion_loss(weights, samples)
+    halved = distortion_loss([*weights[:-1], 0.5 * weights[-1]], samples)
+    torch.testing.assert_close(halved, 0.25 * loss, rtol=1e-12, atol=0.0)
+    loss.backward()
+    assert weights[0].grad is None and weights[1].grad is None and weights[2].grad.any()
+
+
+def test_distortion_prefers_gathered_weight():
+    _, samples = histories()
+    middle, spread = torch.zeros(RAYS, BINS[-1], 1).double(), torch.full((RAYS, BINS[-1], 1), 1.0 / BINS[-1]).double()
+    middle[:, 2] = 1.0
+    assert distortion_loss([middle], samples) < 0.2 * distortion_loss([spread], samples)
+
+
+# --- tables ---
+
+
+def test_hash_decay_is_half_the_sum_over_levels_and_grids_of_the_mean_squares():
+    grids = [make_encoding(seed=1).double(), make_encoding(seed=2, num_levels=3, features_per_level=1).double()]
+    total = 0.0
+    for encoding in grids:
+        table = encoding.hash_table.detach().numpy()
+        for level in encoding.grid.levels:
+            values = table[level.offset : level.offset + level.size].ravel()
+            total += 0.5 * float(sum(value * value for value in values)) / len(values)
+    assert float(hash_decay([encoding.mean_square() for encoding in grids])) == pytest.approx(total, rel=1e-10)
+
+
+def test_level_consistency_compares_neighbours_and_teaches_the_coarser():
+    per_level = normal((5, 4, 2), 3, torch.float64).requires_grad_()
+    loss = level_consistency(per_level)
+    values = per_level.tolist()
+    differences = [
+        values[i][level][f] - values[i][level + 1][f] for i in range(5) for level in range(3) for f in range(2)
+    ]
+    assert float(loss.detach()) == pytest.approx(sum(d * d for d in differences) / len(differences), rel=1e-12)
+    loss.backward()
+    expected = torch.tensor(differences, dtype=torch.float64).view(5, 3, 2) * 2.0 / len(differences)
+    torch.testing.assert_close(per_level.grad[:, :-1], expected)
+    assert not per_level.grad[:, -1].any(), "the finest level is only ever a teacher"
+
+
+# --- extremes ---
+
+
+@pytest.mark.parametrize("which", ["nothing", "proposals empty", "rendered empty", "equal fenceposts"])
+def test_values_and_gradients_are_finite_at_the_extremes(which):
+    weights, samples = histories()
+    weights = [w.detach().float() for w in weights]
+    if which in ("nothing", "proposals empty"):
+        weights[:-1] = [torch.zeros_like(w) for w in weights[:-1]]
+    if which in ("nothing", "rendered empty"):
+        weights[-1] = torch.zeros_like(weights[-1])
+    if which == "equal fenceposts":
+        samples = [make_samples(torch.linspace(0.0, 1.0, n + 1).mul(3.0).floor().div(3.0).expand(RAYS, -1)) for n in BINS]
+    else:
+        samples = [
+            make_samples(random_posts(RAYS, n, i, torch.float32) * 1e6, random_posts(RAYS, n, i, torch.float32))
+            for i, n in enumerate(BINS)
+        ]
+    weights = [w.requires_grad_() for w in weights]
+    for loss in (
+        interlevel_loss(weights, samples, BLURS),
+        distillation_loss(weights, samples),
+        distortion_loss(weights, samples),
+    ):
+        assert torch.isfinite(loss)
+        for grad in torch.autograd.grad(loss, weights, allow_unused=True, retain_graph=True):
+            assert grad is None or torch.isfinite(grad).all()
+    if which == "rendered empty":
+        assert float(interlevel_loss(weights, samples, BLURS).detach()) == 0.0
+        assert float(distortion_loss(weights, samples).detach()) == 0.0

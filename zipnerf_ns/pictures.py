@@ -1,0 +1,51 @@
+"""Pictures: alpha over backgrounds and out again, and what a person looks at during evaluation."""
+
+from __future__ import annotations
+
+from typing import Dict
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from nerfstudio.utils import colormaps
+
+ERROR_GAIN = 4.0
+"""Errors are shown this many times larger: a quarter of the full range is already the brightest colour."""
+FAR_QUANTILE = 0.95
+"""Share of an image's depths that its colours resolve; the sky would swallow the whole range."""
+
+
+def blend(image: Float[Tensor, "*batch channels"], background: Float[Tensor, "..."]) -> Float[Tensor, "*batch 3"]:
+    """Straight-alpha RGBA over a background; RGB stays as it is."""
+    if image.shape[-1] < 4:
+        return image
+    alpha = image[..., 3:]
+    return image[..., :3] * alpha + background * (1.0 - alpha)
+
+
+def straight_alpha(
+    rgb: Float[Tensor, "*batch 3"], alpha: Float[Tensor, "*batch 1"], background: Float[Tensor, "..."]
+) -> Float[Tensor, "*batch 4"]:
+    """The inverse of :func:`blend`: takes a known background out of a rendered picture."""
+    color = (rgb - background * (1.0 - alpha)) / alpha.clamp_min(1e-10)
+    return torch.cat([color.clamp(0.0, 1.0), alpha], dim=-1)
+
+
+def evaluation_pictures(
+    outputs: Dict[str, Tensor], truth: Float[Tensor, "height width 3"]
+) -> Dict[str, Float[Tensor, "h w 3"]]:
+    """Truth beside rendering, the error, the opacity, and the distances of every round."""
+    rgb = outputs["rgb"].clamp(0.0, 1.0)
+    error = (rgb - truth).abs().mean(dim=-1, keepdim=True)
+    pictures = {
+        "img": torch.cat([truth, rgb], dim=1),
+        "error": colormaps.apply_float_colormap((error * ERROR_GAIN).clamp(0.0, 1.0), "inferno"),
+        "accumulation": colormaps.apply_colormap(outputs["accumulation"]),
+    }
+    for name in [name for name in outputs if "depth" in name and name != "expected_depth"]:
+        far = float(torch.quantile(outputs[name], FAR_QUANTILE))
+        pictures[name] = colormaps.apply_depth_colormap(
+            outputs[name].clamp(max=far), accumulation=outputs["accumulation"], far_plane=far
+        )
+    return pictures
