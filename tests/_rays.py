@@ -54,6 +54,12 @@ def make_bundle(count: int, seed: int = 0, **changes: Any) -> RayBundle:
     return RayBundle(**{**fields, **changes})
 
 
+def missed_crop() -> RayBundle:
+    """Rays that miss the crop box, as nerfstudio marks them."""
+    missed = torch.full((4, 1), 1e10)
+    return make_bundle(4, nears=missed, fars=missed)
+
+
 def assert_same_bundle(bundle: RayBundle, before: RayBundle) -> None:
     """Every field of the bundle is what it was in a deep copy made before."""
     for field in dataclasses.fields(RayBundle):

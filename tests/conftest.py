@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import json
 import os
 import random
 import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -68,3 +70,16 @@ def run_program() -> Callable[..., subprocess.CompletedProcess]:
         )
 
     return run
+
+
+@pytest.fixture(scope="session")
+def parse_problems(tmp_path_factory: pytest.TempPathFactory) -> Callable[[list[list[str]]], list[str | None]]:
+    """What nerfstudio's own argument parsers say against command lines, None where they take them."""
+
+    def parse(commands: list[list[str]]) -> list[str | None]:
+        answer = tmp_path_factory.mktemp("commands") / "answer.json"
+        program = [sys.executable, "-W", "ignore", str(Path(__file__).with_name("_parse_commands.py")), str(answer)]
+        subprocess.run(program, input=json.dumps(commands), text=True, cwd=ROOT, check=True, timeout=300)
+        return json.loads(answer.read_text())
+
+    return parse

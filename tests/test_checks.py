@@ -133,7 +133,7 @@ BLENDER: Dict[str, Tuple[Break, Tuple[str, ...]]] = {
     "no transforms": (lambda folder: (folder / TRAIN).unlink(), (TRAIN, "does not exist")),
     "no frames": (edit(lambda meta: meta.update(frames=[]), TRAIN), (TRAIN, "'frames'")),
     "missing image": (lambda folder: (folder / "train/r_2.png").unlink(), ("r_2", "missing", "remove")),
-    "missing held-out image": (lambda folder: (folder / "val/r_2.png").unlink(), ("val/r_2.png", "missing")),
+    "missing held-out image": (lambda folder: (folder / "val/r_2.png").unlink(), ("val/r_2", "missing")),
     "unreadable image": (garbage("train/r_2.png"), ("train/r_2.png", "cannot be read", "Replace")),
     "unreadable first image": (garbage("train/r_0.png"), ("train/r_0.png", "cannot be read", "Replace")),
     "unreadable first held-out image": (garbage("val/r_0.png"), ("val/r_0.png", "cannot be read", "Replace")),
@@ -144,10 +144,10 @@ BLENDER: Dict[str, Tuple[Break, Tuple[str, ...]]] = {
         frame("transform_matrix", NAN_POSE.tolist(), 2, "transforms_val.json"), ("val/r_2", "NaN")
     ),
     "singular pose": (frame("transform_matrix", SINGULAR_POSE.tolist(), 2, TRAIN), ("frame 2", "singular")),
-    "zero angle": (edit(lambda meta: meta.update(camera_angle_x=0.0), TRAIN), ("positive",)),
-    "negative angle": (edit(lambda meta: meta.update(camera_angle_x=-0.5), TRAIN), ("positive",)),
-    "NaN angle": (edit(lambda meta: meta.update(camera_angle_x=float("nan")), TRAIN), ("positive",)),
-    "no angle": (edit(lambda meta: meta.pop("camera_angle_x"), TRAIN), (TRAIN, "positive")),
+    "zero angle": (edit(lambda meta: meta.update(camera_angle_x=0.0), TRAIN), ("camera_angle_x", "positive")),
+    "negative angle": (edit(lambda meta: meta.update(camera_angle_x=-0.5), TRAIN), ("camera_angle_x", "positive")),
+    "NaN angle": (edit(lambda meta: meta.update(camera_angle_x=float("nan")), TRAIN), ("camera_angle_x", "positive")),
+    "no angle": (edit(lambda meta: meta.pop("camera_angle_x"), TRAIN), (TRAIN, "camera_angle_x")),
     "one image": (edit(lambda meta: meta.update(frames=meta["frames"][:1]), TRAIN), ("one image", "at least two")),
 }  # fmt: skip
 
@@ -194,7 +194,7 @@ def test_camera_angle_does_not_replace_focal_lengths_in_nerfstudio_format(tmp_pa
 @pytest.mark.parametrize("suffix", ["png", "jpg"])
 def test_an_image_cut_anywhere_is_named_or_whole(tmp_path, suffix):
     """However much is missing, decoding either gives the pixels or says which file is at fault."""
-    scene = write_scene(tmp_path / "scene", count=3, train_filenames=None)
+    scene = write_scene(tmp_path / "scene", count=3)
     meta = read_meta(scene)
     noise = np.random.default_rng(0).integers(0, 256, (16, 24, 3), dtype=np.uint8)
     name = f"images/cut.{suffix}"

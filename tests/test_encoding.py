@@ -60,14 +60,13 @@ def test_a_constant_level_is_read_as_ten_times_its_value_lowered_by_the_mean_wei
     encoding = make_encoding(prefilter).double()
     constants = torch.tensor([0.3, -0.2, 0.5, 0.7], dtype=torch.float64)
     with torch.no_grad():
-        for level, constant in zip(encoding.grid.levels, constants):
+        for level, constant in zip(encoding.grid.levels, constants, strict=True):
             encoding.hash_table[level.offset : level.offset + level.size] = constant
     positions, stds = gaussians(prefilter, dtype=torch.float64)
     per_level = encoding(positions, stds).per_level
     for index, level in enumerate(encoding.grid.levels):
-        weights = torch.tensor(
-            [[weight_by_definition(prefilter, float(s), level.resolution) for s in row] for row in stds]
-        ).double()
+        rows = [[weight_by_definition(prefilter, float(std), level.resolution) for std in row] for row in stds]
+        weights = torch.tensor(rows, dtype=torch.float64)
         expected = (10.0 * constants[index] * weights.mean(dim=1))[:, None].expand(-1, 2)
         torch.testing.assert_close(per_level[:, index], expected, rtol=1e-12, atol=1e-14)
 
@@ -173,9 +172,7 @@ def test_mean_square_follows_every_change_of_the_table(change):
 def test_mean_square_reads_the_table_once_between_changes(monkeypatch):
     calls = []
     original = encoding_module.mean_square_per_level
-    monkeypatch.setattr(
-        encoding_module, "mean_square_per_level", lambda *args: calls.append(1) or original(*args)
-    )
+    monkeypatch.setattr(encoding_module, "mean_square_per_level", lambda *args: calls.append(1) or original(*args))
     encoding = make_encoding()
     for _ in range(3):
         encoding(*gaussians("multisample"))

@@ -63,7 +63,7 @@ def test_the_first_round_tiles_the_whole_ray_evenly_at_evaluation():
     expected = torch.arange(17) / 16.0
     torch.testing.assert_close(ray_samples_to_sdist(rounds[0]), expected.expand(7, 17), rtol=0.0, atol=1e-6)
     tdist = ray_samples_to_tdist(rounds[0])
-    assert torch.equal(tdist[:, :1], limits.near)
+    torch.testing.assert_close(tdist[:, :1], limits.near, rtol=1e-6, atol=0.0)
     # One float32 step of s at the far end is thousands of world units.
     torch.testing.assert_close(tdist[:, -1:], limits.far, rtol=1e-3, atol=0.0)
 
@@ -83,7 +83,7 @@ def test_distance_is_the_papers_power_ladder_of_normalised_distance():
 
     rounds, _, _ = run(True)
     for samples in rounds:
-        for t, s in zip(ray_samples_to_tdist(samples).flatten(), ray_samples_to_sdist(samples).flatten()):
+        for t, s in zip(ray_samples_to_tdist(samples).flatten(), ray_samples_to_sdist(samples).flatten(), strict=True):
             expected = (ladder(float(t)) - ladder(NEAR)) / (ladder(FAR) - ladder(NEAR))
             assert float(s) == pytest.approx(expected, abs=1e-6)
 
@@ -104,17 +104,20 @@ def test_evaluation_is_deterministic_and_draws_no_random_numbers():
     torch.manual_seed(0)
     assert torch.equal(state, torch.get_rng_state())
     second, _, _ = run(False, [shell_density] * 2, seed=1)
-    for a, b in zip(first, second):
+    for a, b in zip(first, second, strict=True):
         assert torch.equal(ray_samples_to_tdist(a), ray_samples_to_tdist(b))
 
 
 @pytest.mark.parametrize("training", [False, True])
 def test_a_dense_shell_draws_the_samples(training):
-    rounds, weights_list, _ = run(training, [shell_density] * 2, num_samples=(64, 64, 32))
+    # 64 even intervals are 0.11 long there: thick enough a shell that no jitter steps over it.
+    rounds, weights_list, _ = run(
+        training, [lambda samples: shell_density(samples, 2.0, 2.4)] * 2, num_samples=(64, 64, 32)
+    )
     inside = []
     for samples in rounds:
         starts, ends = samples.frustums.starts[..., 0], samples.frustums.ends[..., 0]
-        inside.append(((ends > 2.0) & (starts < 2.1)).float().mean(dim=-1))
+        inside.append(((ends > 2.0) & (starts < 2.4)).float().mean(dim=-1))
     assert (inside[0] < 0.1).all(), "an even sampling hardly sees it"
     assert (inside[1] > 0.5).all() and (inside[2] > 0.7).all()
     assert all((weights.sum(dim=-2) > 0.9).all() for weights in weights_list)
@@ -124,7 +127,7 @@ def test_annealing_of_zero_ignores_the_weights():
     even, _, _ = run(False, [constant_density(0.0)] * 2, anneal=0.0)
     ignored, _, _ = run(False, [shell_density] * 2, anneal=0.0)
     heeded, _, _ = run(False, [shell_density] * 2, anneal=1.0)
-    for a, b, c in zip(even[1:], ignored[1:], heeded[1:]):
+    for a, b, c in zip(even[1:], ignored[1:], heeded[1:], strict=True):
         torch.testing.assert_close(ray_samples_to_sdist(a), ray_samples_to_sdist(b), rtol=0.0, atol=1e-6)
         assert (ray_samples_to_sdist(a) - ray_samples_to_sdist(c)).abs().max() > 0.05
 
@@ -143,7 +146,7 @@ def test_densities_are_given_cones_of_their_own_rays():
     seen = []
     bundle = make_bundle(5, 2, pixel_area=uniform((5, 1), 3, 1e-5, 1e-3))
     run(False, [lambda samples: seen.append(samples) or shell_density(samples)] * 2, bundle)
-    for samples, count in zip(seen, NUM_SAMPLES):
+    for samples, count in zip(seen, NUM_SAMPLES[:2], strict=True):
         assert samples.shape == (5, count)
         for ray in range(5):
             for k in range(count):

@@ -83,18 +83,22 @@ class AntiAliasedHashEncoding(nn.Module):
         self.register_buffer("bandwidths", None if bandwidths is None else torch.tensor(bandwidths), persistent=False)
         table = torch.empty(self.grid.num_entries, self.grid.features_per_level)
         self.hash_table = nn.Parameter(table.uniform_(-1.0, 1.0) * (FEATURE_INIT / TABLE_GAIN))
-        self._mean_square: Optional[Tuple[int, Tensor]] = None
+        self._mean_square: Optional[Tuple[Tuple[bool, int], Tensor]] = None
 
     def get_out_dim(self) -> int:
         """Features and weight features of all levels."""
         return len(self.grid.levels) * (self.grid.features_per_level + 1)
 
     def mean_square(self) -> Float[Tensor, "levels"]:
-        """Mean squared table value of each level, without gradient; computed again only when the table changed."""
-        version = self.hash_table._version
+        """Mean squared table value of each level, without gradient.
+
+        In training that of the latest forward pass; at evaluation computed once and kept while the table stays.
+        """
+        # The version alone would not do: fused optimisers write into a parameter without counting it up.
+        key = (self.training, self.hash_table._version)
         cached = self._mean_square
-        if cached is None or cached[0] != version or cached[1].device != self.hash_table.device:
-            cached = (version, mean_square_per_level(self.hash_table.detach(), self.grid))
+        if cached is None or cached[0] != key or cached[1].device != self.hash_table.device:
+            cached = (key, mean_square_per_level(self.hash_table.detach(), self.grid))
             self._mean_square = cached
         return cached[1]
 
@@ -111,6 +115,8 @@ class AntiAliasedHashEncoding(nn.Module):
             stds: units of the cube's side.
             num_active: levels in use, from the coarsest (progressive training); all if not given.
         """
+        if self.training:
+            self._mean_square = None
         encode = resolve_implementation(self.implementation, self.hash_table.device)
         per_level, weights = encode(
             self.hash_table, positions, stds, self.grid, self.prefilter, self.bandwidths, num_active

@@ -12,9 +12,7 @@ from torch import Tensor
 from zipnerf_ns.functional.hash_grid import HashGrid, Level, make_hash_grid
 
 PREFILTERS = ["multisample", "ipe", "none"]
-DENSE_AND_HASHED = make_hash_grid(
-    num_levels=3, base_res=4, max_res=25, log2_hashmap_size=9, features_per_level=2
-)
+DENSE_AND_HASHED = make_hash_grid(num_levels=3, base_res=4, max_res=25, log2_hashmap_size=9, features_per_level=2)
 """Resolutions 4, 10 and 25: the first level is dense, the others hash 1000 and 15625 cells into 512 rows."""
 LEVELS = [
     Level(1, 0, 1, True),
@@ -49,9 +47,7 @@ def looped_corners(position, level: Level):
         for dy in (0, 1):
             for dx in (0, 1):
                 corner = [min(low + step, n - 1) for low, step in zip(lower, (dx, dy, dz), strict=True)]
-                shares = [
-                    1.0 - abs(c - low - step) for c, low, step in zip(cells, lower, (dx, dy, dz), strict=True)
-                ]
+                shares = [1.0 - abs(c - low - step) for c, low, step in zip(cells, lower, (dx, dy, dz), strict=True)]
                 rows.append(looped_row(corner, level))
                 weights.append(shares[0] * shares[1] * shares[2])
     return rows, weights
@@ -78,9 +74,7 @@ def looped_encode(table, positions, stds, grid: HashGrid, prefilter, bandwidths)
             for point, weight in zip(points, weights, strict=True):
                 for row, share in zip(*looped_corners(point, level), strict=True):
                     for f in range(grid.features_per_level):
-                        features[i, k, f] += (
-                            weight * share * rows_of_table[level.offset + row][f] / len(weights)
-                        )
+                        features[i, k, f] += weight * share * rows_of_table[level.offset + row][f] / len(weights)
     return torch.from_numpy(features), torch.tensor(means, dtype=torch.float64)
 
 

@@ -44,16 +44,12 @@ def random_cotangents(outputs: Output, seed: int) -> list[Tensor]:
     return [torch.randn(out.shape, generator=generator, dtype=torch.float64).to(out.dtype) for out in outputs]
 
 
-def gradients(
-    function: Callable[..., Output], leaves: Sequence[Tensor], seed: int
-) -> tuple[Output, list[Tensor]]:
+def gradients(function: Callable[..., Output], leaves: Sequence[Tensor], seed: int) -> tuple[Output, list[Tensor]]:
     """Output of ``function(*leaves)``, and gradients of its product with random cotangents, 0 if unused."""
     leaves = [leaf.detach().clone().requires_grad_() for leaf in leaves]
     outputs = function(*leaves)
     listed = (outputs,) if isinstance(outputs, Tensor) else outputs
-    total = sum(
-        (out * v_out).sum() for out, v_out in zip(listed, random_cotangents(outputs, seed), strict=True)
-    )
+    total = sum((out * v_out).sum() for out, v_out in zip(listed, random_cotangents(outputs, seed), strict=True))
     return outputs, list(torch.autograd.grad(total, leaves, materialize_grads=True))
 
 

@@ -47,9 +47,7 @@ def cone_covariance(direction: Tensor, t_var: Tensor, r_var: Tensor) -> Tensor:
 
 def extreme_points(dtype=torch.float32) -> Tensor:
     """Every extreme radius along an axis, a face's and the cube's diagonal, and a skew direction."""
-    directions = torch.tensor(
-        [[1.0, 0.0, 0.0], [0.0, -1.0, 1.0], [1.0, 1.0, -1.0], [1e-3, 1.0, -20.0]], dtype=dtype
-    )
+    directions = torch.tensor([[1.0, 0.0, 0.0], [0.0, -1.0, 1.0], [1.0, 1.0, -1.0], [1e-3, 1.0, -20.0]], dtype=dtype)
     directions = directions / directions.norm(dim=-1, keepdim=True)
     return torch.tensor(EXTREMES, dtype=dtype)[:, None, None] * directions
 
@@ -115,9 +113,7 @@ def test_std_scales_with_the_cube_root_of_the_jacobians_determinant():
     own = vmap(jacrev(lambda point: contract_points(point, std[0])[0]))(x)
     truth = vmap(jacrev(to_cube))(x)
     torch.testing.assert_close(own, truth, rtol=1e-7, atol=1e-12)
-    torch.testing.assert_close(
-        scaled, std * torch.linalg.det(truth).abs() ** (1.0 / 3.0), rtol=1e-9, atol=0.0
-    )
+    torch.testing.assert_close(scaled, std * torch.linalg.det(truth).abs() ** (1.0 / 3.0), rtol=1e-9, atol=0.0)
 
 
 def test_std_scales_linearly():
@@ -243,9 +239,7 @@ def test_a_cubic_box_agrees_with_the_contraction_inside_the_ball():
     for ours, theirs in zip(box_points(x, t_var, box), contract_points(x, t_var), strict=True):
         torch.testing.assert_close(ours, theirs, rtol=1e-12, atol=0.0)
     gaussians = (x, direction, t_var, r_var)
-    for ours, theirs in zip(
-        box_cone_gaussians(*gaussians, box), contract_cone_gaussians(*gaussians), strict=True
-    ):
+    for ours, theirs in zip(box_cone_gaussians(*gaussians, box), contract_cone_gaussians(*gaussians), strict=True):
         torch.testing.assert_close(ours, theirs, rtol=1e-12, atol=0.0)
 
 

@@ -16,9 +16,7 @@ def test_distortion_matches_a_dense_double_sum():
     sdist, weights = random_histogram((3,), 5, seed=23)
     weights = 0.7 * weights
     for s, w, found in zip(sdist, weights, distortion(sdist, weights), strict=True):
-        points = torch.cat(
-            [a + (b - a) * (torch.arange(300) + 0.5) / 300 for a, b in zip(s[:-1], s[1:], strict=True)]
-        )
+        points = torch.cat([a + (b - a) * (torch.arange(300) + 0.5) / 300 for a, b in zip(s[:-1], s[1:], strict=True)])
         mass = (w / 300).repeat_interleave(300)
         truth = (mass[:, None] * mass * (points[:, None] - points).abs()).sum()
         # Within an interval the sum misses 1/300^2 of the interval's own distance.
@@ -59,9 +57,7 @@ def test_distortion_does_not_change_with_a_shift_or_a_split():
     truth = distortion(sdist, weights)
     torch.testing.assert_close(distortion(sdist + 5.0, weights), truth, rtol=1e-11, atol=0.0)
     halves = torch.stack([sdist[:, :-1], 0.5 * (sdist[:, 1:] + sdist[:, :-1])], dim=-1).flatten(1)
-    split = distortion(
-        torch.cat([halves, sdist[:, -1:]], dim=-1), (0.5 * weights).repeat_interleave(2, dim=-1)
-    )
+    split = distortion(torch.cat([halves, sdist[:, -1:]], dim=-1), (0.5 * weights).repeat_interleave(2, dim=-1))
     torch.testing.assert_close(split, truth, rtol=1e-12, atol=0.0)
 
 

@@ -98,9 +98,7 @@ def test_cone_gaussians_match_samples_in_the_cone(t0, t1, radius):
     size = covariance.trace().sqrt()
     # 400,000 samples: standard errors of 1/632 of a deviation and 1/447 of a variance; five of them.
     torch.testing.assert_close(mean[0], samples.mean(dim=0), rtol=0.0, atol=float(5.0 / 632.0 * size))
-    torch.testing.assert_close(
-        torch.cov(samples.t()), covariance, rtol=0.0, atol=float(5.0 / 447.0 * size**2)
-    )
+    torch.testing.assert_close(torch.cov(samples.t()), covariance, rtol=0.0, atol=float(5.0 / 447.0 * size**2))
 
 
 @pytest.mark.parametrize("batch", BATCHES)
@@ -164,9 +162,7 @@ def test_orthonormal_basis_is_orthonormal_and_right_handed(dtype, atol):
     directions = torch.cat([axes, tilted, unit_vectors((500,), seed=27)]).to(dtype)
     u, v = orthonormal_basis(directions)
     frame = torch.stack([u, v, directions], dim=-2)
-    torch.testing.assert_close(
-        frame @ frame.mT, torch.eye(3, dtype=dtype).expand_as(frame), rtol=0.0, atol=atol
-    )
+    torch.testing.assert_close(frame @ frame.mT, torch.eye(3, dtype=dtype).expand_as(frame), rtol=0.0, atol=atol)
     torch.testing.assert_close(torch.linalg.cross(u, v), directions, rtol=0.0, atol=atol)
 
 

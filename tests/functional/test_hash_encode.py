@@ -80,9 +80,7 @@ def test_features_are_continuous_across_cell_faces_and_centres():
         for axis in range(3):
             step = torch.zeros(3, dtype=torch.float64)
             step[axis] = 1e-9
-            below, above = (
-                hash_encode(table, (positions + s)[:, None], stds, grid)[0] for s in (-step, step)
-            )
+            below, above = (hash_encode(table, (positions + s)[:, None], stds, grid)[0] for s in (-step, step))
             # Slopes are at most 25 cells * differences of about 6.
             torch.testing.assert_close(below, above, rtol=0.0, atol=1e-6)
 
@@ -215,15 +213,11 @@ def test_no_intervals_give_no_features_and_zero_gradients(intervals, samples):
     stds = torch.zeros(intervals, samples, dtype=torch.float64, requires_grad=True)
     features, weights = hash_encode(table, positions, stds, grid)
     assert features.shape == (0, 3, 2) and weights.shape == (0, 3)
-    v_table, v_positions, v_stds = torch.autograd.grad(
-        features.sum() + weights.sum(), (table, positions, stds)
-    )
+    v_table, v_positions, v_stds = torch.autograd.grad(features.sum() + weights.sum(), (table, positions, stds))
     assert (v_table == 0.0).all() and v_positions.shape == positions.shape and v_stds.shape == stds.shape
 
 
-@pytest.mark.parametrize(
-    "shape", [(10, 2), (DENSE_AND_HASHED.num_entries, 3), (DENSE_AND_HASHED.num_entries + 1, 2)]
-)
+@pytest.mark.parametrize("shape", [(10, 2), (DENSE_AND_HASHED.num_entries, 3), (DENSE_AND_HASHED.num_entries + 1, 2)])
 def test_a_table_of_another_grid_is_refused(shape):
     with pytest.raises(ValueError, match=str(DENSE_AND_HASHED.num_entries)):
         hash_encode(torch.zeros(shape), torch.zeros(1, 1, 3), torch.zeros(1, 1), DENSE_AND_HASHED)

@@ -103,9 +103,7 @@ def test_corners_match_a_loop_over_python_integers(level):
     assert rows.dtype == torch.int32
     assert torch.equal(rows, torch.tensor([row for row, _ in truth], dtype=torch.int32))
     # float64 rounds x n - 1/2, up to 32768, to 4e-12.
-    torch.testing.assert_close(
-        weights, torch.tensor([w for _, w in truth], dtype=torch.float64), rtol=0.0, atol=1e-11
-    )
+    torch.testing.assert_close(weights, torch.tensor([w for _, w in truth], dtype=torch.float64), rtol=0.0, atol=1e-11)
 
 
 @pytest.mark.parametrize("level", LEVELS, ids=LEVEL_NAMES)
@@ -117,9 +115,7 @@ def test_rows_exist_and_weights_are_shares_of_one(level):
     torch.testing.assert_close(weights.sum(dim=-1), torch.ones(500), rtol=0.0, atol=1e-6)
 
 
-@pytest.mark.parametrize(
-    "level", [LEVELS[k] for k in (0, 1, 5, 6)], ids=[LEVEL_NAMES[k] for k in (0, 1, 5, 6)]
-)
+@pytest.mark.parametrize("level", [LEVELS[k] for k in (0, 1, 5, 6)], ids=[LEVEL_NAMES[k] for k in (0, 1, 5, 6)])
 def test_float32_finds_the_same_rows_as_float64(level):
     # Positions on a lattice of 2^-18: every step to cells is then exact in float32 as well.
     steps = torch.randint(0, 2**18 + 1, (500, 3), generator=rng(3))
@@ -146,9 +142,7 @@ def test_weights_make_any_linear_function_of_the_cell_centres_exact():
     positions = torch.rand(200, 3, generator=rng(4), dtype=torch.float64) * (1.0 - 1.0 / n) + 0.5 / n
     rows, weights = level_corners(positions, level)
     cells = torch.stack([rows % n, rows // n % n, rows // n**2], dim=-1)
-    torch.testing.assert_close(
-        (weights[..., None] * (cells + 0.5) / n).sum(dim=1), positions, rtol=0.0, atol=1e-14
-    )
+    torch.testing.assert_close((weights[..., None] * (cells + 0.5) / n).sum(dim=1), positions, rtol=0.0, atol=1e-14)
 
 
 # --- prefilter_weights ---
@@ -164,10 +158,7 @@ def test_prefilter_weights_match_the_formula(prefilter, with_bandwidths, dtype, 
     given = torch.tensor(bandwidths, dtype=dtype) if with_bandwidths else None
     found = prefilter_weights(stds, resolutions, prefilter, given)
     truth = [
-        [
-            [looped_weight(s, n, prefilter, b) for n, b in zip(resolutions, bandwidths, strict=True)]
-            for s in row
-        ]
+        [[looped_weight(s, n, prefilter, b) for n, b in zip(resolutions, bandwidths, strict=True)] for s in row]
         for row in stds.tolist()
     ]
     torch.testing.assert_close(found.double(), torch.tensor(truth, dtype=torch.float64), rtol=0.0, atol=atol)
@@ -213,9 +204,7 @@ def test_prefilter_weights_fall_from_one_to_nothing(prefilter):
 @pytest.mark.parametrize("prefilter", ["multisample", "ipe"])
 def test_prefilter_weights_are_finite_with_their_gradients(prefilter):
     stds = torch.tensor([[0.0, 1e-38, 1e-20, 1e-4, 1.0, 1e4, 1e12]])
-    assert_finite(
-        lambda s, b: prefilter_weights(s, (1, 16, 32768), prefilter, b), stds, torch.tensor([0.1, 1.0, 9.0])
-    )
+    assert_finite(lambda s, b: prefilter_weights(s, (1, 16, 32768), prefilter, b), stds, torch.tensor([0.1, 1.0, 9.0]))
 
 
 def test_an_unknown_prefilter_is_refused():

@@ -74,9 +74,7 @@ def test_interpolate_integral_matches_a_dense_cumulative_sum_also_beyond_the_end
 def test_interpolate_integral_at_the_knots_is_the_integral():
     knots, values = random_spline((3,), 9, seed=4)
     integral = integrate_linspline(knots, values)
-    torch.testing.assert_close(
-        interpolate_integral(knots, knots, values, integral), integral, rtol=0.0, atol=1e-14
-    )
+    torch.testing.assert_close(interpolate_integral(knots, knots, values, integral), integral, rtol=0.0, atol=1e-14)
 
 
 @pytest.mark.parametrize(
@@ -103,9 +101,7 @@ def test_spline_gradients():
     knots, values = random_spline((2,), 6, seed=5)
     queries = torch.rand(2, 9, generator=rng(6), dtype=torch.float64) * 1.6 - 0.3
     leaves = (queries.requires_grad_(), knots.requires_grad_(), values.requires_grad_())
-    assert torch.autograd.gradcheck(
-        lambda q, k, v: interpolate_integral(q, k, v, integrate_linspline(k, v)), leaves
-    )
+    assert torch.autograd.gradcheck(lambda q, k, v: interpolate_integral(q, k, v, integrate_linspline(k, v)), leaves)
 
 
 # --- blurred_resample ---
@@ -135,9 +131,7 @@ def test_queries_narrower_than_the_blur(halfwidth):
     found = blurred_resample(queries, sdist, weights, halfwidth)
     torch.testing.assert_close(found, torch.full_like(found, width / (2.0 * halfwidth)), rtol=1e-9, atol=0.0)
     beyond = torch.tensor([0.0, 0.5 - 1.01 * halfwidth, 0.5 + 1.01 * halfwidth, 1.0], dtype=torch.float64)
-    torch.testing.assert_close(
-        blurred_resample(beyond, sdist, weights, halfwidth), weights, rtol=0.0, atol=1e-12
-    )
+    torch.testing.assert_close(blurred_resample(beyond, sdist, weights, halfwidth), weights, rtol=0.0, atol=1e-12)
 
 
 @pytest.mark.parametrize("halfwidth", [1e-4, 0.003, 0.03, 0.5])
@@ -159,9 +153,7 @@ def test_blur_conserves_mass_when_the_queries_cover_everything(halfwidth, dtype)
 def test_a_vanishing_blur_is_plain_resampling(halfwidth):
     sdist, weights = random_histogram((4,), 8, seed=11)
     queries = torch.rand(4, 12, generator=rng(12), dtype=torch.float64).sort(dim=-1).values
-    difference = (
-        (blurred_resample(queries, sdist, weights, halfwidth) - resample(queries, sdist, weights)).abs().max()
-    )
+    difference = (blurred_resample(queries, sdist, weights, halfwidth) - resample(queries, sdist, weights)).abs().max()
     # A query within halfwidth of a jump of the density, here below 8, moves a quarter of jump * halfwidth.
     assert difference <= 2.0 * 0.25 * 8.0 * halfwidth
 
@@ -172,9 +164,7 @@ def test_blur_is_linear_and_does_not_change_with_a_shift():
     queries = torch.rand(4, 12, generator=rng(15), dtype=torch.float64).sort(dim=-1).values
     found = blurred_resample(queries, sdist, weights, 0.03)
     both = blurred_resample(queries, sdist, 2.0 * weights + other, 0.03)
-    torch.testing.assert_close(
-        both, 2.0 * found + blurred_resample(queries, sdist, other, 0.03), rtol=1e-9, atol=1e-13
-    )
+    torch.testing.assert_close(both, 2.0 * found + blurred_resample(queries, sdist, other, 0.03), rtol=1e-9, atol=1e-13)
     shifted = blurred_resample(queries + 3.0, sdist + 3.0, weights, 0.03)
     torch.testing.assert_close(shifted, found, rtol=1e-9, atol=1e-12)
 
@@ -183,9 +173,7 @@ def test_blur_mirrors_with_the_histogram():
     sdist, weights = random_histogram((4,), 8, seed=16)
     queries = torch.rand(4, 12, generator=rng(17), dtype=torch.float64).sort(dim=-1).values
     found = blurred_resample(queries, sdist, weights, 0.05)
-    mirrored = blurred_resample(
-        (1.0 - queries).flip(-1), (1.0 - sdist).flip(-1), weights.flip(-1), 0.05
-    ).flip(-1)
+    mirrored = blurred_resample((1.0 - queries).flip(-1), (1.0 - sdist).flip(-1), weights.flip(-1), 0.05).flip(-1)
     torch.testing.assert_close(mirrored, found, rtol=1e-9, atol=1e-13)
 
 

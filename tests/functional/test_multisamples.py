@@ -182,6 +182,4 @@ def test_cones_are_finite_with_their_gradients_at_the_extremes():
         width = cone(radius, dtype=torch.float32)
         assert_finite(gaussian_moments, starts, ends, width)
         assert_finite(multisample_distances, starts, ends)
-        assert_finite(
-            lambda *v: multisamples(*v, rotation, reverse), torch.zeros(3), directions, starts, ends, width
-        )
+        assert_finite(lambda *v: multisamples(*v, rotation, reverse), torch.zeros(3), directions, starts, ends, width)

@@ -107,9 +107,7 @@ def test_s_is_linear_in_the_ladder_of_twice_the_distance(near, far):
     t = s_to_t(s, *ends(near, far))
     g_near, g_far = textbook(2.0 * near, -1.5), textbook(2.0 * far, -1.5)
     expected = (1.0 - s) * float(g_near) + s * float(g_far)
-    torch.testing.assert_close(
-        torch.from_numpy(textbook(2.0 * t.numpy(), -1.5)), expected, rtol=0.0, atol=1e-13
-    )
+    torch.testing.assert_close(torch.from_numpy(textbook(2.0 * t.numpy(), -1.5)), expected, rtol=0.0, atol=1e-13)
 
 
 @pytest.mark.parametrize("near,far", RANGES)
@@ -169,9 +167,7 @@ def test_s_to_t_increases_and_stays_within_near_and_far(near, far, dtype):
 def test_distances_outside_near_and_far_are_clipped():
     near, far = ends(0.5, 20.0)
     outside = torch.tensor([0.0, 0.4, 21.0, 1e9], dtype=torch.float64)
-    torch.testing.assert_close(
-        t_to_s(outside, near, far), torch.tensor([0.0, 0.0, 1.0, 1.0], dtype=torch.float64)
-    )
+    torch.testing.assert_close(t_to_s(outside, near, far), torch.tensor([0.0, 0.0, 1.0, 1.0], dtype=torch.float64))
     assert s_to_t(torch.tensor([-0.1, 1.1], dtype=torch.float64), near, far).tolist() == [0.5, 20.0]
 
 
@@ -181,9 +177,7 @@ def test_each_ray_has_its_own_near_and_far():
     far = torch.tensor([[1e6], [50.0], [3.0]], dtype=torch.float64)
     single = torch.stack([s_to_t(s[i], near[i], far[i]) for i in range(3)])
     assert torch.equal(s_to_t(s, near, far), single)
-    assert torch.equal(
-        t_to_s(single, near, far), torch.stack([t_to_s(single[i], near[i], far[i]) for i in range(3)])
-    )
+    assert torch.equal(t_to_s(single, near, far), torch.stack([t_to_s(single[i], near[i], far[i]) for i in range(3)]))
 
 
 @pytest.mark.parametrize("far", [1e6, 1e10])

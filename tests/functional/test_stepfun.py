@@ -41,9 +41,7 @@ def looped_intervals(sdist: Tensor, weights: Tensor, num: int, offset: float) ->
 @pytest.mark.parametrize("batch", BATCHES)
 def test_invert_cdf_matches_a_dense_inversion(batch):
     sdist, weights = random_histogram(batch, 7, seed=0)
-    weights = (
-        weights + 0.1
-    ) / 1.7  # no interval so empty that the grid's rounding in mass moves far in distance
+    weights = (weights + 0.1) / 1.7  # no interval so empty that the grid's rounding in mass moves far in distance
     u = torch.rand(*batch, 40, generator=rng(1), dtype=torch.float64)
     out = invert_cdf(u, sdist, weights)
     x = (np.arange(200_000) + 0.5) / 200_000
@@ -77,6 +75,16 @@ def test_invert_cdf_skips_empty_intervals():
     out = invert_cdf(torch.linspace(0.0, 1.0, 1001, dtype=torch.float64), sdist, weights)
     inside = ((out >= 0.2) & (out <= 0.4)) | ((out >= 0.7) & (out <= 1.0))
     assert inside.all() and (out.diff() >= 0.0).all()
+
+
+def test_invert_cdf_just_under_one_stays_out_of_empty_end_intervals():
+    # Summed in float32, the weights of some rays end below 1 - 6e-8, which must not count as the last interval's.
+    sdist, weights = random_histogram((300,), 64, seed=31, dtype=torch.float32)
+    weights[:, 48:] = 0.0
+    weights = weights / weights.sum(dim=-1, keepdim=True)
+    assert (weights.cumsum(dim=-1)[:, -1] < 1.0 - 6e-8).any()
+    out = invert_cdf(torch.full((300, 1), 1.0 - 6e-8), sdist, weights)
+    assert (out <= sdist[:, 48:49]).all()
 
 
 # --- sample_intervals ---
@@ -147,9 +155,7 @@ def test_one_jitter_moves_all_centres_of_a_ray_together():
 def test_without_jitter_an_even_histogram_is_cut_evenly(num_samples, dtype):
     sdist = torch.linspace(0.0, 1.0, 5, dtype=dtype)
     out = sample_intervals(sdist, torch.full((4,), 0.25, dtype=dtype), num_samples)
-    torch.testing.assert_close(
-        out, torch.linspace(0.0, 1.0, num_samples + 1, dtype=dtype), rtol=0.0, atol=5e-7
-    )
+    torch.testing.assert_close(out, torch.linspace(0.0, 1.0, num_samples + 1, dtype=dtype), rtol=0.0, atol=5e-7)
 
 
 @pytest.mark.parametrize("num_samples", [2, 4, 32])
@@ -197,9 +203,7 @@ def test_intervals_without_width_get_nothing(anneal):
     weights = torch.tensor([0.1, 5.0, 5.0, 0.1, 0.1], dtype=torch.float64)
     assert (annealed(sdist, weights, anneal)[1:3] == 0.0).all()
     without = sample_intervals(sdist[[0, 1, 4, 5]], weights[[0, 3, 4]], 16, None, anneal)
-    torch.testing.assert_close(
-        sample_intervals(sdist, weights, 16, None, anneal), without, rtol=0.0, atol=1e-12
-    )
+    torch.testing.assert_close(sample_intervals(sdist, weights, 16, None, anneal), without, rtol=0.0, atol=1e-12)
 
 
 def test_a_histogram_without_any_width_gives_its_own_place():
@@ -239,9 +243,7 @@ def test_resample_matches_a_dense_integration(batch):
     out = resample(queries, sdist, weights)
     assert out.shape == (*batch, 8)
     x = (np.arange(1_400_000) + 0.5) * 1e-6 - 0.2
-    for s, w, q, mass in zip(
-        *(v.reshape(-1, v.shape[-1]) for v in (sdist, weights, queries, out)), strict=True
-    ):
+    for s, w, q, mass in zip(*(v.reshape(-1, v.shape[-1]) for v in (sdist, weights, queries, out)), strict=True):
         truth, _ = np.histogram(x, bins=q.numpy(), weights=dense_density(x, s, w) * 1e-6)
         # A step of 1e-6 times a density of some 10, at each end.
         np.testing.assert_allclose(mass, truth, rtol=0.0, atol=5e-5)
@@ -251,9 +253,7 @@ def test_resample_conserves_mass():
     sdist, weights = random_histogram((4,), 16, seed=15)
     inner = torch.rand(4, 30, generator=rng(16), dtype=torch.float64).sort(dim=-1).values
     queries = torch.cat([torch.full((4, 1), -0.3), inner, torch.full((4, 1), 1.2)], dim=-1).double()
-    torch.testing.assert_close(
-        resample(queries, sdist, weights).sum(-1), weights.sum(-1), rtol=1e-12, atol=0.0
-    )
+    torch.testing.assert_close(resample(queries, sdist, weights).sum(-1), weights.sum(-1), rtol=1e-12, atol=0.0)
 
 
 def test_resample_on_its_own_fenceposts_changes_nothing():

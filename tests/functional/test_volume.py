@@ -89,9 +89,7 @@ def test_only_density_times_length_matters():
     truth = density_to_weights(density, starts, ends)
     stretched = density_to_weights(density / 4.0, 4.0 * starts, 4.0 * ends)
     torch.testing.assert_close(stretched, truth, rtol=1e-12, atol=0.0)
-    torch.testing.assert_close(
-        density_to_weights(density, starts + 100.0, ends + 100.0), truth, rtol=1e-9, atol=1e-14
-    )
+    torch.testing.assert_close(density_to_weights(density, starts + 100.0, ends + 100.0), truth, rtol=1e-9, atol=1e-14)
 
 
 def test_intervals_without_length_weigh_nothing_whatever_their_density():
@@ -134,9 +132,7 @@ def test_median_distance_by_hand():
     # Half reached exactly at a fencepost.
     assert median_distance(*as_tensors([0.3, 0.0, 0.3]), starts, ends).item() == pytest.approx(2.0)
     # A thin foreground does not pull it off the background, as it does the mean.
-    assert median_distance(*as_tensors([0.3, 0.0, 0.7]), starts, ends).item() == pytest.approx(
-        4.0 + 6.0 * 2.0 / 7.0
-    )
+    assert median_distance(*as_tensors([0.3, 0.0, 0.7]), starts, ends).item() == pytest.approx(4.0 + 6.0 * 2.0 / 7.0)
 
 
 @pytest.mark.parametrize("batch", BATCHES)
@@ -178,9 +174,7 @@ def test_the_median_of_a_fog_is_where_half_its_opacity_is_reached():
     tdist = torch.linspace(0.0, 100.0, 20_001, dtype=torch.float64)
     weights = density_to_weights(torch.full((20_000,), 0.3, dtype=torch.float64), tdist[:-1], tdist[1:])
     # exp(-0.3 t) = 1/2, and 1/0.3; 30 optical depths end 1e-13 short of opaque. Intervals are 0.005 long.
-    assert median_distance(weights, tdist[:-1], tdist[1:]).item() == pytest.approx(
-        math.log(2.0) / 0.3, abs=1e-5
-    )
+    assert median_distance(weights, tdist[:-1], tdist[1:]).item() == pytest.approx(math.log(2.0) / 0.3, abs=1e-5)
     assert expected_distance(weights, tdist[:-1], tdist[1:]).item() == pytest.approx(1.0 / 0.3, abs=1e-5)
 
 

@@ -12,6 +12,8 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from zipnerf_ns.functional.numerics import TINY
+
 CONTRACTED_RADIUS = 2.0
 """Radius of the ball into which all of space is contracted."""
 CUBE_PER_CONTRACTED = 1.0 / (2.0 * CONTRACTED_RADIUS)
@@ -81,7 +83,7 @@ def contract_cone_gaussians(
     # Inside the unit ball the stretches are both 1 and the cosine drops out.
     j_direction2 = across2 + (along2 - across2) * cosine.square().clamp(max=1.0)
     trace = t_var * j_direction2 + r_var * (along2 + 2.0 * across2 - j_direction2)
-    scale = torch.sqrt(trace.clamp_min(0.0)) * CUBE_PER_CONTRACTED
+    scale = torch.sqrt(trace.clamp_min(TINY)) * CUBE_PER_CONTRACTED
     return contracted * CUBE_PER_CONTRACTED + 0.5, scale
 
 
@@ -107,4 +109,4 @@ def box_cone_gaussians(
     inverse_sides = 1.0 / (aabb[1] - aabb[0])
     j_direction2 = (direction * inverse_sides).square().sum(dim=-1)
     trace = t_var * j_direction2 + r_var * (inverse_sides.square().sum() - j_direction2)
-    return (mean - aabb[0]) * inverse_sides, torch.sqrt(trace.clamp_min(0.0))
+    return (mean - aabb[0]) * inverse_sides, torch.sqrt(trace.clamp_min(TINY))

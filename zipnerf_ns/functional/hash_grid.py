@@ -182,7 +182,7 @@ class _HashEncode(torch.autograd.Function):
             with torch.set_grad_enabled(need_positions):
                 rows, corner_weights = level_corners(flat, level)
             prefilter = weights[..., index].reshape(-1, 1) / samples
-            v_points = v_level[:, None].expand(-1, samples, -1).reshape(len(flat), -1)
+            v_points = v_level[:, None].expand(-1, samples, -1).reshape(-1, v_level.shape[-1])
             if v_table is not None:
                 _scatter_level(v_table, level, rows, corner_weights.detach() * prefilter, v_points)
             if v_positions is None and v_weights is None:

@@ -54,8 +54,8 @@ def interpolate_integral(
 
 def blurred_resample(
     queries: Float[Tensor, "*batch q"],
-    sdist: Float[Tensor, "*batch n+1"],
-    weights: Float[Tensor, "*batch n"],
+    sdist: Float[Tensor, "*batch edges"],
+    weights: Float[Tensor, "*batch edges-1"],
     halfwidth: float,
 ) -> Float[Tensor, "*batch q-1"]:
     """Mass between successive ``queries`` of a histogram after a box blur (Zip-NeRF, section 4).

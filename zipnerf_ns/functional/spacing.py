@@ -38,7 +38,8 @@ def inverse_power_ladder(y: Float[Tensor, "*shape"], power: float) -> Float[Tens
     """
     _check_power(power)
     scale = abs(power - 1.0)
-    return scale * torch.expm1(torch.log1p(torch.clamp_min(y * (power / scale), -1.0 + 1e-7)) / power)
+    above = -1.0 + torch.finfo(y.dtype).eps
+    return scale * torch.expm1(torch.log1p(torch.clamp_min(y * (power / scale), above)) / power)
 
 
 def s_to_t(

@@ -15,8 +15,8 @@ MIN_ANNEALED_WEIGHT = 1e-8
 
 
 def sample_intervals(
-    sdist: Float[Tensor, "*batch n+1"],
-    weights: Float[Tensor, "*batch n"],
+    sdist: Float[Tensor, "*batch edges"],
+    weights: Float[Tensor, "*batch edges-1"],
     num_samples: int,
     jitter: Optional[Float[Tensor, "*batch 1"]] = None,
     anneal: float = 1.0,
@@ -50,15 +50,15 @@ def sample_intervals(
 
 
 def annealed(
-    sdist: Float[Tensor, "*batch n+1"], weights: Float[Tensor, "*batch n"], anneal: float
-) -> Float[Tensor, "*batch n"]:
+    sdist: Float[Tensor, "*batch edges"], weights: Float[Tensor, "*batch edges-1"], anneal: float
+) -> Float[Tensor, "*batch edges-1"]:
     """weights ** anneal, zero for empty intervals, normalised to sum to one (mip-NeRF 360, section 4)."""
     raised = torch.where(sdist.diff(dim=-1) > 0.0, weights.clamp_min(MIN_ANNEALED_WEIGHT) ** anneal, 0.0)
     return raised / raised.sum(dim=-1, keepdim=True).clamp_min(TINY)
 
 
 def invert_cdf(
-    u: Float[Tensor, "*batch q"], sdist: Float[Tensor, "*batch n+1"], weights: Float[Tensor, "*batch n"]
+    u: Float[Tensor, "*batch q"], sdist: Float[Tensor, "*batch edges"], weights: Float[Tensor, "*batch edges-1"]
 ) -> Float[Tensor, "*batch q"]:
     """Positions at which the cumulative mass of a normalised histogram reaches ``u`` in [0, 1]."""
     cdf = torch.cat([torch.zeros_like(weights[..., :1]), weights.cumsum(dim=-1)], dim=-1)
@@ -72,7 +72,7 @@ def invert_cdf(
 
 
 def resample(
-    queries: Float[Tensor, "*batch q"], sdist: Float[Tensor, "*batch n+1"], weights: Float[Tensor, "*batch n"]
+    queries: Float[Tensor, "*batch q"], sdist: Float[Tensor, "*batch edges"], weights: Float[Tensor, "*batch edges-1"]
 ) -> Float[Tensor, "*batch q-1"]:
     """Mass of a histogram between successive ``queries`` (mass spread evenly inside each interval)."""
     cdf = torch.cat([torch.zeros_like(weights[..., :1]), weights.cumsum(dim=-1)], dim=-1)
@@ -83,7 +83,9 @@ def resample(
     return torch.lerp(cdf.gather(-1, left), cdf.gather(-1, left + 1), share).diff(dim=-1).clamp_min(0.0)
 
 
-def distortion(fenceposts: Float[Tensor, "*batch n+1"], weights: Float[Tensor, "*batch n"]) -> Float[Tensor, "*batch"]:
+def distortion(
+    fenceposts: Float[Tensor, "*batch edges"], weights: Float[Tensor, "*batch edges-1"]
+) -> Float[Tensor, "*batch"]:
     """Expected distance |x - y| of two points drawn from a ray's histogram (mip-NeRF 360, eq. 15).
 
     Prefix sums replace the paper's double sum, which works because the midpoints are in order.

@@ -8,7 +8,7 @@ from pathlib import Path
 from PIL import Image
 
 EXPERIMENT = "demo"
-VIDEO_SECONDS = 3.0
+VIDEO_SECONDS = 2.0
 FRAME_RATE = 24
 
 
@@ -26,7 +26,7 @@ class Machine:
     """The video is not higher than this, pixels."""
 
 
-CPU = Machine("cpu", "zipnerf-lite", steps=1500, longest_side=400, video_height=120)
+CPU = Machine("cpu", "zipnerf-lite", steps=1500, longest_side=400, video_height=96)
 CUDA = Machine("cuda", "zipnerf", steps=5000, longest_side=1600, video_height=540)
 
 
@@ -128,7 +128,7 @@ def train_command(run: Run, data: Path, machine: Machine, steps: int) -> list[st
         *("--machine.device-type", machine.device),
         *("--max-num-iterations", str(steps)),
         *("--steps-per-eval-image", str(max(steps // 4, 1))),
-        # Nerfstudio does not evaluate while its viewer is on.
+        # Nerfstudio evaluates during training only for a logger, not for its viewer alone.
         *("--vis", "tensorboard"),
         *("--viewer.quit-on-train-completion", "True"),
         *data_arguments(data, machine.longest_side),

@@ -15,12 +15,12 @@ import numpy as np
 from jaxtyping import Float
 
 from zipnerf_ns.tools.demo_world import bodies
-from zipnerf_ns.tools.procedural import extent, fractal_noise, mix, supports
+from zipnerf_ns.tools.procedural import extent, fractal_noise, mix, scatter, supports
 
 SUN = tuple(float(v) for v in np.array([0.55, -0.40, 0.80]) / np.linalg.norm([0.55, -0.40, 0.80]))
 """Unit direction towards the sun."""
 
-_SUN_COLOUR, _SKY_COLOUR = (0.60, 0.56, 0.49), (0.46, 0.48, 0.52)
+_SUN_COLOUR, _SKY_COLOUR = (0.52, 0.485, 0.43), (0.54, 0.56, 0.59)
 _HORIZON, _ZENITH, _GLOW, _CLOUD = (0.88, 0.89, 0.88), (0.36, 0.57, 0.82), (1.0, 0.93, 0.78), (0.98, 0.97, 0.95)
 _ACROSS = np.cross(SUN, (0.0, 0.0, 1.0)) / np.linalg.norm(np.cross(SUN, (0.0, 0.0, 1.0)))
 _AXES = np.stack([_ACROSS, np.cross(SUN, _ACROSS), SUN, *np.eye(3)])
@@ -85,13 +85,18 @@ def render_view(
         seed: of the samples' places in their strata.
         rgba: the still life alone, with straight alpha.
     """
-    pinhole = Pinhole(fx, fy, cx, cy, width, height)
+    pinhole = Pinhole(float(fx), float(fy), float(cx), float(cy), width, height)
     picture = render_premultiplied(np.asarray(camera_to_world), pinhole, samples_per_pixel, seed, rgba)
     return straight_alpha(picture) if rgba else picture
 
 
-def render_premultiplied(camera_to_world, pinhole: Pinhole, samples_per_pixel: int, seed: int, rgba: bool) -> np.ndarray:
+def render_premultiplied(
+    camera_to_world, pinhole: Pinhole, samples_per_pixel: int, seed: int, rgba: bool
+) -> np.ndarray:
     """The picture in float32, its colours multiplied by alpha."""
+    # The C library keeps freed memory up to the largest block it has seen freed; otherwise every tile's arrays would
+    # go back to the system and be cleared anew.
+    np.empty(1 << 24, dtype=np.uint8)
     side = max(1, math.isqrt(_RAYS_PER_TILE // samples_per_pixel))
     picture = np.empty((pinhole.height, pinhole.width, 4 if rgba else 3), dtype=np.float32)
     tiles = [(y, x) for y in range(0, pinhole.height, side) for x in range(0, pinhole.width, side)]
@@ -138,7 +143,8 @@ def _candidates(origin, corners, backdrop: bool) -> list[int]:
     return np.flatnonzero(reached.all(axis=1)).tolist()
 
 
-def straight_alpha(premultiplied: np.ndarray) -> np.ndarray:
+def straight_alpha(premultiplied: Float[np.ndarray, "height width 4"]) -> Float[np.ndarray, "height width 4"]:
+    """The picture with its colours divided by alpha, and black where alpha is zero."""
     alpha = premultiplied[..., 3:]
     colour = np.divide(premultiplied[..., :3], alpha, out=np.zeros_like(premultiplied[..., :3]), where=alpha > 0)
     return np.concatenate([np.minimum(colour, 1), alpha], axis=-1)
@@ -173,9 +179,9 @@ def radiance(
         along = directions.take(rays, axis=1)
         if index >= 0:
             starts = origins if origins.shape[1] == 1 else origins.take(rays, axis=1)
-            colour[:, rays] = _shade(backdrop, int(index), starts, along, distance.take(rays))
+            scatter(colour, rays, _shade(backdrop, int(index), starts, along, distance.take(rays)))
         elif backdrop:
-            colour[:, rays] = _sky(along)
+            scatter(colour, rays, _sky(along))
     return np.clip(colour, 0, 1, out=colour), distance
 
 
@@ -190,9 +196,7 @@ def _shade(backdrop, index, origins, directions, distance) -> np.ndarray:
     if body.gloss:
         halfway = np.stack([towards - along for towards, along in zip(SUN, directions, strict=True)])
         halfway /= np.sqrt(_dot(halfway, halfway))
-        colour += body.gloss * lit * functools.reduce(
-            lambda shine, _: np.square(shine), range(5), np.maximum(_dot(halfway, normals), 0)
-        )
+        colour += body.gloss * lit * _squared(np.maximum(_dot(halfway, normals), 0), 5)
     if not body.near:
         haze = 1 - np.exp(np.minimum(_HAZE_START - distance, 0) / _HAZE_LENGTH)
         colour = mix(colour, _sky(directions, clouds=False), haze)
@@ -253,8 +257,7 @@ def _sky(directions, clouds: bool = True) -> np.ndarray:
     height = np.clip(directions[2], 0, 1)
     level = 1 - height
     colour = mix(_HORIZON, _ZENITH, 1 - level * level * level)
-    # Whole powers by squaring: a general power costs more than all the rest of the sky.
-    glow = np.square(np.square(np.square(np.maximum(_dot(SUN, directions), 0))))
+    glow = _squared(np.maximum(_dot(SUN, directions), 0), 3)
     colour = mix(colour, _GLOW, 0.45 * glow)
     if clouds:
         # A flat layer overhead: its plane is met at 1 / height, which the offset keeps finite at the horizon.
@@ -266,3 +269,10 @@ def _sky(directions, clouds: bool = True) -> np.ndarray:
 
 def _dot(first, second) -> np.ndarray:
     return first[0] * second[0] + first[1] * second[1] + first[2] * second[2]
+
+
+def _squared(values: np.ndarray, times: int) -> np.ndarray:
+    # Powers of two by repeated squaring: a general power costs more than all the rest of the sky.
+    for _ in range(times):
+        values = values * values
+    return values

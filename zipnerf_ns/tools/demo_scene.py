@@ -229,8 +229,10 @@ def _write_view(folder: Path, pinhole: Pinhole, settings: _Settings, view: _View
 
 
 def _frame(downscale: int, view: _View) -> dict:
+    """A frame of Nerfstudio's, and the seed with which `render_view` draws the full-resolution picture again."""
     pose = np.vstack([view.camera_to_world, [0.0, 0.0, 0.0, 1.0]]).tolist()
-    return {"file_path": f"{_pictures(Path(), downscale).as_posix()}/{view.name}", "transform_matrix": pose}
+    file_path = f"{_pictures(Path(), downscale).as_posix()}/{view.name}"
+    return {"file_path": file_path, "transform_matrix": pose, "sample_seed": view.seed}
 
 
 def _intrinsics(pinhole: Pinhole) -> dict:

@@ -26,6 +26,7 @@ from zipnerf_ns.tools.procedural import (
     fractal_noise,
     mix,
     parity,
+    scatter,
     value_noise,
 )
 
@@ -36,9 +37,8 @@ GROUND_LEVEL = -0.5
 PLINTH_TOP = -0.4
 
 CREAM, TERRACOTTA, CORAL = (0.94, 0.88, 0.75), (0.76, 0.38, 0.25), (0.91, 0.42, 0.35)
-NAVY, TEAL, MUSTARD = (0.14, 0.21, 0.38), (0.10, 0.50, 0.52), (0.92, 0.67, 0.20)
-GRASS, STRAW, STONE = (0.44, 0.61, 0.28), (0.82, 0.75, 0.42), (0.84, 0.78, 0.69)
-
+NAVY, TEAL, MUSTARD = (0.20, 0.28, 0.46), (0.20, 0.55, 0.56), (0.92, 0.68, 0.26)
+GRASS, STRAW, STONE, BRASS = (0.44, 0.61, 0.28), (0.82, 0.75, 0.42), (0.84, 0.78, 0.69), (0.74, 0.54, 0.34)
 _FOLIAGE = ((0.48, 0.70, 0.32), (0.72, 0.76, 0.36), (0.36, 0.62, 0.40), (0.95, 0.72, 0.32), (0.55, 0.74, 0.40))
 
 
@@ -64,9 +64,7 @@ def bodies(backdrop: bool) -> tuple[Body, ...]:
     return _still_life() + (_surroundings() + _far_away() if backdrop else ())
 
 
-def surface_distance(
-    points: Float[np.ndarray, "n 3"], include_ground: bool = False
-) -> Float[np.ndarray, " n"]:
+def surface_distance(points: Float[np.ndarray, "n 3"], include_ground: bool = False) -> Float[np.ndarray, " n"]:
     """Signed distance of world points from the true surface of the still life, negative inside.
 
     Exact outside; inside, where solids touch or overlap, its magnitude is a lower bound.
@@ -86,29 +84,29 @@ def _still_life() -> tuple[Body, ...]:
     """Everything on the plinth, and the plinth."""
     top = PLINTH_TOP
     crate, parcel = (-0.48, -0.26, top + 0.21), (-0.44, -0.22, top + 0.42 + 0.11)
-    solids = [
-        (Cylinder((0.0, 0.0, (top + GROUND_LEVEL) / 2), 0.0, 1.2, (top - GROUND_LEVEL) / 2), _plinth, 0.0),
-        (Box((0.0, 0.06, top + 0.07), 0.5, (0.21, 0.21, 0.07)), _slab, 0.0),
-        (Sphere((0.0, 0.06, top + 0.14 + 0.25), 0.0, 0.25), _globe, 0.18),
-        (Sphere((0.62, 0.34, top + 0.29), 0.9, 0.29), _beach_ball, 0.0),
-        (Box(crate, 0.35, (0.21, 0.21, 0.21)), _crate, 0.0),
-        (Box(parcel, 0.95, (0.13, 0.11, 0.11)), _parcel, 0.0),
-        (Cylinder((-0.42, 0.58, top + 0.27), 0.0, 0.11, 0.27), _column, 0.0),
-        (Sphere((-0.42, 0.58, top + 0.54 + 0.13), 0.4, 0.13), _spotted, 0.0),
-        (Cylinder((-0.93, 0.22, top + 0.55), 0.0, 0.014, 0.55), _pole, 0.0),
-        (Sphere((-0.93, 0.22, top + 1.13), 0.0, 0.035), _plain(MUSTARD), 0.0),
-        (Box((-0.93 + 0.163, 0.22, top + 0.99), 0.0, (0.15, 0.006, 0.09)), _flag, 0.0),
-        (Sphere((0.44, -0.50, top + 0.15), 0.2, 0.15), _marble, 0.0),
-        (Sphere((-0.02, -0.72, top + 0.09), 0.0, 0.09), _spotted, 0.0),
-        (Sphere((0.12, 0.80, top + 0.11), 2.0, 0.11), _beach_ball, 0.0),
-    ]
+    near = functools.partial(Body, near=True)
+    wire = functools.partial(Body, near=True, thin=True)
     bars = _lattice_bars((0.44, -0.50, top + 0.23), 0.35, 0.22, 0.011)
-    bodies = [Body(shape, texture, gloss, near=True) for shape, texture, gloss in solids]
-    bodies += [Body(bar, _plain(NAVY), near=True, thin=True) for bar in bars]
-    return tuple(bodies)
+    return (
+        near(Cylinder((0.0, 0.0, (top + GROUND_LEVEL) / 2), 0.0, 1.2, (top - GROUND_LEVEL) / 2), _plinth),
+        near(Box((0.0, 0.06, top + 0.07), 0.5, (0.21, 0.21, 0.07)), _slab),
+        near(Sphere((0.0, 0.06, top + 0.14 + 0.25), 0.0, 0.25), _globe, gloss=0.18),
+        near(Sphere((0.62, 0.34, top + 0.29), 0.9, 0.29), _beach_ball),
+        near(Box(crate, 0.35, (0.21, 0.21, 0.21)), _crate),
+        near(Box(parcel, 0.95, (0.13, 0.11, 0.11)), _parcel),
+        near(Cylinder((-0.42, 0.58, top + 0.27), 0.0, 0.11, 0.27), _column),
+        near(Sphere((-0.42, 0.58, top + 0.54 + 0.13), 0.4, 0.13), _spotted),
+        wire(Cylinder((-0.93, 0.22, top + 0.55), 0.0, 0.014, 0.55), _pole),
+        wire(Sphere((-0.93, 0.22, top + 1.13), 0.0, 0.035), functools.partial(_plain, MUSTARD)),
+        wire(Box((-0.93 + 0.163, 0.22, top + 0.99), 0.0, (0.15, 0.006, 0.09)), _flag),
+        near(Sphere((0.44, -0.50, top + 0.15), 0.2, 0.15), _marble),
+        near(Sphere((-0.02, -0.72, top + 0.09), 0.0, 0.09), _spotted),
+        near(Sphere((0.12, 0.80, top + 0.11), 2.0, 0.11), _beach_ball),
+        *(wire(bar, functools.partial(_plain, BRASS)) for bar in bars),
+    )
 
 
-def _lattice_bars(center: Colour, yaw: float, half: float, thickness: float) -> list[Box]:
+def _lattice_bars(center: tuple[float, float, float], yaw: float, half: float, thickness: float) -> list[Box]:
     """The twelve edges of a cube as thin bars; each reaches through the corners."""
     c, s = float(np.cos(yaw)), float(np.sin(yaw))
     bars = []
@@ -157,11 +155,7 @@ def _far_away() -> tuple[Body, ...]:
     return tuple(placed)
 
 
-def _plain(colour: Colour) -> Texture:
-    return functools.partial(_constant, colour)
-
-
-def _constant(colour, points, normals):
+def _plain(colour: Colour, points, normals):
     return mix(colour, colour, np.zeros_like(points[0]))
 
 
@@ -169,6 +163,13 @@ def _face(points, normals) -> tuple[np.ndarray, np.ndarray]:
     """Two coordinates along the face of a box."""
     on_x, on_z = np.abs(normals[0]) > 0.5, np.abs(normals[2]) > 0.5
     return np.where(on_x, points[1], points[0]), np.where(on_z, points[1], points[2])
+
+
+def _solid_noise(points, frequency: float, octaves: int) -> np.ndarray:
+    """Fractal noise through space: two flat ones from different sides, so that neither's streaks show."""
+    x, y, z = frequency * points
+    first = fractal_noise(x + 0.5 * z, y - 0.6 * z + 1.7, octaves)
+    return (first + fractal_noise(z - 0.4 * x + 5.1, 0.8 * y + 0.6 * x, octaves)) / 2
 
 
 def _turn(points) -> np.ndarray:
@@ -179,11 +180,11 @@ def _turn(points) -> np.ndarray:
 def _plinth(points, normals):
     x, y = points[0], points[1]
     away = np.sqrt(x * x + y * y)
-    tiles = mix(CREAM, TERRACOTTA, 0.75 * parity(x / 0.24, y / 0.24))
+    tiles = mix(CREAM, TERRACOTTA, 0.62 * parity(x / 0.24, y / 0.24))
     tiles = mix(tiles, STONE, 0.22 * parity(x / 0.02, y / 0.02))
     tiles = mix(tiles, NAVY, 0.25 * fractal_noise(9 * x, 9 * y, 3))
     rim = np.flatnonzero(away > 1.06)
-    tiles[:, rim] = mix(TEAL, CREAM, 0.8 * parity(48 * _turn(points.take(rim, axis=1))))
+    scatter(tiles, rim, mix(TEAL, CREAM, 0.6 * parity(36 * _turn(points.take(rim, axis=1)))))
     return tiles
 
 
@@ -194,8 +195,7 @@ def _slab(points, normals):
 
 def _globe(points, normals):
     x, y, z = points
-    land = fractal_noise(5 * x + 3 * z, 5 * y - 2 * z + 1.7, 4)
-    shores = np.clip(9 * land - 4.3, 0, 1)
+    shores = np.clip(12 * _solid_noise(points, 4.5, 4) - 5.6, 0, 1)
     earth = mix(GRASS, STRAW, value_noise(24 * x + 9 * z, 24 * y))
     sea = mix(TEAL, (0.20, 0.36, 0.66), np.clip(0.5 + 2.5 * z, 0, 1))
     return mix(mix(sea, earth, shores), CREAM, np.clip(8 * np.abs(normals[2]) - 6.9, 0, 1))
@@ -221,33 +221,31 @@ def _crate(points, normals):
 def _parcel(points, normals):
     u, v = _face(points, normals)
     ribbon = ((np.abs(u) < 0.02) | (np.abs(v) < 0.02)).astype(u.dtype)
-    return mix(mix(TEAL, CREAM, 0.7 * dots(u / 0.03, v / 0.03, 0.28)), CORAL, ribbon)
+    return mix(mix(TEAL, CREAM, 0.45 * dots(u / 0.03, v / 0.03, 0.28)), CORAL, ribbon)
 
 
 def _column(points, normals):
     flutes = parity(20 * _turn(points)) * (np.abs(normals[2]) < 0.5)
-    shade = mix(STONE, (0.52, 0.50, 0.54), 0.6 * flutes)
+    shade = mix(STONE, (0.52, 0.50, 0.54), 0.5 * flutes)
     return mix(shade, CREAM, 0.5 * fractal_noise(12 * points[0], 6 * points[2], 3))
 
 
 def _spotted(points, normals):
-    return mix(MUSTARD, NAVY, 0.75 * dots(10 * _turn(points), 6.5 * normals[2] * 0.5 + 0.25, 0.3))
+    return mix(MUSTARD, TERRACOTTA, 0.85 * dots(10 * _turn(points), 6.5 * normals[2] * 0.5 + 0.25, 0.3))
 
 
 def _pole(points, normals):
-    return mix(CREAM, CORAL, parity(points[2] / 0.06 + _turn(points)))
+    return mix(CREAM, CORAL, parity(points[2] / 0.09 + _turn(points)))
 
 
 def _flag(points, normals):
     u, v = points[0], points[2]
-    bands = mix(NAVY, CREAM, parity(v / 0.036))
+    bands = mix((0.45, 0.56, 0.70), CREAM, parity(v / 0.06 + 0.5))
     return mix(bands, CORAL, (u < -0.05).astype(u.dtype))
 
 
 def _marble(points, normals):
-    x, y, z = points
-    veins = np.abs(2 * fractal_noise(9 * x + 5 * z, 9 * y - 6 * z, 4) - 1)
-    return mix(CORAL, CREAM, np.clip(6 * veins, 0, 1))
+    return mix(CORAL, CREAM, np.clip(16 * np.abs(_solid_noise(points, 9.0, 4) - 0.5), 0, 1))
 
 
 def _ground(points, normals):
@@ -258,7 +256,7 @@ def _ground(points, normals):
     colour = np.empty_like(points)
     for part, pattern in ((np.flatnonzero(~beyond), _paving), (np.flatnonzero(beyond), _meadow)):
         if part.size:
-            colour[:, part] = pattern(x.take(part), y.take(part))
+            scatter(colour, part, pattern(x.take(part), y.take(part)))
     return colour
 
 
@@ -283,10 +281,8 @@ def _bark(points, normals):
 
 
 def _leaves(colour, points, normals):
-    x, y, z = points
-    clumps = fractal_noise(4 * x + 2 * z, 4 * y - 3 * z, 4)
-    dark = tuple(0.55 * c for c in colour)
-    return mix(dark, colour, np.clip(2.4 * clumps - 0.5 + 0.3 * normals[2], 0, 1))
+    dark = tuple(0.62 * c for c in colour)
+    return mix(dark, colour, np.clip(3.4 * _solid_noise(points, 4.5, 3) - 1.0 + 0.3 * normals[2], 0, 1))
 
 
 def _tower(colour, points, normals):

@@ -228,6 +228,12 @@ def mix(
     return mixed
 
 
+def scatter(target: Float[np.ndarray, "3 n"], places: np.ndarray, values: Float[np.ndarray, "3 m"]) -> None:
+    """Writes the columns `values` to `places` of `target`: row by row, which is twice as fast as all rows at once."""
+    for row, new in zip(target, values, strict=True):
+        row[places] = new
+
+
 def parity(u: Float[np.ndarray, " n"], *others: Float[np.ndarray, " n"]) -> Float[np.ndarray, " n"]:
     """0 or 1 by the parity of the unit cell: stripes of one coordinate, checkers of two."""
     total = np.floor(u)
@@ -246,10 +252,10 @@ def value_noise(u: Float[np.ndarray, " n"], v: Float[np.ndarray, " n"]) -> Float
     """Smooth noise in [0, 1] of one cell per unit: a random value at each lattice point, eased between them."""
     iu, iv = np.floor(u), np.floor(v)
     fu, fv = _ease(u - iu), _ease(v - iv)
-    # The lattice repeats, which no one sees under the turned octaves of fractal_noise.
+    # A lattice wound up on one long row repeats, which no one sees under the turned octaves of fractal_noise.
     iu *= _LATTICE
     iu += iv
-    cell = iu.astype(np.int32) & (_LATTICE * _LATTICE - 1)
+    cell = iu.astype(np.int64) & (_LATTICE * _LATTICE - 1)
     base, along_u, along_v, along_both = _lattice(u.dtype.str).take(cell, axis=0).T
     across = along_both * fu
     across += along_v
@@ -283,7 +289,7 @@ def fractal_noise(
 @functools.cache
 def _lattice(dtype: str) -> np.ndarray:
     """The bilinear coefficients of every cell, `[cells, 4]`: constant, along u, along v, along both."""
-    value = np.random.default_rng(2306).random((_LATTICE, _LATTICE))
-    next_u, next_v = np.roll(value, -1, axis=0), np.roll(value, -1, axis=1)
-    both = np.roll(next_u, -1, axis=1) - next_u - next_v + value
-    return np.stack([value, next_u - value, next_v - value, both], axis=-1).reshape(-1, 4).astype(dtype)
+    value = np.random.default_rng(2306).random(_LATTICE * _LATTICE)
+    next_u, next_v, next_both = (np.roll(value, -step) for step in (_LATTICE, 1, _LATTICE + 1))
+    columns = [value, next_u - value, next_v - value, next_both - next_u - next_v + value]
+    return np.stack(columns, axis=-1).astype(dtype)

@@ -64,8 +64,8 @@ def check_ffmpeg() -> Finding:
 
 
 def check_libusb() -> Finding:
-    """open3d, which ``ns-export`` imports, is linked against libusb-1.0 and does not carry it."""
-    needed_by = "ns-export; data with 3D points (open3d)"
+    """open3d, which these programs import, is linked against libusb-1.0 and does not carry it."""
+    needed_by = "ns-export, ns-process-data"
     try:
         ctypes.CDLL("libusb-1.0.so.0")
     except OSError:
@@ -75,7 +75,7 @@ def check_libusb() -> Finding:
 
 def check_colmap() -> Finding:
     """COLMAP finds the camera poses of photographs."""
-    needed_by = "ns-process-data images|video"
+    needed_by = "ns-process-data"
     path = find_program("colmap")
     if path is None:
         return Finding("colmap", "missing", "apt-get install colmap", needed_by)

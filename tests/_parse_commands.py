@@ -1,0 +1,58 @@
+"""A program: puts command lines before the argument parsers of nerfstudio's programs, and runs none of them.
+
+Reads a JSON list of command lines (lists of words) from standard input, writes a JSON list of what is wrong with
+each, or null, to the file named first. Run apart from the tests, for it imports every method and dataparser.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import importlib.metadata
+import io
+import json
+import sys
+from pathlib import Path
+
+import tyro
+
+from nerfstudio.utils import install_checks
+
+
+class ParsedError(BaseException):
+    """The command line was understood; not an Exception, for some programs catch those."""
+
+
+def stop_after_parsing(parse):
+    """tyro.cli, raising where the program itself would begin."""
+
+    def parse_and_stop(*arguments, **options):
+        parse(*arguments, **options)
+        raise ParsedError
+
+    return parse_and_stop
+
+
+def problem(command: list[str]) -> str | None:
+    """What the program of a command line says against it."""
+    programs = importlib.metadata.entry_points(group="console_scripts", name=command[0])
+    if not programs:
+        return f"{command[0]} is not installed"
+    said = io.StringIO()
+    sys.argv = list(command)
+    try:
+        with contextlib.redirect_stdout(said), contextlib.redirect_stderr(said):
+            next(iter(programs)).load()()
+    except ParsedError:
+        return None
+    except ImportError as error:
+        return f"ImportError: {error}"
+    except SystemExit:
+        return said.getvalue()
+    return "it did not parse its arguments with tyro"
+
+
+tyro.cli = stop_after_parsing(tyro.cli)
+# ns-process-data looks for COLMAP while its arguments are read; they are right or wrong without it.
+for name in ("check_colmap_installed", "check_ffmpeg_installed", "check_curl_installed"):
+    setattr(install_checks, name, lambda *_: None)
+Path(sys.argv[1]).write_text(json.dumps([problem(command) for command in json.load(sys.stdin)]))

@@ -1,0 +1,397 @@
+"""The Triton encoding against its torch twin: values and gradients, on a GPU or under Triton's interpreter.
+
+Without a GPU, one test runs all the others in a process of their own: the interpreter has to be chosen before triton is
+imported, and choosing it here would make ``implementation="auto"`` pick it in other tests.
+"""
+
+from __future__ import annotations
+
+import itertools
+import os
+import subprocess
+import sys
+from dataclasses import replace
+
+import pytest
+import torch
+from torch import Tensor
+
+from zipnerf_ns.functional import hash_grid
+from zipnerf_ns.functional.contraction import contract_points
+from zipnerf_ns.functional.frustum import multisamples
+from zipnerf_ns.functional.hash_grid import HashGrid, make_hash_grid
+from zipnerf_ns.functional.spacing import s_to_t
+from zipnerf_ns.kernels import hash_encode as kernels
+from zipnerf_ns.kernels.tuning import Launch, Plan, Tuning
+
+HAS_GPU = torch.cuda.is_available()
+INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
+DEVICE = torch.device("cuda" if HAS_GPU and not INTERPRETED else "cpu")
+runs_kernels = pytest.mark.skipif(
+    not (HAS_GPU or INTERPRETED), reason="no GPU: test_under_the_interpreter runs it in a process of its own"
+)
+
+BLOCK = 32
+INTERVALS = 1000 if DEVICE.type == "cuda" else 21
+"""The interpreter takes 50 ms for a sample at a level, for up to BLOCK intervals at a time."""
+TOLERANCE = 1e-5
+"""Relative L2. Fractions of a cell differ by 6e-8 * 40 cells where the GPU fuses a product and a sum."""
+
+
+def odd_grid(features: int) -> HashGrid:
+    """Resolutions 5 (dense, no power of two), 14 and 40 (hashed); no level but the first begins on a window."""
+    return make_hash_grid(3, 5, 40, 10, features)
+
+
+def even_grid(features: int) -> HashGrid:
+    """Resolutions 4, 8 (dense, powers of two) and 16 (hashed)."""
+    return make_hash_grid(3, 4, 16, 10, features)
+
+
+def one_way(launch: Launch, **others: bool) -> Tuning:
+    """All levels by the same launch, in both directions."""
+    return Tuning(Plan(launch, launch), Plan(launch, launch), **others)
+
+
+def random_table(grid: HashGrid) -> Tensor:
+    return torch.randn(grid.num_entries, grid.features_per_level)
+
+
+def random_samples(intervals: int, samples: int) -> tuple[Tensor, Tensor]:
+    """Half of the intervals with all samples close together, half with samples anywhere, some outside the cube."""
+    positions = torch.rand(intervals, samples, 3) * 1.2 - 0.1
+    close = positions[:, :1] + 0.02 * torch.randn(intervals, samples, 3)
+    return torch.where(torch.rand(intervals, 1, 1) < 0.5, close, positions), 0.1 * torch.rand(intervals, samples)
+
+
+def outcome(encode, leaves: tuple[Tensor, ...], *args) -> list[Tensor | None]:
+    """Features, weights, and the gradients of their product with random cotangents."""
+    leaves = [leaf.to(DEVICE).detach().requires_grad_() for leaf in leaves]
+    table, positions, stds, bandwidths = leaves
+    results = encode(table, positions, stds, args[0], args[1], bandwidths, *args[2:])
+    generator = torch.Generator().manual_seed(5)
+    total = sum((out * torch.randn(out.shape, generator=generator).to(DEVICE)).sum() for out in results)
+    gradients = torch.autograd.grad(total, leaves, allow_unused=True)
+    return [*(out.detach() for out in results), *gradients]
+
+
+def assert_equals_twin(
+    grid: HashGrid,
+    positions: Tensor,
+    stds: Tensor,
+    prefilter: str = "multisample",
+    tuning: Tuning | None = None,
+    num_active: int | None = None,
+    tolerance: float = TOLERANCE,
+) -> None:
+    """Values, and gradients to table, positions, stds and bandwidths, agree as vectors."""
+    leaves = (random_table(grid), positions, stds, torch.linspace(0.5, 1.5, len(grid.levels)))
+    expected = outcome(hash_grid.hash_encode, leaves, grid, prefilter, num_active)
+    if tuning is None:
+        found = outcome(kernels.hash_encode, leaves, grid, prefilter, num_active)
+    else:
+        found = outcome(kernels.tuned_hash_encode, leaves, grid, prefilter, num_active, tuning)
+    names = ("features", "weights", "v_table", "v_positions", "v_stds", "v_bandwidths")
+    for name, truth, value in zip(names, expected, found, strict=True):
+        if truth is None:
+            assert value is None or not value.any(), name
+        else:
+            assert value.shape == truth.shape and value.dtype == truth.dtype, name
+            assert torch.isfinite(value).all(), name
+            error, scale = (value - truth).norm(), truth.norm()
+            assert error <= tolerance * scale, f"{name}: {error / scale:.1e}"
+
+
+def cone_samples(rays: int, intervals: int) -> tuple[Tensor, Tensor]:
+    """Six multisamples of each interval of pixels' cones through an unbounded scene, in the unit cube."""
+    origins = 0.3 * torch.randn(rays, 3)
+    directions = torch.nn.functional.normalize(torch.randn(rays, 3), dim=-1)
+    sdist = torch.linspace(0.0, 1.0, intervals + 1).expand(rays, -1)
+    tdist = s_to_t(sdist, torch.full((rays, 1), 0.1), torch.full((rays, 1), 1e6))
+    turns, flips = 6.28 * torch.rand(rays, intervals), torch.rand(rays, intervals) < 0.5
+    radius = torch.full((rays, 1), 2e-3)
+    points, stds = multisamples(origins, directions, tdist[:, :-1], tdist[:, 1:], radius, turns, flips)
+    positions, stds = contract_points(points, stds)
+    return positions.flatten(0, 1), stds.flatten(0, 1)
+
+
+@pytest.mark.skipif(HAS_GPU or INTERPRETED, reason="the other tests run the kernels themselves")
+def test_under_the_interpreter():
+    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", __file__]
+    environment = {**os.environ, "TRITON_INTERPRET": "1"}
+    result = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=600)
+    assert result.returncode == 0, result.stdout[-5000:] + result.stderr[-2000:]
+    assert " passed" in result.stdout
+
+
+@runs_kernels
+@pytest.mark.parametrize(
+    "features,samples,prefilter",
+    [
+        (1, 6, "multisample"),
+        (1, 1, "none"),
+        (2, 1, "multisample"),
+        (2, 2, "ipe"),
+        (4, 3, "multisample"),
+        (4, 1, "ipe"),
+        (8, 1, "ipe"),
+        (8, 2, "multisample"),
+    ],
+)
+@pytest.mark.parametrize("make_grid", [odd_grid, even_grid])
+def test_values_and_gradients_equal_the_twins(make_grid, features, samples, prefilter):
+    assert_equals_twin(make_grid(features), *random_samples(INTERVALS, samples), prefilter)
+
+
+LAUNCHES = [
+    Launch("none", False, 1, BLOCK, 1),
+    Launch("none", True, 3, BLOCK, 1),
+    Launch("interval", True, 2, BLOCK, 1),
+    Launch("ray", False, 3, BLOCK, 1),
+    Launch("ray", True, 1, BLOCK, 1),
+]
+
+
+@runs_kernels
+@pytest.mark.parametrize("features,launch", [*itertools.product([1], LAUNCHES), (4, LAUNCHES[0]), (4, LAUNCHES[3])])
+def test_every_launch_computes_the_same(features, launch):
+    # Two blocks, the second one partly filled: runs of equal cells end at the first one's edge.
+    positions, stds = cone_samples(1, BLOCK + 8) if DEVICE.type == "cpu" else cone_samples(50, 67)
+    positions, stds = positions[:, ::3].contiguous(), stds[:, ::3].contiguous()
+    cells = (positions * 4 - 0.5).floor()
+    same = (cells[1:, 0] == cells[:-1, -1]).all(dim=-1)
+    assert 0.2 < same.float().mean() < 1.0, "the rays should make runs of equal cells, and end them"
+    level_major = launch.levels_per_program > 1
+    assert_equals_twin(even_grid(features), positions, stds, tuning=one_way(launch, level_major=level_major))
+
+
+@runs_kernels
+@pytest.mark.parametrize("merge", ["none", "interval", "ray"])
+@pytest.mark.parametrize("spread", ["one cell", "its own cell"])
+def test_all_samples_in_one_cell_or_each_in_its_own(spread, merge):
+    grid, samples = make_hash_grid(1, 16, 16, 12, 2), 3
+    if spread == "one cell":
+        cells = torch.tensor([3.0, 7.0, 11.0]).expand(INTERVALS, samples, 3)
+    else:
+        order = torch.arange(INTERVALS * samples) * 7
+        cells = torch.stack([order % 15, order // 15 % 15, order // 225 % 15], dim=-1).view(INTERVALS, samples, 3)
+    positions = (cells + 0.5 + torch.rand(INTERVALS, samples, 3)) / 16
+    stds = 0.02 * torch.rand(INTERVALS, samples)
+    assert_equals_twin(grid, positions, stds, tuning=one_way(Launch(merge, block=BLOCK, num_warps=1)))
+
+
+@runs_kernels
+@pytest.mark.parametrize("merge", ["interval", "ray"])
+def test_a_cell_that_is_left_and_entered_again(merge):
+    # Runs of equal cells are told apart by where they begin, not by their cell: here are A B A, in and between rows.
+    grid = make_hash_grid(1, 4, 4, 6, 1)
+    first, second = torch.tensor([0.3, 0.3, 0.3]), torch.tensor([0.7, 0.3, 0.3])
+    pattern = torch.tensor(
+        [[0, 1, 0], [0, 0, 0], [1, 1, 1], [0, 0, 0], [0, 0, 1], [1, 0, 1], [1, 1, 0]], dtype=torch.bool
+    )
+    positions = torch.where(pattern[..., None], second, first) + 0.01 * torch.randn(7, 3, 3)
+    assert_equals_twin(grid, positions, torch.full((7, 3), 0.1), tuning=one_way(Launch(merge, block=8, num_warps=1)))
+
+
+@runs_kernels
+@pytest.mark.parametrize("intervals", [0, 1, BLOCK - 1, BLOCK, BLOCK + 1])
+def test_any_number_of_intervals(intervals):
+    tuning = one_way(Launch("ray", block=BLOCK, num_warps=1, levels_per_program=2))
+    assert_equals_twin(make_hash_grid(2, 4, 16, 8, 1), *random_samples(intervals, 1), tuning=tuning)
+
+
+@runs_kernels
+def test_faces_corners_and_outside():
+    # Cells' faces are exact in float32 for powers of two, so that both sides agree on which cell they belong to.
+    n = 16
+    faces = torch.arange(0, 2 * n + 1) / (2.0 * n)
+    along = torch.stack([faces, faces.flip(0), torch.full_like(faces, 0.3)], dim=-1)
+    special = torch.tensor([0.0, 1.0, -0.5, 1.5, 0.5, 1e30, -1e30])
+    corners = torch.cartesian_prod(special[:4], special[:4], special[:4])[::5]
+    diagonal = special[:, None].expand(-1, 3)
+    positions = torch.cat([along, corners, diagonal])[:, None]
+    stds = 0.05 * torch.rand(positions.shape[:2])
+    assert_equals_twin(even_grid(2), positions, stds)
+    assert_equals_twin(odd_grid(1), positions, stds)
+
+
+@runs_kernels
+@pytest.mark.parametrize("prefilter", ["multisample", "ipe"])
+def test_extreme_stds(prefilter):
+    stds = torch.tensor([0.0, 1e-30, 1e-8, 1e-4, 1e-3, 0.01, 0.1, 1.0, 100.0, 1e6]).repeat(2)[:, None]
+    positions = torch.rand(len(stds), 1, 3)
+    assert_equals_twin(even_grid(1), positions, stds, prefilter)
+
+
+@runs_kernels
+def test_levels_of_one_cell_and_of_two():
+    assert_equals_twin(make_hash_grid(2, 1, 2, 6, 2), *random_samples(INTERVALS, 2))
+
+
+@runs_kernels
+@pytest.mark.parametrize("num_active", [-1, 0, 1, 2, 99])
+def test_inactive_levels_are_zero_but_have_weights(num_active):
+    coarse, fine = Launch("interval", block=BLOCK, num_warps=1), Launch("none", block=BLOCK, num_warps=1)
+    plan = Plan(coarse, fine, coarse_up_to=4)
+    positions, stds = random_samples(INTERVALS, 1)
+    assert_equals_twin(even_grid(2), positions, stds, tuning=Tuning(plan, plan), num_active=num_active)
+
+
+@runs_kernels
+@pytest.mark.parametrize("make_grid", [odd_grid, even_grid])
+def test_rows_are_the_twins(make_grid):
+    grid = make_grid(1)
+    # At a cell's centre a feature is one table row, here the row's number.
+    table = torch.arange(grid.num_entries, dtype=torch.float32)[:, None].to(DEVICE)
+    for index, level in enumerate(grid.levels):
+        cells = torch.randint(0, level.resolution, (BLOCK, 1, 3))
+        positions = ((cells + 0.5) / level.resolution).to(DEVICE)
+        stds = torch.zeros(BLOCK, 1, device=DEVICE)
+        rows = hash_grid.level_corners(positions.view(-1, 3), level)
+        nearest = rows[0].gather(1, rows[1].argmax(dim=1, keepdim=True)).view(-1)
+        found, _ = kernels.hash_encode(table, positions, stds, grid, "none")
+        assert torch.equal(found[:, index, 0].round().int(), (level.offset + nearest).int())
+
+
+@runs_kernels
+@pytest.mark.parametrize("features", [1, 4])
+def test_half_precision_copy_rounds_values_only(features):
+    grid, (positions, stds) = even_grid(features), random_samples(INTERVALS, 1)
+    plan = Plan(Launch(block=BLOCK, num_warps=1), Launch(block=BLOCK, num_warps=1))
+    leaves = (1e-5 * random_table(grid), positions, stds, torch.ones(3))
+    exact, half = (
+        outcome(
+            kernels.tuned_hash_encode, leaves, grid, "multisample", None, replace(Tuning(plan, plan), half_table=it)
+        )
+        for it in (False, True)
+    )
+    # Half precision has 11 bits; values of 1e-5 would keep 8 of them without the copy's scale.
+    error = (half[0] - exact[0]).norm() / exact[0].norm()
+    assert 1e-6 < error < 2.0**-11
+    assert torch.equal(half[1], exact[1])
+    torch.testing.assert_close(half[2], exact[2], rtol=1e-5, atol=1e-6)
+
+
+@runs_kernels
+def test_only_what_requires_a_gradient_gets_one():
+    grid, (positions, stds) = even_grid(2), random_samples(INTERVALS, 1)
+    table, positions, stds = (tensor.to(DEVICE) for tensor in (random_table(grid), positions, stds))
+    features, weights = kernels.hash_encode(table.requires_grad_(), positions, stds, grid)
+    assert features.requires_grad and not weights.requires_grad
+    features, weights = kernels.hash_encode(table.detach(), positions.requires_grad_(), stds, grid)
+    assert features.requires_grad and not weights.requires_grad
+    features.sum().backward()
+    assert positions.grad is not None and stds.grad is None
+    features, weights = kernels.hash_encode(table.detach(), positions, stds.requires_grad_(), grid, "none")
+    assert not weights.requires_grad
+    features, weights = kernels.hash_encode(table, positions.detach(), stds, grid)
+    # The weights alone: no cotangent of the features.
+    (v_stds,) = torch.autograd.grad(weights.square().sum(), stds)
+    truth = hash_grid.prefilter_weights(stds, grid.resolutions, "multisample").mean(dim=1).square().sum()
+    torch.testing.assert_close(v_stds, torch.autograd.grad(truth, stds)[0], rtol=1e-5, atol=1e-5)
+
+
+@runs_kernels
+@pytest.mark.parametrize("features", [1, 2])
+def test_cotangents_of_any_strides(features):
+    grid, (positions, stds) = even_grid(features), random_samples(INTERVALS, 1)
+    table, positions, stds = (tensor.to(DEVICE) for tensor in (random_table(grid), positions, stds))
+    results = []
+    for encode in (hash_grid.hash_encode, kernels.hash_encode):
+        leaf = table.clone().requires_grad_()
+        out, weights = encode(leaf, positions, stds, grid)
+        ramp = torch.linspace(1.0, 2.0, 3 * (features + 1), device=DEVICE)
+        joined = torch.cat([out.flatten(1), weights], dim=-1) @ ramp
+        turned = (out.transpose(0, 2) * torch.linspace(1.0, 2.0, INTERVALS, device=DEVICE)).sum()
+        results.append(
+            [torch.autograd.grad(value, leaf, retain_graph=True)[0] for value in (out.sum(), joined.sum(), turned)]
+        )
+    for truth, found in zip(*results, strict=True):
+        assert (truth - found).norm() <= TOLERANCE * truth.norm()
+
+
+@runs_kernels
+def test_deterministic_gradients_are_the_twins_own():
+    grid, (positions, stds) = even_grid(2), random_samples(INTERVALS, 2)
+    leaves = (random_table(grid), positions, stds, torch.ones(3))
+    torch.use_deterministic_algorithms(True)
+    try:
+        first, second, twin = (
+            outcome(encode, leaves, grid, "multisample")[2]
+            for encode in (kernels.hash_encode, kernels.hash_encode, hash_grid.hash_encode)
+        )
+    finally:
+        torch.use_deterministic_algorithms(False)
+    assert torch.equal(first, second) and torch.equal(first, twin)
+
+
+@runs_kernels
+def test_autocast_leaves_the_encoding_in_float32():
+    grid, (positions, stds) = even_grid(2), random_samples(INTERVALS, 1)
+    table, positions, stds = (tensor.to(DEVICE) for tensor in (random_table(grid).requires_grad_(), positions, stds))
+    plain = kernels.hash_encode(table, positions, stds, grid)
+    with torch.autocast(DEVICE.type, torch.bfloat16):
+        cast = kernels.hash_encode(table, positions, stds, grid)
+    assert all(torch.equal(one, other) for one, other in zip(plain, cast, strict=True))
+
+
+@runs_kernels
+def test_erf_is_erf():
+    import triton
+    import triton.language as tl
+
+    from zipnerf_ns.kernels import _cells
+
+    erf = _cells.erf
+
+    @triton.jit
+    def kernel(source, target, BLOCK: tl.constexpr):
+        offsets = tl.arange(0, BLOCK)
+        tl.store(target + offsets, erf(tl.load(source + offsets)))
+
+    x = torch.cat([torch.linspace(0.0, 5.0, 4092), torch.tensor([10.0, 1e3, 1e18, 1e38])]).to(DEVICE)
+    found = torch.empty_like(x)
+    kernel[(1,)](x, found, BLOCK=len(x))
+    torch.testing.assert_close(found, torch.erf(x), rtol=0.0, atol=2.5e-7)
+
+
+@runs_kernels
+def test_arguments_that_the_kernels_cannot_take():
+    positions, stds = (tensor.to(DEVICE) for tensor in random_samples(2, 1))
+    grid = even_grid(2)
+    table = random_table(grid).to(DEVICE)
+    with pytest.raises(ValueError, match="table has shape"):
+        kernels.hash_encode(table[1:], positions, stds, grid)
+    with pytest.raises(ValueError, match="float32"):
+        kernels.hash_encode(table.double(), positions, stds, grid)
+    with pytest.raises(ValueError, match="prefilter"):
+        kernels.tuned_hash_encode(table, positions, stds, grid, "blur", None, None, one_way(Launch()))
+    three = make_hash_grid(2, 4, 8, 8, 3)
+    with pytest.raises(ValueError, match="features"):
+        kernels.hash_encode(random_table(three).to(DEVICE), positions, stds, three)
+
+
+def test_what_is_missing_is_named(monkeypatch):
+    grid = even_grid(1)
+    positions, stds = random_samples(2, 1)
+    monkeypatch.delenv("TRITON_INTERPRET", raising=False)
+    assert not kernels.is_available(torch.device("cpu"))
+    with pytest.raises(RuntimeError, match="need a CUDA device"):
+        kernels.hash_encode(random_table(grid), positions, stds, grid)
+    monkeypatch.setenv("TRITON_INTERPRET", "1")
+    monkeypatch.setattr(kernels, "_triton_version", lambda: None)
+    with pytest.raises(RuntimeError, match="install torch 2.7"):
+        kernels.hash_encode(random_table(grid), positions, stds, grid)
+    monkeypatch.setattr(kernels, "_triton_version", lambda: "3.2.0")
+    assert "found: 3.2.0" in kernels.why_unavailable(torch.device("cpu"))
+
+
+def test_triton_is_imported_on_first_use_only():
+    program = (
+        "import sys; import torch; before = 'triton' in sys.modules\n"
+        "import zipnerf_ns.kernels.hash_encode as kernels; kernels.why_unavailable(torch.device('cpu'))\n"
+        "assert before or 'triton' not in sys.modules; assert 'zipnerf_ns.kernels.launch' not in sys.modules"
+    )
+    environment = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
+    result = subprocess.run([sys.executable, "-c", program], env=environment, capture_output=True, text=True)
+    assert result.returncode == 0, result.stderr

@@ -1,0 +1,115 @@
+"""What the model refuses, by name: settings, grids, tables that do not fit, and other models' checkpoints."""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+
+import pytest
+import torch
+from _rays import make_bundle, make_model, tiny_config
+
+from zipnerf_ns.checks import InputError
+from zipnerf_ns.encoding import HashGridConfig
+from zipnerf_ns.model import ProposalConfig, ZipNerfModelConfig
+
+BAD_SETTINGS = [
+    *({name: value} for name in ("near_plane", "far_plane", "anneal_slope") for value in (0.0, -1.0, float("nan"))),
+    *({name: 0} for name in ("hidden_dim", "bottleneck_dim", "color_layers", "color_dim", "appearance_dim")),
+    {"eval_num_rays_per_chunk": 0},
+    {"near_plane": 2.0, "far_plane": 1.0},
+    {"proposals": ()},
+    {"num_samples": 1},
+    *({name: -0.1} for name in [f.name for f in dataclasses.fields(ZipNerfModelConfig) if f.name.endswith("_mult")]),
+    {"proposals": (ProposalConfig(num_samples=1),)},
+    {"proposals": (ProposalConfig(), ProposalConfig(blur_halfwidth=0.0))},
+]
+
+
+@pytest.mark.parametrize("bad", BAD_SETTINGS, ids=str)
+def test_settings_that_cannot_work_are_refused_by_name(bad):
+    with pytest.raises(InputError, match=list(bad)[0]):
+        tiny_config(**bad)
+
+
+NO_LEVELS = ProposalConfig(grid=HashGridConfig(num_levels=0))
+
+
+@pytest.mark.parametrize(
+    "changes, name",
+    [
+        ({"grid": HashGridConfig(max_res=3)}, r"model\.grid.*max_res"),
+        ({"proposals": (ProposalConfig(), NO_LEVELS)}, r"model\.proposals\.1\.grid.*num_levels"),
+    ],
+)
+def test_a_grid_that_cannot_be_built_is_refused_by_name(changes, name):
+    with pytest.raises(InputError, match=name):
+        make_model(tiny_config(**changes))
+
+
+@pytest.mark.parametrize("largest", ["grid", "proposals.1.grid"])
+def test_tables_that_do_not_fit_are_refused_before_they_are_made(largest, monkeypatch):
+    real = os.sysconf
+    # 64 MiB of memory; the tables would take gigabytes.
+    memory = {"SC_PHYS_PAGES": 2**14, "SC_PAGE_SIZE": 2**12}
+    monkeypatch.setattr(os, "sysconf", lambda name: memory.get(name) or real(name))
+    huge = HashGridConfig(2, 16, 2048, 8192, 26)
+    config = tiny_config()
+    if largest == "grid":
+        config.grid = huge
+    else:
+        config.proposals = (config.proposals[0], dataclasses.replace(config.proposals[1], grid=huge))
+    monkeypatch.setattr(torch, "empty", lambda *size, **_: pytest.fail(f"a table of {size} was made"))
+    with pytest.raises(InputError, match=rf"32\.0 GiB.*--pipeline\.model\.{largest}\.log2-hashmap-size"):
+        make_model(config)
+
+
+def test_an_unknown_implementation_is_refused_before_training():
+    config = tiny_config()
+    config.implementation = "cuda"
+    with pytest.raises(ValueError, match="'cuda'.*'auto'.*'torch'"):
+        make_model(config)
+
+
+# --- checkpoints ---
+
+
+def trained_state() -> dict:
+    model = make_model(seed=5)
+    return {name: value.clone() for name, value in model.state_dict().items()}
+
+
+def test_a_checkpoint_restores_every_picture():
+    source, other = make_model(seed=5), make_model(seed=6)
+    bundle = make_bundle(16)
+    with torch.no_grad():
+        expected, before = source(bundle), other(bundle)
+        other.load_state_dict(source.state_dict())
+        after = other(bundle)
+    assert not torch.allclose(before["rgb"], expected["rgb"])
+    for name, value in expected.items():
+        assert torch.equal(after[name], value), name
+
+
+@pytest.mark.parametrize("strict", [True, False])
+@pytest.mark.parametrize("fault", ["missing", "extra", "shape", "version"])
+def test_another_models_checkpoint_is_refused_by_name_even_where_nerfstudio_would_not_mind(fault, strict):
+    state = trained_state()
+    name = "field.encoding.hash_table"
+    if fault == "missing":
+        del state[name]
+    elif fault == "extra":
+        name = "camera_optimizer.pose_adjustment"
+        state[name] = torch.zeros(3, 6)
+    elif fault == "shape":
+        state[name] = state[name][:-1]
+    else:
+        name = "format 2"
+        state["format_version"] += 1
+    model = make_model(seed=6)
+    before = {key: value.clone() for key, value in model.state_dict().items()}
+    with pytest.raises(InputError, match=name.replace(".", r"\.")) as error:
+        model.load_state_dict(state, strict=strict)
+    # Nerfstudio catches RuntimeError and tries again without a word.
+    assert not isinstance(error.value, RuntimeError)
+    assert all(torch.equal(before[key], value) for key, value in model.state_dict().items())

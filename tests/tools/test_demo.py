@@ -1,0 +1,218 @@
+"""The demo: its commands are nerfstudio's, its paths are where nerfstudio writes, and it says what went wrong."""
+
+from __future__ import annotations
+
+import json
+import math
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from PIL import Image
+
+from zipnerf_ns.tools import demo, demo_commands
+from zipnerf_ns.tools.demo_commands import (
+    CPU,
+    CUDA,
+    EXPERIMENT,
+    DemoError,
+    Run,
+    data_arguments,
+    downscale_factor,
+    eval_command,
+    render_command,
+    train_command,
+    video_reduction,
+)
+from zipnerf_ns.tools.system_check import Finding
+
+
+@pytest.fixture
+def run(tmp_path: Path) -> Run:
+    """A run that has not happened."""
+    return Run(tmp_path / "outputs", CPU.method, "2023-04-13_000000")
+
+
+def write_pictures(data: Path, width: int, height: int, factors: tuple[int, ...]) -> Path:
+    """A folder images and reduced ones beside it, one picture each."""
+    for factor in factors:
+        folder = data / ("images" if factor == 1 else f"images_{factor}")
+        folder.mkdir(parents=True)
+        Image.new("RGB", (width // factor, height // factor)).save(folder / "frame_00001.png")
+    return data
+
+
+def test_commands_are_understood_by_nerfstudio(run: Run, tmp_path: Path, parse_problems):
+    """Each command line, with each kind of data, passes the argument parser of the program that it calls.
+
+    Two that must not pass show that this can fail: an unknown option, and a program that is not there.
+    """
+    reduced = write_pictures(tmp_path / "own", 1600, 1200, (1, 2, 4))
+    (reduced / "transforms.json").touch()
+    blender = tmp_path / "blender"
+    blender.mkdir()
+    (blender / "transforms_train.json").touch()
+    colmap = write_pictures(tmp_path / "colmap", 1600, 1200, (1, 2))
+    (colmap / "sparse" / "0").mkdir(parents=True)
+    commands = [train_command(run, data, CPU, 10) for data in (reduced, blender, colmap)]
+    commands += [train_command(run, reduced, CUDA, 10), eval_command(run)]
+    commands += [render_command(run, views, (400, 300), 120) for views in (1, 8)]
+    wrong = [["ns-eval", "--load-config", "a.yml", "--loaad", "1"], ["ns-nothing"]]
+    *problems, unknown, absent = parse_problems(commands + wrong)
+    assert problems == [None] * len(commands)
+    assert "--loaad" in unknown and "ns-nothing" in absent
+
+
+def test_run_folder_is_nerfstudios(run: Run):
+    """The folder that the demo reads is the one that nerfstudio derives from the names it is given."""
+    from nerfstudio.engine.trainer import TrainerConfig
+
+    config = TrainerConfig(
+        output_dir=run.output_dir, method_name=run.method, experiment_name=EXPERIMENT, timestamp=run.timestamp
+    )
+    assert config.get_base_dir() == run.folder
+
+
+@pytest.mark.parametrize(("longest_side", "factor"), [(2000, 1), (1600, 1), (1599, 2), (800, 2), (400, 4), (100, 4)])
+def test_downscale_factor(tmp_path: Path, longest_side: int, factor: int):
+    """The least reduction that suffices, or the largest there is."""
+    assert downscale_factor(write_pictures(tmp_path, 1200, 1600, (1, 2, 4)), longest_side) == factor
+
+
+def test_downscale_factor_without_pictures(tmp_path: Path):
+    """Data sets that keep their pictures elsewhere are used as they are."""
+    assert downscale_factor(tmp_path, 100) == 1
+
+
+def test_data_kinds(tmp_path: Path):
+    """Nerfstudio's format needs no dataparser; a transforms file is taken as it is."""
+    write_pictures(tmp_path, 1600, 1200, (1, 2))
+    (tmp_path / "transforms.json").touch()
+    assert data_arguments(tmp_path, 2000) == []
+    assert data_arguments(tmp_path / "transforms.json", 400) == []
+    assert data_arguments(tmp_path, 800) == ["nerfstudio-data", "--downscale-factor", "2"]
+
+
+def test_photographs_alone_are_explained(tmp_path: Path):
+    """A folder of photographs, and one that is not there, each get an answer that helps."""
+    write_pictures(tmp_path, 16, 12, (1,))
+    with pytest.raises(DemoError, match="ns-process-data images"):
+        data_arguments(tmp_path, 400)
+    with pytest.raises(DemoError, match="does not exist"):
+        data_arguments(tmp_path / "nowhere", 400)
+
+
+@pytest.mark.parametrize("size", [(256, 192), (400, 400), (270, 480), (333, 251), (1601, 901), (64, 48)])
+@pytest.mark.parametrize("video_height", [120, 96, 540])
+def test_video_size_is_even(size: tuple[int, int], video_height: int):
+    """After nerfstudio's own rounding, the video has even sides, is not too high, and keeps its shape."""
+    from nerfstudio.cameras.cameras import Cameras
+
+    width, height = size
+    reduction = float(f"{video_reduction(size, video_height):.6f}")
+    cameras = Cameras(torch.eye(4)[None, :3], 100.0, 100.0, width / 2, height / 2, width, height)
+    cameras.rescale_output_resolution(1.0 / reduction)
+    new_width, new_height = int(cameras.width), int(cameras.height)
+    assert new_height <= video_height and new_height >= min(height, video_height) - 18
+    assert new_width / new_height == pytest.approx(width / height, rel=0.03)
+    assert new_height % 2 == 0 and new_width % 2 == 0
+
+
+def test_interpolation_fills_the_video(run: Run):
+    """The frames between the held-out views make about the seconds that are meant."""
+    for views in (2, 5, 8, 30):
+        command = render_command(run, views, (256, 192), 120)
+        steps = int(command[command.index("--interpolation-steps") + 1])
+        seconds = steps * (views - 1) / demo_commands.FRAME_RATE
+        assert 0.6 * demo_commands.VIDEO_SECONDS <= seconds <= 1.6 * demo_commands.VIDEO_SECONDS
+
+
+def collect(command: list[str], log: Path, through=lambda write: write) -> bytes:
+    """What run_step shows of a program."""
+    shown: list[bytes] = []
+    seconds = demo.run_step("step", command, log, through(shown.append))
+    assert seconds >= 0
+    return b"".join(shown)
+
+
+def test_step_is_shown_and_kept(tmp_path: Path):
+    """Both streams of the program are shown and written to its log."""
+    program = "import sys; print('out'); print('err', file=sys.stderr)"
+    log = tmp_path / "logs" / "step.log"
+    shown = collect([sys.executable, "-c", program], log)
+    assert sorted(shown.split()) == [b"err", b"out"]
+    assert log.read_bytes() == shown
+
+
+def test_failed_step_names_itself_and_its_log(tmp_path: Path):
+    """An exit status, a signal and an absent program each become one message."""
+    log = tmp_path / "step.log"
+    with pytest.raises(DemoError, match=f"step failed .exit status 3.*{log}"):
+        collect([sys.executable, "-c", "raise SystemExit(3)"], log)
+    with pytest.raises(DemoError, match="SIGKILL, often for lack of memory"):
+        collect([sys.executable, "-c", "import os; os.kill(os.getpid(), 9)"], log)
+    with pytest.raises(DemoError, match="step did not start"):
+        collect(["ns-nothing"], log)
+
+
+def test_configuration_is_hidden(tmp_path: Path):
+    """Of what nerfstudio prints, only its configuration is left out, however the bytes are cut into chunks."""
+    program = (
+        "from nerfstudio.utils.rich_utils import CONSOLE as c; c.print('before', end='\\n'); c.rule('Config');"
+        "c.print({'machine': list(range(100))}); c.rule(''); c.print('step 1'); c.print('no end of line', end='')"
+    )
+    log = tmp_path / "step.log"
+    shown = collect([sys.executable, "-c", program], log, demo.hide_config).decode()
+    assert shown.split("\n") == ["before", "step 1", "no end of line", ""]
+    assert "machine" in log.read_text()
+    bytewise: list[bytes] = []
+    write = demo.hide_config(bytewise.append)
+    for index in range(len(log.read_bytes())):
+        write(log.read_bytes()[index : index + 1])
+    write(b"")
+    assert b"".join(bytewise).decode() == shown
+
+
+def test_verdict():
+    """The sentence and the judgement agree with each other and with the expectation."""
+    reached, good = demo.verdict(25.0, 100, 100)
+    assert good and "reaches" in reached and "25.00 dB" in reached
+    missed, good = demo.verdict(23.99, 100, 100)
+    assert not good and "below" in missed
+    early, good = demo.verdict(20.0, 50, 100)
+    assert good and "after 50 steps" in early and "reaches" not in early
+    assert demo.verdict(12.0, 100, None) == ("held-out PSNR 12.00 dB", True)
+    assert not demo.verdict(math.nan, 50, None)[1]
+
+
+def test_held_out_reads_what_ns_eval_writes(run: Run):
+    """PSNR, number of views, and the size of one of the two pictures that stand side by side."""
+    run.pictures.mkdir(parents=True)
+    for index in range(3):
+        Image.new("RGB", (128, 48)).save(run.pictures / f"eval_img_{index:04d}.png")
+        Image.new("RGB", (64, 48)).save(run.pictures / f"eval_depth_{index:04d}.png")
+    with pytest.raises(DemoError, match="no result"):
+        demo.held_out(run)
+    run.metrics.write_text(json.dumps({"results": {"psnr": 24.5}}))
+    assert demo.held_out(run) == (24.5, 3, (64, 48))
+
+
+def test_machine_that_is_not_ready(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys):
+    """Without ffmpeg the demo ends before it trains, and says what to install."""
+
+    def no_ffmpeg() -> None:
+        raise RuntimeError("no ffmpeg on this machine: apt-get install ffmpeg")
+
+    monkeypatch.setattr(demo, "link_ffmpeg", no_ffmpeg)
+    monkeypatch.setattr(demo, "check_ffmpeg", lambda: Finding("ffmpeg", "missing", ""))
+    monkeypatch.setattr(demo, "run_step", lambda *_: pytest.fail("a step was run"))
+    assert demo.main(["--output-dir", str(tmp_path)]) == 1
+    assert "apt-get install ffmpeg" in capsys.readouterr().err
+
+
+def test_steps_must_be_positive(capsys):
+    """A number of steps that trains nothing is refused by the command line."""
+    with pytest.raises(SystemExit):
+        demo.main(["--steps", "0"])
+    assert "at least 1" in capsys.readouterr().err

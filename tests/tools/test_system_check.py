@@ -1,0 +1,118 @@
+"""The system check finds what it should, on distributions and machines made up for the purpose."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import os
+import sys
+from pathlib import Path
+
+import pytest
+
+from zipnerf_ns.tools import system_check
+from zipnerf_ns.tools.system_check import Finding, check_name_clash, format_table
+
+
+def install(site: Path, name: str, files: list[str], entry_points: str = "") -> importlib.metadata.Distribution:
+    """A distribution as pip leaves it: its metadata folder, with a list of files and perhaps entry points."""
+    folder = site / f"{name.replace('-', '_')}-1.0.dist-info"
+    folder.mkdir(parents=True)
+    (folder / "METADATA").write_text(f"Metadata-Version: 2.1\nName: {name}\nVersion: 1.0\n")
+    (folder / "RECORD").write_text("".join(f"{file},,\n" for file in files))
+    (folder / "entry_points.txt").write_text(entry_points)
+    return importlib.metadata.Distribution.at(folder)
+
+
+METHOD = "[nerfstudio.method_configs]\nzipnerf = zipnerf_ns.config:zipnerf\n"
+
+
+def test_name_clash_is_found(tmp_path: Path):
+    """The other project's distribution is named, with the commands that mend it."""
+    ours = install(tmp_path, "zipnerf-ns", ["zipnerf_ns/config.py"], METHOD)
+    other = install(tmp_path, "zipnerf", ["zipnerf_ns/zipnerf_config.py", "internal/models.py"])
+    unrelated = install(tmp_path, "numpy", ["numpy/__init__.py"])
+    finding = check_name_clash([unrelated, other, ours])
+    assert finding.state == "wrong" and "pip uninstall -y zipnerf zipnerf-ns" in finding.detail
+
+
+def test_no_clash_with_an_editable_install(tmp_path: Path):
+    """An editable install lists no file of the package, only the method; spelling of the name does not matter."""
+    ours = install(tmp_path, "ZipNeRF_ns", ["__editable__.zipnerf_ns.pth"], METHOD)
+    finding = check_name_clash([ours])
+    assert system_check.normalised("Zip_NeRF.ns") == "zip-nerf-ns"
+    assert system_check.owners([ours]) == {"zipnerf-ns"}
+    assert finding.state == "ok"
+
+
+def test_absent_installation_is_found(tmp_path: Path):
+    """A source folder on the path alone registers no method."""
+    finding = check_name_clash([install(tmp_path, "numpy", ["numpy/__init__.py"])])
+    assert finding.state == "wrong" and "pip install" in finding.detail
+
+
+def test_this_environment_is_in_order():
+    """What runs the tests can train."""
+    assert [finding for finding in system_check.check_all() if finding.state == "wrong"] == []
+
+
+@pytest.fixture
+def bare_machine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """An interpreter's folder with nothing beside the interpreter, and no other program on the path."""
+    folder = tmp_path / "bin"
+    folder.mkdir()
+    monkeypatch.setattr(sys, "executable", str(folder / "python"))
+    monkeypatch.setenv("PATH", str(tmp_path / "nothing"))
+    return folder
+
+
+def test_missing_programs_name_package_and_command(bare_machine: Path):
+    """Without ffmpeg and COLMAP, the table says what to install and what does not work until then."""
+    ffmpeg, colmap = system_check.check_ffmpeg(), system_check.check_colmap()
+    assert (ffmpeg.state, colmap.state) == ("missing", "missing")
+    assert "apt-get install ffmpeg" in ffmpeg.detail and "ns-render" in ffmpeg.needed_by
+    assert "apt-get install colmap" in colmap.detail and "ns-process-data" in colmap.needed_by
+
+
+def test_ffmpeg_is_linked_once(bare_machine: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    """The program that a package carries becomes ffmpeg, in place of a link that leads nowhere; then it is left."""
+    program = tmp_path / "ffmpeg-linux-v9"
+    program.write_text("#!/bin/sh\nexit 0\n")
+    program.chmod(0o755)
+    package = tmp_path / "imageio_ffmpeg.py"
+    package.write_text(f"def get_ffmpeg_exe():\n    return {str(program)!r}\n")
+    monkeypatch.syspath_prepend(str(tmp_path))
+    monkeypatch.delitem(sys.modules, "imageio_ffmpeg", raising=False)
+    (bare_machine / "ffmpeg").symlink_to(tmp_path / "gone")
+    link = system_check.link_ffmpeg()
+    assert link == bare_machine / "ffmpeg" and link.resolve() == program
+    assert system_check.check_ffmpeg().state == "ok"
+    assert system_check.link_ffmpeg() is None
+    monkeypatch.delitem(sys.modules, "imageio_ffmpeg")
+
+
+def test_ffmpeg_cannot_be_linked(bare_machine: Path, monkeypatch: pytest.MonkeyPatch):
+    """Without the package there is one clear error."""
+    monkeypatch.setattr(system_check.importlib.util, "find_spec", lambda _: None)
+    with pytest.raises(RuntimeError, match="apt-get install ffmpeg"):
+        system_check.link_ffmpeg()
+    assert not os.path.lexists(bare_machine / "ffmpeg")
+
+
+def test_wrong_nerfstudio(monkeypatch: pytest.MonkeyPatch):
+    """Another release of nerfstudio is wrong, and so is none."""
+    for version in ("1.0.0", None):
+        monkeypatch.setattr(system_check, "installed_version", lambda _, version=version: version)
+        finding = system_check.check_nerfstudio()
+        assert finding.state == "wrong" and "nerfstudio==1.1.5" in finding.detail
+
+
+def test_table_is_aligned_and_ends_with_the_status(monkeypatch: pytest.MonkeyPatch, capsys):
+    """Details start in one column, and something wrong becomes the exit status."""
+    findings = [Finding("a", "ok", "fine"), Finding("longer", "wrong", "bad", "everything")]
+    lines = format_table(findings).splitlines()
+    assert lines[1].index("fine") == lines[2].index("bad") == lines[0].index("found")
+    monkeypatch.setattr(sys, "argv", ["system_check"])
+    for count, status in ((1, 0), (2, 1)):
+        monkeypatch.setattr(system_check, "check_all", lambda count=count: findings[:count])
+        assert system_check.main() == status
+        assert "fine" in capsys.readouterr().out

@@ -1,0 +1,99 @@
+"""What the kernels of the prefiltered hash encoding share on the device: levels, cells, rows and erf.
+
+``no_type_check`` keeps a runtime type checker's wrappers off functions whose source Triton compiles.
+"""
+
+from typing import no_type_check
+
+import triton
+import triton.language as tl
+
+SQRT8 = tl.constexpr(2.8284271247461903)
+MAX_EXPONENT = tl.constexpr(50.0)
+"""functional.hash_grid.MAX_IPE_EXPONENT."""
+LEVEL_FIELDS = tl.constexpr(5)
+"""Integers that describe a level to the kernels; see hash_encode.level_constants."""
+
+
+@triton.jit
+@no_type_check
+def load_level(levels, index):
+    """Cells a side, first row, y and z multipliers, hash mask (-1 for a dense level): scalars of one level."""
+    level = levels + index * LEVEL_FIELDS
+    return tl.load(level), tl.load(level + 1), tl.load(level + 2), tl.load(level + 3), tl.load(level + 4)
+
+
+@triton.jit
+@no_type_check
+def load3(pointers, mask):
+    """The three coordinates of a point a lane; 0 where masked."""
+    x = tl.load(pointers, mask=mask, other=0.0)
+    y = tl.load(pointers + 1, mask=mask, other=0.0)
+    return x, y, tl.load(pointers + 2, mask=mask, other=0.0)
+
+
+@triton.jit
+@no_type_check
+def erf(x):
+    """erf for x >= 0 within 2e-7, in half the instructions of the library's.
+
+    1 - 2^-p(x), with p a polynomial fitted to -log2(erfc(x)) on [0, 4], weighted by erfc; at 4 erf rounds to 1.
+    """
+    x = tl.minimum(x, 4.0)
+    p = 4.5358596253208816e-05 * x - 0.00044550764141604304
+    p = p * x + 0.0014894416090101004
+    p = p * x + 0.0007746295304968953
+    p = p * x - 0.02825368009507656
+    p = p * x + 0.14848162233829498
+    p = p * x + 0.9184163808822632
+    p = p * x + 1.6279085874557495
+    return 1.0 - tl.exp2(-(p * x))
+
+
+@triton.jit
+@no_type_check
+def _locate(position, resolution):
+    """Lower of the two cells around a coordinate, and how far towards the upper one it lies."""
+    last = resolution - 1.0
+    # max comes before min so that a coordinate that is no number lands in the grid too.
+    cells = tl.minimum(tl.maximum(position * resolution - 0.5, 0.0), last)
+    lower = tl.minimum(tl.floor(cells), tl.maximum(last - 1.0, 0.0))
+    return lower.to(tl.int32), cells - lower
+
+
+@triton.jit
+@no_type_check
+def locate3(point, resolution):
+    """Lower cell and fraction along each axis."""
+    i, u = _locate(point[0], resolution)
+    j, v = _locate(point[1], resolution)
+    k, w = _locate(point[2], resolution)
+    return (i, j, k), (u, v, w)
+
+
+@triton.jit
+@no_type_check
+def corner_rows(cell, level, XOR: tl.constexpr):
+    """Rows within the level of the eight cells, x fastest; see functional.hash_grid.level_corners.
+
+    XOR: every level here is hashed, or dense with a power of two cells a side, whose sums carry nothing and so are
+    exclusive ors too.
+    """
+    i, j, k = cell
+    resolution, _, y_step, z_step, mask = level
+    # A level of a single cell has no neighbour; its multipliers are zero, so only x needs saying.
+    right = i + tl.minimum(resolution - 1, 1)
+    y0, z0 = j * y_step, k * z_step
+    y1, z1 = y0 + y_step, z0 + z_step
+    rows = ()
+    for side in tl.static_range(4):
+        y = y1 if side & 1 else y0
+        z = z1 if side & 2 else z0
+        if XOR:
+            hashed = (y ^ z) & mask
+            rows = rows + ((i & mask) ^ hashed, (right & mask) ^ hashed)
+        else:
+            hashed, dense = y ^ z, y + z
+            rows = rows + (tl.where(mask < 0, i + dense, (i ^ hashed) & mask),)
+            rows = rows + (tl.where(mask < 0, right + dense, (right ^ hashed) & mask),)
+    return rows

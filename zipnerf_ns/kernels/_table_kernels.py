@@ -1,0 +1,236 @@
+"""The kernels between table and features: look-up, and its transpose, the scatter of the features' cotangent.
+
+One lane works on one interval, with its samples in registers for all the levels of a program: consecutive lanes are
+consecutive intervals of a ray. Both kernels sum the corner weights of consecutive samples that lie in one cell before
+they touch memory, because the samples of an interval mostly share their cell: six look-ups or atomics become one.
+Instructions count as much as memory here, so whatever does not depend on the level is computed before the level loop.
+"""
+
+from typing import no_type_check
+
+import triton
+import triton.language as tl
+
+from zipnerf_ns.kernels._access import columns_of, first_value, gather, scatter, sum_runs, times
+from zipnerf_ns.kernels._cells import MAX_EXPONENT, SQRT8, corner_rows, erf, load3, load_level, locate3
+
+MIN_STD = tl.constexpr(1e-20)
+"""Keeps 1/std finite; erf saturates long before."""
+
+
+@triton.jit
+@no_type_check
+def _load_samples(positions, stds, lanes, mask, SAMPLES: tl.constexpr, PREFILTER: tl.constexpr):
+    """Position of every sample of each lane's interval, and what its prefilter weight needs of its std."""
+    points, extents = (), ()
+    for sample in tl.static_range(SAMPLES):
+        offset = lanes * SAMPLES + sample
+        points = points + (load3(positions + offset * 3, mask),)
+        std = tl.load(stds + offset, mask=mask, other=0.0)
+        if PREFILTER == "multisample":
+            extents = extents + (1.0 / (tl.maximum(std, MIN_STD) * SQRT8),)
+        else:
+            extents = extents + (0.5 * std * std,)
+    return points, extents
+
+
+@triton.jit
+@no_type_check
+def _level_scale(bandwidths, index, resolution, PREFILTER: tl.constexpr):
+    """What a level contributes to the prefilter weights of all samples: one scalar."""
+    if PREFILTER == "multisample":
+        scale = 1.0 / resolution
+    else:
+        scale = resolution * resolution * tl.load(bandwidths + index)
+    return scale
+
+
+@triton.jit
+@no_type_check
+def _prefilter(extent, scale, PREFILTER: tl.constexpr):
+    """Share of a level that survives a sample's extent; see functional.hash_grid.prefilter_weights."""
+    if PREFILTER == "multisample":
+        weight = erf(extent * scale)
+    elif PREFILTER == "ipe":
+        weight = tl.exp(-tl.minimum(extent * scale, MAX_EXPONENT))
+    else:
+        weight = tl.full(extent.shape, 1.0, tl.float32)
+    return weight
+
+
+@triton.jit
+@no_type_check
+def _corner_weights(fraction, weight):
+    """Trilinear weights of the eight corners, x fastest, times ``weight``; what one side takes the other lacks."""
+    u, v, w = fraction
+    x1 = weight * u
+    x0 = weight - x1
+    x0y1, x1y1 = x0 * v, x1 * v
+    x0y0, x1y0 = x0 - x0y1, x1 - x1y1
+    a, b, c, d = x0y0 * w, x1y0 * w, x0y1 * w, x1y1 * w
+    return x0y0 - a, x1y0 - b, x0y1 - c, x1y1 - d, a, b, c, d
+
+
+@triton.jit
+@no_type_check
+def _moved(a, b):
+    """Whether two cells differ."""
+    return (a[0] != b[0]) | (a[1] != b[1]) | (a[2] != b[2])
+
+
+@triton.jit
+@no_type_check
+def _continue_run(sums, shares, moved):
+    """Adds a sample's corner weights to its run's, or begins a new run where the cell has changed."""
+    keep = tl.where(moved, 0.0, 1.0)
+    merged = ()
+    for corner in tl.static_range(8):
+        merged = merged + (sums[corner] * keep + shares[corner],)
+    return merged
+
+
+@triton.jit(do_not_specialize=["intervals", "begin", "end", "step", "stride", "weight_step", "weight_stride"])
+@no_type_check
+def forward_kernel(
+    table,
+    positions,
+    stds,
+    levels,
+    bandwidths,
+    features,
+    weights,
+    intervals,
+    begin,
+    end,
+    step,
+    stride,
+    weight_step,
+    weight_stride,
+    table_scale,
+    SAMPLES: tl.constexpr,
+    ROW: tl.constexpr,
+    COLUMNS: tl.constexpr,
+    PREFILTER: tl.constexpr,
+    XOR: tl.constexpr,
+    READ: tl.constexpr,
+    MERGE: tl.constexpr,
+    WIDE: tl.constexpr,
+    LEVELS: tl.constexpr,
+    BLOCK: tl.constexpr,
+):
+    """Features and mean prefilter weights of BLOCK intervals at LEVELS of the levels in [begin, end).
+
+    A table row has ROW values, of which a program reads COLUMNS. Feature f of an interval at a level is found at
+    (interval * step + level * stride) * ROW + f, its weight at interval * weight_step + level * weight_stride.
+    Without READ the features are zeros.
+    """
+    first = tl.program_id(0).to(tl.int64) * BLOCK
+    lanes = tl.arange(0, BLOCK)
+    mask = lanes < intervals - first
+    columns = columns_of(ROW, COLUMNS)
+    points, extents = _load_samples(
+        positions + first * (SAMPLES * 3), stds + first * SAMPLES, lanes, mask, SAMPLES, PREFILTER
+    )
+    begin += tl.program_id(1) * LEVELS
+    for index in range(begin, tl.minimum(begin + LEVELS, end)):
+        level = load_level(levels, index)
+        resolution = level[0].to(tl.float32)
+        scale = _level_scale(bandwidths, index, resolution, PREFILTER)
+        values = table + first_value(level, ROW, WIDE)
+        total = tl.zeros([BLOCK, COLUMNS], tl.float32)
+        mean = tl.zeros([BLOCK], tl.float32)
+        for sample in tl.static_range(SAMPLES):
+            weight = _prefilter(extents[sample], scale, PREFILTER)
+            mean += weight
+            if READ:
+                here, fraction = locate3(points[sample], resolution)
+                shares = _corner_weights(fraction, weight)
+                if sample == 0:
+                    sums = shares
+                else:
+                    moved = _moved(cell, here)
+                    rows = corner_rows(cell, level, XOR)
+                    total += gather(values, rows, sums, columns, moved, ROW, WIDE, MERGE)
+                    sums = _continue_run(sums, shares, moved) if MERGE else shares
+                cell = here
+        if READ:
+            total += gather(values, corner_rows(cell, level, XOR), sums, columns, mask, ROW, WIDE, False)
+        target = features + (first * step + index * stride.to(tl.int64)) * ROW
+        tl.store(target + (lanes * step * ROW)[:, None] + columns, total * table_scale, mask=mask[:, None])
+        target = weights + first * weight_step + index * weight_stride.to(tl.int64)
+        tl.store(target + lanes * weight_step, mean * (1.0 / SAMPLES), mask=mask)
+
+
+@triton.jit(do_not_specialize=["intervals", "begin", "end", "step", "stride"])
+@no_type_check
+def backward_kernel(
+    v_table,
+    positions,
+    stds,
+    levels,
+    bandwidths,
+    v_features,
+    intervals,
+    begin,
+    end,
+    step,
+    stride,
+    SAMPLES: tl.constexpr,
+    ROW: tl.constexpr,
+    COLUMNS: tl.constexpr,
+    PREFILTER: tl.constexpr,
+    XOR: tl.constexpr,
+    MERGE: tl.constexpr,
+    ALONG_RAY: tl.constexpr,
+    WIDE: tl.constexpr,
+    LEVELS: tl.constexpr,
+    BLOCK: tl.constexpr,
+):
+    """Adds the features' cotangent to the table's gradient: the transpose of ``forward_kernel``, indexed likewise.
+
+    With ALONG_RAY, what an interval has left in its last cell is first summed with its neighbours' in the same cell
+    (a segmented scan over the lanes), and only the last lane of such a run writes. At coarse levels, where a whole
+    ray crosses a handful of cells that all rays share, this is what keeps thousands of lanes off one address.
+    """
+    first = tl.program_id(0).to(tl.int64) * BLOCK
+    lanes = tl.arange(0, BLOCK)
+    remaining = tl.minimum(intervals - first, BLOCK).to(tl.int32)
+    mask = lanes < remaining
+    columns = columns_of(ROW, COLUMNS)
+    positions += first * (SAMPLES * 3)
+    points, extents = _load_samples(positions, stds + first * SAMPLES, lanes, mask, SAMPLES, PREFILTER)
+    if ALONG_RAY:
+        has_next, has_previous = lanes + 1 < remaining, (lanes > 0) & mask
+        last = positions + (lanes * SAMPLES + (SAMPLES - 1)) * 3
+        previous = load3(last - SAMPLES * 3, has_previous)
+        following = load3(last + SAMPLES * 3, has_next)
+    begin += tl.program_id(1) * LEVELS
+    for index in range(begin, tl.minimum(begin + LEVELS, end)):
+        level = load_level(levels, index)
+        resolution = level[0].to(tl.float32)
+        scale = _level_scale(bandwidths, index, resolution, PREFILTER)
+        target = v_table + first_value(level, ROW, WIDE)
+        source = v_features + (first * step + index * stride.to(tl.int64)) * ROW
+        v = tl.load(source + (lanes * step * ROW)[:, None] + columns, mask=mask[:, None], other=0.0)
+        # Intervals behind a surface, or whose loss is saturated, send back exact zeros.
+        live = mask & (tl.max((v != 0.0).to(tl.int32), axis=1) > 0)
+        v *= 1.0 / SAMPLES
+        for sample in tl.static_range(SAMPLES):
+            here, fraction = locate3(points[sample], resolution)
+            shares = _corner_weights(fraction, _prefilter(extents[sample], scale, PREFILTER))
+            if sample == 0:
+                sums = shares
+            else:
+                moved = _moved(cell, here)
+                rows = corner_rows(cell, level, XOR)
+                scatter(target, rows, times(sums, v), columns, live & moved if MERGE else live, ROW, WIDE)
+                sums = _continue_run(sums, shares, moved) if MERGE else shares
+            cell = here
+        values = times(sums, v)
+        if ALONG_RAY:
+            there, _ = locate3(previous, resolution)
+            head = tl.broadcast_to((_moved(there, cell) | ~has_previous)[:, None], [BLOCK, COLUMNS])
+            there, _ = locate3(following, resolution)
+            live = mask & (_moved(there, cell) | ~has_next)
+            values = sum_runs(head.to(tl.int32), values)
+        scatter(target, corner_rows(cell, level, XOR), values, columns, live, ROW, WIDE)

@@ -1,0 +1,67 @@
+"""How the kernels are launched: chosen by measurement, without any effect on what is computed."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import Literal
+
+Merge = Literal["none", "interval", "ray"]
+
+
+@dataclass(frozen=True)
+class Launch:
+    """How one kernel runs over a range of levels."""
+
+    merge: Merge = "interval"
+    """Samples in one cell that become one access: none, consecutive ones of an interval, or also of neighbouring
+    intervals (backward only; forward takes it for "interval")."""
+    wide: bool = False
+    """Reads and adds neighbouring entries in windows of 16 bytes, where a table has one feature."""
+    levels_per_program: int = 1
+    """Levels that a program works through with its samples in registers."""
+    block: int = 128
+    """Intervals a program."""
+    num_warps: int = 4
+    """Warps a program; an interval is worked on by one lane."""
+
+
+@dataclass(frozen=True)
+class Plan:
+    """The launches of one direction."""
+
+    coarse: Launch
+    """For the levels up to ``coarse_up_to``."""
+    fine: Launch
+    """For the others."""
+    coarse_up_to: int = 512
+    """Cells a side of the last coarse level."""
+
+
+@dataclass(frozen=True)
+class Tuning:
+    """All choices of an encoding's launches."""
+
+    forward: Plan
+    """The look-up."""
+    backward: Plan
+    """The table's gradient."""
+    half_table: bool = False
+    """Reads a half-precision copy of the table, made anew for every call."""
+    level_major: bool = False
+    """Stores features and weights level by level, and returns views of them in the usual order of axes."""
+
+
+MERGED_UP_TO = 512
+"""Cells a side up to which neighbouring intervals of a ray share cells often enough to pay for the scan."""
+CACHED_LEVELS = 8
+"""Levels a program where all tables together fit into the GPU's cache: one feature, 2^21 entries or fewer."""
+
+
+@lru_cache(maxsize=16)
+def default_tuning(features_per_level: int) -> Tuning:
+    """The launches for tables with rows of ``features_per_level`` values."""
+    levels = CACHED_LEVELS if features_per_level == 1 else 1
+    each = Launch("interval", levels_per_program=levels)
+    along = Launch("ray", levels_per_program=levels)
+    return Tuning(forward=Plan(each, each), backward=Plan(along, each, MERGED_UP_TO))
