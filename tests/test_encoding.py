@@ -157,30 +157,40 @@ CHANGES = {
 }
 
 
+@pytest.mark.parametrize("training", [False, True])
 @pytest.mark.parametrize("change", list(CHANGES))
-def test_mean_square_follows_every_change_of_the_table(change):
+def test_weight_features_follow_every_change_of_the_table(change, training):
     encoding = make_encoding()
+    inputs = gaussians("multisample")
+    encoding.train(training)(*inputs)
     before = encoding.mean_square().clone()
+    if "Adam" in change or "SGD" in change:
+        # An optimiser's step comes after a forward pass in training.
+        encoding.train()(*inputs)
     CHANGES[change](encoding)
-    expected = [encoding.hash_table[lv.offset : lv.offset + lv.size].square().mean() for lv in encoding.grid.levels]
-    found = encoding.mean_square()
-    assert not torch.allclose(torch.stack(expected), before)
-    torch.testing.assert_close(found, torch.stack(expected))
-    assert not found.requires_grad
+    weight_features = encoding.train(training)(*inputs).features[:, -4:]
+    rows = [encoding.hash_table.detach()[lv.offset : lv.offset + lv.size] for lv in encoding.grid.levels]
+    expected = torch.stack([row.square().mean() for row in rows])
+    assert not torch.allclose(expected, before)
+    torch.testing.assert_close(encoding.mean_square(), expected)
+    fresh = make_encoding()
+    fresh.load_state_dict(encoding.state_dict())
+    torch.testing.assert_close(weight_features, fresh(*inputs).features[:, -4:])
 
 
-def test_mean_square_reads_the_table_once_between_changes(monkeypatch):
+def test_mean_square_reads_the_table_once_a_forward_pass_and_at_evaluation_once_at_all(monkeypatch):
     calls = []
     original = encoding_module.mean_square_per_level
     monkeypatch.setattr(encoding_module, "mean_square_per_level", lambda *args: calls.append(1) or original(*args))
-    encoding = make_encoding()
+    encoding = make_encoding().eval()
     for _ in range(3):
         encoding(*gaussians("multisample"))
+        encoding.mean_square()
     assert len(calls) == 1
-    with torch.no_grad():
-        encoding.hash_table.mul_(2.0)
-    encoding(*gaussians("multisample"))
-    assert len(calls) == 2
+    for count in (2, 3, 4):
+        encoding.train()(*gaussians("multisample"))
+        encoding.mean_square()
+        assert len(calls) == count and not encoding.mean_square().requires_grad
 
 
 @pytest.mark.parametrize("num_active", [0, 1, 3, 4, 9])

@@ -58,7 +58,7 @@ def test_unbounded_space_lands_in_the_cube_with_shrinking_extents():
     far = make_samples(torch.logspace(1.0, 6.0, 8, dtype=torch.float64).expand(3, 8))
     for one_lookup in (True, False):
         points, stds = gaussians_in_cube(far, one_lookup, False, None)
-        assert ((points - 0.5).norm(dim=-1) <= 0.5).all() and torch.isfinite(points).all()
+        assert ((points - 0.5).norm(dim=-1) <= 0.5).all()
         assert (stds > 0.0).all() and stds.max() < 0.5
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Callable, Literal, NamedTuple, Optional, Tuple
 
 import torch
@@ -14,6 +15,7 @@ from nerfstudio.utils.rich_utils import CONSOLE
 
 from zipnerf_ns.functional import hash_grid
 from zipnerf_ns.functional.hash_grid import HashGrid, Prefilter, make_hash_grid, mean_square_per_level
+from zipnerf_ns.kernels import hash_encode as triton_hash_encode
 
 TABLE_GAIN = 10.0
 """Table values are multiplied by this when read, which multiplies Adam's effective step on them (Zip-NeRF)."""
@@ -128,7 +130,9 @@ class AntiAliasedHashEncoding(nn.Module):
         return Encoded(torch.cat([per_level.flatten(1), weight_features], dim=-1), per_level)
 
 
-_announced: set = set()
+@lru_cache(maxsize=None)
+def _announce_choice(choice: str, device_type: str) -> None:
+    CONSOLE.log(f"Hash encoding: implementation 'auto' chose '{choice}' on {device_type}.")
 
 
 def resolve_implementation(implementation: str, device: torch.device) -> Callable:
@@ -139,11 +143,13 @@ def resolve_implementation(implementation: str, device: torch.device) -> Callabl
         RuntimeError: if the implementation cannot run on ``device``; the message says what it needs.
     """
     if implementation == "auto":
-        choice = "torch"
-        if choice not in _announced:
-            _announced.add(choice)
-            CONSOLE.log(f"Hash encoding: implementation 'auto' chose '{choice}' on {device.type}.")
-        implementation = choice
+        implementation = "triton" if device.type == "cuda" and triton_hash_encode.is_available(device) else "torch"
+        _announce_choice(implementation, device.type)
     if implementation == "torch":
         return hash_grid.hash_encode
+    if implementation == "triton":
+        reason = triton_hash_encode.why_unavailable(device)
+        if reason is not None:
+            raise RuntimeError(f"implementation='triton' cannot run: {reason}")
+        return triton_hash_encode.hash_encode
     raise ValueError(f"implementation={implementation!r} is unknown: choose 'auto', 'torch' or 'triton'.")

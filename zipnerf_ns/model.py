@@ -170,14 +170,14 @@ class ZipNerfModel(Model):
         """Builds fields, sampler and metrics.
 
         Raises:
-            InputError: if the tables do not fit into memory or a grid cannot be built.
-            ValueError, RuntimeError: for an implementation that is unknown or absent.
+            InputError: if the tables do not fit into memory, a grid cannot be built, or the implementation of the
+                encoding is unknown or absent.
         """
         super().populate_modules()
         config = self.config
         hints = (self.kwargs.get("metadata") or {}).get("zipnerf_scene_hints")
         device = torch.device(self.kwargs.get("device", "cpu"))
-        resolve_implementation(config.implementation, device)
+        explain_implementation(config.implementation, device)
         bounded = config.scene_bounds == "box" or (
             config.scene_bounds == "auto" and hints is not None and hints.bounded
         )
@@ -419,6 +419,14 @@ class ZipNerfModel(Model):
                 "Install the zipnerf-ns version that wrote it, or train anew."
             )
         return super().load_state_dict(state_dict, strict=True, assign=assign)
+
+
+def explain_implementation(implementation: str, device: torch.device) -> None:
+    """Raises an InputError that names the field if an implementation is unknown or cannot run on the device."""
+    try:
+        resolve_implementation(implementation, device)
+    except (ValueError, RuntimeError) as error:
+        raise InputError(f"--pipeline.model.implementation: {error}") from error
 
 
 def make_grid_or_explain(name: str, grid: HashGridConfig) -> Any:

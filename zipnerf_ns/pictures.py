@@ -13,7 +13,7 @@ from nerfstudio.utils import colormaps
 ERROR_GAIN = 4.0
 """Errors are shown this many times larger: a quarter of the full range is already the brightest colour."""
 FAR_QUANTILE = 0.95
-"""Share of an image's depths that its colours resolve; the sky would swallow the whole range."""
+"""Share of the solid depths that the colours resolve; the sky would swallow the whole range."""
 
 
 def blend(image: Float[Tensor, "*batch channels"], background: Float[Tensor, "..."]) -> Float[Tensor, "*batch 3"]:
@@ -43,9 +43,12 @@ def evaluation_pictures(
         "error": colormaps.apply_float_colormap((error * ERROR_GAIN).clamp(0.0, 1.0), "inferno"),
         "accumulation": colormaps.apply_colormap(outputs["accumulation"]),
     }
+    # Distances through the background are arbitrary, and up to the far plane.
+    is_solid = outputs["accumulation"] > 0.5
     for name in [name for name in outputs if "depth" in name and name != "expected_depth"]:
-        far = float(torch.quantile(outputs[name], FAR_QUANTILE))
+        solid = outputs[name][is_solid] if is_solid.any() else outputs[name].flatten()
+        near, far = torch.quantile(solid, torch.tensor([0.0, FAR_QUANTILE], device=solid.device)).tolist()
         pictures[name] = colormaps.apply_depth_colormap(
-            outputs[name].clamp(max=far), accumulation=outputs["accumulation"], far_plane=far
+            outputs[name].clamp(near, far), accumulation=outputs["accumulation"], near_plane=near, far_plane=far
         )
     return pictures

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import os
 import random
+import warnings
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Dict, Optional, Type
@@ -48,6 +49,12 @@ class ZipNerfTrainerConfig(TrainerConfig):
         super().save_config()
 
 
+def quiet_dependencies() -> None:
+    """Drops warnings that Nerfstudio's own code causes under newer versions of torch: nothing a user could mend."""
+    for message in ("Using a non-tuple sequence", "Converting a tensor with requires_grad", "`torch.cuda.amp"):
+        warnings.filterwarnings("ignore", message=message)
+
+
 def raise_for_user(error: InputError) -> None:
     """Prints an input error without a stack trace and ends the program."""
     CONSOLE.print(f"[bold red]Error:[/bold red] {error}", markup=True, highlight=False, soft_wrap=True)
@@ -61,6 +68,7 @@ class ZipNerfTrainer(Trainer):
 
     def setup(self, test_mode: Any = "val") -> None:
         """Nerfstudio's set-up; what is wrong with the input is told in one line."""
+        quiet_dependencies()
         self._resumed_rng: Optional[Dict[str, Any]] = None
         try:
             super().setup(test_mode)

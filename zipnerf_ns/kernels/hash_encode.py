@@ -12,7 +12,7 @@ import importlib.util
 import os
 from functools import lru_cache
 from types import ModuleType
-from typing import Any, Optional, Tuple
+from typing import Any, Optional
 
 import torch
 from jaxtyping import Float
@@ -80,7 +80,7 @@ def hash_encode(
     prefilter: Prefilter = "multisample",
     bandwidths: Optional[Float[Tensor, "levels"]] = None,
     num_active: Optional[int] = None,
-) -> Tuple[Float[Tensor, "intervals levels features"], Float[Tensor, "intervals levels"]]:
+) -> tuple[Float[Tensor, "intervals levels features"], Float[Tensor, "intervals levels"]]:
     """Prefiltered features: per level the mean over samples of weight * trilinear(position) (Zip-NeRF, eq. 4-5).
 
     Computes what ``functional.hash_grid.hash_encode`` defines, to float32 rounding, with erf within 2e-7; see there
@@ -103,7 +103,7 @@ def tuned_hash_encode(
     bandwidths: Optional[Float[Tensor, "levels"]],
     num_active: Optional[int],
     tuning: Tuning,
-) -> Tuple[Float[Tensor, "intervals levels features"], Float[Tensor, "intervals levels"]]:
+) -> tuple[Float[Tensor, "intervals levels features"], Float[Tensor, "intervals levels"]]:
     """:func:`hash_encode` with its launches chosen by the caller, for benchmarks and tests."""
     _check(table, grid, prefilter)
     active = len(grid.levels) if num_active is None else min(max(num_active, 0), len(grid.levels))
@@ -156,7 +156,7 @@ class _HashEncode(torch.autograd.Function):
     @staticmethod
     def forward(
         ctx: Any, table: Tensor, positions: Tensor, stds: Tensor, bandwidths: Tensor, options: Any
-    ) -> Tuple[Tensor, Tensor]:
+    ) -> tuple[Tensor, Tensor]:
         table = table.contiguous()
         samples = _launch().Samples(positions.contiguous(), stds.contiguous(), bandwidths.contiguous())
         with torch.cuda.device_of(table):
@@ -171,7 +171,7 @@ class _HashEncode(torch.autograd.Function):
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, v_features: Optional[Tensor], v_weights: Optional[Tensor]) -> Tuple[Optional[Tensor], ...]:
+    def backward(ctx: Any, v_features: Optional[Tensor], v_weights: Optional[Tensor]) -> tuple[Optional[Tensor], ...]:
         table, *saved = ctx.saved_tensors
         samples, needed = _launch().Samples(*saved), ctx.needs_input_grad
         v_table, v_samples = None, (None, None, None)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from functools import lru_cache
-from typing import List, NamedTuple, Optional, Tuple
+from typing import NamedTuple, Optional
 
 import torch
 import triton
@@ -42,7 +42,7 @@ class Samples(NamedTuple):
     bandwidths: Tensor
 
 
-def forward(table: Tensor, samples: Samples, options: Options) -> Tuple[Tensor, Tensor]:
+def forward(table: Tensor, samples: Samples, options: Options) -> tuple[Tensor, Tensor]:
     """Features and mean prefilter weights, level range by level range; inactive levels only get their weights."""
     grid, prefilter, num_active, tuning = options
     (intervals, num_samples), levels, features = samples.stds.shape, len(grid.levels), grid.features_per_level
@@ -88,7 +88,7 @@ def table_gradient(table: Tensor, samples: Samples, v_features: Tensor, options:
 
 def sample_gradients(
     table: Tensor, samples: Samples, v_features: Optional[Tensor], v_weights: Optional[Tensor], options: Options
-) -> Tuple[Tensor, Tensor, Tensor]:
+) -> tuple[Tensor, Tensor, Tensor]:
     """Cotangents of positions, stds and bandwidths from those of features and mean weights, either of them absent."""
     grid, prefilter, num_active, _ = options
     positions, stds, bandwidths = samples
@@ -145,7 +145,7 @@ def _is_xor(grid: HashGrid, begin: int, end: int) -> bool:
 
 
 @lru_cache(maxsize=256)
-def _parts(plan: Plan, grid: HashGrid, end: int) -> List[Tuple[Launch, int, int]]:
+def _parts(plan: Plan, grid: HashGrid, end: int) -> list[tuple[Launch, int, int]]:
     """The launches that cover the levels below ``end``, with the levels of each."""
     split = sum(level.resolution <= plan.coarse_up_to for level in grid.levels[:end])
     if plan.coarse == plan.fine:
@@ -154,7 +154,7 @@ def _parts(plan: Plan, grid: HashGrid, end: int) -> List[Tuple[Launch, int, int]
     return [(launch, first, last) for launch, first, last in parts if first < last]
 
 
-def _programs(launch: Launch, intervals: int, levels: int, features: int) -> Tuple[int, int, int]:
+def _programs(launch: Launch, intervals: int, levels: int, features: int) -> tuple[int, int, int]:
     """Blocks of intervals vary fastest, so that the programs that run together read the same levels."""
     return (
         triton.cdiv(intervals, launch.block),
@@ -165,14 +165,14 @@ def _programs(launch: Launch, intervals: int, levels: int, features: int) -> Tup
 
 def _empty_results(
     stds: Float[Tensor, "intervals samples"], levels: int, features: int, level_major: bool
-) -> Tuple[Float[Tensor, "intervals {levels} {features}"], Float[Tensor, "intervals {levels}"]]:
+) -> tuple[Float[Tensor, "intervals {levels} {features}"], Float[Tensor, "intervals {levels}"]]:
     intervals = len(stds)
     if level_major:
         return stds.new_empty(levels, intervals, features).transpose(0, 1), stds.new_empty(levels, intervals).t()
     return stds.new_empty(intervals, levels, features), stds.new_empty(intervals, levels)
 
 
-def _row_strides(v: Float[Tensor, "intervals levels features"]) -> Tuple[Tensor, int, int]:
+def _row_strides(v: Float[Tensor, "intervals levels features"]) -> tuple[Tensor, int, int]:
     """A cotangent as the kernels index it, with its steps between intervals and levels in rows of features."""
     features = v.shape[-1]
     v = v.float()

@@ -164,15 +164,7 @@ def radiance(
         backdrop: False leaves the still life alone, and black where a ray misses it.
         candidates: indices into `bodies(backdrop)` that the rays may meet; all of them by default.
     """
-    world = bodies(backdrop)
-    distance = np.full(directions.shape[1], np.inf, dtype=directions.dtype)
-    nearest = np.full(directions.shape[1], -1, dtype=np.int16)
-    for index in range(len(world)) if candidates is None else candidates:
-        enter, hit = world[index].shape.intersect(origins, directions)
-        hit &= enter < distance
-        if hit.any():
-            np.copyto(distance, enter, where=hit)
-            np.copyto(nearest, index, where=hit)
+    distance, nearest = _first_hits(origins, directions, backdrop, candidates)
     colour = np.zeros_like(directions)
     for index in np.flatnonzero(np.bincount(nearest + 1)) - 1:
         rays = np.flatnonzero(nearest == index)
@@ -183,6 +175,26 @@ def radiance(
         elif backdrop:
             scatter(colour, rays, _sky(along))
     return np.clip(colour, 0, 1, out=colour), distance
+
+
+def _first_hits(origins, directions, backdrop: bool, candidates) -> tuple[np.ndarray, np.ndarray]:
+    """Distance to the nearest hit along each ray, and the index of the body there; infinite and -1 for none."""
+    world = bodies(backdrop)
+    distance = np.full(directions.shape[1], np.inf, dtype=directions.dtype)
+    nearest = np.full(directions.shape[1], -1, dtype=np.int16)
+    order = [(0.0, index) for index in (range(len(world)) if candidates is None else candidates)]
+    if origins.shape[1] == 1:
+        order = sorted((float(world[index].shape.distance(origins)[0]), index) for _, index in order)
+    for gap, index in order:
+        # What begins beyond every hit so far is hidden, and so is all after it (a thousandth for rounding).
+        if 0.999 * gap > distance.max():
+            break
+        enter, hit = world[index].shape.intersect(origins, directions)
+        hit &= enter < distance
+        if hit.any():
+            np.copyto(distance, enter, where=hit)
+            np.copyto(nearest, index, where=hit)
+    return distance, nearest
 
 
 def _shade(backdrop, index, origins, directions, distance) -> np.ndarray:
