@@ -34,7 +34,7 @@ class Plan:
     """For the levels up to ``coarse_up_to``."""
     fine: Launch
     """For the others."""
-    coarse_up_to: int = 512
+    coarse_up_to: int = 256
     """Cells a side of the last coarse level."""
 
 
@@ -52,16 +52,18 @@ class Tuning:
     """Stores features and weights level by level, and returns views of them in the usual order of axes."""
 
 
-MERGED_UP_TO = 512
-"""Cells a side up to which neighbouring intervals of a ray share cells often enough to pay for the scan."""
-CACHED_LEVELS = 8
-"""Levels a program where all tables together fit into the GPU's cache: one feature, 2^21 entries or fewer."""
+MERGED_UP_TO = 256
+"""Cells a side up to which neighbouring intervals of a ray share cells often enough to pay for the scan: on a trained
+scene's rays it halves the accesses at 256 cells, and does little beyond."""
+CACHED_FEATURES = 2
+"""Features up to which the tables of a group of levels fit into a GPU's cache together, with 2^21 entries each."""
+GROUPED_LEVELS = 8
+"""Levels a program where they do: the samples are then read once for all of them."""
 
 
 @lru_cache(maxsize=16)
 def default_tuning(features_per_level: int) -> Tuning:
     """The launches for tables with rows of ``features_per_level`` values."""
-    levels = CACHED_LEVELS if features_per_level == 1 else 1
-    each = Launch("interval", levels_per_program=levels)
-    along = Launch("ray", levels_per_program=levels)
+    levels = GROUPED_LEVELS if features_per_level <= CACHED_FEATURES else 1
+    each, along = Launch("interval", levels_per_program=levels), Launch("ray", levels_per_program=levels)
     return Tuning(forward=Plan(each, each), backward=Plan(along, each, MERGED_UP_TO))
