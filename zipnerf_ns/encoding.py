@@ -65,8 +65,8 @@ class AntiAliasedHashEncoding(nn.Module):
         implementation: "triton" (CUDA), "torch" (anywhere) or "auto".
         bandwidths: lambda of each level in prefilter mode "ipe"; ones if not given.
     Raises:
-        ValueError: for an unknown implementation or a grid that cannot be built.
-        RuntimeError: if "triton" is asked for and is not there.
+        ValueError: for a grid that cannot be built. An implementation that is unknown or absent is told by
+            :func:`resolve_implementation`, at the first forward pass.
     """
 
     def __init__(
@@ -85,7 +85,7 @@ class AntiAliasedHashEncoding(nn.Module):
         self.register_buffer("bandwidths", None if bandwidths is None else torch.tensor(bandwidths), persistent=False)
         table = torch.empty(self.grid.num_entries, self.grid.features_per_level)
         self.hash_table = nn.Parameter(table.uniform_(-1.0, 1.0) * (FEATURE_INIT / TABLE_GAIN))
-        self._mean_square: Optional[Tuple[Tuple[bool, int], Tensor]] = None
+        self._mean_square: Optional[Tuple[Tuple[bool, int, int], Tensor]] = None
 
     def get_out_dim(self) -> int:
         """Features and weight features of all levels."""
@@ -97,7 +97,7 @@ class AntiAliasedHashEncoding(nn.Module):
         In training that of the latest forward pass; at evaluation computed once and kept while the table stays.
         """
         # The version alone would not do: fused optimisers write into a parameter without counting it up.
-        key = (self.training, self.hash_table._version)
+        key = (self.training, self.hash_table.data_ptr(), self.hash_table._version)
         cached = self._mean_square
         if cached is None or cached[0] != key or cached[1].device != self.hash_table.device:
             cached = (key, mean_square_per_level(self.hash_table.detach(), self.grid))

@@ -117,7 +117,7 @@ def distortion_loss(weights_list: List[Tensor], ray_samples_list: List[RaySample
     return distortion(curved, weights_list[-1][..., 0]).mean()
 
 
-def hash_decay(mean_squares: Sequence[Float[Tensor, "levels"]]) -> Float[Tensor, ""]:
+def hash_decay(mean_squares: Sequence[Float[Tensor, "_"]]) -> Float[Tensor, ""]:
     """Half the sum over grids and levels of the mean squared table value (Zip-NeRF, section 5).
 
     A value to report: its gradient, table / entries of the level, is added where the optimiser reads the table.

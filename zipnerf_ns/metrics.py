@@ -51,7 +51,8 @@ class ImageMetrics(nn.Module):
         # The window of 11 pixels does not fit into smaller pictures.
         if min(rgb.shape[:2]) >= 11:
             values["ssim"] = float(structural_similarity_index_measure(prediction, target, data_range=1.0))
-        network = self._get_lpips(rgb.device)
+        # AlexNet's strides leave nothing of smaller pictures.
+        network = self._get_lpips(rgb.device) if min(rgb.shape[:2]) >= 31 else None
         if network is not None:
             values["lpips"] = float(network(prediction.clamp(0.0, 1.0), target.clamp(0.0, 1.0)))
         return values

@@ -152,11 +152,13 @@ def check_config(config: ZipNerfModelConfig) -> None:
     if not config.proposals:
         raise InputError("proposals is empty: the sampler needs at least one proposal round.")
     for name in [f.name for f in dataclasses.fields(config) if f.name.endswith("_mult")]:
-        if getattr(config, name) < 0.0:
+        if not getattr(config, name) >= 0.0:
             raise InputError(f"{name} is {getattr(config, name)}: a loss's weight cannot be negative.")
     for index, proposal in enumerate(config.proposals):
-        if proposal.num_samples < 2 or proposal.blur_halfwidth <= 0.0:
-            raise InputError(f"proposals.{index}: num_samples must be at least 2 and blur_halfwidth positive.")
+        if proposal.num_samples < 2 or proposal.hidden_dim < 1 or not proposal.blur_halfwidth > 0.0:
+            raise InputError(
+                f"proposals.{index}: num_samples must be at least 2, hidden_dim and blur_halfwidth positive."
+            )
     if config.num_samples < 2:
         raise InputError(f"num_samples is {config.num_samples}: it must be at least 2.")
 
@@ -389,6 +391,9 @@ class ZipNerfModel(Model):
         background = self.background.to(alpha.device)
         if renderers.BACKGROUND_COLOR_OVERRIDE is not None:
             background = renderers.BACKGROUND_COLOR_OVERRIDE.to(alpha.device)
+        elif self.config.background_color == "last_sample":
+            # Each ray continues in its own last colour, so what is rendered already is the colour without background.
+            return torch.cat([outputs[output_name], alpha], dim=-1)
         return straight_alpha(outputs[output_name], alpha, background)
 
     @torch.no_grad()
@@ -400,7 +405,8 @@ class ZipNerfModel(Model):
             except torch.cuda.OutOfMemoryError:
                 if self.config.eval_num_rays_per_chunk <= 256:
                     raise
-                self.config.eval_num_rays_per_chunk //= 2
+                smaller = self.config.eval_num_rays_per_chunk // 2
+                self.config = dataclasses.replace(self.config, eval_num_rays_per_chunk=smaller)
                 torch.cuda.empty_cache()
 
     def load_state_dict(self, state_dict: Mapping[str, Any], strict: bool = True, assign: bool = False) -> Any:

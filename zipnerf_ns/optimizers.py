@@ -23,20 +23,25 @@ class DecayingAdam(torch.optim.Adam):
     plain Adam.
     """
 
-    # A grad scaler must hand over unscaled gradients: the decay is not scaled.
-    _step_supports_amp_scaling = False
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        # A grad scaler must hand over unscaled gradients, for the decay is not scaled; Adam says otherwise when fused.
+        self._step_supports_amp_scaling = False
 
     @torch.no_grad()
     def step(self, closure: Optional[Callable] = None) -> Any:
         """One update, decay included."""
-        for group in self.param_groups:
-            for parameter in group["params"]:
-                if parameter.grad is None:
-                    continue
-                for offset, size, coefficient in getattr(parameter, "row_decay", ()):
-                    rows = slice(offset, offset + size)
-                    parameter.grad[rows].add_(parameter[rows], alpha=coefficient)
-        return super().step(closure)
+        loss = None
+        if closure is not None:
+            # Before the decay: it fills the gradients.
+            with torch.enable_grad():
+                loss = closure()
+        for parameter in [p for group in self.param_groups for p in group["params"] if p.grad is not None]:
+            for offset, size, coefficient in getattr(parameter, "row_decay", ()):
+                rows = slice(offset, offset + size)
+                parameter.grad[rows].add_(parameter[rows], alpha=coefficient)
+        super().step()
+        return loss
 
 
 @dataclass

@@ -27,9 +27,10 @@ class RayLimits(NamedTuple):
 
 def unit_ray_bundle(ray_bundle: RayBundle) -> RayBundle:
     """A flat copy of the bundle with unit directions; the bundle itself is left as it is."""
-    directions = ray_bundle.directions
+    flat = ray_bundle.flatten()
+    directions = flat.directions
     length = torch.linalg.vector_norm(directions, dim=-1, keepdim=True).clamp_min(1e-12)
-    return dataclasses.replace(ray_bundle, directions=directions / length)
+    return dataclasses.replace(flat, directions=directions / length)
 
 
 def ray_limits(
@@ -76,7 +77,7 @@ class IntervalSampler(nn.Module):
         limits: RayLimits,
         density_fns: Sequence[Callable[[RaySamples], Tensor]],
         anneal: float = 1.0,
-    ) -> Tuple[RaySamples, List[Float[Tensor, "rays n 1"]], List[RaySamples]]:
+    ) -> Tuple[RaySamples, List[Float[Tensor, "rays _ 1"]], List[RaySamples]]:
         """Intervals for the final round, with the proposal rounds' weights and intervals.
 
         Args:
