@@ -5,22 +5,21 @@ from __future__ import annotations
 import copy
 import json
 import math
-import shutil
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any, Dict, List, Optional, Tuple
 
 import numpy as np
+import pytest
 import torch
 from PIL import Image
 
-from nerfstudio.configs.method_configs import all_methods
 from nerfstudio.data.dataparsers.base_dataparser import DataParserConfig
 from nerfstudio.data.dataparsers.nerfstudio_dataparser import NerfstudioDataParserConfig
 from nerfstudio.scripts.train import _set_random_seed
+from nerfstudio.utils.rich_utils import CONSOLE
 
 from zipnerf_ns.config import zipnerf_lite
+from zipnerf_ns.datamanager import ZipNerfDataManager
 from zipnerf_ns.encoding import HashGridConfig
 from zipnerf_ns.model import ProposalConfig
 from zipnerf_ns.trainer import ZipNerfTrainer, ZipNerfTrainerConfig
@@ -66,7 +65,8 @@ def write_scene(
         name = f"images/{index:03d}.png"
         Image.fromarray(named_pixels(index, width, height, channels)).save(folder / name)
         intrinsics = {"fl_x": 1.1 * width, "fl_y": 1.1 * width, "cx": width / 2, "cy": height / 2}
-        frames.append({"file_path": name, "w": width, "h": height, **intrinsics, "transform_matrix": pose(index, count)})
+        frame = {"file_path": name, "w": width, "h": height, "transform_matrix": pose(index, count)}
+        frames.append(frame | intrinsics)
         for split in ("val", "test") if index % 4 == 3 else ("train",):
             splits[split].append(name)
     meta = {"camera_model": "OPENCV", "frames": frames, **extra}
@@ -125,6 +125,15 @@ def tiny_config(
     return config
 
 
+def make_datamanager(data: Path, dataparser: Any = None, test_mode: str = "val", **changes: Any) -> ZipNerfDataManager:
+    """A datamanager as the pipeline makes it; ``changes`` are fields of its config."""
+    config = tiny_config(data, data.parent / "out", dataparser=dataparser).pipeline.datamanager
+    for name, value in changes.items():
+        assert hasattr(config, name)
+        setattr(config, name, value)
+    return config.setup(device="cpu", test_mode=test_mode, world_size=1, local_rank=0)
+
+
 def start(config: ZipNerfTrainerConfig, seed: int = 0) -> ZipNerfTrainer:
     """A trainer that is set up as ``ns-train`` sets it up, config.yml included; the seed is set first."""
     _set_random_seed(seed)
@@ -144,25 +153,24 @@ def load(path: Path) -> Dict[str, Any]:
     return torch.load(path, weights_only=True)
 
 
-def command(script: str, *arguments: Any) -> List[str]:
-    """The command line of one of Nerfstudio's scripts, as installed beside this Python."""
-    program = shutil.which(script, path=str(Path(sys.executable).parent)) or shutil.which(script)
-    assert program is not None, f"{script} is not installed: the tests need nerfstudio's scripts"
-    return [program, *(str(argument) for argument in arguments)]
+def assert_clear(message: str, expected: Tuple[str, ...]) -> None:
+    """One line that names what it should, and ends as a sentence."""
+    missing = [part for part in expected if part not in message]
+    assert not missing, f"{missing} not in: {message}"
+    assert "\n" not in message and message.rstrip().endswith(".")
 
 
-def run(script: str, *arguments: Any, timeout: float = 240.0) -> str:
-    """Runs one of Nerfstudio's scripts to its end and returns what it printed; failing is an error that shows it."""
-    done = subprocess.run(
-        command(script, *arguments), stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, timeout=timeout
-    )
-    assert done.returncode == 0, f"{script} ended with {done.returncode}:\n{done.stdout[-4000:]}"
-    return done.stdout
+def said_when_started(config: ZipNerfTrainerConfig) -> str:
+    """What is printed when a trainer's set-up ends the program."""
+    with CONSOLE.capture() as capture, pytest.raises(SystemExit) as caught:
+        start(config)
+    assert caught.value.code == 1
+    assert not config.get_checkpoint_dir().exists()
+    lines = [line for line in capture.get().splitlines() if line.startswith("Error:")]
+    assert len(lines) == 1, lines
+    return lines[0]
 
 
 def folder_bytes(folder: Path) -> Dict[str, bytes]:
     """Every file below a folder, with its contents."""
     return {str(path.relative_to(folder)): path.read_bytes() for path in sorted(folder.rglob("*")) if path.is_file()}
-
-
-assert "zipnerf-lite" in all_methods

@@ -1,4 +1,4 @@
-"""The methods' configurations: light to import, kept whole by YAML, documented field by field, set from the command line."""
+"""The methods' configurations: light to import, whole in YAML, documented, set from the command line."""
 
 from __future__ import annotations
 

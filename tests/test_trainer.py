@@ -61,7 +61,7 @@ def largest_difference(first: Any, second: Any) -> float:
         return max((largest_difference(first[key], second[key]) for key in first), default=0.0)
     if isinstance(first, (list, tuple)):
         assert len(first) == len(second)
-        return max((largest_difference(a, b) for a, b in zip(first, second)), default=0.0)
+        return max((largest_difference(a, b) for a, b in zip(first, second, strict=True)), default=0.0)
     if isinstance(first, torch.Tensor):
         assert first.shape == second.shape and first.dtype == second.dtype
         return float((first.double() - second.double()).abs().max()) if first.numel() else 0.0

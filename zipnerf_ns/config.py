@@ -98,4 +98,5 @@ zipnerf_lite = _method(
     ),
     num_rays=1024,
     num_steps=5_000,
+    network_lr=(0.005, 0.0005),
 )

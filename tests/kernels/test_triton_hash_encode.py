@@ -378,10 +378,10 @@ def test_what_is_missing_is_named(monkeypatch):
         kernels.hash_encode(random_table(grid), positions, stds, grid)
     monkeypatch.setenv("TRITON_INTERPRET", "1")
     monkeypatch.setattr(kernels, "_triton_version", lambda: None)
-    with pytest.raises(RuntimeError, match="install torch 2.7"):
+    with pytest.raises(RuntimeError, match="install torch 2.8"):
         kernels.hash_encode(random_table(grid), positions, stds, grid)
-    monkeypatch.setattr(kernels, "_triton_version", lambda: "3.2.0")
-    assert "found: 3.2.0" in kernels.why_unavailable(torch.device("cpu"))
+    monkeypatch.setattr(kernels, "_triton_version", lambda: "3.3.1")
+    assert "found: 3.3.1" in kernels.why_unavailable(torch.device("cpu"))
 
 
 def test_triton_is_imported_on_first_use_only():

@@ -23,8 +23,8 @@ from zipnerf_ns.functional import hash_grid
 from zipnerf_ns.functional.hash_grid import HashGrid, Prefilter
 from zipnerf_ns.kernels.tuning import Tuning, default_tuning
 
-MIN_TRITON = (3, 3)
-"""The first Triton whose kernels may build tuples; it comes with torch 2.7."""
+MIN_TRITON = (3, 4)
+"""The first Triton whose functions may return tuples of tuples; it comes with torch 2.8."""
 MIN_CAPABILITY = (7, 0)
 """The oldest CUDA devices that Triton compiles for."""
 FEATURES = (1, 2, 4, 8)
@@ -45,7 +45,7 @@ def why_unavailable(device: torch.device) -> Optional[str]:
     if found is None or tuple(int(part) for part in found.split(".")[:2]) < MIN_TRITON:
         needed = ".".join(str(part) for part in MIN_TRITON)
         return (
-            f"The Triton kernels need triton {needed} or later (found: {found or 'none'}): install torch 2.7 or later, "
+            f"The Triton kernels need triton {needed} or later (found: {found or 'none'}): install torch 2.8 or later, "
             "which brings it on Linux; on Windows also 'pip install triton-windows'."
         )
     if not is_interpreted and torch.cuda.get_device_capability(device) < MIN_CAPABILITY:

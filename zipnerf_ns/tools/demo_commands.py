@@ -26,7 +26,7 @@ class Machine:
     """The video is not higher than this, pixels."""
 
 
-CPU = Machine("cpu", "zipnerf-lite", steps=1500, longest_side=400, video_height=96)
+CPU = Machine("cpu", "zipnerf-lite", steps=600, longest_side=400, video_height=96)
 CUDA = Machine("cuda", "zipnerf", steps=5000, longest_side=1600, video_height=540)
 
 
