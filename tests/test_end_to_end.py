@@ -19,6 +19,8 @@ import pytest
 from _scenes import folder_bytes, load, pose, read_meta, start, tiny_config, write_meta, write_scene
 from PIL import Image
 
+from zipnerf_ns.encoding import HashGridConfig
+from zipnerf_ns.model import ProposalConfig
 from zipnerf_ns.tools import demo_scene
 from zipnerf_ns.tools.system_check import script_environment
 from zipnerf_ns.trainer import ZipNerfTrainer
@@ -307,7 +309,12 @@ def held_out_psnr(trainer: ZipNerfTrainer) -> float:
 @pytest.mark.parametrize("name", ["fox", "lego"])
 def test_real_scene_for_a_few_steps(shared_scenes, tmp_path, name):
     """A distorted real camera, and transparent synthetic pictures: a held-out view gets better."""
-    config = tiny_config(shared_scenes / name, tmp_path, steps=30)
+    config = tiny_config(shared_scenes / name, tmp_path, steps=100)
+    model = config.pipeline.model
+    model.grid, model.num_samples = HashGridConfig(6, 2, 16, 128, 14), 12
+    model.proposals = (ProposalConfig(16, HashGridConfig(4, 1, 16, 64, 13), 16, 0.03),)
+    for group, rate in (("hash_tables", 0.03), ("networks", 0.01)):
+        config.optimizers[group]["optimizer"].lr = rate
     config.pipeline.datamanager.train_num_rays_per_batch = 512
     config.pipeline.datamanager.dataparser.downscale_factor = 1
     trainer = start(config)

@@ -155,11 +155,13 @@ LAUNCHES = [
 @pytest.mark.parametrize("features,launch", [*itertools.product([1], LAUNCHES), (4, LAUNCHES[0]), (4, LAUNCHES[3])])
 def test_every_launch_computes_the_same(features, launch):
     # Two blocks, the second one partly filled: runs of equal cells end at the first one's edge.
-    positions, stds = cone_samples(1, BLOCK + 8) if DEVICE.type == "cpu" else cone_samples(50, 67)
-    positions, stds = positions[:, ::3].contiguous(), stds[:, ::3].contiguous()
+    rays, intervals = (1, BLOCK - 4) if DEVICE.type == "cpu" else (50, 67)
+    along, anywhere = cone_samples(rays, intervals), random_samples(12, 6)
+    positions, stds = (torch.cat(pair)[:, ::3].contiguous() for pair in zip(along, anywhere, strict=True))
     cells = (positions * 4 - 0.5).floor()
     same = (cells[1:, 0] == cells[:-1, -1]).all(dim=-1)
     assert 0.2 < same.float().mean() < 1.0, "the rays should make runs of equal cells, and end them"
+    assert ((positions[..., 0] * 8 - 0.5).floor() == 3).any(), "some neighbours should lie in two windows of four"
     level_major = launch.levels_per_program > 1
     assert_equals_twin(even_grid(features), positions, stds, tuning=one_way(launch, level_major=level_major))
 

@@ -228,8 +228,9 @@ def backward_kernel(
             cell = here
         values = times(sums, v)
         if ALONG_RAY:
+            # Nothing comes before the first lane, so it need not be a head.
             there, _ = locate3(previous, resolution)
-            head = tl.broadcast_to((_moved(there, cell) | ~has_previous)[:, None], [BLOCK, COLUMNS])
+            head = tl.broadcast_to(_moved(there, cell)[:, None], [BLOCK, COLUMNS])
             there, _ = locate3(following, resolution)
             live = mask & (_moved(there, cell) | ~has_next)
             values = sum_runs(head.to(tl.int32), values)
