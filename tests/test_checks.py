@@ -9,6 +9,7 @@ from typing import Any, Callable, Dict, Tuple
 import numpy as np
 import pytest
 from _scenes import (
+    assert_clear,
     named_pixels,
     pose,
     read_meta,

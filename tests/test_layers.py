@@ -23,7 +23,7 @@ LAYERS: tuple[frozenset[str], ...] = (
     frozenset({"sampler", "losses", "field"}),
     frozenset({"encoding"}),
     frozenset({"kernels"}),
-    frozenset({"functional", "checks"}),
+    frozenset({"functional", "checks", "scene_hints"}),
     frozenset({""}),
 )
 """The first part of a module's name within the package; the package itself is the empty name."""

@@ -27,7 +27,7 @@ def test_real_scene_for_a_few_steps(shared_scenes, tmp_path, name):
 
     Measured on 100 steps: 11.6 to 16.9 dB (fox), 9.9 to 14.8 dB (lego), at a quarter of the resolution.
     """
-    config = tiny_config(shared_scenes / name, tmp_path, steps=60)
+    config = tiny_config(shared_scenes / name, tmp_path, steps=100)
     model = config.pipeline.model
     model.grid, model.num_samples = HashGridConfig(6, 2, 16, 128, 14), 12
     model.proposals = (ProposalConfig(16, HashGridConfig(4, 1, 16, 64, 13), 16, 0.03),)
@@ -41,5 +41,5 @@ def test_real_scene_for_a_few_steps(shared_scenes, tmp_path, name):
     before = held_out_psnr(trainer)
     trainer.train()
     after = held_out_psnr(trainer)
-    assert np.isfinite([before, after]).all() and after > before + 2.0
+    assert np.isfinite([before, after]).all() and after > before + 2.5
     assert float(trainer.pipeline.model.background[0]) == (1.0 if name == "lego" else 0.0)

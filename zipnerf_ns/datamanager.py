@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Dict, List, Literal, Optional, Tuple, Type
+from typing import Dict, List, Optional, Tuple, Type
 
 import numpy as np
 import numpy.typing as npt
@@ -22,21 +22,7 @@ from nerfstudio.model_components.ray_generators import RayGenerator
 from nerfstudio.utils.rich_utils import CONSOLE
 
 from zipnerf_ns.checks import InputError, check_cameras, check_images, check_train_split, check_transforms
-
-SCENE_HINTS = "zipnerf_scene_hints"
-"""Key of the dataset's metadata under which :class:`SceneHints` travel to the model."""
-
-
-@dataclass(frozen=True)
-class SceneHints:
-    """What the data say about the scene, for the model's "auto" settings."""
-
-    bounded: bool
-    """Whether everything lies within the scene box."""
-    background: Literal["white", "black"]
-    """What shows through where there is nothing."""
-    longest_side: int
-    """Longest side of a training image, pixels."""
+from zipnerf_ns.scene_hints import SCENE_HINTS, SceneHints
 
 
 class CheckedDataset(InputDataset):

@@ -31,6 +31,7 @@ from zipnerf_ns.metrics import ImageMetrics, psnr
 from zipnerf_ns.monitor import CollisionMonitor
 from zipnerf_ns.pictures import blend, evaluation_pictures, straight_alpha
 from zipnerf_ns.sampler import IntervalSampler, ray_limits, samples_to_weights, unit_ray_bundle
+from zipnerf_ns.scene_hints import SceneHints, find_hints
 
 FORMAT_VERSION = 1
 """Raised whenever a checkpoint's tensors change their meaning without changing their shape."""
@@ -177,7 +178,7 @@ class ZipNerfModel(Model):
         """
         super().populate_modules()
         config = self.config
-        hints = (self.kwargs.get("metadata") or {}).get("zipnerf_scene_hints")
+        hints = find_hints(self.kwargs.get("metadata"))
         device = torch.device(self.kwargs.get("device", "cpu"))
         explain_implementation(config.implementation, device)
         bounded = config.scene_bounds == "box" or (
@@ -211,7 +212,7 @@ class ZipNerfModel(Model):
         self.monitor = CollisionMonitor(config.collision_check_steps)
         self.progress = 1.0
 
-    def _is_background_white(self, hints: Any) -> bool:
+    def _is_background_white(self, hints: Optional[SceneHints]) -> bool:
         if self.config.background_color == "auto":
             return hints is not None and hints.background == "white"
         return self.config.background_color == "white"
