@@ -35,7 +35,8 @@ def fresh_writers() -> Iterator[None]:
 
 @pytest.fixture(scope="module")
 def scene(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return write_scene(tmp_path_factory.mktemp("trainer") / "scene")
+    """Pictures that are large enough for every metric."""
+    return write_scene(tmp_path_factory.mktemp("trainer") / "scene", sizes=[(36, 32)] * 8)
 
 
 def train(config: ZipNerfTrainerConfig, seed: int = 0) -> Tuple[ZipNerfTrainer, Dict[int, float]]:

@@ -214,5 +214,5 @@ def _check_before_parsing(config: ZipNerfDataManagerConfig) -> None:
 def _check_outputs(outputs) -> bool:
     cameras = outputs.cameras
     check_cameras(cameras.camera_to_worlds, cameras.fx, cameras.fy, outputs.image_filenames)
-    sizes = torch.cat([cameras.width.reshape(-1, 1), cameras.height.reshape(-1, 1)], dim=-1).tolist()
+    sizes = list(zip(cameras.width.reshape(-1).tolist(), cameras.height.reshape(-1).tolist(), strict=True))
     return check_images(outputs.image_filenames, sizes)
