@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Dict, List, Optional, Tuple, Type
@@ -82,7 +83,8 @@ class ZipNerfDataManager(VanillaDataManager[CheckedDataset]):
         self._is_inference = test_mode == "inference"
         self._alpha_color = getattr(config.dataparser, "alpha_color", None)
         if self._alpha_color is not None:
-            config.dataparser.alpha_color = None
+            # On a copy: a configuration may be used, or written down, again.
+            config = dataclasses.replace(config, dataparser=dataclasses.replace(config.dataparser, alpha_color=None))
         if not self._is_inference:
             _check_before_parsing(config)
         self.pixels: Optional[PixelStore] = None

@@ -64,7 +64,9 @@ class ImageMetrics(nn.Module):
             try:
                 if not _weights_within_reach():
                     raise OSError("no network")
-                self._lpips.append(LearnedPerceptualImagePatchSimilarity(net_type="alex", normalize=True))
+                # Its networks draw random weights before they load theirs; training must not notice.
+                with torch.random.fork_rng(devices=[]):
+                    self._lpips.append(LearnedPerceptualImagePatchSimilarity(net_type="alex", normalize=True))
             except (OSError, RuntimeError, ImportError) as error:
                 self._lpips_absent = True
                 CONSOLE.log(f"LPIPS is left out: AlexNet's weights are not here and cannot be downloaded ({error}).")

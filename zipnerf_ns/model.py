@@ -312,7 +312,7 @@ class ZipNerfModel(Model):
         # Nerfstudio's viewer lists outputs in order: the rendered depth first.
         return dict(sorted(distances.items()))
 
-    def get_metrics_dict(self, outputs: Dict[str, Any], batch: Dict[str, Tensor]) -> Dict[str, Tensor]:
+    def get_metrics_dict(self, outputs: Dict[str, Any], batch: Dict[str, Any]) -> Dict[str, Tensor]:
         """PSNR of the batch, distortion and the latest collision shares."""
         prediction, target = self._with_background(outputs, batch)
         metrics = {"psnr": psnr(prediction.detach(), target)}
@@ -320,7 +320,7 @@ class ZipNerfModel(Model):
             metrics.update(self.monitor.shares)
         return metrics
 
-    def _with_background(self, outputs: Dict[str, Any], batch: Dict[str, Tensor]) -> Tuple[Tensor, Tensor]:
+    def _with_background(self, outputs: Dict[str, Any], batch: Dict[str, Any]) -> Tuple[Tensor, Tensor]:
         """Rendered and true colours over the same background, drawn at random in training.
 
         Both are kept in ``outputs``, so that metrics and losses see the same draw.
@@ -341,7 +341,7 @@ class ZipNerfModel(Model):
     def get_loss_dict(
         self,
         outputs: Dict[str, Any],
-        batch: Dict[str, Tensor],
+        batch: Dict[str, Any],
         metrics_dict: Optional[Dict[str, Tensor]] = None,
     ) -> Dict[str, Tensor]:
         """Every loss, scaled; at evaluation only the colour's."""
@@ -375,7 +375,7 @@ class ZipNerfModel(Model):
         return loss_dict
 
     def get_image_metrics_and_images(
-        self, outputs: Dict[str, Tensor], batch: Dict[str, Tensor]
+        self, outputs: Dict[str, Tensor], batch: Dict[str, Any]
     ) -> Tuple[Dict[str, float], Dict[str, Tensor]]:
         """PSNR, SSIM and (where its weights are there) LPIPS of a whole image, and pictures to look at."""
         truth = blend(batch["image"].to(outputs["rgb"].device), self._truth_background(outputs["rgb"].device))
