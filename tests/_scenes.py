@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import json
 import math
+import socket
 from pathlib import Path
 from typing import Any, Dict, List, Optional, Tuple
 
@@ -174,3 +175,10 @@ def said_when_started(config: ZipNerfTrainerConfig) -> str:
 def folder_bytes(folder: Path) -> Dict[str, bytes]:
     """Every file below a folder, with its contents."""
     return {str(path.relative_to(folder)): path.read_bytes() for path in sorted(folder.rglob("*")) if path.is_file()}
+
+
+def free_port() -> int:
+    """A port for the viewer that nothing listens on."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return probe.getsockname()[1]

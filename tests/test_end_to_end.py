@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import shutil
 import signal
-import socket
 import subprocess
 import time
 from collections.abc import Callable, Iterator
@@ -15,7 +14,7 @@ from typing import NamedTuple
 
 import numpy as np
 import pytest
-from _scenes import folder_bytes, load, pose, read_meta, write_meta, write_scene
+from _scenes import folder_bytes, free_port, load, pose, read_meta, write_meta, write_scene
 from PIL import Image
 
 from zipnerf_ns.tools import demo_scene
@@ -33,13 +32,6 @@ SMALL = (
 ).split()
 """What makes zipnerf-lite train in seconds; learning rates for two hundred steps instead of thousands."""
 RENDERED = ("rgb", "depth")
-
-
-def free_port() -> int:
-    """A port for the viewer that nothing listens on."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return probe.getsockname()[1]
 
 
 def train_command(data: Path, output: Path, *options: str | int | Path) -> list[str]:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import copy
 import random
-import socket
 from pathlib import Path
 from typing import Any, Dict, Iterator, List, Tuple
 
@@ -12,7 +11,7 @@ import numpy as np
 import pytest
 import torch
 import yaml
-from _scenes import checkpoint, folder_bytes, load, start, tiny_config, write_blender_scene, write_scene
+from _scenes import checkpoint, folder_bytes, free_port, load, start, tiny_config, write_blender_scene, write_scene
 
 from nerfstudio.data.dataparsers.blender_dataparser import BlenderDataParserConfig
 from nerfstudio.utils import writer
@@ -264,9 +263,9 @@ def test_random_state_survives_a_file(tmp_path):
     ],
     ids=lambda changes: next(iter(changes)),
 )
-def test_trainer_options_do_not_break_training(scene, tmp_path, changes, unused_tcp_port):
+def test_trainer_options_do_not_break_training(scene, tmp_path, changes):
     config = tiny_config(scene, tmp_path, steps=7, **changes)
-    config.viewer.websocket_port, config.viewer.quit_on_train_completion = unused_tcp_port, True
+    config.viewer.websocket_port, config.viewer.quit_on_train_completion = free_port(), True
     trainer, losses = train(config)
     trainer.shutdown()
     assert np.isfinite(list(losses.values())).all() and sorted(losses) == list(range(7))
@@ -298,11 +297,3 @@ def test_evaluation_of_a_transparent_scene_from_its_files_alone(tmp_path):
         _, pipeline, _, step = eval_setup(config.get_base_dir() / "config.yml", test_mode=mode)
         assert step == 1 and torch.equal(pipeline.model.background, torch.ones(3))
         assert torch.equal(pipeline.model.aabb, torch.tensor([[-1.5] * 3, [1.5] * 3]))
-
-
-@pytest.fixture
-def unused_tcp_port() -> int:
-    """A port that nothing listens on."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return probe.getsockname()[1]

@@ -23,11 +23,12 @@ class InputError(ValueError):
     """Something the user gave cannot be used; the message says what, where, and what to do."""
 
 
-def check_transforms(path: Path) -> None:
+def check_transforms(path: Path, is_blender: bool = False) -> None:
     """Checks a transforms.json before anything reads it: frames, poses, focal lengths, image files, splits.
 
     Args:
         path: the file.
+        is_blender: the file is in the layout of the NeRF-synthetic scenes, one angle instead of focal lengths.
     Raises:
         InputError: naming the file, the frame and the mend.
     """
@@ -35,26 +36,27 @@ def check_transforms(path: Path) -> None:
     frames = meta.get("frames")
     if not isinstance(frames, list) or not frames:
         raise InputError(f"{path}: no 'frames'. Run ns-process-data again, or list at least two images there.")
-    angle = "camera_angle_x" in meta
+    if len(frames) == 1 and not is_blender:
+        check_train_split(1, path)
+    if is_blender:
+        _check_positive(meta.get("camera_angle_x"), f"{path}: 'camera_angle_x'", "an angle in radians")
     for index, frame in enumerate(frames):
-        name = frame.get("file_path")
+        name = frame.get("file_path") if isinstance(frame, dict) else None
         if not name:
             raise InputError(f"{path}: frame {index} has no 'file_path'. Give it the path of its image.")
         where = f"{path}: frame {index} ({name})"
-        check_pose(frame.get("transform_matrix"), where)
-        for key in ("fl_x", "fl_y"):
-            focal = frame.get(key, meta.get(key))
-            if focal is None and angle:
-                continue
-            if focal is None or not math.isfinite(float(focal)) or float(focal) <= 0.0:
-                raise InputError(f"{where}: focal length '{key}' is {focal}. It must be a positive number of pixels.")
+        check_pose(frame.get("transform_matrix"), where, rows=(4,))
+        for key in () if is_blender else ("fl_x", "fl_y", "w", "h"):
+            # The file's own value wins over the frame's, as in Nerfstudio's parser.
+            source, value = (f"{path}", meta[key]) if key in meta else (where, frame.get(key))
+            _check_positive(value, f"{source}: '{key}'", "a number of pixels")
         _check_frame_image(path.parent, name, where)
     listed = meta.get("train_filenames")
     if listed is not None and not listed:
         raise InputError(f"{path}: 'train_filenames' is empty. List the images to train on, or remove the key.")
 
 
-def check_pose(matrix: Any, where: str) -> None:
+def check_pose(matrix: Any, where: str, rows: Tuple[int, ...] = (3, 4)) -> None:
     """Checks one camera-to-world matrix: shape, finite numbers, a rotation that can be inverted.
 
     Raises:
@@ -64,7 +66,7 @@ def check_pose(matrix: Any, where: str) -> None:
         pose = np.asarray(matrix, dtype=np.float64)
     except (TypeError, ValueError):
         pose = np.zeros(0)
-    if pose.shape not in ((3, 4), (4, 4)):
+    if pose.shape not in [(count, 4) for count in rows]:
         raise InputError(f"{where}: 'transform_matrix' is not a 4x4 matrix. Estimate this image's pose again.")
     if not np.isfinite(pose).all():
         raise InputError(f"{where}: the pose contains NaN or infinity. Remove the frame or estimate its pose again.")
@@ -224,8 +226,20 @@ def _check_frame_image(folder: Path, name: str, where: str) -> None:
     path = Path(name)
     candidates: List[Path] = [folder / path, folder / f"{name}.png"]
     candidates += [folder / f"{path.parent}_{factor}" / path.name for factor in (2, 4, 8)]
-    if not any(candidate.is_file() for candidate in candidates):
+    found = [candidate for candidate in candidates if candidate.is_file()]
+    if not found:
         raise InputError(f"{where}: image {folder / path} is missing. Restore it or remove the frame.")
+    # Nerfstudio's parsers open the first image themselves.
+    check_images(found)
+
+
+def _check_positive(value: Any, where: str, what: str) -> None:
+    try:
+        is_positive = math.isfinite(float(value)) and float(value) > 0.0
+    except (TypeError, ValueError):
+        is_positive = False
+    if not is_positive:
+        raise InputError(f"{where} is {value}. It must be {what}, positive.")
 
 
 def _shorten(names: Iterable[str], most: int = 3) -> str:

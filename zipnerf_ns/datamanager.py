@@ -29,6 +29,9 @@ from zipnerf_ns.scene_hints import SCENE_HINTS, SceneHints
 class CheckedDataset(InputDataset):
     """Nerfstudio's image dataset whose errors name the file; grey, palette and 16-bit images become 8-bit RGB(A)."""
 
+    has_alpha: bool = False
+    """Whether any image has an alpha channel; then all get one, for batches of images must have equal channels."""
+
     def get_numpy_image(self, image_idx: int) -> npt.NDArray[np.uint8]:
         """The image as ``[height, width, 3 or 4]``.
 
@@ -38,7 +41,7 @@ class CheckedDataset(InputDataset):
         filename = self._dataparser_outputs.image_filenames[image_idx]
         try:
             with Image.open(filename) as image:
-                decoded = _to_rgb_or_rgba(image)
+                decoded = _to_rgb_or_rgba(image, self.has_alpha)
         except OSError as error:
             raise InputError(
                 f"image {filename} cannot be decoded ({error}). Replace it or remove its frame."
@@ -49,11 +52,11 @@ class CheckedDataset(InputDataset):
         return np.array(decoded, dtype=np.uint8)
 
 
-def _to_rgb_or_rgba(image: Image.Image) -> Image.Image:
+def _to_rgb_or_rgba(image: Image.Image, has_alpha: bool) -> Image.Image:
     if image.mode.startswith("I"):
         wide = np.asarray(image, dtype=np.float64)
         image = Image.fromarray(np.round(wide / 257.0).clip(0, 255).astype(np.uint8))
-    has_alpha = "A" in image.getbands() or "transparency" in image.info
+    has_alpha = has_alpha or "A" in image.getbands() or "transparency" in image.info
     return image.convert("RGBA" if has_alpha else "RGB")
 
 
@@ -104,13 +107,15 @@ class ZipNerfDataManager(VanillaDataManager[CheckedDataset]):
             background="white" if background == "white" else "black",
             longest_side=int(max(cameras.width.max(), cameras.height.max())),
         )
-        return super().create_train_dataset()
+        dataset = super().create_train_dataset()
+        dataset.has_alpha = has_alpha
+        return dataset
 
     def create_eval_dataset(self) -> CheckedDataset:
         """The held-out images, checked."""
         dataset = super().create_eval_dataset()
         if not self._is_inference and len(dataset) > 0:
-            _check_outputs(dataset._dataparser_outputs)
+            dataset.has_alpha = _check_outputs(dataset._dataparser_outputs)
         return dataset
 
     def setup_train(self) -> None:
@@ -203,6 +208,8 @@ def _with_channels(color: Tensor, channels: int) -> Tensor:
 
 def _check_before_parsing(config: ZipNerfDataManagerConfig) -> None:
     """Nerfstudio's parsers mix all poses when they recentre: only the files themselves say which frame is wrong."""
+    if config.train_num_rays_per_batch < 1:
+        raise InputError(f"train_num_rays_per_batch is {config.train_num_rays_per_batch}: it must be at least 1.")
     parser = config.dataparser
     data = Path(config.data if config.data is not None else parser.data)
     if not data.exists():
@@ -210,7 +217,9 @@ def _check_before_parsing(config: ZipNerfDataManagerConfig) -> None:
     if isinstance(parser, NerfstudioDataParserConfig):
         check_transforms(data if data.suffix == ".json" else data / "transforms.json")
     elif isinstance(parser, BlenderDataParserConfig):
-        check_transforms(data / "transforms_train.json")
+        for split in ("train", "val", "test"):
+            if split == "train" or (data / f"transforms_{split}.json").exists():
+                check_transforms(data / f"transforms_{split}.json", is_blender=True)
 
 
 def _check_outputs(outputs) -> bool:

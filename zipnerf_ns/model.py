@@ -178,6 +178,8 @@ class ZipNerfModel(Model):
         """
         super().populate_modules()
         config = self.config
+        # Again: a config.yml that was edited by hand has not been through __post_init__.
+        check_config(config)
         hints = find_hints(self.kwargs.get("metadata"))
         device = torch.device(self.kwargs.get("device", "cpu"))
         explain_implementation(config.implementation, device)

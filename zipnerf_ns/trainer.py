@@ -12,6 +12,7 @@ from typing import Any, Dict, Optional, Type
 
 import numpy as np
 import torch
+from rich.markup import escape
 
 from nerfstudio.engine.optimizers import Optimizers
 from nerfstudio.engine.trainer import TRAIN_INTERATION_OUTPUT, Trainer, TrainerConfig
@@ -57,7 +58,7 @@ def quiet_dependencies() -> None:
 
 def raise_for_user(error: InputError) -> None:
     """Prints an input error without a stack trace and ends the program."""
-    CONSOLE.print(f"[bold red]Error:[/bold red] {error}", markup=True, highlight=False, soft_wrap=True)
+    CONSOLE.print(f"[bold red]Error:[/bold red] {escape(str(error))}", markup=True, highlight=False, soft_wrap=True)
     raise SystemExit(1) from None
 
 
@@ -133,6 +134,12 @@ class ZipNerfTrainer(Trainer):
             CONSOLE.print("No checkpoint to load: training from scratch.")
             return
         state = load_checkpoint_file(path)
+        absent = sorted(set(self.optimizers.optimizers) - set(state["optimizers"]))
+        if absent:
+            raise InputError(
+                f"checkpoint {path} lacks the optimiser state of {', '.join(absent)}: it is of another configuration. "
+                "Load it with the options it was trained with (its config.yml), or train anew without it."
+            )
         self._start_step = state["step"] + 1
         self.pipeline.load_pipeline(state["pipeline"], state["step"])
         self.optimizers.load_optimizers(state["optimizers"])
