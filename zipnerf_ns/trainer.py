@@ -12,7 +12,6 @@ from typing import Any, Dict, Optional, Type
 
 import numpy as np
 import torch
-from rich.markup import escape
 
 from nerfstudio.engine.optimizers import Optimizers
 from nerfstudio.engine.trainer import TRAIN_INTERATION_OUTPUT, Trainer, TrainerConfig
@@ -37,10 +36,12 @@ class ZipNerfTrainerConfig(TrainerConfig):
         """Writes config.yml, unless that would overwrite another run's.
 
         Raises:
-            SystemExit: if the run's folder holds checkpoints and the run does not resume from any.
+            SystemExit: if the run's folder holds checkpoints and the run does not resume from there.
         """
         folder = self.get_checkpoint_dir()
-        if self.load_dir is None and self.load_checkpoint is None and any(folder.glob("*.ckpt")):
+        source = self.load_dir or (self.load_checkpoint and self.load_checkpoint.parent)
+        resumes_here = source is not None and source.resolve() == folder.resolve()
+        if not resumes_here and any(folder.glob("*.ckpt")):
             raise_for_user(
                 InputError(
                     f"{folder} holds checkpoints of an earlier run. Resume it with --load-dir {folder}, "
@@ -58,7 +59,9 @@ def quiet_dependencies() -> None:
 
 def raise_for_user(error: InputError) -> None:
     """Prints an input error without a stack trace and ends the program."""
-    CONSOLE.print(f"[bold red]Error:[/bold red] {escape(str(error))}", markup=True, highlight=False, soft_wrap=True)
+    CONSOLE.print("Error:", style="bold red", end=" ")
+    # Without markup: a path may contain brackets.
+    CONSOLE.print(str(error), markup=False, highlight=False, soft_wrap=True)
     raise SystemExit(1) from None
 
 
