@@ -208,6 +208,18 @@ def _scatter_level(v_table: Tensor, level: Level, rows: Tensor, bag: Tensor, v_p
         target[index:].scatter_add_(0, first, (bag * v_points[:, index]).reshape(-1))
 
 
+def check_table(table: Tensor, grid: HashGrid) -> None:
+    """Raises a ValueError if a table is not of the grid's shape."""
+    needed = (grid.num_entries, grid.features_per_level)
+    if tuple(table.shape) != needed:
+        raise ValueError(f"the table has shape {tuple(table.shape)}, its grid needs {needed}.")
+
+
+def count_active(grid: HashGrid, num_active: Optional[int]) -> int:
+    """Levels in use when ``num_active`` are asked for; all for None."""
+    return len(grid.levels) if num_active is None else min(max(num_active, 0), len(grid.levels))
+
+
 def hash_encode(
     table: Float[Tensor, "entries features"],
     positions: Float[Tensor, "intervals samples 3"],
@@ -233,12 +245,9 @@ def hash_encode(
     Raises:
         ValueError: if the table's shape is not the grid's.
     """
-    if tuple(table.shape) != (grid.num_entries, grid.features_per_level):
-        raise ValueError(
-            f"the table has shape {tuple(table.shape)}, its grid needs {(grid.num_entries, grid.features_per_level)}."
-        )
+    check_table(table, grid)
     weights = prefilter_weights(stds, grid.resolutions, prefilter, bandwidths)
-    active = len(grid.levels) if num_active is None else min(max(num_active, 0), len(grid.levels))
+    active = count_active(grid, num_active)
     return _HashEncode.apply(table, positions, weights, grid, active), weights.mean(dim=1)
 
 

@@ -106,7 +106,7 @@ def tuned_hash_encode(
 ) -> tuple[Float[Tensor, "intervals levels features"], Float[Tensor, "intervals levels"]]:
     """:func:`hash_encode` with its launches chosen by the caller, for benchmarks and tests."""
     _check(table, grid, prefilter)
-    active = len(grid.levels) if num_active is None else min(max(num_active, 0), len(grid.levels))
+    active = hash_grid.count_active(grid, num_active)
     if bandwidths is None:
         bandwidths = _unit_bandwidths(len(grid.levels), table.device)
     # Under autocast positions may come in half precision, in which fine levels have no cells to tell apart.
@@ -119,8 +119,7 @@ def _check(table: Tensor, grid: HashGrid, prefilter: str) -> None:
     if reason is not None:
         raise RuntimeError(reason)
     features = grid.features_per_level
-    if tuple(table.shape) != (grid.num_entries, features):
-        raise ValueError(f"the table has shape {tuple(table.shape)}, its grid needs {(grid.num_entries, features)}.")
+    hash_grid.check_table(table, grid)
     if table.dtype != torch.float32:
         raise ValueError(f"the kernels read float32 tables, got {table.dtype}.")
     if features not in FEATURES:
