@@ -22,7 +22,8 @@ LAYERS: tuple[frozenset[str], ...] = (
     frozenset({"metrics", "monitor", "pictures"}),
     frozenset({"sampler", "losses", "field"}),
     frozenset({"encoding"}),
-    frozenset({"kernels"}),
+    frozenset({"implementation"}),
+    frozenset({"kernels", "rays"}),
     frozenset({"functional", "checks", "scene_hints"}),
     frozenset({""}),
 )

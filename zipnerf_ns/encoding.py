@@ -1,29 +1,24 @@
-"""The anti-aliased hash encoding: owns a table, reads it through its implementation, adds the weight features."""
+"""The anti-aliased hash encoding: owns a table, and reads it through the implementation that it is given."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from functools import lru_cache
-from typing import Callable, Literal, NamedTuple, Optional, Tuple
+from typing import Optional, Tuple
 
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
 from nerfstudio.configs.base_config import PrintableConfig
-from nerfstudio.utils.rich_utils import CONSOLE
 
-from zipnerf_ns.functional import hash_grid
+from zipnerf_ns.functional.cones import Cones, Lookup
 from zipnerf_ns.functional.hash_grid import HashGrid, Prefilter, make_hash_grid, mean_square_per_level
-from zipnerf_ns.kernels import hash_encode as triton_hash_encode
+from zipnerf_ns.implementation import Ops
 
 TABLE_GAIN = 10.0
 """Table values are multiplied by this when read, which multiplies Adam's effective step on them (Zip-NeRF)."""
 FEATURE_INIT = 1e-4
 """Features start uniform in +- this, after the gain ([I], section 4)."""
-
-Implementation = Literal["auto", "triton", "torch"]
-
 
 @dataclass
 class HashGridConfig(PrintableConfig):
@@ -47,39 +42,26 @@ class HashGridConfig(PrintableConfig):
         )
 
 
-class Encoded(NamedTuple):
-    """What the encoding gives for each interval."""
-
-    features: Float[Tensor, "intervals channels"]
-    """Prefiltered features of all levels, then one weight feature a level."""
-    per_level: Float[Tensor, "intervals levels features"]
-    """The prefiltered features again, by level."""
-
-
 class AntiAliasedHashEncoding(nn.Module):
     """Zip-NeRF's downweighted multisampled hash grid (section 2), or its one-lookup form.
 
     Args:
         config: the grid's shape.
         prefilter: how a sample's extent lowers fine levels, see ``functional.hash_grid.prefilter_weights``.
-        implementation: "triton" (CUDA), "torch" (anywhere) or "auto".
         bandwidths: lambda of each level in prefilter mode "ipe"; ones if not given.
     Raises:
-        ValueError: for a grid that cannot be built. An implementation that is unknown or absent is told by
-            :func:`resolve_implementation`, at the first forward pass.
+        ValueError: for a grid that cannot be built.
     """
 
     def __init__(
         self,
         config: HashGridConfig,
         prefilter: Prefilter = "multisample",
-        implementation: Implementation = "auto",
         bandwidths: Optional[Tuple[float, ...]] = None,
     ) -> None:
         super().__init__()
         self.grid = config.make()
         self.prefilter: Prefilter = prefilter
-        self.implementation = implementation
         if bandwidths is not None and len(bandwidths) != len(self.grid.levels):
             raise ValueError(f"{len(bandwidths)} bandwidths were given for {len(self.grid.levels)} levels.")
         self.register_buffer("bandwidths", None if bandwidths is None else torch.tensor(bandwidths), persistent=False)
@@ -105,51 +87,24 @@ class AntiAliasedHashEncoding(nn.Module):
         return cached[1]
 
     def forward(
-        self,
-        positions: Float[Tensor, "intervals samples 3"],
-        stds: Float[Tensor, "intervals samples"],
-        num_active: Optional[int] = None,
-    ) -> Encoded:
-        """Features of each interval from the Gaussians that represent it.
+        self, cones: Cones, ops: Ops, num_active: Optional[int] = None, dtype: torch.dtype = torch.float32
+    ) -> Float[Tensor, "intervals channels"]:
+        """Channels of each interval: prefiltered features of all levels, then one weight feature a level.
 
         Args:
-            positions: unit cube.
-            stds: units of the cube's side.
+            cones: the intervals.
+            ops: the implementation.
             num_active: levels in use, from the coarsest (progressive training); all if not given.
+            dtype: of the channels.
         """
         if self.training:
             self._mean_square = None
-        encode = resolve_implementation(self.implementation, self.hash_table.device)
-        per_level, weights = encode(
-            self.hash_table, positions, stds, self.grid, self.prefilter, self.bandwidths, num_active
-        )
-        per_level = per_level * TABLE_GAIN
         # Tells the MLP how much to trust each level, in the scale of that level's features (Zip-NeRF, section 2).
-        scale = torch.sqrt(FEATURE_INIT**2 + TABLE_GAIN**2 * self.mean_square())
-        weight_features = (2.0 * weights - 1.0) * scale
-        return Encoded(torch.cat([per_level.flatten(1), weight_features], dim=-1), per_level)
+        scales = torch.sqrt(FEATURE_INIT**2 + TABLE_GAIN**2 * self.mean_square())
+        lookup = Lookup(self.grid, self.prefilter, TABLE_GAIN, self.bandwidths, num_active, dtype)
+        return ops.cone_encode(self.hash_table, cones, scales, lookup)
 
-
-@lru_cache(maxsize=None)
-def _announce_choice(choice: str, device_type: str) -> None:
-    CONSOLE.log(f"Hash encoding: implementation 'auto' chose '{choice}' on {device_type}.")
-
-
-def resolve_implementation(implementation: str, device: torch.device) -> Callable:
-    """The function behind ``hash_grid.hash_encode``'s signature that an implementation's name stands for.
-
-    Raises:
-        ValueError: for a name that is not an implementation.
-        RuntimeError: if the implementation cannot run on ``device``; the message says what it needs.
-    """
-    if implementation == "auto":
-        implementation = "triton" if device.type == "cuda" and triton_hash_encode.is_available(device) else "torch"
-        _announce_choice(implementation, device.type)
-    if implementation == "torch":
-        return hash_grid.hash_encode
-    if implementation == "triton":
-        reason = triton_hash_encode.why_unavailable(device)
-        if reason is not None:
-            raise RuntimeError(f"implementation='triton' cannot run: {reason}")
-        return triton_hash_encode.hash_encode
-    raise ValueError(f"implementation={implementation!r} is unknown: choose 'auto', 'torch' or 'triton'.")
+    def per_level(self, channels: Float[Tensor, "intervals channels"]) -> Float[Tensor, "intervals levels features"]:
+        """The features among the channels, by level: a view."""
+        levels, features = len(self.grid.levels), self.grid.features_per_level
+        return channels[:, : levels * features].unflatten(1, (levels, features))

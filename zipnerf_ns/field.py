@@ -5,73 +5,37 @@ from __future__ import annotations
 from typing import Dict, List, Literal, NamedTuple, Optional, Tuple
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from torch import Tensor, nn
 
-from nerfstudio.cameras.rays import RaySamples
-from nerfstudio.field_components.encodings import SHEncoding
 from nerfstudio.field_components.mlp import MLP
 
-from zipnerf_ns.encoding import AntiAliasedHashEncoding, Encoded
-from zipnerf_ns.functional import contraction, frustum
+from zipnerf_ns.encoding import AntiAliasedHashEncoding
+from zipnerf_ns.functional.cones import Cones
+from zipnerf_ns.functional.mlp import RadianceWeights
 from zipnerf_ns.functional.numerics import bounded_exp
+from zipnerf_ns.implementation import Ops
+from zipnerf_ns.rays import Rays
 
 DENSITY_SHIFT = -1.0
 """density = exp(raw + shift): a scene starts a little transparent (Zip-NeRF's supplement)."""
 RGB_PADDING = 0.001
 """The sigmoid's range is widened by this on both sides, so that pure black and white are reached (mip-NeRF)."""
-DIRECTION_SH_LEVELS = 4
-"""Degrees of the spherical harmonics that encode the view direction."""
+SH_DIM = 16
+"""Spherical harmonics of four degrees that encode the view direction."""
 
 Precision = Literal["float32", "bfloat16"]
 
 
-class FieldOutput(NamedTuple):
-    """Density of each interval, and what the colour and the losses need."""
+class Radiance(NamedTuple):
+    """What a ray sees in each interval."""
 
-    density: Float[Tensor, "rays n 1"]
+    density: Float[Tensor, "rays n"]
     """Per world unit, float32."""
-    hidden: Float[Tensor, "rays n hidden"]
-    """Last hidden layer of the density network."""
-    encoded: Encoded
-    """The encoding's output, intervals flattened."""
-
-
-def gaussians_in_cube(
-    ray_samples: RaySamples, one_lookup: bool, training: bool, aabb: Optional[Float[Tensor, "2 3"]]
-) -> Tuple[Float[Tensor, "intervals samples 3"], Float[Tensor, "intervals samples"]]:
-    """The Gaussians that stand for each interval's frustum, in the unit cube.
-
-    Args:
-        ray_samples: ``[rays, n]`` intervals along unit directions.
-        one_lookup: the cone's own Gaussian (its std is the root of its trace) instead of six multisamples.
-        training: draw each interval's rotation and order at random; otherwise alternate two of them.
-        aabb: box of a bounded scene; ``None`` for contracted space.
-    """
-    cones = ray_samples.frustums
-    origins, directions = cones.origins[..., 0, :], cones.directions[..., 0, :]
-    starts, ends = cones.starts[..., 0], cones.ends[..., 0]
-    radius = frustum.cone_radius(cones.pixel_area[..., 0, :])
-    if one_lookup:
-        mean, t_var, r_var = frustum.cone_gaussians(origins, directions, starts, ends, radius)
-        along = directions[..., None, :].expand_as(mean)
-        if aabb is None:
-            positions, stds = contraction.contract_cone_gaussians(mean, along, t_var, r_var)
-        else:
-            positions, stds = contraction.box_cone_gaussians(mean, along, t_var, r_var, aabb)
-        return positions.reshape(-1, 1, 3), stds.reshape(-1, 1)
-    if training:
-        rotation = torch.rand_like(starts) * (2.0 * torch.pi)
-        reverse = torch.rand_like(starts) < 0.5
-    else:
-        reverse = (torch.arange(starts.shape[-1], device=starts.device) % 2 == 1).expand(starts.shape)
-        rotation = reverse * (torch.pi / 6.0)
-    points, stds = frustum.multisamples(origins, directions, starts, ends, radius, rotation, reverse)
-    if aabb is None:
-        points, stds = contraction.contract_points(points, stds)
-    else:
-        points, stds = contraction.box_points(points, stds, aabb)
-    return points.reshape(-1, frustum.NUM_MULTISAMPLES, 3), stds.reshape(-1, frustum.NUM_MULTISAMPLES)
+    colors: Float[Tensor, "rays n 3"]
+    """In [-padding, 1 + padding]."""
+    channels: Float[Tensor, "intervals channels"]
+    """The encoding's output."""
 
 
 class ZipNerfDensityField(nn.Module):
@@ -81,7 +45,7 @@ class ZipNerfDensityField(nn.Module):
         encoding: owns the table.
         aabb: box of a bounded scene, or ``None`` for contracted space.
         hidden_dim: width of the hidden layer.
-        precision: of the hidden layer on CUDA; the density itself is always float32.
+        precision: of matrix products on CUDA; the density itself is always float32.
     """
 
     def __init__(
@@ -93,38 +57,41 @@ class ZipNerfDensityField(nn.Module):
     ) -> None:
         super().__init__()
         self.encoding = encoding
-        self.precision = precision
+        self.precision: Precision = precision
         self.register_buffer("aabb", aabb, persistent=False)
         self.hidden_layer = nn.Linear(encoding.get_out_dim(), hidden_dim)
         self.density_layer = nn.Linear(hidden_dim, 1)
 
-    def autocast(self) -> torch.autocast:
-        """Half precision for matrix products where it was asked for; off on a CPU, which gains nothing from it."""
-        device_type = self.density_layer.weight.device.type
-        enabled = self.precision == "bfloat16" and device_type == "cuda"
-        return torch.autocast(device_type, dtype=torch.bfloat16, enabled=enabled)
+    def cones(self, rays: Rays, tdist: Float[Tensor, "rays edges"]) -> Cones:
+        """The intervals as the encoding takes them; in training each is turned and reversed at random."""
+        turns = 2.0 * torch.rand_like(tdist[:, 1:]) if self.training else None
+        return Cones(rays.origins, rays.directions, rays.radius, tdist, turns, self.aabb)
 
-    def forward(self, ray_samples: RaySamples, num_active: Optional[int] = None) -> FieldOutput:
-        """Density of every interval.
+    def channels(
+        self, rays: Rays, tdist: Float[Tensor, "rays edges"], ops: Ops, num_active: Optional[int] = None
+    ) -> Float[Tensor, "intervals channels"]:
+        """The encoding's output, in the precision in which the networks read it."""
+        is_half = self.precision == "bfloat16" and tdist.device.type == "cuda"
+        dtype = torch.bfloat16 if is_half else torch.float32
+        return self.encoding(self.cones(rays, tdist), ops, num_active, dtype)
+
+    def density(
+        self, rays: Rays, tdist: Float[Tensor, "rays edges"], ops: Ops, num_active: Optional[int] = None
+    ) -> Float[Tensor, "rays n"]:
+        """Density of every interval, per world unit.
 
         Args:
-            ray_samples: ``[rays, n]`` intervals along unit directions.
+            rays: whose cones are cut.
+            tdist: fenceposts, world units.
+            ops: the implementation.
             num_active: hash levels in use; all if not given.
         """
-        shape = ray_samples.frustums.starts.shape[:-1]
-        one_lookup = self.encoding.prefilter != "multisample"
-        positions, stds = gaussians_in_cube(ray_samples, one_lookup, self.training, self.aabb)
-        encoded = self.encoding(positions, stds, num_active)
-        with self.autocast():
-            hidden = torch.relu(self.hidden_layer(encoded.features))
-        # Half precision has two or three digits: in an exponent that would be noise in the density.
-        with torch.autocast(hidden.device.type, enabled=False):
-            density = bounded_exp(self.density_layer(hidden.float()) + DENSITY_SHIFT)
-        return FieldOutput(density.view(*shape, 1), hidden.view(*shape, -1), encoded)
-
-    def density(self, ray_samples: RaySamples, num_active: Optional[int] = None) -> Float[Tensor, "rays n 1"]:
-        """Density alone: what the sampler is given."""
-        return self(ray_samples, num_active).density
+        hidden, density = self.hidden_layer, self.density_layer
+        flat = ops.density_mlp(
+            self.channels(rays, tdist, ops, num_active), hidden.weight, hidden.bias, density.weight, density.bias,
+            DENSITY_SHIFT, self.precision,
+        )  # fmt: skip
+        return flat.view(tdist.shape[0], -1)
 
 
 class ZipNerfField(ZipNerfDensityField):
@@ -132,7 +99,7 @@ class ZipNerfField(ZipNerfDensityField):
 
     Args:
         encoding, aabb, hidden_dim, precision: as for the density field.
-        bottleneck_dim: features handed from the density network to the colour network.
+        bottleneck_dim: features handed from the density to the colour network.
         color_layers, color_dim: hidden layers of the colour network and their width.
         num_images: training images, each with its own appearance; 0 turns appearance off.
         appearance_dim: length of an image's appearance code.
@@ -152,23 +119,74 @@ class ZipNerfField(ZipNerfDensityField):
     ) -> None:
         super().__init__(encoding, aabb, hidden_dim, precision)
         self.bottleneck_layer = nn.Linear(hidden_dim, bottleneck_dim)
-        self.direction_encoding = SHEncoding(levels=DIRECTION_SH_LEVELS, implementation="torch")
-        in_dim = bottleneck_dim + self.direction_encoding.get_out_dim()
+        in_dim = bottleneck_dim + SH_DIM
         skip = (color_layers - 1,) if color_layers > 1 else None
         self.color_network = MLP(in_dim, color_layers + 1, color_dim, 3, skip_connections=skip)
         self.appearance = AffineAppearance(num_images, appearance_dim, bottleneck_dim) if num_images else None
+        # An affine map between bottleneck and colours, or a single colour layer, leaves nothing to fold.
+        self.is_foldable = color_layers > 1 and self.appearance is None
 
-    def color(self, ray_samples: RaySamples, hidden: Float[Tensor, "rays n hidden"]) -> Float[Tensor, "rays n 3"]:
-        """Colour of every interval as seen along its ray, in [-padding, 1 + padding]."""
-        directions = ray_samples.frustums.directions[..., :1, :]
+    def forward(
+        self, rays: Rays, tdist: Float[Tensor, "rays edges"], ops: Ops, num_active: Optional[int] = None
+    ) -> Radiance:
+        """Density and colour of every interval; see :meth:`density` for the arguments."""
+        channels = self.channels(rays, tdist, ops, num_active)
+        view = ops.spherical_harmonics(rays.directions)
+        shape = tdist.shape[0], tdist.shape[1] - 1
+        if self.is_foldable:
+            density, colors = ops.radiance_mlp(
+                channels, view, self.folded(), DENSITY_SHIFT, RGB_PADDING, self.precision
+            )
+            return Radiance(density.view(shape), colors.view(*shape, 3), channels)
         with self.autocast():
-            bottleneck = self.bottleneck_layer(hidden)
-            if self.appearance is not None and self.training:
-                # At evaluation the photo that a view would have been is unknown, and the identity is neutral.
-                bottleneck = self.appearance(bottleneck, ray_samples.camera_indices)
-            encoded = self.direction_encoding(directions).to(bottleneck.dtype)
-            encoded = encoded.expand(*hidden.shape[:-1], encoded.shape[-1])
-            raw = self.color_network(torch.cat([bottleneck, encoded], dim=-1))
+            hidden = torch.relu(self.hidden_layer(channels))
+            colors = self._unfolded_colors(hidden.view(*shape, -1), view, rays.camera_indices)
+        with torch.autocast(hidden.device.type, enabled=False):
+            density = bounded_exp(self.density_layer(hidden.float()) + DENSITY_SHIFT)
+        return Radiance(density.view(shape), colors, channels)
+
+    def autocast(self) -> torch.autocast:
+        """Half precision for matrix products where it was asked for; off on a CPU, which gains nothing from it."""
+        device_type = self.density_layer.weight.device.type
+        enabled = self.precision == "bfloat16" and device_type == "cuda"
+        return torch.autocast(device_type, dtype=torch.bfloat16, enabled=enabled)
+
+    def folded(self) -> RadianceWeights:
+        """The network's weights with the bottleneck, which has no activation, multiplied into the layers after it.
+
+        Fewer products for the same function: the bottleneck enters the first and the last colour layer through
+        matrices of the hidden layer's width.
+        """
+        bottleneck, layers = self.bottleneck_layer, self.color_network.layers
+        split = bottleneck.out_features
+
+        def fold(weight: Tensor, bias: Tensor) -> Tuple[Tensor, Tensor, Tensor]:
+            inner = weight[:, :split]
+            return inner @ bottleneck.weight, weight[:, split : split + SH_DIM], bias + inner @ bottleneck.bias
+
+        with torch.autocast(bottleneck.weight.device.type, enabled=False):
+            first = fold(layers[0].weight, layers[0].bias)
+            last = fold(layers[-2].weight, layers[-2].bias)
+        return RadianceWeights(
+            hidden=(self.hidden_layer.weight, self.hidden_layer.bias),
+            density=(self.density_layer.weight, self.density_layer.bias),
+            first=first,
+            middle=tuple((layer.weight, layer.bias) for layer in layers[1:-2]),
+            last=(layers[-2].weight[:, split + SH_DIM :], *last),
+            out=(layers[-1].weight, layers[-1].bias),
+        )
+
+    def _unfolded_colors(
+        self, hidden: Float[Tensor, "rays n hidden"], view: Float[Tensor, "rays {SH_DIM}"],
+        camera_indices: Optional[Tensor],
+    ) -> Float[Tensor, "rays n 3"]:  # fmt: skip
+        """Colours by the network as the paper draws it."""
+        bottleneck = self.bottleneck_layer(hidden)
+        if self.appearance is not None and self.training:
+            # At evaluation the photo that a view would have been is unknown, and the identity is neutral.
+            bottleneck = self.appearance(bottleneck, camera_indices)
+        view = view.to(bottleneck.dtype)[:, None].expand(*hidden.shape[:-1], SH_DIM)
+        raw = self.color_network(torch.cat([bottleneck, view], dim=-1))
         return torch.sigmoid(raw.float()) * (1.0 + 2.0 * RGB_PADDING) - RGB_PADDING
 
 
@@ -189,9 +207,11 @@ class AffineAppearance(nn.Module):
         nn.init.zeros_(self.codes.weight)
         nn.init.zeros_(self.affine.bias)
 
-    def forward(self, bottleneck: Float[Tensor, "rays n dim"], camera_indices: Tensor) -> Float[Tensor, "rays n dim"]:
+    def forward(
+        self, bottleneck: Float[Tensor, "rays n dim"], camera_indices: Int[Tensor, "rays 1"]
+    ) -> Float[Tensor, "rays n dim"]:
         """Transforms each ray's bottleneck by its image's affine map."""
-        scale, shift = self.affine(self.codes(camera_indices[..., :1, 0])).chunk(2, dim=-1)
+        scale, shift = self.affine(self.codes(camera_indices)).chunk(2, dim=-1)
         return bottleneck * (1.0 + scale) + shift
 
 

@@ -1,19 +1,17 @@
-"""The losses of Zip-NeRF on lists of weights and intervals; each returns its unscaled mean over the rays."""
+"""The losses of Zip-NeRF on rounds of intervals; each returns its unscaled mean over the rays."""
 
 from __future__ import annotations
 
-from typing import List, Sequence
+from typing import Sequence
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from nerfstudio.cameras.rays import RaySamples
-
-from zipnerf_ns.functional.linspline import blurred_resample
 from zipnerf_ns.functional.numerics import TINY
-from zipnerf_ns.functional.spacing import distortion_distance
-from zipnerf_ns.functional.stepfun import distortion, resample
+from zipnerf_ns.functional.stepfun import resample
+from zipnerf_ns.implementation import Ops
+from zipnerf_ns.rays import Round
 
 CHARBONNIER_PADDING = 0.001
 """Errors below this are treated as squared, above as absolute (Zip-NeRF, section 5)."""
@@ -33,62 +31,42 @@ def squared_error(prediction: Float[Tensor, "*batch 3"], target: Float[Tensor, "
     return (prediction - target).square().mean(dim=-1)
 
 
-def ray_samples_to_sdist(ray_samples: RaySamples) -> Float[Tensor, "rays edges"]:
-    """Fenceposts of adjoining intervals in normalised distance."""
-    return torch.cat([ray_samples.spacing_starts[..., 0], ray_samples.spacing_ends[..., -1:, 0]], dim=-1)
-
-
-def ray_samples_to_tdist(ray_samples: RaySamples) -> Float[Tensor, "rays edges"]:
-    """Fenceposts of adjoining intervals along the unit direction, world units."""
-    return torch.cat([ray_samples.frustums.starts[..., 0], ray_samples.frustums.ends[..., -1:, 0]], dim=-1)
-
-
-def interlevel_loss(
-    weights_list: List[Tensor], ray_samples_list: List[RaySamples], blur_halfwidths: Sequence[float]
-) -> Float[Tensor, ""]:
+def interlevel_loss(rounds: Sequence[Round], blur_halfwidths: Sequence[float], ops: Ops) -> Float[Tensor, ""]:
     """Anti-aliased interlevel loss (Zip-NeRF, section 4): proposals must cover the blurred NeRF histogram.
 
     Per ray the sum over a proposal's intervals of max(0, w_blurred - w_prop)^2 / (w_prop + eps), the gradient
     reaching only the proposal; summed over the proposals.
 
     Args:
-        weights_list: ``[rays, n, 1]`` of each round, the rendered one last.
-        ray_samples_list: the intervals of each round.
+        rounds: the rendered one last.
         blur_halfwidths: of each proposal, normalised distance.
+        ops: the implementation.
     """
-    with torch.no_grad():
-        sdist = ray_samples_to_sdist(ray_samples_list[-1])
-        weights = weights_list[-1][..., 0]
-    loss = weights.new_zeros(())
-    for w_prop, samples, halfwidth in zip(weights_list[:-1], ray_samples_list[:-1], blur_halfwidths, strict=True):
-        with torch.no_grad():
-            w_blurred = blurred_resample(ray_samples_to_sdist(samples), sdist, weights, halfwidth)
-        w_prop = w_prop[..., 0]
-        excess = torch.relu(w_blurred - w_prop)
-        loss = loss + (excess.square() / (w_prop + INTERLEVEL_EPS)).sum(dim=-1).mean()
-    return loss
+    *proposals, main = rounds
+    weights = main.weights.detach()
+    per_ray = [
+        ops.interlevel(proposal.weights, proposal.sdist, weights, main.sdist, halfwidth, INTERLEVEL_EPS)
+        for proposal, halfwidth in zip(proposals, blur_halfwidths, strict=True)
+    ]
+    return torch.stack(per_ray).sum(dim=0).mean()
 
 
-def distillation_loss(weights_list: List[Tensor], ray_samples_list: List[RaySamples]) -> Float[Tensor, ""]:
+def distillation_loss(rounds: Sequence[Round]) -> Float[Tensor, ""]:
     """KL(p_main || p_prop) + |w_main - w_prop|^2, the NeRF histogram being the teacher; summed over the proposals.
 
     Unlike the interlevel loss, which only asks for an upper envelope, this pulls a proposal onto the rendered
     histogram from both sides. p are the weights normalised to sum to one; rays without weight count as zero.
 
     Args:
-        weights_list: ``[rays, n, 1]`` of each round, the rendered one last.
-        ray_samples_list: the intervals of each round.
+        rounds: the rendered one last.
     """
-    with torch.no_grad():
-        sdist = ray_samples_to_sdist(ray_samples_list[-1])
-        weights = weights_list[-1][..., 0]
-    loss = weights.new_zeros(())
-    for w_prop, samples in zip(weights_list[:-1], ray_samples_list[:-1], strict=True):
+    *proposals, main = rounds
+    loss = main.weights.new_zeros(())
+    for sdist, _, w_prop in proposals:
         with torch.no_grad():
-            w_main = resample(ray_samples_to_sdist(samples), sdist, weights)
+            w_main = resample(sdist, main.sdist, main.weights)
             total = w_main.sum(dim=-1, keepdim=True)
             p_main = w_main / total.clamp_min(TINY)
-        w_prop = w_prop[..., 0]
         p_prop = w_prop / w_prop.sum(dim=-1, keepdim=True).clamp_min(LOG_EPS)
         log_ratio = torch.log(p_main + LOG_EPS) - torch.log(p_prop + LOG_EPS)
         # The ray's opacity weighs its divergence: an empty ray's p is arbitrary.
@@ -111,10 +89,9 @@ def proposal_catchup(
     return lag.clamp(1.0, limit)
 
 
-def distortion_loss(weights_list: List[Tensor], ray_samples_list: List[RaySamples]) -> Float[Tensor, ""]:
+def distortion_loss(main: Round, ops: Ops) -> Float[Tensor, ""]:
     """mip-NeRF 360's distortion (eq. 15) of the rendered round, on power-laddered distance (Zip-NeRF's supplement)."""
-    curved = distortion_distance(ray_samples_to_tdist(ray_samples_list[-1]))
-    return distortion(curved, weights_list[-1][..., 0]).mean()
+    return ops.distortion(main.tdist, main.weights).mean()
 
 
 def hash_decay(mean_squares: Sequence[Float[Tensor, "_"]]) -> Float[Tensor, ""]:

@@ -9,7 +9,7 @@ from typing import Any, Dict, List, Literal, Mapping, Optional, Tuple, Type
 import torch
 from torch import Tensor, nn
 
-from nerfstudio.cameras.rays import RayBundle, RaySamples
+from nerfstudio.cameras.rays import RayBundle
 from nerfstudio.configs.base_config import PrintableConfig
 from nerfstudio.engine.callbacks import TrainingCallback, TrainingCallbackAttributes, TrainingCallbackLocation
 from nerfstudio.model_components import renderers
@@ -18,19 +18,15 @@ from nerfstudio.models.base_model import Model, ModelConfig
 
 from zipnerf_ns import losses
 from zipnerf_ns.checks import InputError, check_state_dict, check_table_memory
-from zipnerf_ns.encoding import (
-    AntiAliasedHashEncoding,
-    HashGridConfig,
-    Implementation,
-    resolve_implementation,
-)
-from zipnerf_ns.field import FieldOutput, Precision, ZipNerfDensityField, ZipNerfField, parameter_groups
+from zipnerf_ns.encoding import AntiAliasedHashEncoding, HashGridConfig
+from zipnerf_ns.field import Precision, Radiance, ZipNerfDensityField, ZipNerfField, parameter_groups
 from zipnerf_ns.functional.hash_grid import Prefilter
-from zipnerf_ns.functional.volume import expected_distance, median_distance
+from zipnerf_ns.implementation import Implementation, Ops, resolve_ops
 from zipnerf_ns.metrics import ImageMetrics, psnr
 from zipnerf_ns.monitor import CollisionMonitor
 from zipnerf_ns.pictures import blend, evaluation_pictures, straight_alpha
-from zipnerf_ns.sampler import IntervalSampler, ray_limits, samples_to_weights, unit_ray_bundle
+from zipnerf_ns.rays import Round, rays_of_bundle
+from zipnerf_ns.sampler import IntervalSampler
 from zipnerf_ns.scene_hints import SceneHints, find_hints
 
 FORMAT_VERSION = 1
@@ -92,7 +88,7 @@ class ZipNerfModelConfig(ModelConfig):
     ipe_bandwidth: Literal["one", "scene_scale"] = "one"
     """Lambda of prefilter ipe: 1, or 0.5 over the mean side of the scene box in world units."""
     implementation: Implementation = "auto"
-    """Of the hash encoding: triton (CUDA), torch (anywhere), auto (the fastest there is)."""
+    """Of everything on the hot path: triton (CUDA), torch (anywhere), auto (the fastest there is)."""
     precision: Precision = "bfloat16"
     """Of matrix products on CUDA; density and prefilter weights are always float32."""
 
@@ -225,7 +221,7 @@ class ZipNerfModel(Model):
         if config.ipe_bandwidth == "scene_scale":
             side = float((self.scene_box.aabb[1] - self.scene_box.aabb[0]).mean())
             bandwidths = (0.5 / side,) * grid.num_levels
-        encoding = AntiAliasedHashEncoding(grid, config.prefilter, config.implementation, bandwidths)
+        encoding = AntiAliasedHashEncoding(grid, config.prefilter, bandwidths)
         # The gradient of 0.5 * mult * mean(level^2), for the optimiser to add.
         encoding.hash_table.row_decay = [
             (
@@ -272,47 +268,43 @@ class ZipNerfModel(Model):
         return self.get_outputs(ray_bundle)
 
     def get_outputs(self, ray_bundle: RayBundle) -> Dict[str, Any]:
-        """Colours, opacity and distances along unit directions, ``[rays, channels]``; in training also the lists
-        that the losses need."""
+        """Colours, opacity and distances along unit directions, ``[rays, channels]``; in training the rounds that
+        the losses need, and colours without a background."""
         config = self.config
+        rays = rays_of_bundle(ray_bundle, config.near_plane, config.far_plane, self.aabb)
+        ops = resolve_ops(config.implementation, rays.origins.device)
         anneal, num_active = self._schedules()
-        bundle = unit_ray_bundle(ray_bundle)
-        limits = ray_limits(bundle, config.near_plane, config.far_plane, self.aabb)
-        density_fns = [lambda samples, network=network: network.density(samples, num_active)
+        density_fns = [lambda rays, tdist, network=network: network.density(rays, tdist, ops, num_active)
                        for network in self.proposal_networks]  # fmt: skip
-        ray_samples, weights_list, samples_list = self.sampler(bundle, limits, density_fns, anneal)
-        output: FieldOutput = self.field(ray_samples, num_active)
-        weights = samples_to_weights(output.density, ray_samples, limits)
-        weights_list, samples_list = [*weights_list, weights], [*samples_list, ray_samples]
-        colors = self.field.color(ray_samples, output.hidden)
-        background = "random" if self.training and config.random_background else self._eval_background()
-        outputs: Dict[str, Any] = {
-            "rgb": self.renderer_rgb(colors, weights, background_color=background),
-            "accumulation": weights.sum(dim=-2),
-            **self._distances(weights_list, samples_list),
-        }
-        if self.training:
-            outputs["weights_list"] = weights_list
-            outputs["ray_samples_list"] = samples_list
-            outputs["per_level"] = [output.encoded.per_level] if config.level_consistency_mult > 0.0 else []
-            self.monitor.observe(self.field, ray_samples, self.config.grid)
-        return outputs
+        sampled = self.sampler(rays, density_fns, ops, anneal)
+        radiance: Radiance = self.field(rays, sampled.tdist, ops, num_active)
+        weights, rgb, accumulation = ops.render(radiance.density, sampled.tdist, rays.valid, radiance.colors)
+        rounds = [*sampled.proposals, Round(sampled.sdist, sampled.tdist, weights)]
+        if not self.training:
+            rgb = self._over_background(rgb, accumulation, radiance.colors)
+            return {"rgb": rgb, "accumulation": accumulation, **self._distances(rounds, ops)}
+        self.monitor.observe(self.field, rays, sampled.tdist, config.grid)
+        per_level = [self.field.encoding.per_level(radiance.channels)] if config.level_consistency_mult > 0.0 else []
+        return {"rgb": rgb, "accumulation": accumulation, "rounds": rounds, "per_level": per_level, "ops": ops}
 
-    def _eval_background(self) -> Any:
-        return "last_sample" if self.config.background_color == "last_sample" else self.background
+    def _over_background(self, rgb: Tensor, accumulation: Tensor, colors: Tensor) -> Tensor:
+        """Rendered colours over the background of evaluation, or over Nerfstudio's override."""
+        background = self.background
+        if renderers.BACKGROUND_COLOR_OVERRIDE is not None:
+            background = renderers.BACKGROUND_COLOR_OVERRIDE.to(rgb.device)
+        elif self.config.background_color == "last_sample":
+            background = colors[:, -1].float()
+        return torch.nan_to_num(rgb + background * (1.0 - accumulation)).clamp(0.0, 1.0)
 
     @staticmethod
-    @torch.no_grad()
-    def _distances(weights_list: List[Tensor], samples_list: List[RaySamples]) -> Dict[str, Tensor]:
-        distances = {}
-        for index, (weights, samples) in enumerate(zip(weights_list, samples_list, strict=True)):
-            arguments = (weights[..., 0], samples.frustums.starts[..., 0], samples.frustums.ends[..., 0])
-            is_last = index == len(weights_list) - 1
-            distances["depth" if is_last else f"prop_depth_{index}"] = median_distance(*arguments)
-            if is_last:
-                distances["expected_depth"] = expected_distance(*arguments)
-        # Nerfstudio's viewer lists outputs in order: the rendered depth first.
-        return dict(sorted(distances.items()))
+    def _distances(rounds: List[Round], ops: Ops) -> Dict[str, Tensor]:
+        """Depths of all rounds, the rendered ones first: Nerfstudio's viewer lists outputs in order."""
+        *proposals, main = rounds
+        depth, expected = ops.median_and_mean_distance(main.weights, main.tdist)
+        distances = {"depth": depth, "expected_depth": expected}
+        for index, proposal in enumerate(proposals):
+            distances[f"prop_depth_{index}"] = ops.median_and_mean_distance(proposal.weights, proposal.tdist)[0]
+        return distances
 
     def get_metrics_dict(self, outputs: Dict[str, Any], batch: Dict[str, Any]) -> Dict[str, Tensor]:
         """PSNR of the batch, distortion and the latest collision shares."""
@@ -331,11 +323,11 @@ class ZipNerfModel(Model):
             return outputs["composited"], outputs["target"]
         image = batch["image"].to(outputs["rgb"].device)
         prediction = outputs["rgb"]
-        if self.training and self.config.random_background:
-            background = torch.rand_like(prediction)
-            prediction = prediction + background * (1.0 - outputs["accumulation"])
-        else:
-            background = self._truth_background(prediction.device)
+        background = self._truth_background(prediction.device)
+        if self.training:
+            if self.config.random_background:
+                background = torch.rand_like(prediction)
+            prediction = torch.addcmul(prediction + background, background, outputs["accumulation"], value=-1.0)
         target = blend(image, background)
         outputs["composited"], outputs["target"] = prediction, target
         return prediction, target
@@ -353,20 +345,17 @@ class ZipNerfModel(Model):
         loss_dict = {"rgb_loss": rgb_loss(prediction, target).mean()}
         if not self.training:
             return loss_dict
-        weights_list, samples_list = outputs["weights_list"], outputs["ray_samples_list"]
+        rounds, ops = outputs["rounds"], outputs["ops"]
         if config.interlevel_loss_mult > 0.0:
             widths = [proposal.blur_halfwidth for proposal in config.proposals]
-            interlevel = losses.interlevel_loss(weights_list, samples_list, widths)
-            loss_dict["interlevel_loss"] = config.interlevel_loss_mult * interlevel
+            loss_dict["interlevel_loss"] = config.interlevel_loss_mult * losses.interlevel_loss(rounds, widths, ops)
         if config.distillation_loss_mult > 0.0:
-            distillation = config.distillation_loss_mult * losses.distillation_loss(weights_list, samples_list)
+            distillation = config.distillation_loss_mult * losses.distillation_loss(rounds)
             if config.proposal_catchup:
                 distillation = distillation * losses.proposal_catchup(distillation, loss_dict["rgb_loss"])
             loss_dict["distillation_loss"] = distillation
         if config.distortion_loss_mult > 0.0:
-            loss_dict["distortion_loss"] = config.distortion_loss_mult * losses.distortion_loss(
-                weights_list, samples_list
-            )
+            loss_dict["distortion_loss"] = config.distortion_loss_mult * losses.distortion_loss(rounds[-1], ops)
         if config.level_consistency_mult > 0.0:
             consistency = losses.level_consistency(outputs["per_level"][0])
             loss_dict["level_consistency_loss"] = config.level_consistency_mult * consistency
@@ -433,7 +422,7 @@ class ZipNerfModel(Model):
 def explain_implementation(implementation: str, device: torch.device) -> None:
     """Raises an InputError that names the field if an implementation is unknown or cannot run on the device."""
     try:
-        resolve_implementation(implementation, device)
+        resolve_ops(implementation, device)
     except (ValueError, RuntimeError) as error:
         raise InputError(f"--pipeline.model.implementation: {error}") from error
 

@@ -7,12 +7,13 @@ from typing import Dict
 import torch
 from torch import Tensor
 
-from nerfstudio.cameras.rays import RaySamples
 from nerfstudio.utils.rich_utils import CONSOLE
 
 from zipnerf_ns.encoding import HashGridConfig
-from zipnerf_ns.field import ZipNerfDensityField, gaussians_in_cube
+from zipnerf_ns.field import ZipNerfDensityField
+from zipnerf_ns.functional.cones import Cones, cones_in_cube
 from zipnerf_ns.functional.hash_grid import HASH_PRIMES, HashGrid
+from zipnerf_ns.rays import Rays
 
 CROWDED = 0.5
 """Below this share most touched cells share an entry, and features are averages of unrelated places."""
@@ -56,12 +57,12 @@ class CollisionMonitor:
         self._warned = False
 
     @torch.no_grad()
-    def observe(self, field: ZipNerfDensityField, ray_samples: RaySamples, config: HashGridConfig) -> None:
+    def observe(self, field: ZipNerfDensityField, rays: Rays, tdist: Tensor, config: HashGridConfig) -> None:
         """Looks at a training batch if the step is one to measure at (never the very first: nothing is known yet)."""
         if self.interval <= 0 or self.step == 0 or self.step % self.interval:
             return
         # The cone's own mean stands for the interval: no random numbers are drawn, so training is not disturbed.
-        positions, _ = gaussians_in_cube(ray_samples, True, False, field.aabb)
+        positions, _ = cones_in_cube(Cones(rays.origins, rays.directions, rays.radius, tdist, None, field.aabb), True)
         shares = collision_shares(positions.reshape(-1, 3), field.encoding.grid)
         self.shares = {f"collision_free/level_{index}": share for index, share in enumerate(shares)}
         worst = float(shares.min())

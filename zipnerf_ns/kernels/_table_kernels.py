@@ -3,7 +3,8 @@
 One lane works on one interval, with its samples in registers for all the levels of a program: consecutive lanes are
 consecutive intervals of a ray. Both kernels sum the corner weights of consecutive samples that lie in one cell before
 they touch memory, because the samples of an interval mostly share their cell: six look-ups or atomics become one.
-Instructions count as much as memory here, so whatever does not depend on the level is computed before the level loop.
+Instructions count as much as memory here, so whatever does not depend on the level is computed before the level loop,
+and with BRANCH a program that is a single warp skips an access that none of its lanes makes.
 """
 
 from typing import no_type_check
@@ -12,26 +13,31 @@ import triton
 import triton.language as tl
 
 from zipnerf_ns.kernels._access import columns_of, first_value, gather, scatter, sum_runs, times
-from zipnerf_ns.kernels._cells import MAX_EXPONENT, SQRT8, corner_rows, erf, load3, load_level, locate3
-
-MIN_STD = tl.constexpr(1e-20)
-"""Keeps 1/std finite; erf saturates long before."""
+from zipnerf_ns.kernels._cells import MAX_EXPONENT, corner_rows, erf, load_level, locate3
+from zipnerf_ns.kernels._cones import cone_samples, read_samples
 
 
 @triton.jit
 @no_type_check
-def _load_samples(positions, stds, lanes, mask, SAMPLES: tl.constexpr, PREFILTER: tl.constexpr):
-    """Position of every sample of each lane's interval, and what its prefilter weight needs of its std."""
-    points, extents = (), ()
-    for sample in tl.static_range(SAMPLES):
-        offset = lanes * SAMPLES + sample
-        points = points + (load3(positions + offset * 3, mask),)
-        std = tl.load(stds + offset, mask=mask, other=0.0)
-        if PREFILTER == "multisample":
-            extents = extents + (1.0 / (tl.maximum(std, MIN_STD) * SQRT8),)
-        else:
-            extents = extents + (0.5 * std * std,)
+def _samples(
+    a, b, c, d, e, f, first, lanes, mask, per_ray,
+    SAMPLES: tl.constexpr, PREFILTER: tl.constexpr, CONES: tl.constexpr, BOXED: tl.constexpr, TURNED: tl.constexpr,
+):  # fmt: skip
+    """Samples from cones (origins, directions, radius, tdist, turns, aabb) or from memory (positions, stds)."""
+    if CONES:
+        points, extents = cone_samples(
+            a, b, c, d, e, f, first, lanes, mask, per_ray, SAMPLES, PREFILTER, BOXED, TURNED
+        )
+    else:
+        points, extents = read_samples(a + first * (SAMPLES * 3), b + first * SAMPLES, lanes, mask, SAMPLES, PREFILTER)
     return points, extents
+
+
+@triton.jit
+@no_type_check
+def _key(cell):
+    """A cell as one number."""
+    return cell[0].to(tl.int64) | (cell[1].to(tl.int64) << 16) | (cell[2].to(tl.int64) << 32)
 
 
 @triton.jit
@@ -89,21 +95,30 @@ def _continue_run(sums, shares, moved):
     return merged
 
 
-@triton.jit(do_not_specialize=["intervals", "begin", "end", "step", "stride", "weight_step", "weight_stride"])
+@triton.jit(do_not_specialize=[
+    "intervals", "per_ray", "begin", "end", "step", "stride", "channel_stride", "weight_step", "weight_stride"
+])  # fmt: skip
 @no_type_check
 def forward_kernel(
     table,
-    positions,
-    stds,
+    a,
+    b,
+    c,
+    d,
+    e,
+    f,
     levels,
     bandwidths,
     features,
     weights,
+    weight_scales,
     intervals,
+    per_ray,
     begin,
     end,
     step,
     stride,
+    channel_stride,
     weight_step,
     weight_stride,
     table_scale,
@@ -111,25 +126,30 @@ def forward_kernel(
     ROW: tl.constexpr,
     COLUMNS: tl.constexpr,
     PREFILTER: tl.constexpr,
+    CONES: tl.constexpr,
+    BOXED: tl.constexpr,
+    TURNED: tl.constexpr,
+    SCALED: tl.constexpr,
     XOR: tl.constexpr,
     READ: tl.constexpr,
     MERGE: tl.constexpr,
+    BRANCH: tl.constexpr,
     WIDE: tl.constexpr,
     LEVELS: tl.constexpr,
     BLOCK: tl.constexpr,
 ):
     """Features and mean prefilter weights of BLOCK intervals at LEVELS of the levels in [begin, end).
 
-    A table row has ROW values, of which a program reads COLUMNS. Feature f of an interval at a level is found at
-    (interval * step + level * stride) * ROW + f, its weight at interval * weight_step + level * weight_stride.
-    Without READ the features are zeros.
+    A table row has ROW values, of which a program reads COLUMNS. Feature k of an interval at a level is found at
+    interval * step + level * stride + k * channel_stride, its weight at interval * weight_step + level * weight_stride.
+    Without READ the features are zeros. SCALED stores weight features, (2w - 1) * weight_scales[level], not weights.
     """
     first = tl.program_id(0).to(tl.int64) * BLOCK
     lanes = tl.arange(0, BLOCK)
     mask = lanes < intervals - first
     columns = columns_of(ROW, COLUMNS)
-    points, extents = _load_samples(
-        positions + first * (SAMPLES * 3), stds + first * SAMPLES, lanes, mask, SAMPLES, PREFILTER
+    points, extents = _samples(
+        a, b, c, d, e, f, first, lanes, mask, per_ray, SAMPLES, PREFILTER, CONES, BOXED, TURNED
     )
     begin += tl.program_id(1) * LEVELS
     for index in range(begin, tl.minimum(begin + LEVELS, end)):
@@ -149,44 +169,65 @@ def forward_kernel(
                     sums = shares
                 else:
                     moved = _moved(cell, here)
-                    rows = corner_rows(cell, level, XOR)
-                    total += gather(values, rows, sums, columns, moved, ROW, WIDE, MERGE)
+                    if BRANCH:
+                        # One instruction in a program of a single warp.
+                        is_needed = tl.max(moved.to(tl.int32), axis=0) > 0
+                    else:
+                        is_needed = True
+                    if is_needed:
+                        rows = corner_rows(cell, level, XOR)
+                        total += gather(values, rows, sums, columns, moved, ROW, WIDE, MERGE)
                     sums = _continue_run(sums, shares, moved) if MERGE else shares
                 cell = here
         if READ:
             total += gather(values, corner_rows(cell, level, XOR), sums, columns, mask, ROW, WIDE, False)
-        target = features + (first * step + index * stride.to(tl.int64)) * ROW
-        tl.store(target + (lanes * step * ROW)[:, None] + columns, total * table_scale, mask=mask[:, None])
+        target = features + first * step + index * stride.to(tl.int64)
+        offsets = (lanes * step)[:, None] + columns * channel_stride
+        tl.store(target + offsets, total * table_scale, mask=mask[:, None])
+        mean *= 1.0 / SAMPLES
+        if SCALED:
+            mean = (2.0 * mean - 1.0) * tl.load(weight_scales + index)
         target = weights + first * weight_step + index * weight_stride.to(tl.int64)
-        tl.store(target + lanes * weight_step, mean * (1.0 / SAMPLES), mask=mask)
+        tl.store(target + lanes * weight_step, mean, mask=mask)
 
 
-@triton.jit(do_not_specialize=["intervals", "begin", "end", "step", "stride"])
+@triton.jit(do_not_specialize=["intervals", "per_ray", "begin", "end", "step", "stride", "channel_stride"])
 @no_type_check
 def backward_kernel(
     v_table,
-    positions,
-    stds,
+    a,
+    b,
+    c,
+    d,
+    e,
+    f,
     levels,
     bandwidths,
     v_features,
     intervals,
+    per_ray,
     begin,
     end,
     step,
     stride,
+    channel_stride,
+    gain,
     SAMPLES: tl.constexpr,
     ROW: tl.constexpr,
     COLUMNS: tl.constexpr,
     PREFILTER: tl.constexpr,
+    CONES: tl.constexpr,
+    BOXED: tl.constexpr,
+    TURNED: tl.constexpr,
     XOR: tl.constexpr,
     MERGE: tl.constexpr,
+    BRANCH: tl.constexpr,
     ALONG_RAY: tl.constexpr,
     WIDE: tl.constexpr,
     LEVELS: tl.constexpr,
     BLOCK: tl.constexpr,
 ):
-    """Adds the features' cotangent to the table's gradient: the transpose of ``forward_kernel``, indexed likewise.
+    """Adds the features' cotangent, times ``gain``, to the table's gradient: the transpose of ``forward_kernel``.
 
     With ALONG_RAY, what an interval has left in its last cell is first summed with its neighbours' in the same cell
     (a segmented scan over the lanes), and only the last lane of such a run writes. At coarse levels, where a whole
@@ -197,24 +238,24 @@ def backward_kernel(
     remaining = tl.minimum(intervals - first, BLOCK).to(tl.int32)
     mask = lanes < remaining
     columns = columns_of(ROW, COLUMNS)
-    positions += first * (SAMPLES * 3)
-    points, extents = _load_samples(positions, stds + first * SAMPLES, lanes, mask, SAMPLES, PREFILTER)
+    points, extents = _samples(
+        a, b, c, d, e, f, first, lanes, mask, per_ray, SAMPLES, PREFILTER, CONES, BOXED, TURNED
+    )
     if ALONG_RAY:
-        has_next, has_previous = lanes + 1 < remaining, (lanes > 0) & mask
-        last = positions + (lanes * SAMPLES + (SAMPLES - 1)) * 3
-        previous = load3(last - SAMPLES * 3, has_previous)
-        following = load3(last + SAMPLES * 3, has_next)
+        previous, following = tl.maximum(lanes - 1, 0), tl.minimum(lanes + 1, BLOCK - 1)
+        is_last = lanes + 1 >= remaining
     begin += tl.program_id(1) * LEVELS
     for index in range(begin, tl.minimum(begin + LEVELS, end)):
         level = load_level(levels, index)
         resolution = level[0].to(tl.float32)
         scale = _level_scale(bandwidths, index, resolution, PREFILTER)
         target = v_table + first_value(level, ROW, WIDE)
-        source = v_features + (first * step + index * stride.to(tl.int64)) * ROW
-        v = tl.load(source + (lanes * step * ROW)[:, None] + columns, mask=mask[:, None], other=0.0)
+        source = v_features + first * step + index * stride.to(tl.int64)
+        offsets = (lanes * step)[:, None] + columns * channel_stride
+        v = tl.load(source + offsets, mask=mask[:, None], other=0.0).to(tl.float32)
         # Intervals behind a surface, or whose loss is saturated, send back exact zeros.
         live = mask & (tl.max((v != 0.0).to(tl.int32), axis=1) > 0)
-        v *= 1.0 / SAMPLES
+        v *= gain * (1.0 / SAMPLES)
         for sample in tl.static_range(SAMPLES):
             here, fraction = locate3(points[sample], resolution)
             shares = _corner_weights(fraction, _prefilter(extents[sample], scale, PREFILTER))
@@ -222,16 +263,21 @@ def backward_kernel(
                 sums = shares
             else:
                 moved = _moved(cell, here)
-                rows = corner_rows(cell, level, XOR)
-                scatter(target, rows, times(sums, v), columns, live & moved if MERGE else live, ROW, WIDE)
+                writes = live & moved if MERGE else live
+                if BRANCH:
+                    is_needed = tl.max(writes.to(tl.int32), axis=0) > 0
+                else:
+                    is_needed = True
+                if is_needed:
+                    rows = corner_rows(cell, level, XOR)
+                    scatter(target, rows, times(sums, v), columns, writes, ROW, WIDE)
                 sums = _continue_run(sums, shares, moved) if MERGE else shares
             cell = here
         values = times(sums, v)
         if ALONG_RAY:
+            key = _key(cell)
             # Nothing comes before the first lane, so it need not be a head.
-            there, _ = locate3(previous, resolution)
-            head = tl.broadcast_to(_moved(there, cell)[:, None], [BLOCK, COLUMNS])
-            there, _ = locate3(following, resolution)
-            live = mask & (_moved(there, cell) | ~has_next)
+            head = tl.broadcast_to((tl.gather(key, previous, 0) != key)[:, None], [BLOCK, COLUMNS])
+            live = mask & ((tl.gather(key, following, 0) != key) | is_last)
             values = sum_runs(head.to(tl.int32), values)
         scatter(target, corner_rows(cell, level, XOR), values, columns, live, ROW, WIDE)

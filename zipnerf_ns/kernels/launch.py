@@ -17,8 +17,6 @@ from zipnerf_ns.kernels.tuning import Launch, Plan, Tuning
 
 MAX_COLUMNS = 4
 """Table values that one lane reads at once: 16 bytes."""
-HALF_SCALE = 256.0
-"""Factor on the half-precision copy: values of 1e-6 are still normal numbers, values up to 255 still finite."""
 SAMPLE_BLOCK = 128
 """Samples a program of the gradient to positions and stds."""
 VECTOR_ATOMICS = (9, 0)
@@ -42,45 +40,133 @@ class Samples(NamedTuple):
     bandwidths: Tensor
 
 
+class Source(NamedTuple):
+    """Where the kernels take their samples from; see ``_cones``."""
+
+    tensors: tuple[Tensor, ...]
+    """Six contiguous float32 tensors: positions and stds, or origins, directions, radius, tdist, turns and aabb."""
+    intervals: int
+    per_ray: int
+    """Intervals of each ray; of no meaning for positions."""
+    samples: int
+    """Samples of each interval."""
+    cones: bool
+    boxed: bool
+    turned: bool
+
+
+class Target(NamedTuple):
+    """Where features and weights stand: two tensors, and their steps between intervals, levels and channels."""
+
+    features: Tensor
+    weights: Tensor
+    step: int
+    stride: int
+    channel_stride: int
+    weight_step: int
+    weight_stride: int
+
+
+def points_source(samples: Samples) -> Source:
+    """Samples that are read from memory."""
+    stds = samples.stds
+    return Source((samples.positions, stds, stds, stds, stds, stds), len(stds), 1, stds.shape[1], False, False, False)
+
+
+def cones_source(
+    origins: Tensor, directions: Tensor, radius: Tensor, tdist: Tensor, turns: Optional[Tensor],
+    aabb: Optional[Tensor], samples: int,
+) -> Source:  # fmt: skip
+    """Samples that the kernels make from cones; an absent tensor's pointer is never followed."""
+    rays, edges = tdist.shape
+    tensors = (origins, directions, radius, tdist, tdist if turns is None else turns, tdist if aabb is None else aabb)
+    return Source(
+        tuple(tensor.float().contiguous() for tensor in tensors),
+        rays * (edges - 1), edges - 1, samples, True, aabb is not None, turns is not None,
+    )  # fmt: skip
+
+
 def forward(table: Tensor, samples: Samples, options: Options) -> tuple[Tensor, Tensor]:
-    """Features and mean prefilter weights, level range by level range; inactive levels only get their weights."""
-    grid, prefilter, num_active, tuning = options
-    (intervals, num_samples), levels, features = samples.stds.shape, len(grid.levels), grid.features_per_level
-    scale = 1.0 / num_samples
-    out, weights = _empty_results(samples.stds, levels, features, tuning.level_major)
-    if tuning.half_table:
-        half = torch.empty_like(table, dtype=torch.float16)
-        table, scale = torch.mul(table, HALF_SCALE, out=half), scale / HALF_SCALE
-    parts = [(*part, True) for part in _parts(tuning.forward, grid, num_active)]
-    if num_active < levels:
-        parts.append((tuning.forward.fine, num_active, levels, False))
-    for launch, begin, end, read in parts if intervals else []:
-        forward_kernel[_programs(launch, intervals, end - begin, features)](
-            table, samples.positions, samples.stds, level_constants(grid, table.device), samples.bandwidths,
-            out, weights, intervals, begin, end, out.stride(0) // features, out.stride(1) // features,
-            weights.stride(0), weights.stride(1), scale,
-            SAMPLES=num_samples, ROW=features, COLUMNS=min(features, MAX_COLUMNS), PREFILTER=prefilter,
-            XOR=_is_xor(grid, begin, end), READ=read, MERGE=launch.merge != "none",
-            WIDE=launch.wide and features == 1 and _has_windows(grid),
-            LEVELS=launch.levels_per_program, BLOCK=launch.block, num_warps=launch.num_warps,
-        )  # fmt: skip
+    """Features ``[intervals, levels, features]`` and mean prefilter weights ``[intervals, levels]``."""
+    levels, features, intervals = len(options.grid.levels), options.grid.features_per_level, len(samples.stds)
+    out = samples.stds.new_empty(intervals, levels, features)
+    weights = samples.stds.new_empty(intervals, levels)
+    target = Target(out, weights, levels * features, features, 1, levels, 1)
+    _look_up(table, points_source(samples), samples.bandwidths, target, None, 1.0, options)
     return out, weights
 
 
-def table_gradient(table: Tensor, samples: Samples, v_features: Tensor, options: Options) -> Tensor:
-    """The features' cotangent scattered into a gradient of the table's size."""
+def cone_forward(
+    table: Tensor, source: Source, bandwidths: Tensor, weight_scales: Tensor, gain: float, dtype: torch.dtype,
+    options: Options,
+) -> Tensor:  # fmt: skip
+    """All channels ``[channels, intervals]``: each level's features times ``gain``, then one weight feature a level.
+
+    Channel by channel in memory, so that neighbouring lanes write, and the networks read, neighbouring numbers.
+    """
+    levels, features, intervals = len(options.grid.levels), options.grid.features_per_level, source.intervals
+    out = torch.empty(levels * (features + 1), intervals, dtype=dtype, device=table.device)
+    target = Target(out, out[levels * features :], 1, features * intervals, intervals, 1, intervals)
+    _look_up(table, source, bandwidths, target, weight_scales, gain, options)
+    return out
+
+
+def _look_up(
+    table: Tensor, source: Source, bandwidths: Tensor, target: Target, weight_scales: Optional[Tensor], gain: float,
+    options: Options,
+) -> None:  # fmt: skip
+    """Level range by level range; inactive levels only get their weights."""
     grid, prefilter, num_active, tuning = options
-    (intervals, num_samples), features = samples.stds.shape, grid.features_per_level
+    levels, features = len(grid.levels), grid.features_per_level
+    if not source.intervals:
+        return
+    parts = [(*part, True) for part in _parts(tuning.forward, grid, num_active)]
+    if num_active < levels:
+        parts.append((tuning.forward.fine, num_active, levels, False))
+    for launch, begin, end, read in parts:
+        forward_kernel[_programs(launch, source.intervals, end - begin, features)](
+            table, *source.tensors, level_constants(grid, table.device), bandwidths,
+            target.features, target.weights, bandwidths if weight_scales is None else weight_scales,
+            source.intervals, source.per_ray, begin, end, *target[2:], gain / source.samples,
+            SAMPLES=source.samples, ROW=features, COLUMNS=min(features, MAX_COLUMNS), PREFILTER=prefilter,
+            CONES=source.cones, BOXED=source.boxed, TURNED=source.turned, SCALED=weight_scales is not None,
+            XOR=_is_xor(grid, begin, end), READ=read, MERGE=launch.merge != "none", BRANCH=launch.branch,
+            WIDE=launch.wide and features == 1 and _has_windows(grid),
+            LEVELS=launch.levels_per_program, BLOCK=launch.block, num_warps=launch.num_warps,
+        )  # fmt: skip
+
+
+def table_gradient(table: Tensor, samples: Samples, v_features: Tensor, options: Options) -> Tensor:
+    """The features' cotangent ``[intervals, levels, features]`` scattered into a gradient of the table's size."""
+    strides = v_features.stride(0), v_features.stride(1), v_features.stride(2)
+    return _scatter(table, points_source(samples), samples.bandwidths, v_features, strides, 1.0, options)
+
+
+def cone_table_gradient(
+    table: Tensor, source: Source, bandwidths: Tensor, gain: float, v_channels: Tensor, options: Options
+) -> Tensor:
+    """The cotangent of :func:`cone_forward`'s channels, ``[channels, intervals]`` in any memory order, scattered."""
+    between, along = v_channels.stride(0), v_channels.stride(1)
+    strides = along, between * options.grid.features_per_level, between
+    return _scatter(table, source, bandwidths, v_channels, strides, gain, options)
+
+
+def _scatter(
+    table: Tensor, source: Source, bandwidths: Tensor, v_features: Tensor, strides: tuple[int, int, int], gain: float,
+    options: Options,
+) -> Tensor:  # fmt: skip
+    grid, prefilter, num_active, tuning = options
+    features = grid.features_per_level
     v_table = torch.zeros_like(table)
-    v, step, stride = _row_strides(v_features)
     has_windows = features == 1 and _has_windows(grid) and _has_vector_atomics(table.device)
-    for launch, begin, end in _parts(tuning.backward, grid, num_active) if intervals else []:
-        backward_kernel[_programs(launch, intervals, end - begin, features)](
-            v_table, samples.positions, samples.stds, level_constants(grid, table.device), samples.bandwidths,
-            v, intervals, begin, end, step, stride,
-            SAMPLES=num_samples, ROW=features, COLUMNS=min(features, MAX_COLUMNS), PREFILTER=prefilter,
-            XOR=_is_xor(grid, begin, end), MERGE=launch.merge != "none", ALONG_RAY=launch.merge == "ray",
-            WIDE=launch.wide and has_windows,
+    for launch, begin, end in _parts(tuning.backward, grid, num_active) if source.intervals else []:
+        backward_kernel[_programs(launch, source.intervals, end - begin, features)](
+            v_table, *source.tensors, level_constants(grid, table.device), bandwidths,
+            v_features, source.intervals, source.per_ray, begin, end, *strides, gain,
+            SAMPLES=source.samples, ROW=features, COLUMNS=min(features, MAX_COLUMNS), PREFILTER=prefilter,
+            CONES=source.cones, BOXED=source.boxed, TURNED=source.turned,
+            XOR=_is_xor(grid, begin, end), MERGE=launch.merge != "none", BRANCH=launch.branch,
+            ALONG_RAY=launch.merge == "ray", WIDE=launch.wide and has_windows,
             LEVELS=launch.levels_per_program, BLOCK=launch.block, num_warps=launch.num_warps,
         )  # fmt: skip
     return v_table
@@ -161,15 +247,6 @@ def _programs(launch: Launch, intervals: int, levels: int, features: int) -> tup
         triton.cdiv(levels, launch.levels_per_program),
         triton.cdiv(features, MAX_COLUMNS),
     )
-
-
-def _empty_results(
-    stds: Float[Tensor, "intervals samples"], levels: int, features: int, level_major: bool
-) -> tuple[Float[Tensor, "intervals {levels} {features}"], Float[Tensor, "intervals {levels}"]]:
-    intervals = len(stds)
-    if level_major:
-        return stds.new_empty(levels, intervals, features).transpose(0, 1), stds.new_empty(levels, intervals).t()
-    return stds.new_empty(intervals, levels, features), stds.new_empty(intervals, levels)
 
 
 def _row_strides(v: Float[Tensor, "intervals levels features"]) -> tuple[Tensor, int, int]:

@@ -24,6 +24,8 @@ class Launch:
     """Intervals a program."""
     num_warps: int = 4
     """Warps a program; an interval is worked on by one lane."""
+    branch: bool = False
+    """Asks before every access whether any lane makes it, and skips it otherwise: cheap in programs of one warp."""
 
 
 @dataclass(frozen=True)
@@ -47,9 +49,7 @@ class Tuning:
     backward: Plan
     """The table's gradient."""
     half_table: bool = False
-    """Reads a half-precision copy of the table, made anew for every call."""
-    level_major: bool = False
-    """Stores features and weights level by level, and returns views of them in the usual order of axes."""
+    """Whether reading a half-precision copy of the table pays, where the caller keeps one."""
 
 
 MERGED_UP_TO = 256

@@ -1,0 +1,121 @@
+"""Pixels' cones cut into intervals, as Gaussians in the unit cube, and their features: what the field asks of a grid."""
+
+from __future__ import annotations
+
+import math
+from typing import NamedTuple, Optional, Tuple
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from zipnerf_ns.functional import contraction, frustum
+from zipnerf_ns.functional.hash_grid import HashGrid, Prefilter, hash_encode
+
+
+class Cones(NamedTuple):
+    """The intervals of some rays."""
+
+    origins: Float[Tensor, "rays 3"]
+    """World frame."""
+    directions: Float[Tensor, "rays 3"]
+    """Unit, world frame."""
+    radius: Float[Tensor, "rays 1"]
+    """Of each cone at distance 1."""
+    tdist: Float[Tensor, "rays edges"]
+    """Fenceposts along the direction, world units, increasing."""
+    turns: Optional[Float[Tensor, "rays edges-1"]]
+    """In [0, 2): the fraction turns an interval's multisamples about the ray, by whole turns, and numbers from 1
+    reverse their order. ``None`` reverses every other interval and turns it by 30 degrees, as evaluation does."""
+    aabb: Optional[Float[Tensor, "2 3"]]
+    """Box of a bounded scene, world frame; ``None`` for contracted space."""
+
+
+class Lookup(NamedTuple):
+    """How features are made of a table; see ``functional.hash_grid.hash_encode``."""
+
+    grid: HashGrid
+    prefilter: Prefilter
+    gain: float
+    """Factor on the table's values."""
+    bandwidths: Optional[Float[Tensor, "levels"]] = None
+    num_active: Optional[int] = None
+    dtype: torch.dtype = torch.float32
+    """Of the channels."""
+
+
+class HalfTable(NamedTuple):
+    """A read-only copy of a table in half precision."""
+
+    values: Tensor
+    """float16, the table's shape: its values times ``scale``."""
+    scale: float
+
+
+def cones_in_cube(
+    cones: Cones, one_lookup: bool
+) -> Tuple[Float[Tensor, "intervals samples 3"], Float[Tensor, "intervals samples"]]:
+    """The Gaussians that stand for each interval's frustum: means in the unit cube, stds in units of its side.
+
+    Args:
+        cones: the intervals; the result counts them ray by ray.
+        one_lookup: the cone's own Gaussian (its std is the root of its trace) instead of six multisamples.
+    """
+    origins, directions, radius, tdist, turns, aabb = cones
+    starts, ends = tdist[:, :-1], tdist[:, 1:]
+    if one_lookup:
+        mean, t_var, r_var = frustum.cone_gaussians(origins, directions, starts, ends, radius)
+        along = directions[:, None, :].expand_as(mean)
+        if aabb is None:
+            positions, stds = contraction.contract_cone_gaussians(mean, along, t_var, r_var)
+        else:
+            positions, stds = contraction.box_cone_gaussians(mean, along, t_var, r_var, aabb)
+        return positions.reshape(-1, 1, 3), stds.reshape(-1, 1)
+    if turns is None:
+        reverse = (torch.arange(starts.shape[-1], device=starts.device) % 2 == 1).expand(starts.shape)
+        rotation = reverse.to(starts.dtype) * (math.pi / 6.0)
+    else:
+        reverse = turns >= 1.0
+        rotation = torch.where(reverse, turns - 1.0, turns) * (2.0 * math.pi)
+    points, stds = frustum.multisamples(origins, directions, starts, ends, radius, rotation, reverse)
+    if aabb is None:
+        points, stds = contraction.contract_points(points, stds)
+    else:
+        points, stds = contraction.box_points(points, stds, aabb)
+    return points.reshape(-1, frustum.NUM_MULTISAMPLES, 3), stds.reshape(-1, frustum.NUM_MULTISAMPLES)
+
+
+def channels(
+    per_level: Float[Tensor, "intervals levels features"],
+    weights: Float[Tensor, "intervals levels"],
+    weight_scales: Float[Tensor, "levels"],
+    lookup: Lookup,
+) -> Float[Tensor, "intervals channels"]:
+    """Features of all levels times the gain, then one weight feature (2w - 1) * scale a level (Zip-NeRF, section 2)."""
+    return torch.cat([per_level.flatten(1) * lookup.gain, (2.0 * weights - 1.0) * weight_scales], -1).to(lookup.dtype)
+
+
+def cone_encode(
+    table: Float[Tensor, "entries features"],
+    cones: Cones,
+    weight_scales: Float[Tensor, "levels"],
+    lookup: Lookup,
+    half: Optional[HalfTable] = None,
+) -> Float[Tensor, "intervals channels"]:
+    """Channels of each interval: prefiltered features of all levels, then one weight feature a level.
+
+    This function *defines* the operation; ``kernels.cone_encode`` computes the same, faster.
+
+    Args:
+        table: rows of the grid, level after level.
+        cones: the intervals; the result counts them ray by ray.
+        weight_scales: factor of each level's weight feature.
+        half: a copy of the table that an implementation may read instead, as the kernels do; not read here.
+    Raises:
+        ValueError: if the table's shape is not the grid's.
+    """
+    positions, stds = cones_in_cube(cones, lookup.prefilter != "multisample")
+    per_level, weights = hash_encode(
+        table, positions, stds, lookup.grid, lookup.prefilter, lookup.bandwidths, lookup.num_active
+    )
+    return channels(per_level, weights, weight_scales, lookup)
