@@ -7,7 +7,7 @@ that read it, the bottleneck disappears, and what remains has half of the produc
 
 from __future__ import annotations
 
-from typing import Literal, NamedTuple, Optional, Tuple
+from typing import Literal, NamedTuple, Optional
 
 import torch
 import torch.nn.functional as F
@@ -36,9 +36,9 @@ class RadianceWeights(NamedTuple):
     first_view: Float[Tensor, "width view"]
     """View direction to the first layer."""
     first_bias: Float[Tensor, "width"]
-    middle: Tuple[Float[Tensor, "width width"], ...]
+    middle: tuple[Float[Tensor, "width width"], ...]
     """Between the first layer and the last, each over the one below; often one, or none."""
-    middle_bias: Tuple[Float[Tensor, "width"], ...]
+    middle_bias: tuple[Float[Tensor, "width"], ...]
     last: Float[Tensor, "width width"]
     """The layer below to the last layer, which reads hidden layer and view direction once more."""
     last_hidden: Float[Tensor, "width hidden"]
@@ -83,7 +83,7 @@ def radiance_mlp(
     shift: float,
     rgb_padding: float,
     precision: Precision,
-) -> Tuple[Float[Tensor, "intervals"], Float[Tensor, "intervals 3"]]:
+) -> tuple[Float[Tensor, "intervals"], Float[Tensor, "intervals 3"]]:
     """Density and view-dependent colour (Zip-NeRF, section 5), with the bottleneck folded into the weights.
 
     Args:
@@ -131,7 +131,7 @@ def fold_bottleneck(
     b_bottleneck: Float[Tensor, "bottleneck"],
     w_reader: Float[Tensor, "width inputs"],
     b_reader: Float[Tensor, "width"],
-) -> Tuple[Float[Tensor, "width hidden"], Float[Tensor, "width others"], Float[Tensor, "width"]]:
+) -> tuple[Float[Tensor, "width hidden"], Float[Tensor, "width others"], Float[Tensor, "width"]]:
     """A layer over (bottleneck, other inputs) as a layer over (hidden layer, other inputs).
 
     Args:
@@ -197,4 +197,4 @@ def _add_view(
 ) -> Float[Tensor, "intervals width"]:
     """Adds to every interval what its ray's direction gives, computed once a ray, and the bias."""
     by_ray = _linear(view, w, b, half)
-    return (units.view(len(view), samples, -1) + by_ray[:, None]).view(units.shape)
+    return (units.view(len(view), samples, units.shape[-1]) + by_ray[:, None]).view(units.shape)

@@ -2,8 +2,8 @@
 
 A program keeps its block of rows on chip from the features to the colour, two layers at a time: a chunk of units of the
 lower one is an operand of the upper one's product as soon as it is known. So only the upper one is ever held whole, and
-the weights of a chunk are on their way while the chunk before is worked on. The last layer, where it has no partner, goes
-into the colour in the same way. The backward kernel goes the same way down. Layers are numbered from 1.
+the weights of a chunk are on their way while the chunk before is worked on. The last layer goes into the colour in the
+same way where it has no partner. The backward kernel goes the same way down. Layers are numbered from 1.
 
 ``saved`` is what the gradients need of a forward pass, one row of SAVED values per row: layers 1 to LAYERS - 1, the
 hidden layer, view, and a one padded with zeros to VIEW values, then layer LAYERS. In this order a layer, hidden layer,

@@ -151,7 +151,7 @@ def _radiance_backward(
     shape: Any,
     options: Options,
 ) -> list[Tensor]:
-    """Fills ``v_features`` and ``v_view`` of some rows where given, and returns their part of the parameters' gradients.
+    """Fills ``v_features`` and ``v_view`` of some rows where given; returns their part of the parameters' gradients.
 
     The layers' cotangents, by far the largest tensors here, end with this function.
     """

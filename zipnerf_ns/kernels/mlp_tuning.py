@@ -51,7 +51,7 @@ def default_density_tuning(precision: Precision) -> DensityTuning:
     """The launches for a precision. Without tensor cores, a block's products must fit into a program's registers."""
     if precision == "bfloat16":
         return DensityTuning()
-    return DensityTuning(RowLaunch(32, 4, 1), RowLaunch(16, 4, 1))
+    return DensityTuning(RowLaunch(64, 4, 1), RowLaunch(32, 4, 1))
 
 
 @lru_cache(maxsize=2)
