@@ -29,9 +29,8 @@ def relu(values: list[float]) -> list[float]:
 
 def apply(w: Tensor, x: list[float], b: Tensor | None = None) -> list[float]:
     """w x + b one number at a time."""
-    rows = w.tolist()
-    biases = [0.0] * len(rows) if b is None else b.tolist()
-    return [sum(weight * value for weight, value in zip(row, x, strict=True)) + bias for row, bias in zip(rows, biases)]
+    products = [sum(weight * value for weight, value in zip(row, x, strict=True)) for row in w.tolist()]
+    return products if b is None else plus(products, b.tolist())
 
 
 def plus(*terms: list[float]) -> list[float]:
@@ -115,9 +114,7 @@ def test_folding_changes_nothing(color_layers):
     torch.manual_seed(3)
     hidden_layer, density_layer = nn.Linear(8, hidden_dim), nn.Linear(hidden_dim, 1)
     bottleneck_layer = nn.Linear(hidden_dim, bottleneck_dim)
-    network = MLP(
-        bottleneck_dim + mlp.NUM_HARMONICS, color_layers + 1, width, 3, skip_connections=(color_layers - 1,)
-    )
+    network = MLP(bottleneck_dim + mlp.NUM_HARMONICS, color_layers + 1, width, 3, skip_connections=(color_layers - 1,))
     modules = nn.ModuleList([hidden_layer, density_layer, bottleneck_layer, network]).double()
     features = torch.randn(rays * samples, 8, dtype=torch.float64)
     view = torch.randn(rays, mlp.NUM_HARMONICS, dtype=torch.float64)
