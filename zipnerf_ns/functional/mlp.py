@@ -1,0 +1,200 @@
+"""The fields' small networks: density from features, and colour from features and view direction.
+
+The colour network reads a bottleneck, which is linear in the density network's hidden layer. Multiplied into the layers
+that read it, the bottleneck disappears, and what remains has half of the products and the same values
+(:func:`fold_bottleneck`).
+"""
+
+from __future__ import annotations
+
+from typing import Literal, NamedTuple, Optional
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Float
+from torch import Tensor
+
+from zipnerf_ns.functional.numerics import bounded_exp
+
+Precision = Literal["float32", "bfloat16"]
+"""Of the operands of matrix products; sums, densities and colours are float32 in either case."""
+NUM_HARMONICS = 16
+"""Real spherical harmonics of the degrees 0 to 3."""
+
+
+class RadianceWeights(NamedTuple):
+    """The parameters of :func:`radiance_mlp`; a layer's units come first, as in ``nn.Linear``."""
+
+    hidden: Float[Tensor, "hidden channels"]
+    """Features to the hidden layer."""
+    hidden_bias: Float[Tensor, "hidden"]
+    density: Float[Tensor, "1 hidden"]
+    """Hidden layer to density."""
+    density_bias: Float[Tensor, "1"]
+    first: Float[Tensor, "width hidden"]
+    """Hidden layer to the first layer of the colour network."""
+    first_view: Float[Tensor, "width view"]
+    """View direction to the first layer."""
+    first_bias: Float[Tensor, "width"]
+    middle: tuple[Float[Tensor, "width width"], ...]
+    """Between the first layer and the last, each over the one below; often one, or none."""
+    middle_bias: tuple[Float[Tensor, "width"], ...]
+    last: Float[Tensor, "width width"]
+    """The layer below to the last layer, which reads hidden layer and view direction once more."""
+    last_hidden: Float[Tensor, "width hidden"]
+    last_view: Float[Tensor, "width view"]
+    last_bias: Float[Tensor, "width"]
+    rgb: Float[Tensor, "3 width"]
+    """Last layer to colour."""
+    rgb_bias: Float[Tensor, "3"]
+
+
+def density_mlp(
+    features: Float[Tensor, "intervals channels"],
+    w_hidden: Float[Tensor, "hidden channels"],
+    b_hidden: Float[Tensor, "hidden"],
+    w_density: Float[Tensor, "1 hidden"],
+    b_density: Float[Tensor, "1"],
+    shift: float,
+    precision: Precision,
+) -> Float[Tensor, "intervals"]:
+    """Density from one hidden layer over the features (Zip-NeRF, section 5).
+
+    Args:
+        features: of the hash encoding.
+        w_hidden, b_hidden: of the hidden layer.
+        w_density, b_density: of the density's logarithm.
+        shift: added to the density's logarithm.
+        precision: of the hidden layer's products on CUDA; a CPU gains nothing from half precision.
+
+    Returns:
+        Density per world unit, bounded by :func:`numerics.bounded_exp`.
+    """
+    half = _is_half(features, precision)
+    with torch.autocast(features.device.type, enabled=False):
+        hidden = torch.relu(_linear(features, w_hidden, b_hidden, half))
+        return _density(hidden, w_density, b_density, shift)
+
+
+def radiance_mlp(
+    features: Float[Tensor, "intervals channels"],
+    view: Float[Tensor, "rays view"],
+    weights: RadianceWeights,
+    shift: float,
+    rgb_padding: float,
+    precision: Precision,
+) -> tuple[Float[Tensor, "intervals"], Float[Tensor, "intervals 3"]]:
+    """Density and view-dependent colour (Zip-NeRF, section 5), with the bottleneck folded into the weights.
+
+    Args:
+        features: of the hash encoding; every ray has equally many intervals, one after the other.
+        view: encoded direction of every ray.
+        weights: see :class:`RadianceWeights`.
+        shift: added to the density's logarithm.
+        rgb_padding: the sigmoid's range is widened by this on both sides.
+        precision: of the products on CUDA; a CPU gains nothing from half precision.
+
+    Returns:
+        Density per world unit, and colour in [-rgb_padding, 1 + rgb_padding].
+
+    Raises:
+        ValueError: if the rays do not have equally many intervals.
+    """
+    half = _is_half(features, precision)
+    samples = intervals_per_ray(len(features), len(view))
+    with torch.autocast(features.device.type, enabled=False):
+        hidden = torch.relu(_linear(features, weights.hidden, weights.hidden_bias, half))
+        density = _density(hidden, weights.density, weights.density_bias, shift)
+        below = _linear(hidden, weights.first, None, half)
+        below = torch.relu(_add_view(below, view, weights.first_view, weights.first_bias, samples, half))
+        for w, b in zip(weights.middle, weights.middle_bias, strict=True):
+            below = torch.relu(_linear(below, w, b, half))
+        last = _linear(below, weights.last, None, half) + _linear(hidden, weights.last_hidden, None, half)
+        last = torch.relu(_add_view(last, view, weights.last_view, weights.last_bias, samples, half))
+        raw = _linear(last, weights.rgb, weights.rgb_bias, half).to(weights.rgb.dtype)
+        return density, torch.sigmoid(raw) * (1.0 + 2.0 * rgb_padding) - rgb_padding
+
+
+def intervals_per_ray(intervals: int, rays: int) -> int:
+    """How many intervals each ray has.
+
+    Raises:
+        ValueError: if the rays do not have equally many.
+    """
+    if intervals != 0 and (rays == 0 or intervals % rays):
+        raise ValueError(f"{intervals} intervals do not divide evenly among {rays} rays.")
+    return intervals // max(rays, 1)
+
+
+def fold_bottleneck(
+    w_bottleneck: Float[Tensor, "bottleneck hidden"],
+    b_bottleneck: Float[Tensor, "bottleneck"],
+    w_reader: Float[Tensor, "width inputs"],
+    b_reader: Float[Tensor, "width"],
+) -> tuple[Float[Tensor, "width hidden"], Float[Tensor, "width others"], Float[Tensor, "width"]]:
+    """A layer over (bottleneck, other inputs) as a layer over (hidden layer, other inputs).
+
+    Args:
+        w_bottleneck, b_bottleneck: from the hidden layer to the bottleneck, which has no activation.
+        w_reader, b_reader: of the layer that reads the bottleneck before its other inputs.
+
+    Returns:
+        Weights over the hidden layer, weights over the other inputs, and the bias.
+    """
+    over_bottleneck, over_others = w_reader.split([len(w_bottleneck), w_reader.shape[1] - len(w_bottleneck)], dim=1)
+    return over_bottleneck @ w_bottleneck, over_others, torch.addmv(b_reader, over_bottleneck, b_bottleneck)
+
+
+def spherical_harmonics(
+    directions: Float[Tensor, "rays 3"], dtype: torch.dtype = torch.float32
+) -> Float[Tensor, "rays 16"]:
+    """The real spherical harmonics of the degrees 0 to 3, orthonormal over the sphere, in nerfstudio's order and signs.
+
+    Args:
+        directions: unit vectors; receives no gradient.
+        dtype: of the result.
+    """
+    x, y, z = directions.detach().unbind(dim=-1)
+    xx, yy, zz = x * x, y * y, z * z
+    harmonics = [
+        torch.full_like(x, 0.28209479177387814),
+        0.4886025119029199 * y,
+        0.4886025119029199 * z,
+        0.4886025119029199 * x,
+        1.0925484305920792 * x * y,
+        1.0925484305920792 * y * z,
+        0.9461746957575601 * zz - 0.31539156525251999,
+        1.0925484305920792 * x * z,
+        0.5462742152960396 * (xx - yy),
+        0.5900435899266435 * y * (3.0 * xx - yy),
+        2.890611442640554 * x * y * z,
+        0.4570457994644658 * y * (5.0 * zz - 1.0),
+        0.3731763325901154 * z * (5.0 * zz - 3.0),
+        0.4570457994644658 * x * (5.0 * zz - 1.0),
+        1.445305721320277 * z * (xx - yy),
+        0.5900435899266435 * x * (xx - 3.0 * yy),
+    ]
+    return torch.stack(harmonics, dim=-1).to(dtype)
+
+
+def _is_half(features: Tensor, precision: Precision) -> bool:
+    return precision == "bfloat16" and features.device.type == "cuda"
+
+
+def _linear(x: Tensor, w: Tensor, b: Optional[Tensor], half: bool) -> Tensor:
+    """x W^T + b with operands, and so the result, in half precision or in that of the weights."""
+    dtype = torch.bfloat16 if half else w.dtype
+    return F.linear(x.to(dtype), w.to(dtype), None if b is None else b.to(dtype))
+
+
+def _density(hidden: Tensor, w: Tensor, b: Tensor, shift: float) -> Float[Tensor, "intervals"]:
+    # Half precision has two or three digits: in an exponent that would be noise in the density.
+    return bounded_exp(torch.mv(hidden.to(w.dtype), w[0]) + (b + shift))
+
+
+def _add_view(
+    units: Float[Tensor, "intervals width"], view: Tensor, w: Tensor, b: Tensor, samples: int, half: bool
+) -> Float[Tensor, "intervals width"]:
+    """Adds to every interval what its ray's direction gives, computed once a ray, and the bias."""
+    by_ray = _linear(view, w, b, half)
+    return (units.view(len(view), samples, units.shape[-1]) + by_ray[:, None]).view(units.shape)
