@@ -21,9 +21,9 @@ LAYERS: tuple[frozenset[str], ...] = (
     frozenset({"model", "optimizers", "progress"}),
     frozenset({"metrics", "monitor", "pictures"}),
     frozenset({"sampler", "losses", "field"}),
-    frozenset({"encoding"}),
-    frozenset({"kernels"}),
-    frozenset({"functional", "checks", "scene_hints"}),
+    frozenset({"encoding", "camera_rays"}),
+    frozenset({"kernels", "pixel_store", "messages"}),
+    frozenset({"functional", "checks", "checkpoints", "scene_hints"}),
     frozenset({""}),
 )
 """The first part of a module's name within the package; the package itself is the empty name."""
