@@ -144,6 +144,22 @@ def start(config: ZipNerfTrainerConfig, seed: int = 0) -> ZipNerfTrainer:
     return trainer
 
 
+def train(config: ZipNerfTrainerConfig, seed: int = 0) -> Tuple[ZipNerfTrainer, Dict[int, float]]:
+    """Trains a run as ``ns-train`` would; returns the trainer and the loss of every step."""
+    trainer = start(config, seed)
+    losses: Dict[int, float] = {}
+    iterate = trainer.train_iteration
+
+    def recorded(step: int) -> Any:
+        result = iterate(step)
+        losses[step] = float(result[0])
+        return result
+
+    trainer.train_iteration = recorded
+    trainer.train()
+    return trainer, losses
+
+
 def checkpoint(config: ZipNerfTrainerConfig, step: int) -> Path:
     """Where the config's run keeps the checkpoint of a step."""
     return config.get_checkpoint_dir() / f"step-{step:09d}.ckpt"

@@ -7,7 +7,7 @@ import os
 import random
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import numpy as np
@@ -29,6 +29,18 @@ def seed() -> int:
     np.random.seed(value)
     torch.manual_seed(value)
     return value
+
+
+@pytest.fixture
+def fresh_writers() -> Iterator[None]:
+    """Nerfstudio keeps its writers in globals, one more for every trainer of this process."""
+    from nerfstudio.utils import writer
+
+    yield
+    for event_writer in writer.EVENT_WRITERS:
+        getattr(event_writer, "tb_writer", None) and event_writer.tb_writer.close()
+    writer.EVENT_WRITERS.clear()
+    writer.EVENT_STORAGE.clear()
 
 
 @pytest.fixture(scope="session")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 from pathlib import Path
 from typing import Dict, List
@@ -27,8 +28,9 @@ from nerfstudio.data.dataparsers.blender_dataparser import BlenderDataParserConf
 from nerfstudio.data.dataparsers.colmap_dataparser import ColmapDataParserConfig
 from nerfstudio.data.utils import colmap_parsing_utils as colmap
 
+from zipnerf_ns.camera_rays import PixelRays
 from zipnerf_ns.checks import InputError
-from zipnerf_ns.datamanager import SCENE_HINTS, PixelStore, SceneHints, ZipNerfDataManager
+from zipnerf_ns.datamanager import SCENE_HINTS, SceneHints, ZipNerfDataManager
 
 SIZES = [(24, 16), (10, 30), (33, 7), (24, 16), (5, 5), (48, 20)]
 
@@ -258,11 +260,14 @@ def test_equirectangular_cameras_use_nerfstudios_sampler(tmp_path):
     assert torch.isfinite(bundle.directions).all()
 
 
-def test_store_is_compact():
-    """A byte a channel: a scene of 300 images of 12 megapixels must fit beside the model."""
-    store = PixelStore(torch.zeros(6, 3, dtype=torch.uint8), torch.tensor([0, 4]), torch.tensor([2, 1]), None)
-    batch = store.sample(50)
-    assert store.colors.element_size() == 1
-    assert set(map(tuple, batch["indices"].tolist())) == {
-        (0, 0, 0), (0, 0, 1), (0, 1, 0), (0, 1, 1), (1, 0, 0), (1, 1, 0)
-    }  # fmt: skip
+def test_rays_are_generated_as_the_setting_says(tmp_path):
+    """Nerfstudio's generator on request or without a GPU, the kernels only where they can run; also for evaluation."""
+    scene = write_scene(tmp_path / "scene")
+    for implementation in ("auto", "torch"):
+        manager = make_datamanager(scene, ray_implementation=implementation)
+        assert isinstance(manager.train_ray_generator, PixelRays) and isinstance(manager.eval_ray_generator, PixelRays)
+    if os.environ.get("TRITON_INTERPRET") != "1":
+        with pytest.raises(InputError, match="ray-implementation: implementation='triton' cannot run: .*CUDA"):
+            make_datamanager(scene, ray_implementation="triton")
+    with pytest.raises(InputError, match="ray-implementation: .*'cuda' is unknown"):
+        make_datamanager(scene, ray_implementation="cuda")

@@ -19,12 +19,12 @@ LAYERS: tuple[frozenset[str], ...] = (
     frozenset({"config"}),
     frozenset({"trainer", "datamanager"}),
     frozenset({"model", "optimizers", "progress"}),
-    frozenset({"metrics", "monitor", "pictures"}),
+    frozenset({"metrics", "monitor", "pictures", "rendering"}),
     frozenset({"sampler", "losses", "field"}),
-    frozenset({"encoding"}),
+    frozenset({"encoding", "camera_rays"}),
     frozenset({"implementation"}),
-    frozenset({"kernels", "rays"}),
-    frozenset({"functional", "checks", "scene_hints"}),
+    frozenset({"kernels", "rays", "pixel_store", "messages"}),
+    frozenset({"functional", "checks", "checkpoints", "scene_hints"}),
     frozenset({""}),
 )
 """The first part of a module's name within the package; the package itself is the empty name."""

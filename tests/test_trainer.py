@@ -5,53 +5,38 @@ from __future__ import annotations
 import copy
 import random
 from pathlib import Path
-from typing import Any, Dict, Iterator, List, Tuple
+from typing import Any, Iterator, List
 
 import numpy as np
 import pytest
 import torch
 import yaml
-from _scenes import checkpoint, folder_bytes, free_port, load, start, tiny_config, write_blender_scene, write_scene
+from _scenes import (
+    checkpoint,
+    folder_bytes,
+    free_port,
+    load,
+    start,
+    tiny_config,
+    train,
+    write_blender_scene,
+    write_scene,
+)
 
 from nerfstudio.data.dataparsers.blender_dataparser import BlenderDataParserConfig
-from nerfstudio.utils import writer
 from nerfstudio.utils.eval_utils import eval_setup
 from nerfstudio.utils.rich_utils import CONSOLE
 
 from zipnerf_ns import metrics
-from zipnerf_ns.trainer import ZipNerfTrainer, ZipNerfTrainerConfig, capture_rng, restore_rng
+from zipnerf_ns.checkpoints import capture_rng, restore_rng
 
-
-@pytest.fixture(autouse=True)
-def fresh_writers() -> Iterator[None]:
-    """Nerfstudio keeps its writers in globals, one more for every trainer of this process."""
-    yield
-    for event_writer in writer.EVENT_WRITERS:
-        getattr(event_writer, "tb_writer", None) and event_writer.tb_writer.close()
-    writer.EVENT_WRITERS.clear()
-    writer.EVENT_STORAGE.clear()
+pytestmark = pytest.mark.usefixtures("fresh_writers")
 
 
 @pytest.fixture(scope="module")
 def scene(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Pictures that are large enough for every metric."""
     return write_scene(tmp_path_factory.mktemp("trainer") / "scene", sizes=[(36, 32)] * 8)
-
-
-def train(config: ZipNerfTrainerConfig, seed: int = 0) -> Tuple[ZipNerfTrainer, Dict[int, float]]:
-    """Trains a run as ``ns-train`` would; returns the trainer and the loss of every step."""
-    trainer = start(config, seed)
-    losses: Dict[int, float] = {}
-    iterate = trainer.train_iteration
-
-    def recorded(step: int) -> Any:
-        result = iterate(step)
-        losses[step] = float(result[0])
-        return result
-
-    trainer.train_iteration = recorded
-    trainer.train()
-    return trainer, losses
 
 
 def largest_difference(first: Any, second: Any) -> float:

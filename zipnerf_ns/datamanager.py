@@ -5,24 +5,23 @@ from __future__ import annotations
 import dataclasses
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Dict, List, Optional, Tuple, Type
+from typing import Dict, Optional, Tuple, Type
 
 import numpy as np
 import numpy.typing as npt
-import torch
 from PIL import Image
-from torch import Tensor
 
-from nerfstudio.cameras.cameras import CameraType
+from nerfstudio.cameras.cameras import Cameras, CameraType
 from nerfstudio.cameras.rays import RayBundle
 from nerfstudio.data.datamanagers.base_datamanager import VanillaDataManager, VanillaDataManagerConfig
 from nerfstudio.data.dataparsers.blender_dataparser import BlenderDataParserConfig
 from nerfstudio.data.dataparsers.nerfstudio_dataparser import NerfstudioDataParserConfig
 from nerfstudio.data.datasets.base_dataset import InputDataset
-from nerfstudio.model_components.ray_generators import RayGenerator
-from nerfstudio.utils.rich_utils import CONSOLE
 
+from zipnerf_ns.camera_rays import PixelRays
 from zipnerf_ns.checks import InputError, check_cameras, check_images, check_train_split, check_transforms
+from zipnerf_ns.implementation import Implementation
+from zipnerf_ns.pixel_store import PixelStore
 from zipnerf_ns.scene_hints import SCENE_HINTS, SceneHints
 
 
@@ -68,15 +67,18 @@ class ZipNerfDataManagerConfig(VanillaDataManagerConfig):
     """Datamanager class."""
     images_on_gpu: bool = True
     """Keep the training pixels (8 bits a channel) on the GPU; turn off if they do not fit."""
+    ray_implementation: Implementation = "auto"
+    """Of drawing pixels and generating rays: triton (CUDA), torch (anywhere), auto (the fastest there is)."""
 
 
 class ZipNerfDataManager(VanillaDataManager[CheckedDataset]):
-    """Vanilla datamanager with three differences.
+    """Vanilla datamanager with four differences.
 
     Input is checked before anything long begins. Images keep their alpha: the dataparser's ``alpha_color`` becomes
     the background of evaluation instead of being painted in, since a model trained with random backgrounds on
-    images with a painted one learns a wall of that colour. And training pixels of images of any sizes are drawn
-    uniformly from one flat store on the device.
+    images with a painted one learns a wall of that colour. Training pixels of images of any sizes are drawn
+    uniformly from one flat store on the device. And drawing them and generating their rays is one kernel where that
+    can run.
     """
 
     config: ZipNerfDataManagerConfig
@@ -128,82 +130,25 @@ class ZipNerfDataManager(VanillaDataManager[CheckedDataset]):
             return
         self.pixels = PixelStore.load(self.train_dataset, self.device if self.config.images_on_gpu else "cpu")
         self.train_pixel_sampler = self._get_pixel_sampler(self.train_dataset, self.config.train_num_rays_per_batch)
-        self.train_ray_generator = RayGenerator(cameras.to(self.device))
+        self.train_ray_generator = self._make_rays(cameras)
+
+    def setup_eval(self) -> None:
+        """Nerfstudio's set-up with our generator of rays."""
+        super().setup_eval()
+        self.eval_ray_generator = self._make_rays(self.eval_dataset.cameras)
+
+    def _make_rays(self, cameras: Cameras) -> PixelRays:
+        try:
+            return PixelRays(cameras, self.device, self.config.ray_implementation)
+        except (ValueError, RuntimeError) as error:
+            raise InputError(f"--pipeline.datamanager.ray-implementation: {error}") from error
 
     def next_train(self, step: int) -> Tuple[RayBundle, Dict]:
         """A batch of training rays and their pixels: ``image`` [rays, 3 or 4] in [0, 1], ``indices`` [rays, 3]."""
         if self.pixels is None:
             return super().next_train(step)
         self.train_count += 1
-        batch = self.pixels.sample(self.get_train_rays_per_batch())
-        batch = {key: value.to(self.device) for key, value in batch.items()}
-        return self.train_ray_generator(batch["indices"]), batch
-
-
-@dataclass
-class PixelStore:
-    """All pixels of a set of images of any sizes, one after the other, on one device."""
-
-    colors: Tensor
-    """``[pixels, 3 or 4]``, uint8."""
-    offsets: Tensor
-    """First pixel of each image, ``[images]``."""
-    widths: Tensor
-    """Of each image, ``[images]``."""
-    allowed: Optional[Tensor]
-    """Pixels that the masks leave, or ``None`` for all."""
-
-    @classmethod
-    def load(cls, dataset: InputDataset, device: torch.device | str) -> "PixelStore":
-        """Reads a dataset's images (and masks).
-
-        Raises:
-            InputError: if masks leave no pixel.
-        """
-        colors: List[Tensor] = []
-        masks: List[Tensor] = []
-        widths: List[int] = []
-        for index in range(len(dataset)):
-            data = dataset.get_data(index, image_type="uint8")
-            image = data["image"]
-            widths.append(image.shape[1])
-            colors.append(image.reshape(-1, image.shape[-1]))
-            if "mask" in data:
-                masks.append(data["mask"].reshape(-1).bool())
-        channels = max(color.shape[-1] for color in colors)
-        colors = [_with_channels(color, channels) for color in colors]
-        counts = torch.tensor([0] + [len(color) for color in colors])
-        allowed = torch.cat(masks).nonzero()[:, 0] if masks else None
-        if allowed is not None and len(allowed) == 0:
-            raise InputError("the masks leave no pixel to train on: white marks what is used, black what is ignored.")
-        CONSOLE.log(
-            f"Training on {int(counts.sum()) if allowed is None else len(allowed):,} pixels of {len(colors)} images."
-        )
-        return cls(
-            torch.cat(colors).to(device),
-            counts.cumsum(0)[:-1].to(device),
-            torch.tensor(widths).to(device),
-            None if allowed is None else allowed.to(device),
-        )
-
-    def sample(self, num_rays: int) -> Dict[str, Tensor]:
-        """Pixels drawn uniformly, with replacement."""
-        device = self.colors.device
-        count = len(self.colors) if self.allowed is None else len(self.allowed)
-        drawn = torch.randint(count, (num_rays,), device=device)
-        flat = drawn if self.allowed is None else self.allowed[drawn]
-        image = torch.searchsorted(self.offsets, flat, right=True) - 1
-        local = flat - self.offsets[image]
-        width = self.widths[image]
-        indices = torch.stack([image, torch.div(local, width, rounding_mode="floor"), local % width], dim=-1)
-        return {"image": self.colors[flat].float() / 255.0, "indices": indices}
-
-
-def _with_channels(color: Tensor, channels: int) -> Tensor:
-    """Opaque alpha for RGB images among RGBA ones."""
-    if color.shape[-1] == channels:
-        return color
-    return torch.cat([color, torch.full_like(color[:, :1], 255)], dim=-1)
+        return self.train_ray_generator.sample(self.pixels, self.get_train_rays_per_batch())
 
 
 def _check_before_parsing(config: ZipNerfDataManagerConfig) -> None:

@@ -2,19 +2,23 @@
 
 from __future__ import annotations
 
-from typing import Dict, List, Literal, NamedTuple, Optional, Tuple
+from functools import lru_cache
+from typing import Callable, Dict, List, Literal, NamedTuple, Optional, Tuple
 
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from nerfstudio.field_components.mlp import MLP
+from nerfstudio.utils.rich_utils import CONSOLE
 
 from zipnerf_ns.encoding import AntiAliasedHashEncoding
+from zipnerf_ns.functional import mlp
 from zipnerf_ns.functional.cones import Cones
 from zipnerf_ns.functional.mlp import RadianceWeights
 from zipnerf_ns.functional.numerics import bounded_exp
 from zipnerf_ns.implementation import Ops
+from zipnerf_ns.kernels.mlp import why_density_unsupported, why_radiance_unsupported
 from zipnerf_ns.rays import Rays
 
 DENSITY_SHIFT = -1.0
@@ -61,6 +65,7 @@ class ZipNerfDensityField(nn.Module):
         self.register_buffer("aabb", aabb, persistent=False)
         self.hidden_layer = nn.Linear(encoding.get_out_dim(), hidden_dim)
         self.density_layer = nn.Linear(hidden_dim, 1)
+        self.density_kernels_lack = why_density_unsupported(encoding.get_out_dim(), hidden_dim)
 
     def cones(self, rays: Rays, tdist: Float[Tensor, "rays edges"]) -> Cones:
         """The intervals as the encoding takes them; in training each is turned and reversed at random."""
@@ -87,7 +92,8 @@ class ZipNerfDensityField(nn.Module):
             num_active: hash levels in use; all if not given.
         """
         hidden, density = self.hidden_layer, self.density_layer
-        flat = ops.density_mlp(
+        density_mlp = choose_mlp(ops.density_mlp, mlp.density_mlp, ops, self.density_kernels_lack)
+        flat = density_mlp(
             self.channels(rays, tdist, ops, num_active), hidden.weight, hidden.bias, density.weight, density.bias,
             DENSITY_SHIFT, self.precision,
         )  # fmt: skip
@@ -125,16 +131,20 @@ class ZipNerfField(ZipNerfDensityField):
         self.appearance = AffineAppearance(num_images, appearance_dim, bottleneck_dim) if num_images else None
         # An affine map between bottleneck and colours, or a single colour layer, leaves nothing to fold.
         self.is_foldable = color_layers > 1 and self.appearance is None
+        self.kernels_lack = why_radiance_unsupported(
+            encoding.get_out_dim(), hidden_dim, color_layers, color_dim, SH_DIM, self.appearance is not None
+        )
 
     def forward(
         self, rays: Rays, tdist: Float[Tensor, "rays edges"], ops: Ops, num_active: Optional[int] = None
     ) -> Radiance:
         """Density and colour of every interval; see :meth:`density` for the arguments."""
         channels = self.channels(rays, tdist, ops, num_active)
-        view = ops.spherical_harmonics(rays.directions)
+        view = ops.spherical_harmonics(rays.directions, channels.dtype)
         shape = tdist.shape[0], tdist.shape[1] - 1
         if self.is_foldable:
-            density, colors = ops.radiance_mlp(
+            radiance_mlp = choose_mlp(ops.radiance_mlp, mlp.radiance_mlp, ops, self.kernels_lack)
+            density, colors = radiance_mlp(
                 channels, view, self.folded(), DENSITY_SHIFT, RGB_PADDING, self.precision
             )
             return Radiance(density.view(shape), colors.view(*shape, 3), channels)
@@ -157,24 +167,22 @@ class ZipNerfField(ZipNerfDensityField):
         Fewer products for the same function: the bottleneck enters the first and the last colour layer through
         matrices of the hidden layer's width.
         """
-        bottleneck, layers = self.bottleneck_layer, self.color_network.layers
-        split = bottleneck.out_features
-
-        def fold(weight: Tensor, bias: Tensor) -> Tuple[Tensor, Tensor, Tensor]:
-            inner = weight[:, :split]
-            return inner @ bottleneck.weight, weight[:, split : split + SH_DIM], bias + inner @ bottleneck.bias
-
+        bottleneck, (first, *middle, last, rgb) = self.bottleneck_layer, self.color_network.layers
         with torch.autocast(bottleneck.weight.device.type, enabled=False):
-            first = fold(layers[0].weight, layers[0].bias)
-            last = fold(layers[-2].weight, layers[-2].bias)
+            first_hidden, first_view, first_bias = mlp.fold_bottleneck(
+                bottleneck.weight, bottleneck.bias, first.weight, first.bias
+            )
+            last_hidden, last_others, last_bias = mlp.fold_bottleneck(
+                bottleneck.weight, bottleneck.bias, last.weight, last.bias
+            )
         return RadianceWeights(
-            hidden=(self.hidden_layer.weight, self.hidden_layer.bias),
-            density=(self.density_layer.weight, self.density_layer.bias),
-            first=first,
-            middle=tuple((layer.weight, layer.bias) for layer in layers[1:-2]),
-            last=(layers[-2].weight[:, split + SH_DIM :], *last),
-            out=(layers[-1].weight, layers[-1].bias),
-        )
+            hidden=self.hidden_layer.weight, hidden_bias=self.hidden_layer.bias,
+            density=self.density_layer.weight, density_bias=self.density_layer.bias,
+            first=first_hidden, first_view=first_view, first_bias=first_bias,
+            middle=tuple(layer.weight for layer in middle), middle_bias=tuple(layer.bias for layer in middle),
+            last=last_others[:, SH_DIM:], last_hidden=last_hidden, last_view=last_others[:, :SH_DIM],
+            last_bias=last_bias, rgb=rgb.weight, rgb_bias=rgb.bias,
+        )  # fmt: skip
 
     def _unfolded_colors(
         self, hidden: Float[Tensor, "rays n hidden"], view: Float[Tensor, "rays {SH_DIM}"],
@@ -188,6 +196,19 @@ class ZipNerfField(ZipNerfDensityField):
         view = view.to(bottleneck.dtype)[:, None].expand(*hidden.shape[:-1], SH_DIM)
         raw = self.color_network(torch.cat([bottleneck, view], dim=-1))
         return torch.sigmoid(raw.float()) * (1.0 + 2.0 * RGB_PADDING) - RGB_PADDING
+
+
+def choose_mlp(kernel: Callable, twin: Callable, ops: Ops, lack: Optional[str]) -> Callable:
+    """A network's kernel, or its torch twin for sizes that the kernels do not know, which is said once."""
+    if lack is None or ops.name == "torch":
+        return kernel
+    _announce_lack(lack)
+    return twin
+
+
+@lru_cache(maxsize=None)
+def _announce_lack(lack: str) -> None:
+    CONSOLE.log(f"{lack} This network runs in torch.", highlight=False)
 
 
 class AffineAppearance(nn.Module):

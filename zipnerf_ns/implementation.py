@@ -1,4 +1,4 @@
-"""Which functions compute what: the operations of the hot path by implementation, resolved from its name in one place."""
+"""Which functions compute what: the hot path's operations by implementation, resolved from its name in one place."""
 
 from __future__ import annotations
 

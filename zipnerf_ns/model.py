@@ -9,14 +9,17 @@ from typing import Any, Dict, List, Literal, Mapping, Optional, Tuple, Type
 import torch
 from torch import Tensor, nn
 
+from nerfstudio.cameras.cameras import Cameras
 from nerfstudio.cameras.rays import RayBundle
 from nerfstudio.configs.base_config import PrintableConfig
+from nerfstudio.data.scene_box import OrientedBox
 from nerfstudio.engine.callbacks import TrainingCallback, TrainingCallbackAttributes, TrainingCallbackLocation
 from nerfstudio.model_components import renderers
 from nerfstudio.model_components.renderers import RGBRenderer
 from nerfstudio.models.base_model import Model, ModelConfig
 
 from zipnerf_ns import losses
+from zipnerf_ns.camera_rays import ImageRays
 from zipnerf_ns.checks import InputError, check_state_dict, check_table_memory
 from zipnerf_ns.encoding import AntiAliasedHashEncoding, HashGridConfig
 from zipnerf_ns.field import Precision, Radiance, ZipNerfDensityField, ZipNerfField, parameter_groups
@@ -26,6 +29,7 @@ from zipnerf_ns.metrics import ImageMetrics, psnr
 from zipnerf_ns.monitor import CollisionMonitor
 from zipnerf_ns.pictures import blend, evaluation_pictures, straight_alpha
 from zipnerf_ns.rays import Round, rays_of_bundle
+from zipnerf_ns.rendering import ChunkLimit, render_in_chunks
 from zipnerf_ns.sampler import IntervalSampler
 from zipnerf_ns.scene_hints import SceneHints, find_hints
 
@@ -63,8 +67,8 @@ class ZipNerfModelConfig(ModelConfig):
     """Model class."""
     enable_collider: bool = False
     """Unused: near_plane and far_plane bound the rays."""
-    eval_num_rays_per_chunk: int = 8192
-    """Rays rendered at once at evaluation; halved while they do not fit into memory."""
+    eval_num_rays_per_chunk: int = 65536
+    """The most rays rendered at once at evaluation; fewer where free memory asks for it."""
 
     near_plane: float = 0.05
     """Nearest distance that can be seen, world units after the dataparser's scaling."""
@@ -209,6 +213,7 @@ class ZipNerfModel(Model):
         self.metrics = ImageMetrics()
         self.monitor = CollisionMonitor(config.collision_check_steps)
         self.progress = 1.0
+        self.chunk_limit = ChunkLimit()
 
     def _is_background_white(self, hints: Optional[SceneHints]) -> bool:
         if self.config.background_color == "auto":
@@ -233,6 +238,11 @@ class ZipNerfModel(Model):
             if config.hash_decay_mult > 0.0
         ]
         return encoding
+
+    @property
+    def uses_kernels(self) -> bool:
+        """Whether Triton's kernels run the hot path where the model is now."""
+        return resolve_ops(self.config.implementation, self.device).name == "triton"
 
     def get_param_groups(self) -> Dict[str, List[nn.Parameter]]:
         """Hash tables and networks, which take different learning rates."""
@@ -389,17 +399,22 @@ class ZipNerfModel(Model):
         return straight_alpha(outputs[output_name], alpha, background)
 
     @torch.no_grad()
+    def get_outputs_for_camera(self, camera: Cameras, obb_box: Optional[OrientedBox] = None) -> Dict[str, Tensor]:
+        """A whole picture ``[height, width, channels]``, its rays generated chunk by chunk."""
+        rays = ImageRays(camera, self.device, obb_box, self.config.implementation)
+        outputs = render_in_chunks(self, rays.bundle, len(rays), self.config.eval_num_rays_per_chunk, self.chunk_limit)
+        return {name: output.view(rays.height, rays.width, -1) for name, output in outputs.items()}
+
+    @torch.no_grad()
     def get_outputs_for_camera_ray_bundle(self, camera_ray_bundle: RayBundle) -> Dict[str, Tensor]:
-        """A whole picture, in chunks that are halved while they do not fit into the device's memory."""
-        while True:
-            try:
-                return super().get_outputs_for_camera_ray_bundle(camera_ray_bundle)
-            except torch.cuda.OutOfMemoryError:
-                if self.config.eval_num_rays_per_chunk <= 256:
-                    raise
-                smaller = self.config.eval_num_rays_per_chunk // 2
-                self.config = dataclasses.replace(self.config, eval_num_rays_per_chunk=smaller)
-                torch.cuda.empty_cache()
+        """A whole picture from its rays, in chunks."""
+        shape = camera_ray_bundle.origins.shape[:-1]
+        flat = camera_ray_bundle.flatten()
+        outputs = render_in_chunks(
+            self, lambda start, end: flat[start:end].to(self.device), len(flat),
+            self.config.eval_num_rays_per_chunk, self.chunk_limit,
+        )  # fmt: skip
+        return {name: output.view(*shape, -1) for name, output in outputs.items()}
 
     def load_state_dict(self, state_dict: Mapping[str, Any], strict: bool = True, assign: bool = False) -> Any:
         """Loads a checkpoint of exactly this configuration.

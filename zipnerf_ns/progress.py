@@ -1,11 +1,88 @@
-"""One line every few seconds that tells a person how training goes."""
+"""How training goes, told to a person: a clock that is honest about asynchronous steps, a line every few seconds."""
 
 from __future__ import annotations
 
 import time
-from typing import Callable, Mapping, Optional
+from contextlib import contextmanager
+from typing import Callable, Iterator, Mapping, NamedTuple, Optional
 
 from torch import Tensor
+
+
+class TrainingClock:
+    """Seconds spent on training steps, evaluations and the like left out.
+
+    A step is over for Python long before the device has computed it. The clock therefore waits for the device whenever
+    it is read, and whenever it stops or goes on.
+
+    Args:
+        synchronize: waits until the device has done all that it was given.
+    """
+
+    def __init__(self, synchronize: Callable[[], None]) -> None:
+        self._synchronize = synchronize
+        self._start = time.monotonic()
+        self.paused = 0.0
+        self.recurring = 0.0
+        """Of the paused seconds, those that the rest of the training will need again and again."""
+
+    def seconds(self) -> float:
+        """Training time so far."""
+        self._synchronize()
+        return self.passed() - self.paused
+
+    def passed(self) -> float:
+        """All time so far, without waiting for the device."""
+        return time.monotonic() - self._start
+
+    @contextmanager
+    def pause(self, recurs: bool = True) -> Iterator[None]:
+        """What happens within is no training time.
+
+        Args:
+            recurs: it belongs to the run, as evaluations and checkpoints do.
+        """
+        self._synchronize()
+        begin = time.monotonic()
+        try:
+            yield
+        finally:
+            self._synchronize()
+            duration = time.monotonic() - begin
+            self.paused += duration
+            self.recurring += duration if recurs else 0.0
+
+
+class _Mark(NamedTuple):
+    """A reading of the clock after so many steps."""
+
+    steps: int
+    seconds: float
+
+
+class StepTimer:
+    """Mean training time of the steps between two readings.
+
+    The first reading gives nothing: the steps up to it compiled kernels and grew the memory pool.
+
+    Args:
+        clock: is read.
+    """
+
+    def __init__(self, clock: TrainingClock) -> None:
+        self.clock = clock
+        self._last: Optional[_Mark] = None
+
+    def lap(self, steps: int) -> Optional[float]:
+        """Seconds a step since the last reading, which this one replaces; None at the first.
+
+        Args:
+            steps: done so far, more than at the last reading.
+        """
+        last, self._last = self._last, _Mark(steps, self.clock.seconds())
+        if last is None:
+            return None
+        return max(self._last.seconds - last.seconds, 1e-9) / (steps - last.steps)
 
 
 class ProgressLine:
@@ -13,48 +90,64 @@ class ProgressLine:
 
     Args:
         first_step, total_steps: the run trains steps first_step .. total_steps - 1.
+        clock: started with the training.
         write: where lines go.
         interval: least seconds between two lines.
     """
 
-    def __init__(self, first_step: int, total_steps: int, write: Callable[[str], None], interval: float = 10.0) -> None:
+    def __init__(
+        self,
+        first_step: int,
+        total_steps: int,
+        clock: TrainingClock,
+        write: Callable[[str], None],
+        interval: float = 10.0,
+    ) -> None:
+        self.first_step = first_step
         self.total_steps = total_steps
+        self.clock = clock
         self.write = write
         self.interval = interval
         self.test_psnr: Optional[float] = None
         self._train_psnr: Optional[float] = None
-        self._start = self._last_time = time.monotonic()
-        self._last_step = first_step
+        self._timer = StepTimer(clock)
+        self._last_line = 0.0
         self._lines = 0
 
     def update(self, step: int, rays_per_step: int, metrics: Mapping[str, Tensor]) -> None:
-        """To be called after every step; reads ``metrics`` (and waits for the device) only when a line is due."""
-        now = time.monotonic()
-        done = step + 1 >= self.total_steps
+        """To be called after every step; reads ``metrics`` and waits for the device after the first step and when a
+        line is due, else only looks at the time."""
         # The first line comes soon: a person wants to see that something moves.
         due = min(self.interval, 2.0) if self._lines == 0 else self.interval
-        if now - self._last_time < due and not done:
+        is_due = step + 1 >= self.total_steps or self.clock.passed() - self._last_line >= due
+        if not is_due and step > self.first_step:
             return
-        steps = max(step + 1 - self._last_step, 1)
+        seconds = self._timer.lap(step + 1)
+        if not is_due:
+            return
         psnr = float(metrics["psnr"]) if "psnr" in metrics else None
         if psnr is not None:
             # A single batch is noisy; the mean over the last few lines is not.
             self._train_psnr = psnr if self._train_psnr is None else 0.5 * (self._train_psnr + psnr)
-        seconds = max(time.monotonic() - self._last_time, 1e-9) / steps
-        self._last_time, self._last_step = time.monotonic(), step + 1
+        self._last_line = self.clock.passed()
         self._lines += 1
-        parts = [
-            f"step {step + 1}/{self.total_steps} ({100.0 * (step + 1) / self.total_steps:.0f}%)",
-            f"{1000.0 * seconds:.0f} ms/step",
-            f"{rays_per_step / seconds / 1000.0:.1f} k rays/s",
-        ]
+        self.write("  ".join(self._parts(step, rays_per_step, seconds)))
+
+    def _parts(self, step: int, rays_per_step: int, seconds: Optional[float]) -> Iterator[str]:
+        """What the line says, with the seconds a step if they are known."""
+        yield f"step {step + 1}/{self.total_steps} ({100.0 * (step + 1) / self.total_steps:.0f}%)"
+        if seconds is not None:
+            yield f"{1000.0 * seconds:.{0 if seconds >= 0.02 else 1}f} ms/step"
+            yield f"{rays_per_step / seconds / 1000.0:.1f} k rays/s"
         if self._train_psnr is not None:
-            parts.append(f"PSNR train {self._train_psnr:.2f}")
+            yield f"PSNR train {self._train_psnr:.2f}"
         if self.test_psnr is not None:
-            parts.append(f"test {self.test_psnr:.2f} dB")
-        parts.append(f"{format_duration(now - self._start)} passed")
-        parts.append(f"{format_duration(seconds * (self.total_steps - step - 1))} left")
-        self.write("  ".join(parts))
+            yield f"test {self.test_psnr:.2f} dB"
+        yield f"{format_duration(self.clock.passed())} passed"
+        if seconds is not None:
+            # Evaluations and checkpoints will go on taking the share of the time that they took so far.
+            beside = self.clock.recurring / (step + 1 - self.first_step)
+            yield f"{format_duration((seconds + beside) * (self.total_steps - step - 1))} left"
 
 
 def format_duration(seconds: float) -> str:

@@ -1,6 +1,6 @@
 """Rays as plain tensors: what the sampler, the fields and the losses work on.
 
-Nerfstudio's RayBundle comes in and goes out; between, its RaySamples would cost most of a millisecond of Python a round.
+Nerfstudio's RayBundle comes in and goes out; between, its RaySamples would cost a millisecond of Python a round.
 """
 
 from __future__ import annotations

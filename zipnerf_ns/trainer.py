@@ -3,26 +3,29 @@
 from __future__ import annotations
 
 import dataclasses
-import os
-import random
-import warnings
+import functools
+import time
+from contextlib import nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Dict, Optional, Type
 
-import numpy as np
 import torch
 
+from nerfstudio.engine.callbacks import TrainingCallbackLocation
 from nerfstudio.engine.optimizers import Optimizers
 from nerfstudio.engine.trainer import TRAIN_INTERATION_OUTPUT, Trainer, TrainerConfig
-from nerfstudio.utils import writer
+from nerfstudio.utils import profiler, writer
 from nerfstudio.utils.decorators import check_main_thread
+from nerfstudio.utils.misc import step_check
 from nerfstudio.utils.rich_utils import CONSOLE
-from nerfstudio.utils.writer import EventName
+from nerfstudio.utils.writer import EventName, TimeWriter
 
+from zipnerf_ns.checkpoints import capture_rng, restore_rng, write_whole
 from zipnerf_ns.checks import InputError, latest_checkpoint, load_checkpoint_file
+from zipnerf_ns.messages import out_of_memory, quiet_dependencies, raise_for_user
 from zipnerf_ns.optimizers import WarmupLogDecayConfig
-from zipnerf_ns.progress import ProgressLine
+from zipnerf_ns.progress import ProgressLine, StepTimer, TrainingClock
 
 
 @dataclass
@@ -51,18 +54,14 @@ class ZipNerfTrainerConfig(TrainerConfig):
         super().save_config()
 
 
-def quiet_dependencies() -> None:
-    """Drops warnings that Nerfstudio's own code causes under newer versions of torch: nothing a user could mend."""
-    for message in ("Using a non-tuple sequence", "Converting a tensor with requires_grad", "`torch.cuda.amp"):
-        warnings.filterwarnings("ignore", message=message)
-
-
-def raise_for_user(error: InputError) -> None:
-    """Prints an input error without a stack trace and ends the program."""
-    CONSOLE.print("Error:", style="bold red", end=" ")
-    # Without markup: a path may contain brackets.
-    CONSOLE.print(str(error), markup=False, highlight=False, soft_wrap=True)
-    raise SystemExit(1) from None
+def gradient_norms(model: torch.nn.Module) -> Dict[str, torch.Tensor]:
+    """The norm of every parameter's gradient, and their sum as the total, as Nerfstudio names them."""
+    norms = {
+        f"Gradients/{name}": parameter.grad.norm()
+        for name, parameter in model.named_parameters()
+        if parameter.grad is not None
+    }
+    return {**norms, "Gradients/Total": sum(norms.values(), torch.zeros(()))}
 
 
 class ZipNerfTrainer(Trainer):
@@ -78,6 +77,8 @@ class ZipNerfTrainer(Trainer):
             super().setup(test_mode)
         except InputError as error:
             raise_for_user(error)
+        except torch.cuda.OutOfMemoryError:
+            raise_for_user(out_of_memory(self.config))
 
     def setup_optimizers(self) -> Optimizers:
         """Optimisers whose schedules end with the training, if the configuration does not say otherwise."""
@@ -92,8 +93,7 @@ class ZipNerfTrainer(Trainer):
     def train(self) -> None:
         """Trains up to max_num_iterations steps *in total*: Nerfstudio itself adds that many to a resumed run."""
         total = self.config.max_num_iterations
-        remaining = total - self._start_step
-        if remaining <= 0:
+        if self._start_step >= total:
             CONSOLE.print(
                 f"The checkpoint has all {total} steps already: nothing to train. "
                 "Give a larger --max-num-iterations to go on."
@@ -101,21 +101,131 @@ class ZipNerfTrainer(Trainer):
             return
         if self._resumed_rng is not None:
             restore_rng(self._resumed_rng)
-        self.progress = ProgressLine(self._start_step, total, lambda line: CONSOLE.log(line, highlight=False))
-        whole = self.config
-        self.config = dataclasses.replace(whole, max_num_iterations=remaining)
-        try:
-            super().train()
-        finally:
-            self.config = whole
+        self.pipeline.datamanager.train_dataparser_outputs.save_dataparser_transform(
+            self.base_dir / "dataparser_transforms.json"
+        )
+        self._init_viewer_state()
+        self.clock = TrainingClock(self._synchronize)
+        self.progress = ProgressLine(
+            self._start_step, total, self.clock, lambda line: CONSOLE.log(line, highlight=False)
+        )
+        self._log_timer = StepTimer(self.clock)
+        self.step = max(self._start_step - 1, 0)
+        self.stop_training = False
+        with TimeWriter(writer, EventName.TOTAL_TRAIN_TIME):
+            try:
+                self._train_steps(self._start_step, total)
+            except torch.cuda.OutOfMemoryError:
+                self.shutdown()
+                raise_for_user(out_of_memory(self.config))
+        self._after_train()
 
+    def _train_steps(self, first: int, total: int) -> None:
+        """The loop. Between two logged steps nothing in it waits for the device, and no event is written."""
+        datamanager = self.pipeline.datamanager
+        for step in range(first, total):
+            self._wait_while_paused()
+            if self.stop_training:
+                return
+            self.step = step
+            with self.train_lock:
+                # Switching the mode visits every module: only after something has switched it off.
+                if not (self.pipeline.training and self.pipeline.model.training):
+                    self.pipeline.train()
+                self._run_callbacks(step, TrainingCallbackLocation.BEFORE_TRAIN_ITERATION)
+                result = self.train_iteration(step)
+                self._run_callbacks(step, TrainingCallbackLocation.AFTER_TRAIN_ITERATION)
+            rays = datamanager.get_train_rays_per_batch() * self.world_size
+            self._update_viewer_state(step)
+            if self._is_logged(step):
+                self._log(step, rays, result)
+            if self.local_rank == 0:
+                self.progress.update(step, rays, result[2])
+            if self._is_evaluated(step) and datamanager.eval_dataset:
+                with self.clock.pause(), self.train_lock:
+                    self.eval_iteration(step)
+            if step_check(step, self.config.steps_per_save):
+                with self.clock.pause():
+                    self.save_checkpoint(step)
+            # The viewer's thread writes events, too.
+            if writer.EVENT_STORAGE:
+                writer.write_out_storage()
+
+    @property
+    def _device_type(self) -> str:
+        return "cuda" if self.device.startswith("cuda") else "cpu"
+
+    def _synchronize(self) -> None:
+        """Waits for the device."""
+        if self._device_type == "cuda":
+            torch.cuda.synchronize(self.device)
+
+    def _wait_while_paused(self) -> None:
+        """Until the viewer's pause is over, or the training is to stop."""
+        if self.training_state != "paused":
+            return
+        with self.clock.pause(recurs=False):
+            while self.training_state == "paused" and not self.stop_training:
+                time.sleep(0.01)
+
+    def _run_callbacks(self, step: int, location: TrainingCallbackLocation) -> None:
+        for callback in self.callbacks:
+            callback.run_callback_at_location(step, location)
+
+    def _is_logged(self, step: int) -> bool:
+        return step_check(step, self.config.logging.steps_per_log, run_at_zero=True)
+
+    def _is_evaluated(self, step: int) -> bool:
+        config = self.config
+        intervals = (config.steps_per_eval_batch, config.steps_per_eval_image, config.steps_per_eval_all_images)
+        return any(step_check(step, interval) for interval in intervals)
+
+    @profiler.time_function
     def train_iteration(self, step: int) -> TRAIN_INTERATION_OUTPUT:
-        """One step, and a line about it when one is due."""
-        result = super().train_iteration(step)
-        rays = self.pipeline.datamanager.get_train_rays_per_batch() * self.world_size
-        if self.local_rank == 0:
-            self.progress.update(step, rays, result[2])
-        return result
+        """One step: loss, backward pass, and an update of the groups whose gradients are complete.
+
+        Nerfstudio's also writes the learning rates and reads the scale of a scaler that is switched off.
+        """
+        every = {name: self.gradient_accumulation_steps[name] for name in self.optimizers.parameters}
+        self.optimizers.zero_grad_some([name for name, steps in every.items() if step % steps == 0])
+        with torch.autocast(self._device_type) if self.mixed_precision else nullcontext():
+            _, loss_dict, metrics_dict = self.pipeline.get_train_loss_dict(step=step)
+            loss = functools.reduce(torch.add, loss_dict.values())
+        self.grad_scaler.scale(loss).backward()
+        complete = [name for name, steps in every.items() if step % steps == steps - 1]
+        self.optimizers.optimizer_scaler_step_some(self.grad_scaler, complete)
+        if self.config.log_gradients and self._is_logged(step):
+            metrics_dict.update(gradient_norms(self.pipeline.model))
+        if not complete or self._update_scaler():
+            for scheduler in self.optimizers.schedulers.values():
+                scheduler.step()
+        return loss, loss_dict, metrics_dict
+
+    def _update_scaler(self) -> bool:
+        """Adapts the gradients' scale; False if it fell, for then there was no update and schedules must wait."""
+        if not self.grad_scaler.is_enabled():
+            return True
+        scale = self.grad_scaler.get_scale()
+        self.grad_scaler.update()
+        return scale <= self.grad_scaler.get_scale()
+
+    @check_main_thread
+    def _log(self, step: int, rays: int, result: TRAIN_INTERATION_OUTPUT) -> None:
+        """Writes what Nerfstudio writes of a step, with times that include the device's."""
+        # Nerfstudio's local writer, which is off by default, looks there for the step.
+        writer.GLOBAL_BUFFER["step"] = step
+        seconds = self._log_timer.lap(step + 1)
+        if seconds is not None:
+            writer.put_time(EventName.ITER_TRAIN_TIME, seconds, step=step, update_eta=True)
+            writer.put_time(EventName.TRAIN_RAYS_PER_SEC, rays / seconds, step=step)
+        for name, scheduler in self.optimizers.schedulers.items():
+            writer.put_scalar(name=f"learning_rate/{name}", scalar=scheduler.get_last_lr()[0], step=step)
+        loss, loss_dict, metrics_dict = result
+        writer.put_scalar(name="Train Loss", scalar=loss, step=step)
+        writer.put_dict(name="Train Loss Dict", scalar_dict=loss_dict, step=step)
+        writer.put_dict(name="Train Metrics Dict", scalar_dict=metrics_dict, step=step)
+        memory = torch.cuda.max_memory_allocated() / 2**20
+        writer.put_scalar(name="GPU Memory (MB)", scalar=memory, step=step)
 
     def eval_iteration(self, step: int) -> None:
         """Nerfstudio's evaluation; its last test PSNR also goes into the progress line."""
@@ -167,36 +277,9 @@ class ZipNerfTrainer(Trainer):
             "rng": capture_rng(),
         }
         path = self.checkpoint_dir / f"step-{step:09d}.ckpt"
-        # Beside the folder, not in it: ns-eval takes any file in there for a checkpoint.
-        unfinished = self.checkpoint_dir.parent / f".{path.name}.unfinished"
-        with open(unfinished, "wb") as file:
-            torch.save(state, file)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(unfinished, path)
+        # Unfinished, it lies beside the folder, not in it: ns-eval takes any file in there for a checkpoint.
+        write_whole(state, path, self.checkpoint_dir.parent / f".{path.name}.unfinished")
         if self.config.save_only_latest_checkpoint:
             for other in self.checkpoint_dir.glob("*.ckpt"):
                 if other != path:
                     other.unlink()
-
-
-def capture_rng() -> Dict[str, Any]:
-    """The state of every random generator that training draws from, in types that torch loads without pickle."""
-    name, keys, position, has_gauss, cached = np.random.get_state()
-    return {
-        "python": random.getstate(),
-        "numpy": (name, torch.from_numpy(keys.astype(np.int64)), position, has_gauss, cached),
-        "torch": torch.get_rng_state(),
-        "cuda": torch.cuda.get_rng_state_all() if torch.cuda.is_available() else [],
-    }
-
-
-def restore_rng(state: Dict[str, Any]) -> None:
-    """Sets the generators to a state from :func:`capture_rng`; CUDA's only where the number of devices is the same."""
-    version, internal, gauss = state["python"]
-    random.setstate((version, tuple(internal), gauss))
-    name, keys, position, has_gauss, cached = state["numpy"]
-    np.random.set_state((name, keys.numpy().astype(np.uint32), position, has_gauss, cached))
-    torch.set_rng_state(state["torch"])
-    if state["cuda"] and len(state["cuda"]) == torch.cuda.device_count():
-        torch.cuda.set_rng_state_all(state["cuda"])

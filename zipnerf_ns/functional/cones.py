@@ -1,4 +1,4 @@
-"""Pixels' cones cut into intervals, as Gaussians in the unit cube, and their features: what the field asks of a grid."""
+"""Pixels' cones cut into intervals: as Gaussians in the unit cube, and as the features that the fields read."""
 
 from __future__ import annotations
 

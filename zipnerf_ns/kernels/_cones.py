@@ -51,7 +51,7 @@ def read_samples(positions, stds, lanes, mask, SAMPLES: tl.constexpr, PREFILTER:
 @triton.jit
 @no_type_check
 def _cos_sin_of_turn(turn):
-    """Cosine and sine of 2 pi turn for turn in [0, 1), within 1e-6: polynomials in the square of the distance to 1/2."""
+    """Cosine and sine of 2 pi turn, turn in [0, 1), within 1e-6: polynomials in the squared distance to 1/2."""
     v = turn - 0.5
     w = v * v
     c = 6.528658636404154 * w - 25.967602439566363
@@ -116,7 +116,7 @@ def _load_box(aabb):
 @no_type_check
 def _multisamples(o, d, start, end, radius, turn, odd, box, PREFILTER: tl.constexpr, BOXED: tl.constexpr,
                   TURNED: tl.constexpr):  # fmt: skip
-    """Six points a frustum (Zip-NeRF, section 2) in the unit cube, and their extents; functional.frustum.multisamples."""
+    """Six points a frustum (Zip-NeRF, section 2) in the unit cube, and their extents; see ``functional.frustum``."""
     # Lengths over the far end, so that no fourth power of a distance occurs.
     near = start / tl.maximum(end, 1e-37)
     m, half = 0.5 * (near + 1.0), 0.5 * (1.0 - near)
@@ -158,7 +158,7 @@ def _multisamples(o, d, start, end, radius, turn, odd, box, PREFILTER: tl.conste
 @triton.jit
 @no_type_check
 def _gaussian(o, d, start, end, radius, box, PREFILTER: tl.constexpr, BOXED: tl.constexpr):
-    """The cone's own Gaussian in the unit cube, its extent the root of the covariance's trace (``functional.cones``)."""
+    """The cone's own Gaussian in the unit cube, extent the root of the covariance's trace; ``functional.cones``."""
     m, half = 0.5 * (start + end), 0.5 * (end - start)
     m2, d2 = m * m, half * half
     ratio = d2 / tl.maximum(3.0 * m2 + d2, 1e-37)

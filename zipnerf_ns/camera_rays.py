@@ -1,0 +1,223 @@
+"""Rays of batches of pixels and of whole pictures: by a kernel where it can run, else by Nerfstudio's generator."""
+
+from __future__ import annotations
+
+from functools import cached_property, lru_cache
+from typing import Any, Dict, Optional, Tuple
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor, nn
+
+from nerfstudio.cameras.cameras import Cameras, CameraType
+from nerfstudio.cameras.rays import RayBundle
+from nerfstudio.data.scene_box import OrientedBox
+from nerfstudio.model_components.ray_generators import RayGenerator
+from nerfstudio.utils.math import intersect_obb
+from nerfstudio.utils.rich_utils import CONSOLE
+
+from zipnerf_ns.kernels import camera_rays as kernels
+from zipnerf_ns.kernels.camera_rays import CameraRays
+from zipnerf_ns.kernels.hash_encode import why_unavailable
+from zipnerf_ns.pixel_store import PixelStore
+
+KERNEL_TYPES = (CameraType.PERSPECTIVE.value, CameraType.FISHEYE.value)
+"""Types of camera whose rays the kernels generate; all rays of these two begin at the camera's centre."""
+
+
+class PixelRays(nn.Module):
+    """Rays of pixels, which are named by camera, row and column, or drawn from a store.
+
+    Args:
+        cameras: of shape ``[cameras]``.
+        device: where rays are generated.
+        implementation: "triton", "torch" (Nerfstudio's generator) or "auto"; cameras of other types than perspective
+            and fisheye get Nerfstudio's in any case.
+    Raises:
+        ValueError: for a name that is not an implementation.
+        RuntimeError: if implementation is "triton" and that cannot run on the device.
+    """
+
+    def __init__(self, cameras: Cameras, device: torch.device | str, implementation: str = "auto") -> None:
+        super().__init__()
+        self.device = torch.device(device)
+        self._cameras = cameras.to(self.device)
+        self._packed: Optional[Tensor] = None
+        self._generator: Optional[RayGenerator] = None
+        if uses_kernel(cameras, self.device, implementation):
+            self._packed = pack(cameras).to(self.device)
+        else:
+            self._generator = RayGenerator(self._cameras)
+
+    def forward(self, indices: Int[Tensor, "rays 3"]) -> RayBundle:
+        """The rays of pixels given by camera, row and column."""
+        indices = indices.to(self.device)
+        if self._packed is None:
+            return self._generator(indices)
+        return to_bundle(kernels.camera_rays(self._packed, indices), self._cameras, indices[:, :1])
+
+    def sample(self, pixels: PixelStore, num_rays: int) -> Tuple[RayBundle, Dict[str, Tensor]]:
+        """Rays and ``image`` [rays, 3 or 4] in [0, 1] and ``indices`` [rays, 3] of pixels drawn uniformly.
+
+        The cameras are those of the store's images. Where the store lies with the kernel, one launch does it all.
+        """
+        if self._packed is None or pixels.colors.device.type != self.device.type:
+            batch = {key: _send(value, self.device) for key, value in pixels.sample(num_rays).items()}
+            return self(batch["indices"]), batch
+        indices, image, rays = kernels.drawn_rays(
+            self._packed, pixels.draw(num_rays), pixels.colors, pixels.offsets, pixels.widths, pixels.allowed
+        )
+        return to_bundle(rays, self._cameras, indices[:, :1]), {"image": image, "indices": indices}
+
+
+class ImageRays:
+    """The rays of one picture, generated range by range: nothing of the picture's size is ever held.
+
+    (The rays of other camera types than perspective and fisheye are, for Nerfstudio generates those all at once.)
+
+    Args:
+        camera: one camera, of shape ``[1]`` or ``[]``, on any device.
+        device: where rays are generated; the camera's if not given.
+        obb_box: a crop; the rays' nears and fars are then where they enter and leave it, both 1e10 if they miss it.
+        implementation: as for :class:`PixelRays`.
+    Raises:
+        ValueError: for more cameras than one, or a name that is not an implementation.
+        RuntimeError: if implementation is "triton" and that cannot run on the device.
+    """
+
+    def __init__(
+        self,
+        camera: Cameras,
+        device: torch.device | str | None = None,
+        obb_box: Optional[OrientedBox] = None,
+        implementation: str = "auto",
+    ) -> None:
+        if camera.size != 1:
+            raise ValueError(f"a picture has one camera, got {camera.size}.")
+        self.device = torch.device(camera.device if device is None else device)
+        self.height, self.width = int(camera.height), int(camera.width)
+        self._obb_box = obb_box
+        flat = camera.reshape((1,))
+        self._packed: Optional[Tensor] = None
+        if uses_kernel(flat, self.device, implementation):
+            self._packed = pack(flat).to(self.device)
+        self._camera = flat.to(self.device)
+
+    def __len__(self) -> int:
+        return self.height * self.width
+
+    def tensors(self, start: int = 0, end: Optional[int] = None) -> CameraRays:
+        """The rays of pixels ``start`` to ``end - 1``, counted row by row, as plain tensors (without the crop)."""
+        start, end = self._range(start, end)
+        if self._packed is not None:
+            return kernels.image_rays(self._packed, self.width, start, end)
+        bundle = self._generated(start, end)
+        return CameraRays(bundle.origins, bundle.directions, bundle.pixel_area, bundle.metadata["directions_norm"])
+
+    def bundle(self, start: int = 0, end: Optional[int] = None) -> RayBundle:
+        """The same as a flat bundle; camera indices are 0."""
+        start, end = self._range(start, end)
+        if self._packed is not None:
+            indices = torch.zeros(end - start, 1, dtype=torch.int64, device=self.device)
+            bundle = to_bundle(kernels.image_rays(self._packed, self.width, start, end), self._camera, indices)
+        else:
+            bundle = self._generated(start, end)
+        if self._obb_box is not None:
+            nears, fars = intersect_obb(bundle.origins, bundle.directions, self._obb_box)
+            bundle.nears, bundle.fars = nears.reshape(-1, 1), fars.reshape(-1, 1)
+        return bundle
+
+    def _range(self, start: int, end: Optional[int]) -> Tuple[int, int]:
+        end = len(self) if end is None else min(end, len(self))
+        return min(max(start, 0), end), end
+
+    def _generated(self, start: int, end: int) -> RayBundle:
+        """By Nerfstudio's generator."""
+        if not _has_kernel_types(self._camera):
+            return self._whole[start:end]
+        pixels = torch.arange(start, end, device=self.device)
+        rows = torch.div(pixels, self.width, rounding_mode="floor")
+        coords = torch.stack([rows, pixels - rows * self.width], dim=-1) + 0.5
+        return self._camera.generate_rays(torch.zeros_like(pixels)[:, None], coords)
+
+    @cached_property
+    def _whole(self) -> RayBundle:
+        """Some of Nerfstudio's generators work on whole pictures only."""
+        return self._camera.generate_rays(camera_indices=0, keep_shape=True).flatten()
+
+
+def full_image_rays(
+    camera: Cameras, start: int = 0, end: Optional[int] = None, device: torch.device | str | None = None
+) -> RayBundle:
+    """The flat bundle of pixels ``start`` to ``end - 1`` of a camera's picture; for many ranges use :class:`ImageRays`.
+
+    Args:
+        camera: one camera, of shape ``[1]`` or ``[]``, on any device.
+        start, end: of the range, counted row by row; all if not given.
+        device: where rays are generated; the camera's if not given.
+    """
+    return ImageRays(camera, device).bundle(start, end)
+
+
+def uses_kernel(cameras: Cameras, device: torch.device, implementation: str) -> bool:
+    """Whether the kernels generate the rays of such cameras there; what is decided is said once.
+
+    Raises:
+        ValueError: for a name that is not an implementation.
+        RuntimeError: if implementation is "triton" and that cannot run on the device; the message says what it needs.
+    """
+    if implementation not in ("auto", "triton", "torch"):
+        raise ValueError(f"implementation={implementation!r} is unknown: choose 'auto', 'torch' or 'triton'.")
+    if implementation == "torch" or (implementation == "auto" and device.type != "cuda"):
+        return False
+    reason = why_unavailable(device)
+    if reason is not None and implementation == "triton":
+        raise RuntimeError(f"implementation='triton' cannot run: {reason}")
+    if reason is None and not _has_kernel_types(cameras):
+        reason = "The kernels know perspective and fisheye cameras only."
+    if reason is not None:
+        _announce(reason)
+    return reason is None
+
+
+@lru_cache(maxsize=16)
+def _announce(reason: str) -> None:
+    CONSOLE.log(f"Rays are generated by Nerfstudio, more slowly: {reason}", highlight=False)
+
+
+def _has_kernel_types(cameras: Cameras) -> bool:
+    return bool(torch.isin(cameras.camera_type, cameras.camera_type.new_tensor(KERNEL_TYPES)).all())
+
+
+def pack(cameras: Cameras) -> Float[Tensor, "cameras 24"]:
+    """Cameras of shape ``[cameras]`` as the kernels read them, on the cameras' device."""
+    return kernels.pack_cameras(
+        cameras.camera_to_worlds.float(),
+        torch.cat([cameras.fx, cameras.fy], dim=-1).float(),
+        torch.cat([cameras.cx, cameras.cy], dim=-1).float(),
+        cameras.distortion_params,
+        cameras.camera_type[:, 0] == CameraType.FISHEYE.value,
+    )
+
+
+def to_bundle(rays: CameraRays, cameras: Cameras, camera_indices: Int[Tensor, "rays 1"]) -> RayBundle:
+    """Nerfstudio's form of the rays, with the cameras' times and metadata."""
+    number = camera_indices[:, 0]
+    metadata: Dict[str, Any] = {
+        key: value[number] if isinstance(value, Tensor) else value for key, value in (cameras.metadata or {}).items()
+    }
+    return RayBundle(
+        origins=rays.origins,
+        directions=rays.directions,
+        pixel_area=rays.pixel_area,
+        camera_indices=camera_indices,
+        times=None if cameras.times is None else cameras.times[number],
+        metadata={**metadata, "directions_norm": rays.directions_norm},
+    )
+
+
+def _send(value: Tensor, device: torch.device) -> Tensor:
+    """On the device without waiting for it: from pinned memory, which torch keeps until it has been read."""
+    if device.type == "cuda" and value.device.type == "cpu":
+        return value.pin_memory().to(device, non_blocking=True)
+    return value.to(device)

@@ -1,0 +1,80 @@
+"""Pictures rendered chunk by chunk, in chunks as large as the device's free memory takes."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from typing import Callable, Dict, List
+
+import torch
+from torch import Tensor, nn
+
+from nerfstudio.cameras.rays import RayBundle
+
+KERNEL_BYTES_PER_RAY = 32_768
+"""What a ray of the paper's sizes needs while the kernels render it, with a margin of two."""
+TORCH_BYTES_PER_RAY = 524_288
+"""The same for the torch twins, which hold every sample's corners of a level."""
+CPU_BYTES = 2**31
+"""Memory that a picture may take on a CPU."""
+MIN_CHUNK = 256
+"""Fewer rays at once would not help: what does not fit then is the model itself."""
+
+
+class ChunkLimit:
+    """The most rays that fitted at once so far; halved whenever they do not."""
+
+    def __init__(self) -> None:
+        self.rays = 2**30
+
+    def halve(self, rays: int) -> None:
+        """Remembers that ``rays`` were too many."""
+        self.rays = max(rays // 2, MIN_CHUNK)
+
+
+def rays_that_fit(device: torch.device, uses_kernels: bool) -> int:
+    """Rays for which the device has memory, by its free memory now."""
+    if device.type == "cuda":
+        free, _ = torch.cuda.mem_get_info(device)
+        # What torch holds in reserve is free for us too.
+        free += torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
+    else:
+        free = CPU_BYTES
+    return max(free // (KERNEL_BYTES_PER_RAY if uses_kernels else TORCH_BYTES_PER_RAY), MIN_CHUNK)
+
+
+def render_in_chunks(
+    model: nn.Module,
+    bundle: Callable[[int, int], RayBundle],
+    num_rays: int,
+    most: int,
+    limit: ChunkLimit,
+) -> Dict[str, Tensor]:
+    """Outputs ``[num_rays, channels]`` of rays that are generated as they are needed.
+
+    Args:
+        model: from a flat bundle to outputs ``[rays, channels]``; has ``device`` and ``uses_kernels``.
+        bundle: the rays from the first number up to the second.
+        num_rays: of the picture.
+        most: rays at once.
+        limit: what is known of the device; learns from running out of memory.
+    Raises:
+        torch.cuda.OutOfMemoryError: if not even the smallest chunk fits.
+    """
+    chunk = min(most, limit.rays, rays_that_fit(model.device, model.uses_kernels))
+    parts: Dict[str, List[Tensor]] = defaultdict(list)
+    start = 0
+    while start < num_rays:
+        try:
+            outputs = model(bundle(start, min(start + chunk, num_rays)))
+        except torch.cuda.OutOfMemoryError:
+            if chunk <= MIN_CHUNK:
+                raise
+            limit.halve(chunk)
+            chunk = min(chunk, limit.rays)
+            torch.cuda.empty_cache()
+            continue
+        for name, output in outputs.items():
+            if isinstance(output, Tensor):
+                parts[name].append(output)
+        start += chunk
+    return {name: tensors[0] if len(tensors) == 1 else torch.cat(tensors) for name, tensors in parts.items()}
