@@ -14,7 +14,9 @@ from nerfstudio.configs.base_config import PrintableConfig
 from nerfstudio.utils.rich_utils import CONSOLE
 
 from zipnerf_ns.functional import hash_grid
-from zipnerf_ns.functional.hash_grid import HashGrid, Prefilter, make_hash_grid, mean_square_per_level
+from zipnerf_ns.functional.hash_grid import HashGrid, Prefilter, make_hash_grid
+from zipnerf_ns.functional.table_state import TableState
+from zipnerf_ns.kernels import adam as triton_adam
 from zipnerf_ns.kernels import hash_encode as triton_hash_encode
 
 TABLE_GAIN = 10.0
@@ -85,24 +87,19 @@ class AntiAliasedHashEncoding(nn.Module):
         self.register_buffer("bandwidths", None if bandwidths is None else torch.tensor(bandwidths), persistent=False)
         table = torch.empty(self.grid.num_entries, self.grid.features_per_level)
         self.hash_table = nn.Parameter(table.uniform_(-1.0, 1.0) * (FEATURE_INIT / TABLE_GAIN))
-        self._mean_square: Optional[Tuple[Tuple[bool, int, int], Tensor]] = None
+        self.table_state = TableState(self.grid).attach(self.hash_table)
 
     def get_out_dim(self) -> int:
         """Features and weight features of all levels."""
         return len(self.grid.levels) * (self.grid.features_per_level + 1)
 
     def mean_square(self) -> Float[Tensor, "levels"]:
-        """Mean squared table value of each level, without gradient.
-
-        In training that of the latest forward pass; at evaluation computed once and kept while the table stays.
-        """
-        # The version alone would not do: fused optimisers write into a parameter without counting it up.
-        key = (self.training, self.hash_table.data_ptr(), self.hash_table._version)
-        cached = self._mean_square
-        if cached is None or cached[0] != key or cached[1].device != self.hash_table.device:
-            cached = (key, mean_square_per_level(self.hash_table.detach(), self.grid))
-            self._mean_square = cached
-        return cached[1]
+        """Mean squared table value of each level, without gradient: as the optimiser left it, or computed anew."""
+        state = self.table_state.attach(self.hash_table)
+        if not state.is_current(self.hash_table):
+            encode = resolve_implementation(self.implementation, self.hash_table.device)
+            state.refresh(self.hash_table, None if encode is hash_grid.hash_encode else triton_adam.summarise)
+        return state.mean_square
 
     def forward(
         self,
@@ -117,8 +114,6 @@ class AntiAliasedHashEncoding(nn.Module):
             stds: units of the cube's side.
             num_active: levels in use, from the coarsest (progressive training); all if not given.
         """
-        if self.training:
-            self._mean_square = None
         encode = resolve_implementation(self.implementation, self.hash_table.device)
         per_level, weights = encode(
             self.hash_table, positions, stds, self.grid, self.prefilter, self.bandwidths, num_active

@@ -26,6 +26,7 @@ from zipnerf_ns.encoding import (
 )
 from zipnerf_ns.field import FieldOutput, Precision, ZipNerfDensityField, ZipNerfField, parameter_groups
 from zipnerf_ns.functional.hash_grid import Prefilter
+from zipnerf_ns.functional.table_state import decay_coefficients
 from zipnerf_ns.functional.volume import expected_distance, median_distance
 from zipnerf_ns.metrics import ImageMetrics, psnr
 from zipnerf_ns.monitor import CollisionMonitor
@@ -226,16 +227,7 @@ class ZipNerfModel(Model):
             side = float((self.scene_box.aabb[1] - self.scene_box.aabb[0]).mean())
             bandwidths = (0.5 / side,) * grid.num_levels
         encoding = AntiAliasedHashEncoding(grid, config.prefilter, config.implementation, bandwidths)
-        # The gradient of 0.5 * mult * mean(level^2), for the optimiser to add.
-        encoding.hash_table.row_decay = [
-            (
-                level.offset,
-                level.size,
-                config.hash_decay_mult / (level.size * encoding.grid.features_per_level),
-            )
-            for level in encoding.grid.levels
-            if config.hash_decay_mult > 0.0
-        ]
+        encoding.table_state.decay = decay_coefficients(encoding.grid, config.hash_decay_mult)
         return encoding
 
     def get_param_groups(self) -> Dict[str, List[nn.Parameter]]:
