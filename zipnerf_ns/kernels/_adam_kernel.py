@@ -165,16 +165,18 @@ def _launch(
     device = updates[0].table.device
     reduction = _reduction(tuple(update.state.grid for update in updates), device)
     sums = torch.empty(reduction.first_chunks[-1], device=device)
-    means = torch.empty(len(reduction.sizes), device=device)
-    for update, half, step, first in zip(updates, halves, steps, reduction.first_chunks[:-1], strict=True):
+    num_levels = sum(reduction.num_levels)
+    means = torch.empty(num_levels, device=device)
+    bounds = zip(reduction.first_chunks[:-1], reduction.first_chunks[1:], strict=True)
+    for update, half, step, (first, end) in zip(updates, halves, steps, bounds, strict=True):
         work, alignment = _chunks(update.state.grid, device)
         table = update.table
-        adam_kernel[(len(work),)](
+        adam_kernel[(end - first,)](
             table, update.grad.contiguous(), update.exp_avg, update.exp_avg_sq, table if half is None else half,
             work, _decays(update.state.decay, device), sums, first, *(step or Step()), HALF_SCALE,
             UPDATE=step is not None, HALF=half is not None, ALIGNMENT=alignment, CHUNK=CHUNK, num_warps=NUM_WARPS,
         )  # fmt: skip
-    mean_square_kernel[(len(means),)](sums, reduction.spans, reduction.sizes, means, BLOCK=SUM_BLOCK)
+    mean_square_kernel[(num_levels,)](sums, reduction.spans, reduction.sizes, means, BLOCK=SUM_BLOCK)
     return means.split(reduction.num_levels)
 
 
