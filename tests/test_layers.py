@@ -20,7 +20,7 @@ LAYERS: tuple[frozenset[str], ...] = (
     frozenset({"trainer", "datamanager"}),
     frozenset({"model", "optimizers", "progress"}),
     frozenset({"metrics", "monitor", "pictures"}),
-    frozenset({"sampler", "losses", "field"}),
+    frozenset({"sampler", "losses", "field", "tcnn_encoding"}),
     frozenset({"encoding"}),
     frozenset({"kernels"}),
     frozenset({"functional", "checks", "scene_hints"}),

@@ -79,15 +79,19 @@ class AntiAliasedHashEncoding(nn.Module):
         bandwidths: Optional[Tuple[float, ...]] = None,
     ) -> None:
         super().__init__()
-        self.grid = config.make()
+        self.grid, self.hash_table = self._make_table(config)
+        self.table_state = TableState(self.grid).attach(self.hash_table)
         self.prefilter: Prefilter = prefilter
         self.implementation = implementation
         if bandwidths is not None and len(bandwidths) != len(self.grid.levels):
             raise ValueError(f"{len(bandwidths)} bandwidths were given for {len(self.grid.levels)} levels.")
         self.register_buffer("bandwidths", None if bandwidths is None else torch.tensor(bandwidths), persistent=False)
-        table = torch.empty(self.grid.num_entries, self.grid.features_per_level)
-        self.hash_table = nn.Parameter(table.uniform_(-1.0, 1.0) * (FEATURE_INIT / TABLE_GAIN))
-        self.table_state = TableState(self.grid).attach(self.hash_table)
+
+    def _make_table(self, config: HashGridConfig) -> Tuple[HashGrid, nn.Parameter]:
+        """The grid of a configuration, and its table with initial values."""
+        grid = config.make()
+        table = torch.empty(grid.num_entries, grid.features_per_level)
+        return grid, nn.Parameter(table.uniform_(-1.0, 1.0) * (FEATURE_INIT / TABLE_GAIN))
 
     def get_out_dim(self) -> int:
         """Features and weight features of all levels."""
