@@ -20,7 +20,7 @@ LAYERS: tuple[frozenset[str], ...] = (
     frozenset({"trainer", "datamanager"}),
     frozenset({"model", "optimizers", "progress"}),
     frozenset({"metrics", "monitor", "pictures", "rendering"}),
-    frozenset({"sampler", "losses", "field"}),
+    frozenset({"sampler", "losses", "field", "tcnn_encoding"}),
     frozenset({"encoding", "camera_rays"}),
     frozenset({"implementation"}),
     frozenset({"kernels", "rays", "pixel_store", "messages"}),

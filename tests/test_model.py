@@ -126,11 +126,12 @@ def test_the_decay_that_the_optimiser_adds_is_the_gradient_of_the_reported_one()
         decay = 0.7 * 0.5 * sum(table[lv.offset : lv.offset + lv.size].square().mean() for lv in levels)
         (expected,) = torch.autograd.grad(decay, table)
         found = torch.zeros_like(table)
-        for offset, size, coefficient in table.row_decay:
-            found[offset : offset + size] += coefficient * table.detach()[offset : offset + size]
+        for level, coefficient in zip(levels, table.table_state.decay, strict=True):
+            rows = slice(level.offset, level.offset + level.size)
+            found[rows] += coefficient * table.detach()[rows]
         torch.testing.assert_close(found, expected)
     undecayed = make_model(tiny_config(hash_decay_mult=0.0)).get_param_groups()["hash_tables"]
-    assert not any(table.row_decay for table in undecayed)
+    assert not any(any(table.table_state.decay) for table in undecayed)
 
 
 def test_lagging_proposals_catch_up():

@@ -11,8 +11,9 @@ from torch import Tensor, nn
 
 from nerfstudio.configs.base_config import PrintableConfig
 
-from zipnerf_ns.functional.cones import Cones, Lookup
-from zipnerf_ns.functional.hash_grid import HashGrid, Prefilter, make_hash_grid, mean_square_per_level
+from zipnerf_ns.functional.cones import Cones, HalfTable, Lookup
+from zipnerf_ns.functional.hash_grid import HashGrid, Prefilter, make_hash_grid
+from zipnerf_ns.functional.table_state import HALF_SCALE, TableState
 from zipnerf_ns.implementation import Ops
 
 TABLE_GAIN = 10.0
@@ -60,31 +61,30 @@ class AntiAliasedHashEncoding(nn.Module):
         bandwidths: Optional[Tuple[float, ...]] = None,
     ) -> None:
         super().__init__()
-        self.grid = config.make()
+        self.grid, self.hash_table = self._make_table(config)
+        self.table_state = TableState(self.grid).attach(self.hash_table)
         self.prefilter: Prefilter = prefilter
         if bandwidths is not None and len(bandwidths) != len(self.grid.levels):
             raise ValueError(f"{len(bandwidths)} bandwidths were given for {len(self.grid.levels)} levels.")
         self.register_buffer("bandwidths", None if bandwidths is None else torch.tensor(bandwidths), persistent=False)
-        table = torch.empty(self.grid.num_entries, self.grid.features_per_level)
-        self.hash_table = nn.Parameter(table.uniform_(-1.0, 1.0) * (FEATURE_INIT / TABLE_GAIN))
-        self._mean_square: Optional[Tuple[Tuple[bool, int, int], Tensor]] = None
+
+    def _make_table(self, config: HashGridConfig) -> Tuple[HashGrid, nn.Parameter]:
+        """The grid of a configuration, and its table with initial values."""
+        grid = config.make()
+        table = torch.empty(grid.num_entries, grid.features_per_level)
+        return grid, nn.Parameter(table.uniform_(-1.0, 1.0) * (FEATURE_INIT / TABLE_GAIN))
 
     def get_out_dim(self) -> int:
         """Features and weight features of all levels."""
         return len(self.grid.levels) * (self.grid.features_per_level + 1)
 
-    def mean_square(self) -> Float[Tensor, "levels"]:
-        """Mean squared table value of each level, without gradient.
-
-        In training that of the latest forward pass; at evaluation computed once and kept while the table stays.
-        """
-        # The version alone would not do: fused optimisers write into a parameter without counting it up.
-        key = (self.training, self.hash_table.data_ptr(), self.hash_table._version)
-        cached = self._mean_square
-        if cached is None or cached[0] != key or cached[1].device != self.hash_table.device:
-            cached = (key, mean_square_per_level(self.hash_table.detach(), self.grid))
-            self._mean_square = cached
-        return cached[1]
+    def summary(self, ops: Ops) -> TableState:
+        """The mean squares of the table's levels and its copy in half precision: as the optimiser left them, or anew."""
+        state = self.table_state.attach(self.hash_table)
+        state.wants_half = ops.reads_half(self.grid.features_per_level) and self.hash_table.device.type == "cuda"
+        if not state.is_current(self.hash_table):
+            state.refresh(self.hash_table, ops.summarise)
+        return state
 
     def forward(
         self, cones: Cones, ops: Ops, num_active: Optional[int] = None, dtype: torch.dtype = torch.float32
@@ -97,12 +97,13 @@ class AntiAliasedHashEncoding(nn.Module):
             num_active: levels in use, from the coarsest (progressive training); all if not given.
             dtype: of the channels.
         """
-        if self.training:
-            self._mean_square = None
         # Tells the MLP how much to trust each level, in the scale of that level's features (Zip-NeRF, section 2).
-        scales = torch.sqrt(FEATURE_INIT**2 + TABLE_GAIN**2 * self.mean_square())
+        state = self.summary(ops)
+        scales = torch.sqrt(FEATURE_INIT**2 + TABLE_GAIN**2 * state.mean_square)
         lookup = Lookup(self.grid, self.prefilter, TABLE_GAIN, self.bandwidths, num_active, dtype)
-        return ops.cone_encode(self.hash_table, cones, scales, lookup)
+        # Half precision for half precision: whoever asks for float32 channels gets float32 values.
+        half = None if state.half is None or dtype == torch.float32 else HalfTable(state.half, HALF_SCALE)
+        return ops.cone_encode(self.hash_table, cones, scales, lookup, half)
 
     def per_level(self, channels: Float[Tensor, "intervals channels"]) -> Float[Tensor, "intervals levels features"]:
         """The features among the channels, by level: a view."""

@@ -9,11 +9,13 @@ import torch
 
 from nerfstudio.utils.rich_utils import CONSOLE
 
-from zipnerf_ns.functional import cones, mlp, ray_march
+from zipnerf_ns.functional import cones, mlp, ray_march, table_state
+from zipnerf_ns.kernels import adam as adam_kernels
 from zipnerf_ns.kernels import cone_encode as cone_kernels
 from zipnerf_ns.kernels import hash_encode as hash_kernels
 from zipnerf_ns.kernels import mlp as mlp_kernels
 from zipnerf_ns.kernels import ray_march as ray_kernels
+from zipnerf_ns.kernels.tuning import default_tuning
 
 Implementation = Literal["auto", "triton", "torch"]
 
@@ -43,17 +45,22 @@ class Ops(NamedTuple):
     """``functional.ray_march.distortion``."""
     median_and_mean_distance: Callable[..., Any]
     """``functional.ray_march.median_and_mean_distance``."""
+    summarise: Callable[..., Any]
+    """``functional.table_state.summarise``."""
+    reads_half: Callable[[int], bool]
+    """Whether a half-precision copy of a table with so many features a level is worth keeping."""
 
 
 TORCH_OPS = Ops(
     "torch", cones.cone_encode, mlp.density_mlp, mlp.radiance_mlp, mlp.spherical_harmonics, ray_march.draw_intervals,
     ray_march.density_to_weights, ray_march.render, ray_march.interlevel, ray_march.distortion,
-    ray_march.median_and_mean_distance,
+    ray_march.median_and_mean_distance, table_state.summarise, lambda _: False,
 )  # fmt: skip
 TRITON_OPS = Ops(
     "triton", cone_kernels.cone_encode, mlp_kernels.density_mlp, mlp_kernels.radiance_mlp,
     mlp_kernels.spherical_harmonics, ray_kernels.draw_intervals, ray_kernels.density_to_weights, ray_kernels.render,
-    ray_kernels.interlevel, ray_kernels.distortion, ray_kernels.median_and_mean_distance,
+    ray_kernels.interlevel, ray_kernels.distortion, ray_kernels.median_and_mean_distance, adam_kernels.summarise,
+    lambda features: default_tuning(features).half_table,
 )  # fmt: skip
 
 

@@ -24,6 +24,7 @@ from zipnerf_ns.checks import InputError, check_state_dict, check_table_memory
 from zipnerf_ns.encoding import AntiAliasedHashEncoding, HashGridConfig
 from zipnerf_ns.field import Precision, Radiance, ZipNerfDensityField, ZipNerfField, parameter_groups
 from zipnerf_ns.functional.hash_grid import Prefilter
+from zipnerf_ns.functional.table_state import decay_coefficients
 from zipnerf_ns.implementation import Implementation, Ops, resolve_ops
 from zipnerf_ns.metrics import ImageMetrics, psnr
 from zipnerf_ns.monitor import CollisionMonitor
@@ -227,16 +228,7 @@ class ZipNerfModel(Model):
             side = float((self.scene_box.aabb[1] - self.scene_box.aabb[0]).mean())
             bandwidths = (0.5 / side,) * grid.num_levels
         encoding = AntiAliasedHashEncoding(grid, config.prefilter, bandwidths)
-        # The gradient of 0.5 * mult * mean(level^2), for the optimiser to add.
-        encoding.hash_table.row_decay = [
-            (
-                level.offset,
-                level.size,
-                config.hash_decay_mult / (level.size * encoding.grid.features_per_level),
-            )
-            for level in encoding.grid.levels
-            if config.hash_decay_mult > 0.0
-        ]
+        encoding.table_state.decay = decay_coefficients(encoding.grid, config.hash_decay_mult)
         return encoding
 
     @property
@@ -371,7 +363,7 @@ class ZipNerfModel(Model):
             loss_dict["level_consistency_loss"] = config.level_consistency_mult * consistency
         if config.hash_decay_mult > 0.0:
             fields = [*self.proposal_networks, self.field]
-            decay = losses.hash_decay([network.encoding.mean_square() for network in fields])
+            decay = losses.hash_decay([network.encoding.summary(ops).mean_square for network in fields])
             loss_dict["hash_decay"] = config.hash_decay_mult * decay
         return loss_dict
 

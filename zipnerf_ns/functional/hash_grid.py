@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import Any, Literal, Optional, Sequence, Tuple
+from typing import Any, Literal, Optional, Sequence, Tuple, Union
 
 import torch
 from jaxtyping import Float, Int
@@ -89,7 +89,7 @@ def make_hash_grid(
 
 def prefilter_weights(
     stds: Float[Tensor, "intervals samples"],
-    resolutions: Sequence[int],
+    resolutions: Union[Sequence[int], Float[Tensor, "levels"]],
     prefilter: Prefilter,
     bandwidths: Optional[Float[Tensor, "levels"]] = None,
 ) -> Float[Tensor, "intervals samples levels"]:
@@ -104,7 +104,7 @@ def prefilter_weights(
         resolutions: cells a side of each level.
         bandwidths: lambda of each level, for ``ipe``; ones if not given.
     """
-    n = torch.tensor(resolutions, device=stds.device, dtype=stds.dtype)
+    n = torch.as_tensor(resolutions, device=stds.device, dtype=stds.dtype)
     cells = stds[..., None] * n
     if prefilter == "multisample":
         # 1/(sqrt8 * 1e-3) is far inside erf's saturation; the floor keeps 1/0 and its gradient finite.
