@@ -70,10 +70,11 @@ class DensityMlp(torch.autograd.Function):
         features, density, *layer = ctx.saved_tensors
         v_features = _channel_major(features) if ctx.needs_input_grad[0] else None
         with torch.cuda.device_of(features):
-            gradients = launches().density_backward(
+            sums = launches().density_backward(
                 features, launches().HiddenLayer(*layer), density, v_density.contiguous(), None, v_features,
                 ctx.dtype, ctx.tuning,
             )  # fmt: skip
+        gradients = launches().density_gradients(sums, len(layer[1]), features.shape[1])
         return v_features, None, None, None, *gradients
 
 
@@ -160,12 +161,12 @@ def _radiance_backward(
     v_layers, v_hidden, v_colors = launches().radiance_backward(
         forward.saved, forward.weights, forward.rgb, v_rgb, shape, options.padding, options.tuning
     )
-    v_layer = launches().density_backward(
+    v_density_network = launches().density_backward(
         forward.features, forward.layer, forward.density, v_density, v_hidden, v_features, options.dtype, options.tuning
     )
     if v_view is not None:
         v_view.copy_(_v_view(v_layers, forward.weights, len(v_layers) // len(v_view), shape))
-    return [*v_layer, v_colors, *_layer_gradients(v_layers, forward.saved.units, shape)]
+    return [v_density_network, v_colors, *_layer_gradients(v_layers, forward.saved.units, shape)]
 
 
 def _channel_major(features: Float[Tensor, "rows channels"]) -> Float[Tensor, "rows channels"]:
@@ -215,8 +216,11 @@ def _v_view(v_layers: Tensor, weights: Tensor, samples: int, shape: Any) -> Floa
 
 def _parameter_gradients(sums: list[Tensor], shape: Any) -> tuple[Tensor, ...]:
     """The gradients of the flat tuple of parameters from sums over all rows."""
-    _, hidden, view, width, _ = shape
-    v_hidden, v_hidden_bias, v_density, v_density_bias, v_colors, v_first, *v_middle, v_last = sums
+    channels, hidden, view, width, _ = shape
+    v_density_network, v_colors, v_first, *v_middle, v_last = sums
+    v_hidden, v_hidden_bias, v_density, v_density_bias = launches().density_gradients(
+        v_density_network, hidden, channels
+    )
     first, first_view, first_ones = v_first.split([hidden, view, view], dim=1)
     last, last_hidden, last_view, last_ones = v_last.split([width, hidden, view, view], dim=1)
     middle = [v[:, view:] for v in v_middle]

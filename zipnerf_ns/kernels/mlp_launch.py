@@ -99,8 +99,8 @@ def density_backward(
     v_features: Optional[Tensor],
     dtype: torch.dtype,
     tuning: DensityTuning | RadianceTuning,
-) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Fills ``v_features`` where given, and returns the gradients of w_hidden, b_hidden, w_density and b_density.
+) -> Tensor:
+    """Fills ``v_features`` where given, and returns the parameters' gradients as :func:`density_gradients` reads them.
 
     ``v_hidden`` is what others ask of the hidden layer.
     """
@@ -118,7 +118,12 @@ def density_backward(
             HAS_HIDDEN=v_hidden is not None, WRITES_FEATURES=v_features is not None,
             BLOCK=launch.block, num_warps=launch.num_warps, num_stages=launch.num_stages,
         )  # fmt: skip
-    sums = partials.sum(dim=0)
+    return partials.sum(dim=0)
+
+
+def density_gradients(sums: Tensor, hidden: int, channels: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Gradients of w_hidden, b_hidden, w_density and b_density from what :func:`density_backward` returned."""
+    padded = _padded(channels)
     v_weights, v_bias, v_head, v_head_bias = sums.split([hidden * padded, hidden, hidden, 1])
     return v_weights.view(hidden, padded)[:, :channels], v_bias, v_head[None], v_head_bias
 
