@@ -20,7 +20,7 @@ from zipnerf_ns.functional.linspline import blurred_resample
 @torch.no_grad()
 def draw_intervals(
     sdist: Optional[Float[Tensor, "rays edges"]],
-    weights: Optional[Float[Tensor, "rays edges-1"]],
+    weights: Optional[Float[Tensor, "rays bins"]],
     num_samples: int,
     jitter: Optional[Float[Tensor, "rays 1"]],
     anneal: float,

@@ -5,10 +5,11 @@ lower one is an operand of the upper one's product as soon as it is known. So on
 the weights of a chunk are on their way while the chunk before is worked on. The last layer goes into the colour in the
 same way where it has no partner. The backward kernel goes the same way down. Layers are numbered from 1.
 
-``saved`` is what the gradients need of a forward pass, one row of SAVED values per row: layers 1 to LAYERS - 1, the
-hidden layer, view, and a one padded with zeros to VIEW values, then layer LAYERS. In this order a layer, hidden layer,
-view and one are neighbours, and one matrix product gives the gradients of all that feeds the last layer, its biases
-included.
+``saved`` is what the weights' gradients need of a forward pass, a row of values per row: layer LAYERS - 1, the hidden
+layer, view and a one; layers 1 to LAYERS - 2 with a one before each, of which the first is that beside view; and layer
+LAYERS. A one is padded with zeros to VIEW values. In this order whatever feeds a layer is neighbours, and one matrix
+product gives the gradients of its weights and biases. ``signs`` is what the cotangents need of layers 1 to LAYERS - 1:
+which units are active, a bit each, instead of reading all of ``saved`` once more.
 
 ``weights`` is one vector: the first layer's [WIDTH, HIDDEN] and [WIDTH, VIEW], the [WIDTH, WIDTH] matrices of layers 2
 to LAYERS, the last layer's [WIDTH, HIDDEN] and [WIDTH, VIEW], colour [3, WIDTH], hidden layer [HIDDEN, CHANNELS].
@@ -31,13 +32,15 @@ from zipnerf_ns.kernels._density_mlp_kernels import (
 
 COLORS = tl.constexpr(16)
 """Columns of a product that gives the three colours: the fewest that tensor cores take."""
+WORD = tl.constexpr(32)
+"""Units whose signs share an integer."""
 
 
 @triton.jit
 @no_type_check
 def _matrix(base, rows, ROW: tl.constexpr, first_column, COLUMNS: tl.constexpr):
     """COLUMNS columns of some rows of a matrix with rows of ROW values."""
-    return tl.load(base + rows[:, None] * ROW + (first_column + tl.arange(0, COLUMNS))[None, :])
+    return tl.load(base + rows[:, None] * ROW + (tl.arange(0, COLUMNS) + first_column)[None, :])
 
 
 @triton.jit
@@ -105,12 +108,16 @@ def _saved_layer(
     saved, LAYER: tl.constexpr, LAYERS: tl.constexpr, WIDTH: tl.constexpr, HIDDEN: tl.constexpr, VIEW: tl.constexpr
 ):
     """Where a layer begins in a row of ``saved``; layer 0 is the hidden one."""
-    if LAYER == 0:
-        layer = saved + (LAYERS - 1) * WIDTH
+    if LAYER == LAYERS - 1:
+        layer = saved
+    elif LAYER == 0:
+        layer = saved + WIDTH
+    elif LAYER == LAYERS and LAYERS > 2:
+        layer = saved + (WIDTH + HIDDEN + VIEW + (LAYERS - 2) * (VIEW + WIDTH))
     elif LAYER == LAYERS:
-        layer = saved + ((LAYERS - 1) * WIDTH + HIDDEN + 2 * VIEW)
+        layer = saved + (WIDTH + HIDDEN + 2 * VIEW)
     else:
-        layer = saved + (LAYER - 1) * WIDTH
+        layer = saved + (WIDTH + HIDDEN + VIEW + (LAYER - 1) * (VIEW + WIDTH) + VIEW)
     return layer
 
 
@@ -118,7 +125,26 @@ def _saved_layer(
 @no_type_check
 def _block(base, lines, first_column, ROW: tl.constexpr, COLUMNS: tl.constexpr):
     """Pointers to COLUMNS values of a block's lines, each of ROW values."""
-    return base + (lines[:, None] * ROW + (first_column + tl.arange(0, COLUMNS))[None, :])
+    return base + (lines[:, None] * ROW + (tl.arange(0, COLUMNS) + first_column)[None, :])
+
+
+@triton.jit
+@no_type_check
+def _store_signs(signs, units, lines, here, first_column, ROW: tl.constexpr, COLUMNS: tl.constexpr):
+    """Stores which of COLUMNS units are active, 32 of them in an integer; a row of ``signs`` has ROW units."""
+    bit = (tl.full([COLUMNS], 1, tl.int32) << (tl.arange(0, COLUMNS) % WORD))[None, :]
+    bits = tl.where(units.to(tl.float32) > 0.0, bit, 0)
+    words = tl.sum(tl.reshape(bits, [units.shape[0], COLUMNS // WORD, WORD]), axis=2)
+    tl.store(_block(signs, lines, first_column // WORD, ROW // WORD, COLUMNS // WORD), words, mask=here)
+
+
+@triton.jit
+@no_type_check
+def _load_signs(signs, lines, here, first_column, ROW: tl.constexpr, COLUMNS: tl.constexpr):
+    """Which of COLUMNS units are active."""
+    words = tl.load(_block(signs, lines, first_column // WORD, ROW // WORD, COLUMNS // WORD), mask=here, other=0)
+    bits = (words[:, :, None] >> tl.arange(0, WORD)[None, None, :]) & 1
+    return tl.reshape(bits, [lines.shape[0], COLUMNS]) != 0
 
 
 @triton.jit(do_not_specialize=["num_rows", "samples"])
@@ -131,6 +157,7 @@ def radiance_forward_kernel(
     density,
     rgb,
     saved,
+    signs,
     num_rows,
     samples,
     row_stride,
@@ -149,7 +176,7 @@ def radiance_forward_kernel(
     CHUNK: tl.constexpr,
 ):
     """Density and colour of BLOCK rows; row i is seen along ray i // samples."""
-    SAVED: tl.constexpr = LAYERS * WIDTH + HIDDEN + 2 * VIEW
+    SAVED: tl.constexpr = LAYERS * WIDTH + HIDDEN + VIEW + VIEW * (1 if LAYERS == 2 else LAYERS - 2)
     lines, units, everything = tl.arange(0, BLOCK), tl.arange(0, HIDDEN), tl.arange(0, WIDTH)
     first = tl.program_id(0).to(tl.int64) * BLOCK
     mask = lines < num_rows - first
@@ -166,12 +193,16 @@ def radiance_forward_kernel(
     rays = (first + lines) // samples
     direction = tl.load(view + rays[:, None] * VIEW + tl.arange(0, VIEW)[None, :], mask=here, other=0.0).to(DTYPE)
     saved += first * SAVED
+    signs += first * ((LAYERS - 1) * WIDTH // WORD)
     if SAVES:
         layer_0 = _saved_layer(saved, 0, LAYERS, WIDTH, HIDDEN, VIEW)
         tl.store(_block(layer_0, lines, 0, SAVED, HIDDEN), hidden, mask=here)
         tl.store(_block(layer_0, lines, HIDDEN, SAVED, VIEW), direction, mask=here)
         one = tl.where((lines[:, None] >= 0) & (tl.arange(0, VIEW)[None, :] == 0), 1.0, 0.0)
         tl.store(_block(layer_0, lines, HIDDEN + VIEW, SAVED, VIEW), one.to(DTYPE), mask=here)
+        for layer in tl.static_range(2, LAYERS - 1):
+            beside = _saved_layer(saved, layer, LAYERS, WIDTH, HIDDEN, VIEW) - VIEW
+            tl.store(_block(beside, lines, 0, SAVED, VIEW), one.to(DTYPE), mask=here)
 
     below = hidden
     for layer in tl.static_range(1, LAYERS, 2):
@@ -181,6 +212,8 @@ def radiance_forward_kernel(
             if SAVES:
                 target = _saved_layer(saved, layer, LAYERS, WIDTH, HIDDEN, VIEW)
                 tl.store(_block(target, lines, start, SAVED, CHUNK), part, mask=here)
+                column = (layer - 1) * WIDTH + start
+                _store_signs(signs, part, lines, here, column, (LAYERS - 1) * WIDTH, CHUNK)
             square = _square(weights, layer + 1, WIDTH, HIDDEN, VIEW)
             acc = _times(part, _matrix(square, everything, WIDTH, start, CHUNK), acc)
         if layer + 1 == LAYERS:
@@ -191,6 +224,8 @@ def radiance_forward_kernel(
         if SAVES:
             target = _saved_layer(saved, layer + 1, LAYERS, WIDTH, HIDDEN, VIEW)
             tl.store(_block(target, lines, 0, SAVED, WIDTH), below, mask=here)
+            if layer + 1 < LAYERS:
+                _store_signs(signs, below, lines, here, layer * WIDTH, (LAYERS - 1) * WIDTH, WIDTH)
     raw = tl.zeros([BLOCK, COLORS], tl.float32)
     if LAYERS % 2 == 1:
         for start in range(0, WIDTH, CHUNK):
@@ -210,24 +245,19 @@ def radiance_forward_kernel(
 @triton.jit
 @no_type_check
 def _v_chunk(
-    above, weights, colors, saved_layer, lines, here, first,
-    LAYER: tl.constexpr, LAYERS: tl.constexpr, WIDTH: tl.constexpr, HIDDEN: tl.constexpr, VIEW: tl.constexpr,
-    SAVED: tl.constexpr, CHUNK: tl.constexpr,
+    above, weights, first, LAYER: tl.constexpr, WIDTH: tl.constexpr, HIDDEN: tl.constexpr, VIEW: tl.constexpr,
+    CHUNK: tl.constexpr,
 ):  # fmt: skip
-    """Cotangent of CHUNK units before their relu from the whole of what lies above them; and these units."""
-    if LAYER == LAYERS:
-        w = _colors(colors, first, WIDTH, CHUNK)
-    else:
-        w = _matrix(_square(weights, LAYER + 1, WIDTH, HIDDEN, VIEW), tl.arange(0, WIDTH), WIDTH, first, CHUNK)
-    v = multiply(above, w, tl.zeros([above.shape[0], CHUNK], tl.float32))
-    units = tl.load(_block(saved_layer, lines, first, SAVED, CHUNK), mask=here, other=0.0)
-    return tl.where(units.to(tl.float32) > 0.0, v, 0.0), units
+    """Cotangent of CHUNK units of a layer from those of the whole layer above it."""
+    w = _matrix(_square(weights, LAYER + 1, WIDTH, HIDDEN, VIEW), tl.arange(0, WIDTH), WIDTH, first, CHUNK)
+    return multiply(above, w, tl.zeros([above.shape[0], CHUNK], tl.float32))
 
 
 @triton.jit(do_not_specialize=["num_rows"])
 @no_type_check
 def radiance_backward_kernel(
     saved,
+    signs,
     weights,
     rgb,
     v_rgb,
@@ -246,60 +276,55 @@ def radiance_backward_kernel(
 ):
     """Cotangents of BLOCK rows' layers before their relu, of their hidden layer as far as colour asks, and some sums.
 
-    ``v_layers`` is [rows, LAYERS * WIDTH], layer by layer. ``partials`` is, per program, v_bias of the layers 2 to
-    LAYERS - 1, the colours' v_weights [WIDTH, 4] and their v_bias [4], with nothing in the fourth place.
+    ``v_layers`` is [rows, LAYERS * WIDTH], layer by layer. ``partials`` is, per program, the colours' v_weights
+    [WIDTH, 4] and their v_bias [4], with nothing in the fourth place.
     """
-    SAVED: tl.constexpr = LAYERS * WIDTH + HIDDEN + 2 * VIEW
-    SUMS: tl.constexpr = (LAYERS + 2) * WIDTH + 4
+    SAVED: tl.constexpr = LAYERS * WIDTH + HIDDEN + VIEW + VIEW * (1 if LAYERS == 2 else LAYERS - 2)
     lines, everything, color = tl.arange(0, BLOCK), tl.arange(0, WIDTH), tl.arange(0, COLORS)
     first = tl.program_id(0).to(tl.int64) * BLOCK
     here = (lines < num_rows - first)[:, None]
     saved += first * SAVED
+    signs += first * ((LAYERS - 1) * WIDTH // WORD)
     v_layers += first * (LAYERS * WIDTH)
-    partials += tl.program_id(0).to(tl.int64) * SUMS
+    partials += tl.program_id(0).to(tl.int64) * (4 * (WIDTH + 1))
     colors = _side(weights, LAYERS, WIDTH, HIDDEN, VIEW) + WIDTH * (HIDDEN + VIEW)
 
     place = first * 3 + (lines[:, None] * 3 + color[None, :])
     is_color = here & (color < 3)[None, :]
     s = (tl.load(rgb + place, mask=is_color, other=0.0) + padding) / (1.0 + 2.0 * padding)
     v_raw = tl.load(v_rgb + place, mask=is_color, other=0.0) * (1.0 + 2.0 * padding) * s * (1.0 - s)
-    tl.store(partials + ((LAYERS + 2) * WIDTH + color), tl.sum(v_raw, axis=0), mask=color < 4)
+    tl.store(partials + (4 * WIDTH + color), tl.sum(v_raw, axis=0), mask=color < 4)
     above = v_raw.to(DTYPE)
     v_raw = v_raw.to(DTYPE)
     v_0 = tl.zeros([BLOCK, HIDDEN], tl.float32)
     for layer in tl.static_range(LAYERS, 1, -2):
         acc = tl.zeros([BLOCK, WIDTH], tl.float32)
-        this = _saved_layer(saved, layer, LAYERS, WIDTH, HIDDEN, VIEW)
         for start in range(0, WIDTH, CHUNK):
-            v, units = _v_chunk(
-                above, weights, colors, this, lines, here, start, layer, LAYERS, WIDTH, HIDDEN, VIEW, SAVED, CHUNK
-            )
-            part = v.to(DTYPE)
             rows = start + tl.arange(0, CHUNK)
             if layer == LAYERS:
+                last = _saved_layer(saved, LAYERS, LAYERS, WIDTH, HIDDEN, VIEW)
+                units = tl.load(_block(last, lines, start, SAVED, CHUNK), mask=here, other=0.0)
+                v = multiply(above, _colors(colors, start, WIDTH, CHUNK), tl.zeros([BLOCK, CHUNK], tl.float32))
+                part = tl.where(units.to(tl.float32) > 0.0, v, 0.0).to(DTYPE)
                 v_0 = multiply(part, _matrix(_side(weights, LAYERS, WIDTH, HIDDEN, VIEW), rows, HIDDEN, 0, HIDDEN), v_0)
                 v_colors = multiply(tl.trans(units), v_raw, tl.zeros([CHUNK, COLORS], tl.float32))
-                sums = partials + (LAYERS - 2) * WIDTH + (rows[:, None] * 4 + color[None, :])
+                sums = partials + (rows[:, None] * 4 + color[None, :])
                 tl.store(sums, v_colors, mask=(color < 4)[None, :])
             else:
-                tl.store(partials + (layer - 2) * WIDTH + rows, tl.sum(part.to(tl.float32), axis=0))
+                active = _load_signs(signs, lines, here, (layer - 1) * WIDTH + start, (LAYERS - 1) * WIDTH, CHUNK)
+                v = _v_chunk(above, weights, start, layer, WIDTH, HIDDEN, VIEW, CHUNK)
+                part = tl.where(active, v, 0.0).to(DTYPE)
             tl.store(_block(v_layers + (layer - 1) * WIDTH, lines, start, LAYERS * WIDTH, CHUNK), part, mask=here)
             w = _matrix(_square(weights, layer, WIDTH, HIDDEN, VIEW), rows, WIDTH, 0, WIDTH)
             acc = multiply(part, w, acc)
-        lower = _saved_layer(saved, layer - 1, LAYERS, WIDTH, HIDDEN, VIEW)
-        units = tl.load(_block(lower, lines, 0, SAVED, WIDTH), mask=here, other=0.0)
-        acc = tl.where(units.to(tl.float32) > 0.0, acc, 0.0)
-        above = acc.to(DTYPE)
-        if layer > 2:
-            tl.store(partials + (layer - 3) * WIDTH + everything, tl.sum(above.to(tl.float32), axis=0))
+        are_active = _load_signs(signs, lines, here, (layer - 2) * WIDTH, (LAYERS - 1) * WIDTH, WIDTH)
+        above = tl.where(are_active, acc, 0.0).to(DTYPE)
         tl.store(_block(v_layers + (layer - 2) * WIDTH, lines, 0, LAYERS * WIDTH, WIDTH), above, mask=here)
     if LAYERS % 2 == 1:
-        this = _saved_layer(saved, 1, LAYERS, WIDTH, HIDDEN, VIEW)
         for start in range(0, WIDTH, CHUNK):
-            v, _ = _v_chunk(
-                above, weights, colors, this, lines, here, start, 1, LAYERS, WIDTH, HIDDEN, VIEW, SAVED, CHUNK
-            )
-            part = v.to(DTYPE)
+            active = _load_signs(signs, lines, here, start, (LAYERS - 1) * WIDTH, CHUNK)
+            v = _v_chunk(above, weights, start, 1, WIDTH, HIDDEN, VIEW, CHUNK)
+            part = tl.where(active, v, 0.0).to(DTYPE)
             tl.store(_block(v_layers, lines, start, LAYERS * WIDTH, CHUNK), part, mask=here)
             rows = start + tl.arange(0, CHUNK)
             v_0 = multiply(part, _matrix(weights, rows, HIDDEN, 0, HIDDEN), v_0)

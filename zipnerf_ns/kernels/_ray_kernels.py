@@ -159,7 +159,8 @@ def march_backward_kernel(
     """Cotangents of the densities, and with NEEDS_COLORS of the colours, from those of ``march_kernel``'s results.
 
     With x the optical depths, T the light that enters and v the cotangents of the weights,
-    dL/dx_i = v_i T_{i+1} - sum over j > i of v_j w_j.
+    dL/dx_i = v_i T_{i+1} - sum over j > i of v_j w_j. The accumulation is 1 - T_n, whose derivative T_n would be lost
+    among the rounding errors of such a difference.
     """
     rows, live = rows_of(rays, RAYS)
     lanes = tl.arange(0, N)[None, :]
@@ -172,8 +173,6 @@ def march_backward_kernel(
     v = tl.zeros([RAYS, N], tl.float32)
     if HAS_WEIGHTS:
         v += load_row(v_weights, rows, v_weights_stride, lanes, mask)
-    if HAS_ACCUMULATION:
-        v += tl.load(v_accumulation + rows * v_accumulation_stride, mask=seen, other=0.0).to(tl.float32)[:, None]
     if HAS_RGB:
         source = colors + (rows * color_ray)[:, None] + lanes.to(tl.int64) * color_interval
         target = v_colors + (rows * (intervals * 3))[:, None] + lanes * 3
@@ -187,6 +186,9 @@ def march_backward_kernel(
     # Shifted like the depths: what an opaque interval sends back must not round away what lies behind it.
     behind = shifted(tl.cumsum(v * weight, axis=1, reverse=True), lanes, 1, N)
     v_depth = v * tl.exp(-(before + depth)) - behind
+    if HAS_ACCUMULATION:
+        v_sum = tl.load(v_accumulation + rows * v_accumulation_stride, mask=seen, other=0.0).to(tl.float32)
+        v_depth += (v_sum * tl.exp(-tl.sum(depth, axis=1)))[:, None]
     tl.store(v_density + (rows * intervals)[:, None] + lanes, v_depth * length, mask=stored)
 
 

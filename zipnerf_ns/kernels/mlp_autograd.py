@@ -70,16 +70,17 @@ class DensityMlp(torch.autograd.Function):
         features, density, *layer = ctx.saved_tensors
         v_features = _channel_major(features) if ctx.needs_input_grad[0] else None
         with torch.cuda.device_of(features):
-            gradients = launches().density_backward(
+            sums = launches().density_backward(
                 features, launches().HiddenLayer(*layer), density, v_density.contiguous(), None, v_features,
                 ctx.dtype, ctx.tuning,
             )  # fmt: skip
+        gradients = launches().density_gradients(sums, len(layer[1]), features.shape[1])
         return v_features, None, None, None, *gradients
 
 
 def radiance_forward(
     features: Tensor, view: Tensor, parameters: tuple[Tensor, ...], options: Options, saves: bool
-) -> tuple[Tensor, Tensor, Optional[Tensor], Tensor, Tensor]:
+) -> tuple[Tensor, Tensor, Any, Tensor, Tensor]:
     """Density, colour, the layers if ``saves``, and the parameters as the kernels read them: matrices and vectors."""
     matrices = options.layers - 2 + NUM_OTHER_MATRICES
     weights = torch.cat([matrix.detach().reshape(-1) for matrix in parameters[:matrices]]).to(options.dtype)
@@ -99,7 +100,8 @@ class Forward(NamedTuple):
     features: Tensor
     density: Tensor
     rgb: Tensor
-    saved: Tensor
+    saved: Any
+    """mlp_launch.Saved."""
     weights: Tensor
     layer: Any
     """mlp_launch.HiddenLayer."""
@@ -113,7 +115,7 @@ class RadianceMlp(torch.autograd.Function):
         ctx: Any, features: Tensor, view: Tensor, options: Options, *parameters: Tensor
     ) -> tuple[Tensor, Tensor]:
         density, rgb, saved, weights, biases = radiance_forward(features, view, parameters, options, True)
-        ctx.save_for_backward(features, view, density, rgb, saved, weights, biases)
+        ctx.save_for_backward(features, view, density, rgb, *saved, weights, biases)
         ctx.options, ctx.shape = options, _shape(parameters, options.layers)
         ctx.sizes = [parameter.shape for parameter in parameters]
         return density, rgb
@@ -121,7 +123,7 @@ class RadianceMlp(torch.autograd.Function):
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, v_density: Tensor, v_rgb: Tensor) -> tuple[Optional[Tensor], ...]:
-        features, view, density, rgb, saved, weights, biases = ctx.saved_tensors
+        features, view, density, rgb, units, signs, weights, biases = ctx.saved_tensors
         shape, tuning, rows = ctx.shape, ctx.options.tuning, len(features)
         v_features = _channel_major(features) if ctx.needs_input_grad[0] else None
         v_view = torch.zeros_like(view) if ctx.needs_input_grad[1] else None
@@ -134,7 +136,8 @@ class RadianceMlp(torch.autograd.Function):
         for start in range(0, rows, at_a_time):
             part = slice(start, start + at_a_time)
             rays = None if v_view is None else v_view[start // samples : (start + at_a_time) // samples]
-            forward = Forward(features[part], density[part], rgb[part], saved[part], weights, layer)
+            saved = launches().Saved(units[part], signs[part])
+            forward = Forward(features[part], density[part], rgb[part], saved, weights, layer)
             v_part = None if v_features is None else v_features[part]
             with torch.cuda.device_of(features):
                 found = _radiance_backward(forward, v_density[part], v_rgb[part], v_part, rays, shape, ctx.options)
@@ -155,15 +158,15 @@ def _radiance_backward(
 
     The layers' cotangents, by far the largest tensors here, end with this function.
     """
-    v_layers, v_hidden, vectors = launches().radiance_backward(
+    v_layers, v_hidden, v_colors = launches().radiance_backward(
         forward.saved, forward.weights, forward.rgb, v_rgb, shape, options.padding, options.tuning
     )
-    v_layer = launches().density_backward(
+    v_density_network = launches().density_backward(
         forward.features, forward.layer, forward.density, v_density, v_hidden, v_features, options.dtype, options.tuning
     )
     if v_view is not None:
         v_view.copy_(_v_view(v_layers, forward.weights, len(v_layers) // len(v_view), shape))
-    return [*v_layer, vectors, *_layer_gradients(v_layers, forward.saved, shape)]
+    return [v_density_network, v_colors, *_layer_gradients(v_layers, forward.saved.units, shape)]
 
 
 def _channel_major(features: Float[Tensor, "rows channels"]) -> Float[Tensor, "rows channels"]:
@@ -191,17 +194,15 @@ def _transposed_product(a: Float[Tensor, "rows m"], b: Float[Tensor, "rows n"]) 
     return torch.mm(a.t().float(), b.float())
 
 
-def _layer_gradients(v_layers: Tensor, saved: Tensor, shape: Any) -> list[Float[Tensor, "width inputs"]]:
-    """Gradients of each colour layer's weights, as columns over what lies below it and beside the hidden layer.
-
-    The first layer's inputs are hidden layer, view and one; the middle ones' the layer below; the last one's all four.
-    """
-    width, layers, side = shape.width, shape.layers, (shape.layers - 1) * shape.width
-    v = v_layers.split(width, dim=1)
-    products = [_transposed_product(v[0], saved[:, side : side + shape.side])]
-    for k in range(1, layers - 1):
-        products.append(_transposed_product(v[k], saved[:, (k - 1) * width : k * width]))
-    return [*products, _transposed_product(v[-1], saved[:, side - width : side + shape.side])]
+def _layer_gradients(v_layers: Tensor, units: Tensor, shape: Any) -> list[Float[Tensor, "width inputs"]]:
+    """Gradients of each colour layer's weights, as columns over what feeds it; for the order see ``saved``."""
+    width, side, middle = shape.width, shape.side, shape.middle
+    first, *others, last = v_layers.split(width, dim=1)
+    products = [_transposed_product(first, units[:, width : width + side])]
+    for k, v in enumerate(others):
+        start = width + side - shape.view + k * middle
+        products.append(_transposed_product(v, units[:, start : start + middle]))
+    return [*products, _transposed_product(last, units[:, : width + side])]
 
 
 def _v_view(v_layers: Tensor, weights: Tensor, samples: int, shape: Any) -> Float[Tensor, "rays view"]:
@@ -215,11 +216,15 @@ def _v_view(v_layers: Tensor, weights: Tensor, samples: int, shape: Any) -> Floa
 
 def _parameter_gradients(sums: list[Tensor], shape: Any) -> tuple[Tensor, ...]:
     """The gradients of the flat tuple of parameters from sums over all rows."""
-    _, hidden, view, width, layers = shape
-    v_hidden, v_hidden_bias, v_density, v_density_bias, vectors, v_first, *v_middle, v_last = sums
+    channels, hidden, view, width, _ = shape
+    v_density_network, v_colors, v_first, *v_middle, v_last = sums
+    v_hidden, v_hidden_bias, v_density, v_density_bias = launches().density_gradients(
+        v_density_network, hidden, channels
+    )
     first, first_view, first_ones = v_first.split([hidden, view, view], dim=1)
     last, last_hidden, last_view, last_ones = v_last.split([width, hidden, view, view], dim=1)
-    middle_bias, v_rgb, v_rgb_bias = vectors.split([(layers - 2) * width, 4 * width, 4])
-    matrices = (first, first_view, *v_middle, last, last_hidden, last_view, v_rgb.view(width, 4)[:, :3].t(), v_hidden)
-    biases = (first_ones[:, 0], *middle_bias.split(width)[: layers - 2], last_ones[:, 0], v_rgb_bias[:3])
+    middle = [v[:, view:] for v in v_middle]
+    v_rgb, v_rgb_bias = v_colors.split([4 * width, 4])
+    matrices = (first, first_view, *middle, last, last_hidden, last_view, v_rgb.view(width, 4)[:, :3].t(), v_hidden)
+    biases = (first_ones[:, 0], *(v[:, 0] for v in v_middle), last_ones[:, 0], v_rgb_bias[:3])
     return *matrices, v_hidden_bias, v_density, *biases, v_density_bias

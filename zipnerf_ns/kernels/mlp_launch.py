@@ -22,6 +22,8 @@ MIN_CHANNELS = 16
 INTERPRETED_PROCESSORS = 1
 """Of the CPU that stands in for a GPU under Triton's interpreter."""
 HARMONICS_BLOCK = 128
+UNITS_PER_WORD = 32
+"""Units whose signs share an integer."""
 TYPES = {torch.bfloat16: tl.bfloat16, torch.float32: tl.float32}
 ALIGNMENT = 16
 """Rows at a multiple of which a part of a tensor begins, for accesses of 16 bytes."""
@@ -50,14 +52,27 @@ class Shape(NamedTuple):
         return self.hidden + 2 * self.view
 
     @property
-    def saved(self) -> int:
-        """Columns of ``saved``; see ``_radiance_mlp_kernels``."""
-        return self.layers * self.width + self.side
+    def middle(self) -> int:
+        """Columns of ``saved`` that hold a layer and the one before it."""
+        return self.view + self.width
 
     @property
-    def sums(self) -> int:
-        """Values that a program of the backward kernel sums over its rows."""
-        return (self.layers + 2) * self.width + 4
+    def saved(self) -> int:
+        """Columns of ``saved``; see ``_radiance_mlp_kernels``. The first middle layer's one is that beside view."""
+        middle = self.middle * (self.layers - 2) - self.view if self.layers > 2 else 0
+        return 2 * self.width + self.side + middle
+
+    @property
+    def signs(self) -> int:
+        """Integers of a row of ``signs``."""
+        return (self.layers - 1) * self.width // UNITS_PER_WORD
+
+
+class Saved(NamedTuple):
+    """What a forward pass keeps of every row; see ``_radiance_mlp_kernels``."""
+
+    units: Tensor
+    signs: Tensor
 
 
 def density_forward(
@@ -84,8 +99,8 @@ def density_backward(
     v_features: Optional[Tensor],
     dtype: torch.dtype,
     tuning: DensityTuning | RadianceTuning,
-) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Fills ``v_features`` where given, and returns the gradients of w_hidden, b_hidden, w_density and b_density.
+) -> Tensor:
+    """Fills ``v_features`` where given, and returns the parameters' gradients as :func:`density_gradients` reads them.
 
     ``v_hidden`` is what others ask of the hidden layer.
     """
@@ -103,7 +118,12 @@ def density_backward(
             HAS_HIDDEN=v_hidden is not None, WRITES_FEATURES=v_features is not None,
             BLOCK=launch.block, num_warps=launch.num_warps, num_stages=launch.num_stages,
         )  # fmt: skip
-    sums = partials.sum(dim=0)
+    return partials.sum(dim=0)
+
+
+def density_gradients(sums: Tensor, hidden: int, channels: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Gradients of w_hidden, b_hidden, w_density and b_density from what :func:`density_backward` returned."""
+    padded = _padded(channels)
     v_weights, v_bias, v_head, v_head_bias = sums.split([hidden * padded, hidden, hidden, 1])
     return v_weights.view(hidden, padded)[:, :channels], v_bias, v_head[None], v_head_bias
 
@@ -118,15 +138,18 @@ def radiance_forward(
     padding: float,
     saves: bool,
     tuning: RadianceTuning,
-) -> tuple[Tensor, Tensor, Optional[Tensor]]:
+) -> tuple[Tensor, Tensor, Optional[Saved]]:
     """Density and colour of every row, and what the backward pass needs of the layers if ``saves``."""
     rows, launch = len(features), tuning.forward
     density = features.new_empty(rows, dtype=torch.float32)
     rgb = features.new_empty(rows, 3, dtype=torch.float32)
-    saved = weights.new_empty(rows, shape.saved) if saves else None
+    saved = None
+    if saves:
+        units = weights.new_empty(rows, shape.saved)
+        saved = Saved(units, units.new_empty(rows, shape.signs, dtype=torch.int32))
     if rows:
         radiance_forward_kernel[(triton.cdiv(rows, launch.block),)](
-            features, view, weights, biases, density, rgb, density if saved is None else saved,
+            features, view, weights, biases, density, rgb, *(saved or Saved(density, density)),
             rows, rows // len(view), *features.stride(), shift, padding,
             CHANNELS=shape.channels, PADDED=_padded(shape.channels), HIDDEN=shape.hidden, VIEW=shape.view,
             WIDTH=shape.width, LAYERS=shape.layers, SAVES=saves, DTYPE=TYPES[weights.dtype], BLOCK=launch.block,
@@ -136,21 +159,21 @@ def radiance_forward(
 
 
 def radiance_backward(
-    saved: Tensor, weights: Tensor, rgb: Tensor, v_rgb: Tensor, shape: Shape, padding: float, tuning: RadianceTuning
+    saved: Saved, weights: Tensor, rgb: Tensor, v_rgb: Tensor, shape: Shape, padding: float, tuning: RadianceTuning
 ) -> tuple[Tensor, Tensor, Tensor]:
     """From the colours' cotangents, those of the layers before their relu and of the hidden layer, and sums over rows.
 
     Returns:
-        v_layers ``[rows, layers * width]``, v_hidden ``[rows, hidden]``, and the gradients of the biases of the layers
-        2 to layers - 1, of the colours' weights ``[width, 4]`` and of their biases ``[4]`` as one vector.
+        v_layers ``[rows, layers * width]``, v_hidden ``[rows, hidden]``, and the gradients of the colours' weights
+        ``[width, 4]`` and of their biases ``[4]`` as one vector.
     """
     rows, launch = len(rgb), tuning.backward
     programs = triton.cdiv(rows, launch.block)
-    v_layers = saved.new_empty(rows, shape.layers * shape.width)
-    v_hidden = saved.new_empty(rows, shape.hidden)
-    partials = rgb.new_empty(programs, shape.sums)
+    v_layers = weights.new_empty(rows, shape.layers * shape.width)
+    v_hidden = weights.new_empty(rows, shape.hidden)
+    partials = rgb.new_empty(programs, 4 * (shape.width + 1))
     radiance_backward_kernel[(programs,)](
-        saved, weights, rgb, v_rgb, v_layers, v_hidden, partials, rows, padding,
+        *saved, weights, rgb, v_rgb, v_layers, v_hidden, partials, rows, padding,
         HIDDEN=shape.hidden, VIEW=shape.view, WIDTH=shape.width, LAYERS=shape.layers, DTYPE=TYPES[weights.dtype],
         BLOCK=launch.block, CHUNK=min(tuning.units, shape.width),
         num_warps=launch.num_warps, num_stages=launch.num_stages,

@@ -35,13 +35,13 @@ class RadianceTuning:
     """The launches of ``radiance_mlp``."""
 
     forward: RowLaunch = RowLaunch(128, 8, 3)
-    backward: RowLaunch = RowLaunch(128, 8, 2)
+    backward: RowLaunch = RowLaunch(128, 8, 3)
     hidden: RowLaunch = RowLaunch(64, 4, 2)
     """Of the backward kernel from the hidden layer to the features."""
     programs: int = 2
     """Programs of the latter on a multiprocessor at a time."""
     units: int = 64
-    """Units of a layer that are worked on at a time, at most; a power of two."""
+    """Units of a layer that are worked on at a time, at most; a power of two from 32 on."""
     rows: int = 1 << 18
     """Rows whose layers' cotangents exist at a time: at the paper's width 1.5 kB each."""
 
@@ -59,4 +59,4 @@ def default_radiance_tuning(precision: Precision) -> RadianceTuning:
     """The launches for a precision; float32 is there for comparison, not for speed."""
     if precision == "bfloat16":
         return RadianceTuning()
-    return RadianceTuning(RowLaunch(16, 4, 1), RowLaunch(16, 4, 1), RowLaunch(16, 4, 1), units=16)
+    return RadianceTuning(RowLaunch(16, 4, 1), RowLaunch(16, 4, 1), RowLaunch(16, 4, 1), units=32)

@@ -8,9 +8,10 @@ float64 to float32 rounding, and are deterministic.
 from __future__ import annotations
 
 import importlib
+from collections.abc import Callable
 from functools import lru_cache
 from types import ModuleType
-from typing import Any, Callable, Optional
+from typing import Any, Optional
 
 import torch
 from jaxtyping import Bool, Float
@@ -33,7 +34,7 @@ MIN_BLOCK = 16
 
 def draw_intervals(
     sdist: Optional[Float[Tensor, "rays edges"]],
-    weights: Optional[Float[Tensor, "rays edges-1"]],
+    weights: Optional[Float[Tensor, "rays bins"]],
     num_samples: int,
     jitter: Optional[Float[Tensor, "rays 1"]],
     anneal: float,
