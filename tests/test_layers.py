@@ -18,7 +18,7 @@ LAYERS: tuple[frozenset[str], ...] = (
     frozenset({"tools"}),
     frozenset({"config"}),
     frozenset({"trainer", "datamanager"}),
-    frozenset({"model", "optimizers", "progress"}),
+    frozenset({"model", "optimizers", "progress", "graph"}),
     frozenset({"metrics", "monitor", "pictures", "rendering"}),
     frozenset({"sampler", "losses", "field", "tcnn_encoding"}),
     frozenset({"encoding", "camera_rays"}),

@@ -56,12 +56,16 @@ class PixelRays(nn.Module):
             return self._generator(indices)
         return to_bundle(kernels.camera_rays(self._packed, indices), self._cameras, indices[:, :1])
 
+    def is_one_launch(self, pixels: PixelStore) -> bool:
+        """Whether :meth:`sample` is one kernel, and waits for nothing."""
+        return self._packed is not None and pixels.colors.device.type == self.device.type
+
     def sample(self, pixels: PixelStore, num_rays: int) -> Tuple[RayBundle, Dict[str, Tensor]]:
         """Rays and ``image`` [rays, 3 or 4] in [0, 1] and ``indices`` [rays, 3] of pixels drawn uniformly.
 
         The cameras are those of the store's images. Where the store lies with the kernel, one launch does it all.
         """
-        if self._packed is None or pixels.colors.device.type != self.device.type:
+        if not self.is_one_launch(pixels):
             batch = {key: _send(value, self.device) for key, value in pixels.sample(num_rays).items()}
             return self(batch["indices"]), batch
         indices, image, rays = kernels.drawn_rays(
@@ -166,6 +170,9 @@ def uses_kernel(cameras: Cameras, device: torch.device, implementation: str) -> 
         ValueError: for a name that is not an implementation.
         RuntimeError: if implementation is "triton" and that cannot run on the device; the message says what it needs.
     """
+    if implementation == "tcnn":
+        # That is about encodings.
+        implementation = "auto"
     if implementation not in ("auto", "triton", "torch"):
         raise ValueError(f"implementation={implementation!r} is unknown: choose 'auto', 'torch' or 'triton'.")
     if implementation == "torch" or (implementation == "auto" and device.type != "cuda"):

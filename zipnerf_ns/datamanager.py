@@ -143,6 +143,11 @@ class ZipNerfDataManager(VanillaDataManager[CheckedDataset]):
         except (ValueError, RuntimeError) as error:
             raise InputError(f"--pipeline.datamanager.ray-implementation: {error}") from error
 
+    @property
+    def is_capturable(self) -> bool:
+        """Whether :meth:`next_train` can be part of a CUDA graph."""
+        return self.pixels is not None and self.train_ray_generator.is_one_launch(self.pixels)
+
     def next_train(self, step: int) -> Tuple[RayBundle, Dict]:
         """A batch of training rays and their pixels: ``image`` [rays, 3 or 4] in [0, 1], ``indices`` [rays, 3]."""
         if self.pixels is None:

@@ -79,7 +79,7 @@ class AntiAliasedHashEncoding(nn.Module):
         return len(self.grid.levels) * (self.grid.features_per_level + 1)
 
     def summary(self, ops: Ops) -> TableState:
-        """The mean squares of the table's levels and its copy in half precision: as the optimiser left them, or anew."""
+        """Mean squares of the table's levels, and its copy in half precision: as the optimiser left them, or anew."""
         state = self.table_state.attach(self.hash_table)
         state.wants_half = ops.reads_half(self.grid.features_per_level) and self.hash_table.device.type == "cuda"
         if not state.is_current(self.hash_table):

@@ -17,7 +17,7 @@ from zipnerf_ns.kernels import mlp as mlp_kernels
 from zipnerf_ns.kernels import ray_march as ray_kernels
 from zipnerf_ns.kernels.tuning import default_tuning
 
-Implementation = Literal["auto", "triton", "torch"]
+Implementation = Literal["auto", "triton", "torch", "tcnn"]
 
 
 class Ops(NamedTuple):
@@ -65,8 +65,8 @@ TRITON_OPS = Ops(
 
 
 @lru_cache(maxsize=None)
-def _announce_choice(choice: str, device_type: str) -> None:
-    CONSOLE.log(f"Implementation 'auto' chose '{choice}' on {device_type}.")
+def _announce_choice(implementation: str, choice: str, device_type: str) -> None:
+    CONSOLE.log(f"Implementation '{implementation}' chose '{choice}' on {device_type}.")
 
 
 def resolve_ops(implementation: str, device: torch.device) -> Ops:
@@ -76,9 +76,11 @@ def resolve_ops(implementation: str, device: torch.device) -> Ops:
         ValueError: for a name that is not an implementation.
         RuntimeError: if the implementation cannot run on ``device``; the message says what it needs.
     """
-    if implementation == "auto":
-        implementation = "triton" if device.type == "cuda" and hash_kernels.is_available(device) else "torch"
-        _announce_choice(implementation, device.type)
+    if implementation in ("auto", "tcnn"):
+        # Tinycudann takes the encodings' place (tcnn_encoding); everything else is as fast as the device allows.
+        choice = "triton" if device.type == "cuda" and hash_kernels.is_available(device) else "torch"
+        _announce_choice(implementation, choice, device.type)
+        implementation = choice
     if implementation == "torch":
         return TORCH_OPS
     if implementation == "triton":
@@ -86,4 +88,4 @@ def resolve_ops(implementation: str, device: torch.device) -> Ops:
         if reason is not None:
             raise RuntimeError(f"implementation='triton' cannot run: {reason}")
         return TRITON_OPS
-    raise ValueError(f"implementation={implementation!r} is unknown: choose 'auto', 'torch' or 'triton'.")
+    raise ValueError(f"implementation={implementation!r} is unknown: choose 'auto', 'triton', 'torch' or 'tcnn'.")

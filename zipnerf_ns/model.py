@@ -33,6 +33,7 @@ from zipnerf_ns.rays import Round, rays_of_bundle
 from zipnerf_ns.rendering import ChunkLimit, render_in_chunks
 from zipnerf_ns.sampler import IntervalSampler
 from zipnerf_ns.scene_hints import SceneHints, find_hints
+from zipnerf_ns.tcnn_encoding import TcnnHashEncoding, import_library, why_unsupported
 
 FORMAT_VERSION = 1
 """Raised whenever a checkpoint's tensors change their meaning without changing their shape."""
@@ -93,7 +94,7 @@ class ZipNerfModelConfig(ModelConfig):
     ipe_bandwidth: Literal["one", "scene_scale"] = "one"
     """Lambda of prefilter ipe: 1, or 0.5 over the mean side of the scene box in world units."""
     implementation: Implementation = "auto"
-    """Of everything on the hot path: triton (CUDA), torch (anywhere), auto (the fastest there is)."""
+    """Of the hot path: triton (CUDA), torch (anywhere), auto (the fastest there is); tcnn: encodings by tinycudann."""
     precision: Precision = "bfloat16"
     """Of matrix products on CUDA; density and prefilter weights are always float32."""
 
@@ -183,7 +184,7 @@ class ZipNerfModel(Model):
         check_config(config)
         hints = find_hints(self.kwargs.get("metadata"))
         device = torch.device(self.kwargs.get("device", "cpu"))
-        explain_implementation(config.implementation, device)
+        explain_implementation(config, device)
         bounded = config.scene_bounds == "box" or (
             config.scene_bounds == "auto" and hints is not None and hints.bounded
         )
@@ -213,6 +214,7 @@ class ZipNerfModel(Model):
         self.sampler = IntervalSampler([*(proposal.num_samples for proposal in config.proposals), config.num_samples])
         self.metrics = ImageMetrics()
         self.monitor = CollisionMonitor(config.collision_check_steps)
+        self.register_buffer("anneal", torch.ones(()), persistent=False)
         self.progress = 1.0
         self.chunk_limit = ChunkLimit()
 
@@ -227,7 +229,8 @@ class ZipNerfModel(Model):
         if config.ipe_bandwidth == "scene_scale":
             side = float((self.scene_box.aabb[1] - self.scene_box.aabb[0]).mean())
             bandwidths = (0.5 / side,) * grid.num_levels
-        encoding = AntiAliasedHashEncoding(grid, config.prefilter, bandwidths)
+        encoding_type = TcnnHashEncoding if config.implementation == "tcnn" else AntiAliasedHashEncoding
+        encoding = encoding_type(grid, config.prefilter, bandwidths)
         encoding.table_state.decay = decay_coefficients(encoding.grid, config.hash_decay_mult)
         return encoding
 
@@ -249,21 +252,24 @@ class ZipNerfModel(Model):
         total = trainer.config.max_num_iterations if trainer is not None else 1
 
         def set_progress(step: int) -> None:
-            self.progress = min(step / max(total, 1), 1.0)
+            self.set_progress(min(step / max(total, 1), 1.0))
             self.monitor.step = step
 
         return [TrainingCallback([TrainingCallbackLocation.BEFORE_TRAIN_ITERATION], set_progress)]
 
-    def _schedules(self) -> Tuple[float, Optional[int]]:
-        """Annealing exponent and active hash levels; at evaluation the training counts as done."""
-        if not self.training:
-            return 1.0, None
+    def set_progress(self, progress: float) -> None:
+        """Sets the share of the training that is done, 0 to 1."""
+        self.progress = progress
         slope = self.config.anneal_slope
-        anneal = slope * self.progress / ((slope - 1.0) * self.progress + 1.0)
-        if not self.config.progressive_levels:
-            return anneal, None
+        # In place, and in the device's memory, for the training step may be a graph that was captured once.
+        self.anneal.fill_(slope * progress / ((slope - 1.0) * progress + 1.0))
+
+    def num_active_levels(self) -> Optional[int]:
+        """Hash levels in use in training, from the coarsest; None for all."""
+        if not (self.training and self.config.progressive_levels):
+            return None
         levels = self.config.grid.num_levels
-        return anneal, min(levels, max(4, int(round(levels * self.progress))))
+        return min(levels, max(4, int(round(levels * self.progress))))
 
     def forward(self, ray_bundle: RayBundle) -> Dict[str, Any]:
         """Renders a bundle of rays of any shape ``[..., 3]``; the bundle is not changed."""
@@ -275,10 +281,11 @@ class ZipNerfModel(Model):
         config = self.config
         rays = rays_of_bundle(ray_bundle, config.near_plane, config.far_plane, self.aabb)
         ops = resolve_ops(config.implementation, rays.origins.device)
-        anneal, num_active = self._schedules()
+        num_active = self.num_active_levels()
         density_fns = [lambda rays, tdist, network=network: network.density(rays, tdist, ops, num_active)
                        for network in self.proposal_networks]  # fmt: skip
-        sampled = self.sampler(rays, density_fns, ops, anneal)
+        # At evaluation the training counts as done.
+        sampled = self.sampler(rays, density_fns, ops, self.anneal if self.training else 1.0)
         radiance: Radiance = self.field(rays, sampled.tdist, ops, num_active)
         weights, rgb, accumulation = ops.render(radiance.density, sampled.tdist, rays.valid, radiance.colors)
         rounds = [*sampled.proposals, Round(sampled.sdist, sampled.tdist, weights)]
@@ -426,10 +433,16 @@ class ZipNerfModel(Model):
         return super().load_state_dict(state_dict, strict=True, assign=assign)
 
 
-def explain_implementation(implementation: str, device: torch.device) -> None:
+def explain_implementation(config: ZipNerfModelConfig, device: torch.device) -> None:
     """Raises an InputError that names the field if an implementation is unknown or cannot run on the device."""
     try:
-        resolve_ops(implementation, device)
+        resolve_ops(config.implementation, device)
+        if config.implementation == "tcnn":
+            for grid in (config.grid, *(proposal.grid for proposal in config.proposals)):
+                reason = why_unsupported(config.prefilter, grid.features_per_level)
+                if reason is not None:
+                    raise ValueError(reason)
+            import_library()
     except (ValueError, RuntimeError) as error:
         raise InputError(f"--pipeline.model.implementation: {error}") from error
 

@@ -56,10 +56,14 @@ class CollisionMonitor:
         self.shares: Dict[str, Tensor] = {}
         self._warned = False
 
+    def is_due(self) -> bool:
+        """Whether the step is one to measure at; measuring waits for the device."""
+        return self.interval > 0 and self.step > 0 and self.step % self.interval == 0
+
     @torch.no_grad()
     def observe(self, field: ZipNerfDensityField, rays: Rays, tdist: Tensor, config: HashGridConfig) -> None:
         """Looks at a training batch if the step is one to measure at (never the very first: nothing is known yet)."""
-        if self.interval <= 0 or self.step == 0 or self.step % self.interval:
+        if not self.is_due():
             return
         # The cone's own mean stands for the interval: no random numbers are drawn, so training is not disturbed.
         positions, _ = cones_in_cube(Cones(rays.origins, rays.directions, rays.radius, tdist, None, field.aabb), True)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Callable, List, NamedTuple, Optional, Sequence
+from typing import Callable, List, NamedTuple, Optional, Sequence, Union
 
 import torch
 from jaxtyping import Float
@@ -43,7 +43,9 @@ class IntervalSampler(nn.Module):
             raise ValueError("num_samples must name at least one round.")
         self.num_samples = tuple(num_samples)
 
-    def forward(self, rays: Rays, density_fns: Sequence[DensityFn], ops: Ops, anneal: float = 1.0) -> Sampled:
+    def forward(
+        self, rays: Rays, density_fns: Sequence[DensityFn], ops: Ops, anneal: Union[float, Float[Tensor, ""]] = 1.0
+    ) -> Sampled:
         """Intervals for the final round, with the proposal rounds.
 
         Args:

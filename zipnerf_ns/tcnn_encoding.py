@@ -21,8 +21,10 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from zipnerf_ns.encoding import FEATURE_INIT, TABLE_GAIN, AntiAliasedHashEncoding, Encoded, HashGridConfig
+from zipnerf_ns.encoding import FEATURE_INIT, TABLE_GAIN, AntiAliasedHashEncoding, HashGridConfig
+from zipnerf_ns.functional.cones import Cones, Lookup, channels, cones_in_cube
 from zipnerf_ns.functional.hash_grid import HashGrid, Level, Prefilter, count_active, prefilter_weights
+from zipnerf_ns.implementation import Ops
 
 INSTALL = "pip install git+https://github.com/NVlabs/tiny-cuda-nn/#subdirectory=bindings/torch"
 ROUND_TO = 8
@@ -174,13 +176,11 @@ class TcnnHashEncoding(AntiAliasedHashEncoding):
         return values * (weights * active)[..., None], weights
 
     def forward(
-        self,
-        positions: Float[Tensor, "intervals samples 3"],
-        stds: Float[Tensor, "intervals samples"],
-        num_active: Optional[int] = None,
-    ) -> Encoded:
-        """Features of each interval from the Gaussian that represents it; see the base class for the arguments."""
+        self, cones: Cones, ops: Ops, num_active: Optional[int] = None, dtype: torch.dtype = torch.float32
+    ) -> Float[Tensor, "intervals channels"]:
+        """Channels of each interval from the Gaussian that represents it; see the base class for the arguments."""
+        positions, stds = cones_in_cube(cones, one_lookup=True)
         per_level, weights = self.look_up(positions, stds, num_active)
-        per_level = per_level * TABLE_GAIN
-        scale = torch.sqrt(FEATURE_INIT**2 + TABLE_GAIN**2 * self.mean_square())
-        return Encoded(torch.cat([per_level.flatten(1), (2.0 * weights - 1.0) * scale], dim=-1), per_level)
+        scales = torch.sqrt(FEATURE_INIT**2 + TABLE_GAIN**2 * self.summary(ops).mean_square)
+        lookup = Lookup(self.grid, self.prefilter, TABLE_GAIN, self.bandwidths, num_active, dtype)
+        return channels(per_level, weights, scales, lookup)

@@ -8,7 +8,7 @@ import time
 from contextlib import nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Dict, Optional, Type
+from typing import Any, Dict, Literal, Optional, Type
 
 import torch
 
@@ -23,9 +23,13 @@ from nerfstudio.utils.writer import EventName, TimeWriter
 
 from zipnerf_ns.checkpoints import capture_rng, restore_rng, write_whole
 from zipnerf_ns.checks import InputError, latest_checkpoint, load_checkpoint_file
+from zipnerf_ns.graph import GraphedStep
 from zipnerf_ns.messages import out_of_memory, quiet_dependencies, raise_for_user
 from zipnerf_ns.optimizers import WarmupLogDecayConfig
 from zipnerf_ns.progress import ProgressLine, StepTimer, TrainingClock
+
+EAGER_STEPS = 3
+"""Steps before one is captured: they compile kernels, and let libraries set themselves up."""
 
 
 @dataclass
@@ -34,6 +38,8 @@ class ZipNerfTrainerConfig(TrainerConfig):
 
     _target: Type = field(default_factory=lambda: ZipNerfTrainer)
     """Trainer class."""
+    use_cuda_graphs: Literal["auto", "on", "off"] = "auto"
+    """Replay the training step as one CUDA graph; auto: where everything in it is a kernel of ours, on one GPU."""
 
     def save_config(self) -> None:
         """Writes config.yml, unless that would overwrite another run's.
@@ -79,6 +85,7 @@ class ZipNerfTrainer(Trainer):
             raise_for_user(error)
         except torch.cuda.OutOfMemoryError:
             raise_for_user(out_of_memory(self.config))
+        self._set_up_graph()
 
     def setup_optimizers(self) -> Optimizers:
         """Optimisers whose schedules end with the training, if the configuration does not say otherwise."""
@@ -187,11 +194,14 @@ class ZipNerfTrainer(Trainer):
         Nerfstudio's also writes the learning rates and reads the scale of a scaler that is switched off.
         """
         every = {name: self.gradient_accumulation_steps[name] for name in self.optimizers.parameters}
-        self.optimizers.zero_grad_some([name for name, steps in every.items() if step % steps == 0])
-        with torch.autocast(self._device_type) if self.mixed_precision else nullcontext():
-            _, loss_dict, metrics_dict = self.pipeline.get_train_loss_dict(step=step)
-            loss = functools.reduce(torch.add, loss_dict.values())
-        self.grad_scaler.scale(loss).backward()
+        model = self.pipeline.model
+        if self._graph is None or self._eager_steps < EAGER_STEPS or model.monitor.is_due():
+            self._eager_steps += 1
+            self.optimizers.zero_grad_some([name for name, steps in every.items() if step % steps == 0])
+            loss, loss_dict, metrics_dict = self._losses_and_gradients(step)
+        else:
+            key = self.pipeline.datamanager.get_train_rays_per_batch(), model.num_active_levels()
+            loss, loss_dict, metrics_dict = self._graph(key, lambda: self._losses_and_gradients(step))
         complete = [name for name, steps in every.items() if step % steps == steps - 1]
         self.optimizers.optimizer_scaler_step_some(self.grad_scaler, complete)
         if self.config.log_gradients and self._is_logged(step):
@@ -200,6 +210,48 @@ class ZipNerfTrainer(Trainer):
             for scheduler in self.optimizers.schedulers.values():
                 scheduler.step()
         return loss, loss_dict, metrics_dict
+
+    def _losses_and_gradients(self, step: int) -> TRAIN_INTERATION_OUTPUT:
+        """The loss, its parts and the metrics, detached; the gradients are left in the parameters."""
+        with torch.autocast(self._device_type) if self.mixed_precision else nullcontext():
+            _, loss_dict, metrics_dict = self.pipeline.get_train_loss_dict(step=step)
+            loss = functools.reduce(torch.add, loss_dict.values())
+        self.grad_scaler.scale(loss).backward()
+        return loss.detach(), {name: value.detach() for name, value in loss_dict.items()}, metrics_dict
+
+    def _set_up_graph(self) -> None:
+        """Decides whether steps are replayed from a CUDA graph, and says so.
+
+        Raises:
+            SystemExit: if graphs are asked for and cannot be; the message says what keeps them.
+        """
+        self._graph: Optional[GraphedStep] = None
+        self._eager_steps = 0
+        wanted = self.config.use_cuda_graphs
+        reason = self._why_no_graph()
+        if wanted == "on" and reason is not None:
+            raise_for_user(InputError(f"--use-cuda-graphs on cannot be: {reason} Choose auto or off."))
+        if wanted == "off" or reason is not None:
+            return
+        CONSOLE.log("Training steps are replayed as one CUDA graph.")
+        groups = self.optimizers.parameters.values()
+        self._graph = GraphedStep([parameter for group in groups for parameter in group])
+
+    def _why_no_graph(self) -> Optional[str]:
+        """What in this training cannot be captured, as a sentence; None if nothing."""
+        if self._device_type != "cuda":
+            return f"the device is {self.device}."
+        if self.world_size > 1:
+            return "several GPUs exchange gradients during the backward pass."
+        if any(steps != 1 for steps in self.gradient_accumulation_steps.values()):
+            return "gradients are accumulated over steps."
+        if self.grad_scaler.is_enabled():
+            return "the gradients' scale changes during training."
+        if not self.pipeline.model.uses_kernels:
+            return "the implementation is not triton."
+        if not getattr(self.pipeline.datamanager, "is_capturable", False):
+            return "pixels or rays are not made by our kernels on the GPU."
+        return None
 
     def _update_scaler(self) -> bool:
         """Adapts the gradients' scale; False if it fell, for then there was no update and schedules must wait."""

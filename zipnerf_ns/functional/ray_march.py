@@ -7,7 +7,7 @@ those compute. Intervals of a ray adjoin: n of them are n+1 fenceposts, ``sdist`
 
 from __future__ import annotations
 
-from typing import Optional
+from typing import Optional, Union
 
 import torch
 from jaxtyping import Bool, Float
@@ -23,7 +23,7 @@ def draw_intervals(
     weights: Optional[Float[Tensor, "rays bins"]],
     num_samples: int,
     jitter: Optional[Float[Tensor, "rays 1"]],
-    anneal: float,
+    anneal: Union[float, Float[Tensor, ""]],
     near: Float[Tensor, "rays 1"],
     far: Float[Tensor, "rays 1"],
 ) -> tuple[Float[Tensor, "rays {num_samples}+1"], Float[Tensor, "rays {num_samples}+1"]]:
@@ -33,7 +33,7 @@ def draw_intervals(
         sdist, weights: the histogram, or ``None`` for the first round, whose histogram is even on [0, 1].
         num_samples: intervals to draw, at least 2.
         jitter: one number in [0, 1) a ray; ``None`` draws the middles.
-        anneal: exponent on the weights, 0 to 1.
+        anneal: exponent on the weights, 0 to 1; a number, or a tensor on the rays' device.
         near, far: ends of each ray, world units.
     Raises:
         ValueError: if ``num_samples`` is below 2, or only one of ``sdist`` and ``weights`` is given.

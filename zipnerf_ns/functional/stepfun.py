@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Optional
+from typing import Optional, Union
 
 import torch
 from jaxtyping import Float
@@ -19,7 +19,7 @@ def sample_intervals(
     weights: Float[Tensor, "*batch edges-1"],
     num_samples: int,
     jitter: Optional[Float[Tensor, "*batch 1"]] = None,
-    anneal: float = 1.0,
+    anneal: Union[float, Float[Tensor, ""]] = 1.0,
 ) -> Float[Tensor, "*batch {num_samples}+1"]:
     """Fenceposts of ``num_samples`` intervals drawn from a histogram on [0, 1] (Zip-NeRF, section 4; mip-NeRF 360).
 
@@ -50,7 +50,9 @@ def sample_intervals(
 
 
 def annealed(
-    sdist: Float[Tensor, "*batch edges"], weights: Float[Tensor, "*batch edges-1"], anneal: float
+    sdist: Float[Tensor, "*batch edges"],
+    weights: Float[Tensor, "*batch edges-1"],
+    anneal: Union[float, Float[Tensor, ""]],
 ) -> Float[Tensor, "*batch edges-1"]:
     """weights ** anneal, zero for empty intervals, normalised to sum to one (mip-NeRF 360, section 4)."""
     raised = torch.where(sdist.diff(dim=-1) > 0.0, weights.clamp_min(MIN_ANNEALED_WEIGHT) ** anneal, 0.0)

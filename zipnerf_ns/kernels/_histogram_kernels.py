@@ -122,7 +122,7 @@ def draw_kernel(
         offset = tl.load(jitter + rows * jitter_stride, mask=live, other=0.5)
     if HAS_HISTOGRAM:
         u = (lanes + offset[:, None]) / samples
-        center = _invert_cdf(u, sdist, weights, rows, live, bins, sdist_stride, weights_stride, anneal, M)
+        center = _invert_cdf(u, sdist, weights, rows, live, bins, sdist_stride, weights_stride, tl.load(anneal), M)
         neighbour = tl.broadcast_to(tl.where(lanes > 0, lanes - 1, 1), [RAYS, N])
         middle = 0.5 * (center + tl.gather(center, neighbour, 1))
         mirrored = 2.0 * center - middle

@@ -11,7 +11,7 @@ import importlib
 from collections.abc import Callable
 from functools import lru_cache
 from types import ModuleType
-from typing import Any, Optional
+from typing import Any, Optional, Union
 
 import torch
 from jaxtyping import Bool, Float
@@ -37,7 +37,7 @@ def draw_intervals(
     weights: Optional[Float[Tensor, "rays bins"]],
     num_samples: int,
     jitter: Optional[Float[Tensor, "rays 1"]],
-    anneal: float,
+    anneal: Union[float, Float[Tensor, ""]],
     near: Float[Tensor, "rays 1"],
     far: Float[Tensor, "rays 1"],
 ) -> tuple[Float[Tensor, "rays {num_samples}+1"], Float[Tensor, "rays {num_samples}+1"]]:
@@ -61,7 +61,7 @@ def draw_intervals(
         with torch.cuda.device_of(near):
             _histograms().draw_kernel[grid](
                 knots, masses, offset, near, far, drawn, tdist, len(near), bins, num_samples, knots.stride(0),
-                masses.stride(0), offset.stride(0), near.stride(0), far.stride(0), float(anneal),
+                masses.stride(0), offset.stride(0), near.stride(0), far.stride(0), _exponent(anneal, near.device),
                 HAS_HISTOGRAM=weights is not None, HAS_JITTER=jitter is not None,
                 N=_block(num_samples), M=_block(bins), **options,
             )  # fmt: skip
@@ -237,6 +237,16 @@ def _loss_of_weights(weights: Tensor, launch: Callable[[Tensor, Optional[Tensor]
         with torch.cuda.device_of(weights):
             launch(loss, None)
     return loss
+
+
+def _exponent(anneal: Union[float, Tensor], device: torch.device) -> Tensor:
+    """The annealing exponent in the device's memory, where a captured graph can find another one at every replay."""
+    return anneal if isinstance(anneal, Tensor) else _constant(float(anneal), device)
+
+
+@lru_cache(maxsize=16)
+def _constant(value: float, device: torch.device) -> Tensor:
+    return torch.full((), value, device=device)
 
 
 def _rows(values: Tensor) -> Float[Tensor, "rays _"]:
