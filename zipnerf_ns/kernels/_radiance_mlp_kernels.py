@@ -190,7 +190,9 @@ def radiance_forward_kernel(
     raw_shift = tl.load(biases + (2 * HIDDEN + LAYERS * WIDTH + 3)) + shift
     tl.store(density + first + lines, density_of(hidden, tl.load(biases + HIDDEN + units), raw_shift), mask=mask)
     hidden = hidden.to(DTYPE)
-    rays = (first + lines) // samples
+    # Wide division once a block, narrow division for its lines.
+    ray = first // samples
+    rays = ray + ((first - ray * samples).to(tl.int32) + lines) // samples
     direction = tl.load(view + rays[:, None] * VIEW + tl.arange(0, VIEW)[None, :], mask=here, other=0.0).to(DTYPE)
     saved += first * SAVED
     signs += first * ((LAYERS - 1) * WIDTH // WORD)

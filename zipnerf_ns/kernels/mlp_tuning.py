@@ -25,7 +25,7 @@ class DensityTuning:
     """The launches of ``density_mlp``."""
 
     forward: RowLaunch = RowLaunch(128, 4, 1)
-    backward: RowLaunch = RowLaunch(64, 4, 2)
+    backward: RowLaunch = RowLaunch(128, 4, 3)
     programs: int = 2
     """Programs of the backward kernel on a multiprocessor at a time."""
 
@@ -36,7 +36,7 @@ class RadianceTuning:
 
     forward: RowLaunch = RowLaunch(128, 8, 3)
     backward: RowLaunch = RowLaunch(128, 8, 3)
-    hidden: RowLaunch = RowLaunch(64, 4, 2)
+    hidden: RowLaunch = RowLaunch(128, 4, 2)
     """Of the backward kernel from the hidden layer to the features."""
     programs: int = 2
     """Programs of the latter on a multiprocessor at a time."""
