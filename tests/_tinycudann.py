@@ -16,14 +16,13 @@ from torch import Tensor, nn
 from zipnerf_ns.functional.hash_grid import Level, level_corners
 
 
-def make_library(extra_values: int = 0, dtype: torch.dtype = torch.float32) -> types.ModuleType:
+def make_library(extra_values: int = 0) -> types.ModuleType:
     """A module ``tinycudann`` whose tables have so many values more than they should."""
 
     class Encoding(nn.Module):
         def __init__(self, n_input_dims: int, encoding_config: dict, seed: int = 1337, dtype=torch.float16) -> None:
             super().__init__()
             assert n_input_dims == 3 and encoding_config["otype"] == "HashGrid" and dtype == torch.float32
-            self.config, self.dtype = encoding_config, dtype
             self.features = encoding_config["n_features_per_level"]
             self.n_output_dims = encoding_config["n_levels"] * self.features
             self.levels, entries = [], 0
