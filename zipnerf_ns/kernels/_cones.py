@@ -3,6 +3,9 @@
 The second way is what training and rendering use: the six positions and extents of an interval are 96 bytes that would
 be written once and read by every level, but cost only some fifty instructions each to make from the interval's two
 fenceposts and its ray. Same formulas as ``functional.cones``, in the form that needs the fewest operations.
+
+Samples are made one by one, in a loop that is not unrolled: the compiler's time grows with the square of the memory
+accesses in a kernel, and six times as many had users wait a minute and a half for their first training step.
 """
 
 from typing import no_type_check
@@ -20,9 +23,6 @@ SPREAD = tl.constexpr(1.1338934190276817)
 """3 / sqrt 7 (Zip-NeRF, section 2)."""
 HALF_SQRT2 = tl.constexpr(0.7071067811865476)
 COS30 = tl.constexpr(0.8660254037844386)
-COSINES = tl.constexpr((1.0, -0.5, -0.5, -1.0, 0.5, 0.5))
-SINES = tl.constexpr((0.0, 0.8660254037844386, -0.8660254037844386, 0.0, -0.8660254037844386, 0.8660254037844386))
-"""Of functional.frustum.MULTISAMPLE_TURNS, sixths of a turn."""
 
 
 @triton.jit
@@ -34,18 +34,6 @@ def extent_of(std, PREFILTER: tl.constexpr):
     else:
         extent = 0.5 * std * std
     return extent
-
-
-@triton.jit
-@no_type_check
-def read_samples(positions, stds, lanes, mask, SAMPLES: tl.constexpr, PREFILTER: tl.constexpr):
-    """Position and extent of every sample of each lane's interval, from memory."""
-    points, extents = (), ()
-    for sample in tl.static_range(SAMPLES):
-        offset = lanes * SAMPLES + sample
-        points = points + (load3(positions + offset * 3, mask),)
-        extents = extents + (extent_of(tl.load(stds + offset, mask=mask, other=0.0), PREFILTER),)
-    return points, extents
 
 
 @triton.jit
@@ -114,9 +102,11 @@ def _load_box(aabb):
 
 @triton.jit
 @no_type_check
-def _multisamples(o, d, start, end, radius, turn, odd, box, PREFILTER: tl.constexpr, BOXED: tl.constexpr,
-                  TURNED: tl.constexpr):  # fmt: skip
-    """Six points a frustum (Zip-NeRF, section 2) in the unit cube, and their extents; see ``functional.frustum``."""
+def _frustum(d, start, end, radius, turn, odd, TURNED: tl.constexpr):
+    """What six points of a frustum (Zip-NeRF, section 2) have in common; see ``functional.frustum.multisamples``.
+
+    Their distances are middle + (0.4 j - 1) step, and a point's slope off the axis is a combination of two vectors.
+    """
     # Lengths over the far end, so that no fourth power of a distance occurs.
     near = start / tl.maximum(end, 1e-37)
     m, half = 0.5 * (near + 1.0), 0.5 * (1.0 - near)
@@ -133,26 +123,44 @@ def _multisamples(o, d, start, end, radius, turn, odd, box, PREFILTER: tl.conste
     off_axis = radius * HALF_SQRT2
     c, s = c * off_axis, s * off_axis
     u, v = _basis(d)
-    nothing = u[0] * 0.0
-    across_u = _combine((nothing, nothing, nothing), u, v, c, s)
-    across_v = _combine((nothing, nothing, nothing), u, v, -s, c)
-    points, extents = (), ()
-    for sample in tl.static_range(6):
-        cosine = tl.where(reverse, COSINES[5 - sample], COSINES[sample])
-        sine = tl.where(reverse, SINES[5 - sample], SINES[sample])
-        t = middle + (0.4 * sample - 1.0) * step
-        slope = _combine(d, across_u, across_v, cosine, sine)
-        point, inverse = _into_cube((o[0] + t * slope[0], o[1] + t * slope[1], o[2] + t * slope[2]), box, BOXED)
-        std = 0.5 * off_axis * t
-        if BOXED:
-            sides = box[1]
-            std = std * tl.exp2(tl.log2(sides[0] * sides[1] * sides[2]) * (1.0 / 3.0))
-        else:
-            # The cube root of |det J|, ((2 - 1/r) / r^2)^(2/3), and a quarter for the cube.
-            std = std * 0.25 * tl.exp2(tl.log2((2.0 - inverse) * inverse * inverse) * (2.0 / 3.0))
-        points = points + (point,)
-        extents = extents + (extent_of(std, PREFILTER),)
-    return points, extents
+    across_u = c * u[0] + s * v[0], c * u[1] + s * v[1], c * u[2] + s * v[2]
+    across_v = c * v[0] - s * u[0], c * v[1] - s * u[1], c * v[2] - s * u[2]
+    return middle, step, off_axis, reverse, across_u, across_v
+
+
+@triton.jit
+@no_type_check
+def _cosine(sample):
+    """Of the sample's angle, functional.frustum.MULTISAMPLE_TURNS sixths of a turn: 0, 2, 4, 3, 5, 1."""
+    return tl.where(sample == 0, 1.0, tl.where(sample < 3, -0.5, tl.where(sample == 3, -1.0, 0.5)))
+
+
+@triton.jit
+@no_type_check
+def _sine(sample):
+    """See _cosine."""
+    rising = (sample == 1) | (sample == 5)
+    return tl.where(rising, COS30, tl.where((sample == 0) | (sample == 3), 0.0, -COS30))
+
+
+@triton.jit
+@no_type_check
+def _multisample(o, d, frustum, sample, box, PREFILTER: tl.constexpr, BOXED: tl.constexpr):
+    """One of a frustum's six points in the unit cube, and its extent."""
+    middle, step, off_axis, reverse, across_u, across_v = frustum
+    cosine = tl.where(reverse, _cosine(5 - sample), _cosine(sample))
+    sine = tl.where(reverse, _sine(5 - sample), _sine(sample))
+    t = middle + (0.4 * sample - 1.0) * step
+    slope = _combine(d, across_u, across_v, cosine, sine)
+    point, inverse = _into_cube((o[0] + t * slope[0], o[1] + t * slope[1], o[2] + t * slope[2]), box, BOXED)
+    std = 0.5 * off_axis * t
+    if BOXED:
+        sides = box[1]
+        std = std * tl.exp2(tl.log2(sides[0] * sides[1] * sides[2]) * (1.0 / 3.0))
+    else:
+        # The cube root of |det J|, ((2 - 1/r) / r^2)^(2/3), and a quarter for the cube.
+        std = std * 0.25 * tl.exp2(tl.log2((2.0 - inverse) * inverse * inverse) * (2.0 / 3.0))
+    return point, extent_of(std, PREFILTER)
 
 
 @triton.jit
@@ -179,36 +187,60 @@ def _gaussian(o, d, start, end, radius, box, PREFILTER: tl.constexpr, BOXED: tl.
         by_direction = across2 + (along2 - across2) * tl.minimum(cosine * cosine, 1.0)
         trace = (t_var * by_direction + r_var * (along2 + 2.0 * across2 - by_direction)) * 0.0625
     std = tl.sqrt(tl.maximum(trace, TINY if BOXED else TINY * 0.0625))
-    return (point,), (extent_of(std, PREFILTER),)
+    return point, extent_of(std, PREFILTER)
 
 
 @triton.jit
 @no_type_check
-def cone_samples(
-    origins, directions, radius, tdist, turns, aabb, first, lanes, mask, per_ray,
-    SAMPLES: tl.constexpr, PREFILTER: tl.constexpr, BOXED: tl.constexpr, TURNED: tl.constexpr,
+def prepare(
+    a, b, c, d, e, f, first, lanes, mask, per_ray,
+    SAMPLES: tl.constexpr, CONES: tl.constexpr, BOXED: tl.constexpr, TURNED: tl.constexpr,
 ):  # fmt: skip
-    """Position and extent of every sample of each lane's interval, from the interval's ray and fenceposts.
+    """What every sample of each lane's interval needs, whatever the level; ``sample_of`` makes samples of it.
 
-    ``first`` is the program's first interval of all rays' ``per_ray`` each, ``lanes`` count from it.
+    Of cones the tensors are origins, directions, radius, tdist, turns and aabb, of samples in memory positions and
+    stds. ``first`` is the program's first interval of all rays' ``per_ray`` each, ``lanes`` count from it.
     """
-    first_ray = first // per_ray
-    number = lanes + (first - first_ray * per_ray).to(tl.int32)
-    ray = number // per_ray
-    number -= ray * per_ray
-    o = load3(origins + first_ray * 3 + ray * 3, mask)
-    d = load3(directions + first_ray * 3 + ray * 3, mask)
-    r = tl.load(radius + first_ray + ray, mask=mask, other=1.0)
-    post = tdist + first_ray * (per_ray + 1) + (ray * (per_ray + 1) + number)
-    start, end = tl.load(post, mask=mask, other=0.0), tl.load(post + 1, mask=mask, other=1.0)
-    box = ((0.0, 0.0, 0.0), (1.0, 1.0, 1.0))
-    if BOXED:
-        box = _load_box(aabb)
-    if SAMPLES == 6:
-        turn = start
-        if TURNED:
-            turn = tl.load(turns + first + lanes, mask=mask, other=0.0)
-        points, extents = _multisamples(o, d, start, end, r, turn, (number & 1) == 1, box, PREFILTER, BOXED, TURNED)
+    if CONES:
+        first_ray = first // per_ray
+        number = lanes + (first - first_ray * per_ray).to(tl.int32)
+        ray = number // per_ray
+        number -= ray * per_ray
+        origin = load3(a + first_ray * 3 + ray * 3, mask)
+        direction = load3(b + first_ray * 3 + ray * 3, mask)
+        radius = tl.load(c + first_ray + ray, mask=mask, other=1.0)
+        post = d + first_ray * (per_ray + 1) + (ray * (per_ray + 1) + number)
+        start, end = tl.load(post, mask=mask, other=0.0), tl.load(post + 1, mask=mask, other=1.0)
+        box = ((0.0, 0.0, 0.0), (1.0, 1.0, 1.0))
+        if BOXED:
+            box = _load_box(f)
+        if SAMPLES == 6:
+            turn = start
+            if TURNED:
+                turn = tl.load(e + first + lanes, mask=mask, other=0.0)
+            shape = _frustum(direction, start, end, radius, turn, (number & 1) == 1, TURNED)
+        else:
+            shape = (start, end, radius)
+        source = (origin, direction, shape, box)
     else:
-        points, extents = _gaussian(o, d, start, end, r, box, PREFILTER, BOXED)
-    return points, extents
+        source = (a + first * (SAMPLES * 3), b + first * SAMPLES, lanes * SAMPLES, mask)
+    return source
+
+
+@triton.jit
+@no_type_check
+def sample_of(
+    source, sample, SAMPLES: tl.constexpr, PREFILTER: tl.constexpr, CONES: tl.constexpr, BOXED: tl.constexpr
+):
+    """A sample of each lane's interval: its position, and its extent; see ``extent_of``."""
+    if CONES:
+        origin, direction, shape, box = source
+        if SAMPLES == 6:
+            point, extent = _multisample(origin, direction, shape, sample, box, PREFILTER, BOXED)
+        else:
+            point, extent = _gaussian(origin, direction, shape[0], shape[1], shape[2], box, PREFILTER, BOXED)
+    else:
+        positions, stds, offset, mask = source
+        point = load3(positions + (offset + sample) * 3, mask)
+        extent = extent_of(tl.load(stds + offset + sample, mask=mask, other=0.0), PREFILTER)
+    return point, extent

@@ -1,6 +1,6 @@
 """The kernels between table and features: look-up, and its transpose, the scatter of the features' cotangent.
 
-One lane works on one interval, with its samples in registers for all the levels of a program: consecutive lanes are
+One lane works on one interval, and makes its samples anew for every level of a program; consecutive lanes are
 consecutive intervals of a ray. Both kernels sum the corner weights of consecutive samples that lie in one cell before
 they touch memory, because the samples of an interval mostly share their cell: six look-ups or atomics become one.
 Instructions count as much as memory here, so whatever does not depend on the level is computed before the level loop,
@@ -14,23 +14,7 @@ import triton.language as tl
 
 from zipnerf_ns.kernels._access import columns_of, first_value, gather, scatter, sum_runs, times
 from zipnerf_ns.kernels._cells import MAX_EXPONENT, corner_rows, erf, load_level, locate3
-from zipnerf_ns.kernels._cones import cone_samples, read_samples
-
-
-@triton.jit
-@no_type_check
-def _samples(
-    a, b, c, d, e, f, first, lanes, mask, per_ray,
-    SAMPLES: tl.constexpr, PREFILTER: tl.constexpr, CONES: tl.constexpr, BOXED: tl.constexpr, TURNED: tl.constexpr,
-):  # fmt: skip
-    """Samples from cones (origins, directions, radius, tdist, turns, aabb) or from memory (positions, stds)."""
-    if CONES:
-        points, extents = cone_samples(
-            a, b, c, d, e, f, first, lanes, mask, per_ray, SAMPLES, PREFILTER, BOXED, TURNED
-        )
-    else:
-        points, extents = read_samples(a + first * (SAMPLES * 3), b + first * SAMPLES, lanes, mask, SAMPLES, PREFILTER)
-    return points, extents
+from zipnerf_ns.kernels._cones import prepare, sample_of
 
 
 @triton.jit
@@ -148,9 +132,7 @@ def forward_kernel(
     lanes = tl.arange(0, BLOCK)
     mask = lanes < intervals - first
     columns = columns_of(ROW, COLUMNS)
-    points, extents = _samples(
-        a, b, c, d, e, f, first, lanes, mask, per_ray, SAMPLES, PREFILTER, CONES, BOXED, TURNED
-    )
+    source = prepare(a, b, c, d, e, f, first, lanes, mask, per_ray, SAMPLES, CONES, BOXED, TURNED)
     begin += tl.program_id(1) * LEVELS
     for index in range(begin, tl.minimum(begin + LEVELS, end)):
         level = load_level(levels, index)
@@ -158,26 +140,28 @@ def forward_kernel(
         scale = _level_scale(bandwidths, index, resolution, PREFILTER)
         values = table + first_value(level, ROW, WIDE)
         total = tl.zeros([BLOCK, COLUMNS], tl.float32)
-        mean = tl.zeros([BLOCK], tl.float32)
-        for sample in tl.static_range(SAMPLES):
-            weight = _prefilter(extents[sample], scale, PREFILTER)
+        point, extent = sample_of(source, 0, SAMPLES, PREFILTER, CONES, BOXED)
+        mean = _prefilter(extent, scale, PREFILTER)
+        if READ:
+            cell, fraction = locate3(point, resolution)
+            sums = _corner_weights(fraction, mean)
+        for sample in range(1, SAMPLES):
+            point, extent = sample_of(source, sample, SAMPLES, PREFILTER, CONES, BOXED)
+            weight = _prefilter(extent, scale, PREFILTER)
             mean += weight
             if READ:
-                here, fraction = locate3(points[sample], resolution)
+                here, fraction = locate3(point, resolution)
                 shares = _corner_weights(fraction, weight)
-                if sample == 0:
-                    sums = shares
+                moved = _moved(cell, here)
+                if BRANCH:
+                    # One instruction in a program of a single warp.
+                    is_needed = tl.max(moved.to(tl.int32), axis=0) > 0
                 else:
-                    moved = _moved(cell, here)
-                    if BRANCH:
-                        # One instruction in a program of a single warp.
-                        is_needed = tl.max(moved.to(tl.int32), axis=0) > 0
-                    else:
-                        is_needed = True
-                    if is_needed:
-                        rows = corner_rows(cell, level, XOR)
-                        total += gather(values, rows, sums, columns, moved, ROW, WIDE, MERGE)
-                    sums = _continue_run(sums, shares, moved) if MERGE else shares
+                    is_needed = True
+                if is_needed:
+                    rows = corner_rows(cell, level, XOR)
+                    total += gather(values, rows, sums, columns, moved, ROW, WIDE, MERGE)
+                sums = _continue_run(sums, shares, moved) if MERGE else shares
                 cell = here
         if READ:
             total += gather(values, corner_rows(cell, level, XOR), sums, columns, mask, ROW, WIDE, False)
@@ -238,9 +222,7 @@ def backward_kernel(
     remaining = tl.minimum(intervals - first, BLOCK).to(tl.int32)
     mask = lanes < remaining
     columns = columns_of(ROW, COLUMNS)
-    points, extents = _samples(
-        a, b, c, d, e, f, first, lanes, mask, per_ray, SAMPLES, PREFILTER, CONES, BOXED, TURNED
-    )
+    source = prepare(a, b, c, d, e, f, first, lanes, mask, per_ray, SAMPLES, CONES, BOXED, TURNED)
     if ALONG_RAY:
         previous, following = tl.maximum(lanes - 1, 0), tl.minimum(lanes + 1, BLOCK - 1)
         is_last = lanes + 1 >= remaining
@@ -250,28 +232,29 @@ def backward_kernel(
         resolution = level[0].to(tl.float32)
         scale = _level_scale(bandwidths, index, resolution, PREFILTER)
         target = v_table + first_value(level, ROW, WIDE)
-        source = v_features + first * step + index * stride.to(tl.int64)
+        cotangent = v_features + first * step + index * stride.to(tl.int64)
         offsets = (lanes * step)[:, None] + columns * channel_stride
-        v = tl.load(source + offsets, mask=mask[:, None], other=0.0).to(tl.float32)
+        v = tl.load(cotangent + offsets, mask=mask[:, None], other=0.0).to(tl.float32)
         # Intervals behind a surface, or whose loss is saturated, send back exact zeros.
         live = mask & (tl.max((v != 0.0).to(tl.int32), axis=1) > 0)
         v *= gain * (1.0 / SAMPLES)
-        for sample in tl.static_range(SAMPLES):
-            here, fraction = locate3(points[sample], resolution)
-            shares = _corner_weights(fraction, _prefilter(extents[sample], scale, PREFILTER))
-            if sample == 0:
-                sums = shares
+        point, extent = sample_of(source, 0, SAMPLES, PREFILTER, CONES, BOXED)
+        cell, fraction = locate3(point, resolution)
+        sums = _corner_weights(fraction, _prefilter(extent, scale, PREFILTER))
+        for sample in range(1, SAMPLES):
+            point, extent = sample_of(source, sample, SAMPLES, PREFILTER, CONES, BOXED)
+            here, fraction = locate3(point, resolution)
+            shares = _corner_weights(fraction, _prefilter(extent, scale, PREFILTER))
+            moved = _moved(cell, here)
+            writes = live & moved if MERGE else live
+            if BRANCH:
+                is_needed = tl.max(writes.to(tl.int32), axis=0) > 0
             else:
-                moved = _moved(cell, here)
-                writes = live & moved if MERGE else live
-                if BRANCH:
-                    is_needed = tl.max(writes.to(tl.int32), axis=0) > 0
-                else:
-                    is_needed = True
-                if is_needed:
-                    rows = corner_rows(cell, level, XOR)
-                    scatter(target, rows, times(sums, v), columns, writes, ROW, WIDE)
-                sums = _continue_run(sums, shares, moved) if MERGE else shares
+                is_needed = True
+            if is_needed:
+                rows = corner_rows(cell, level, XOR)
+                scatter(target, rows, times(sums, v), columns, writes, ROW, WIDE)
+            sums = _continue_run(sums, shares, moved) if MERGE else shares
             cell = here
         values = times(sums, v)
         if ALONG_RAY:
