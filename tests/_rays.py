@@ -9,12 +9,14 @@ from typing import Any, Optional, Sequence, Tuple
 import torch
 from torch import Tensor
 
-from nerfstudio.cameras.rays import Frustums, RayBundle, RaySamples
+from nerfstudio.cameras.rays import RayBundle
 from nerfstudio.data.scene_box import SceneBox
 
 from zipnerf_ns.datamanager import SCENE_HINTS, SceneHints
 from zipnerf_ns.encoding import AntiAliasedHashEncoding, HashGridConfig
+from zipnerf_ns.functional.cones import Cones
 from zipnerf_ns.model import ProposalConfig, ZipNerfModel, ZipNerfModelConfig
+from zipnerf_ns.rays import Rays, Round
 
 TINY_GRID = HashGridConfig(num_levels=4, features_per_level=2, base_res=4, max_res=32, log2_hashmap_size=9)
 """Two dense levels (4 and 8 cells a side) and two hashed ones (16 and 32)."""
@@ -75,24 +77,52 @@ def copy_bundle(bundle: RayBundle) -> RayBundle:
     return copy.deepcopy(bundle)
 
 
-def make_samples(tdist: Tensor, sdist: Optional[Tensor] = None, seed: int = 0, **changes: Any) -> RaySamples:
-    """Intervals between the fenceposts ``[rays, n + 1]`` along random rays."""
-    rays, edges = tdist.shape
-    shape = (rays, edges - 1)
-    sdist = tdist if sdist is None else sdist
-    fields = {
-        "origins": normal((rays, 1, 3), seed, tdist.dtype).expand(*shape, 3),
-        "directions": unit_vectors(rays, seed + 1, tdist.dtype)[:, None].expand(*shape, 3),
-        "pixel_area": torch.full((*shape, 1), 1e-4, dtype=tdist.dtype),
-    }
-    frustums = Frustums(starts=tdist[:, :-1, None], ends=tdist[:, 1:, None], **{**fields, **changes})
-    return RaySamples(
-        frustums=frustums,
-        camera_indices=(torch.arange(rays) % 3)[:, None, None].expand(*shape, 1),
-        deltas=tdist.diff(dim=-1)[..., None],
-        spacing_starts=sdist[:, :-1, None],
-        spacing_ends=sdist[:, 1:, None],
+def make_rays(count: int, seed: int = 0, near: float = 0.2, far: float = 1e6, **changes: Any) -> Rays:
+    """The rays of :func:`make_bundle`, all valid."""
+    bundle = make_bundle(count, seed)
+    rays = Rays(
+        bundle.origins,
+        bundle.directions,
+        torch.full((count, 1), 5.8e-3),
+        torch.full((count, 1), near),
+        torch.full((count, 1), far),
+        torch.ones(count, 1, dtype=torch.bool),
+        bundle.camera_indices,
     )
+    return rays._replace(**changes)
+
+
+def short_intervals(rays: int = 4, bins: int = 5, dtype=torch.float32, **changes: Any) -> Tuple[Rays, Tensor]:
+    """Rays and fenceposts near the origin, where the contraction is the identity; visibly wide cones."""
+    tdist = 0.1 + 0.3 * uniform((rays, bins + 1), 20, dtype=torch.float64).sort(dim=-1).values
+    made = make_rays(
+        rays,
+        origins=(0.3 * normal((rays, 3), 21).clamp(-1.0, 1.0)).to(dtype),
+        directions=unit_vectors(rays, 22, dtype),
+        radius=torch.full((rays, 1), 0.058, dtype=dtype),
+    )
+    return made._replace(**changes), tdist.to(dtype)
+
+
+def make_cones(
+    rays: int = 3, bins: int = 4, seed: int = 0, dtype=torch.float32, turned: bool = False,
+    aabb: Optional[Tensor] = None,
+) -> Cones:  # fmt: skip
+    """Cones near the origin, from thin ones to ones much wider than the tiny grid's finest cells."""
+    tdist = 0.2 + 0.6 * uniform((rays, bins + 1), seed, dtype=torch.float64).sort(dim=-1).values
+    return Cones(
+        0.2 * normal((rays, 3), seed + 1, dtype).clamp(-1.5, 1.5),
+        unit_vectors(rays, seed + 2, dtype),
+        torch.logspace(-2.0, 0.0, rays, dtype=dtype)[:, None],
+        tdist.to(dtype),
+        uniform((rays, bins), seed + 3, 0.0, 2.0, dtype) if turned else None,
+        aabb,
+    )
+
+
+def make_round(sdist: Tensor, weights: Tensor, tdist: Optional[Tensor] = None) -> Round:
+    """A round of sampling whose distances are the normalised ones if not given."""
+    return Round(sdist, sdist if tdist is None else tdist, weights)
 
 
 def random_posts(rays: int, bins: int, seed: int, dtype=torch.float64) -> Tensor:
@@ -103,9 +133,9 @@ def random_posts(rays: int, bins: int, seed: int, dtype=torch.float64) -> Tensor
 
 
 def random_weights(rays: int, bins: int, seed: int, total: float = 0.9, dtype=torch.float64) -> Tensor:
-    """Uneven positive weights ``[rays, bins, 1]`` that sum to ``total``."""
+    """Uneven positive weights ``[rays, bins]`` that sum to ``total``."""
     weights = uniform((rays, bins), seed, 0.0, 1.0, torch.float64).square() + 1e-3
-    return (total * weights / weights.sum(dim=-1, keepdim=True)).to(dtype)[..., None]
+    return (total * weights / weights.sum(dim=-1, keepdim=True)).to(dtype)
 
 
 def make_encoding(prefilter: str = "multisample", spread: float = 0.1, seed: int = 0, **changes: Any):

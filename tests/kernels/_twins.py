@@ -36,9 +36,9 @@ def even_grid(features: int) -> HashGrid:
     return make_hash_grid(3, 4, 16, 10, features)
 
 
-def one_way(launch: Launch, **others: bool) -> Tuning:
+def one_way(launch: Launch, half_table: bool = False) -> Tuning:
     """All levels by the same launch, in both directions."""
-    return Tuning(Plan(launch, launch), Plan(launch, launch), **others)
+    return Tuning(Plan(launch, launch), Plan(launch, launch), half_table)
 
 
 def random_table(grid: HashGrid) -> Tensor:

@@ -153,7 +153,7 @@ def forward_kernel(
                 here, fraction = locate3(point, resolution)
                 shares = _corner_weights(fraction, weight)
                 moved = _moved(cell, here)
-                if BRANCH:
+                if BRANCH and MERGE:
                     # One instruction in a program of a single warp.
                     is_needed = tl.max(moved.to(tl.int32), axis=0) > 0
                 else:

@@ -30,7 +30,7 @@ def cone_encode(
     """Channels of each interval: prefiltered features of all levels, then one weight feature a level.
 
     Computes what ``functional.cones.cone_encode`` defines, to float32 rounding (to half precision where ``half`` is
-    read); the result is a view of channel-major memory. Where rays or bandwidths need a gradient, and under
+    read); the result is a view of channel-major memory. Where anything but the table needs a gradient, and under
     ``torch.use_deterministic_algorithms``, positions are made by torch and looked up by ``kernels.hash_encode``.
 
     Raises:
@@ -51,7 +51,7 @@ def tuned_cone_encode(
 ) -> Float[Tensor, "intervals channels"]:
     """:func:`cone_encode` with its launches chosen by the caller, for benchmarks and tests."""
     needs_samples = torch.are_deterministic_algorithms_enabled() or any(
-        tensor is not None and tensor.requires_grad for tensor in (*cones, lookup.bandwidths)
+        tensor is not None and tensor.requires_grad for tensor in (*cones, weight_scales, lookup.bandwidths)
     )
     if needs_samples:
         positions, stds = cones_in_cube(cones, lookup.prefilter != "multisample")
@@ -71,10 +71,11 @@ class _ConeEncode(torch.autograd.Function):
         ctx: Any, table: Tensor, cones: Cones, weight_scales: Tensor, lookup: Lookup, half: Optional[HalfTable],
         tuning: Tuning,
     ) -> Tensor:  # fmt: skip
-        launch, grid = _launch(), lookup.grid
+        launch, grid, table = _launch(), lookup.grid, table.contiguous()
         bandwidths = lookup.bandwidths
         if bandwidths is None:
             bandwidths = _unit_bandwidths(len(grid.levels), table.device)
+        bandwidths, weight_scales = bandwidths.float().contiguous(), weight_scales.float().contiguous()
         active = hash_grid.count_active(grid, lookup.num_active)
         samples = NUM_MULTISAMPLES if lookup.prefilter == "multisample" else 1
         with torch.cuda.device_of(table):
