@@ -9,12 +9,14 @@ import sys
 
 import pytest
 import torch
-from _rays import normal, uniform
+from _rays import normal, uniform, unit_vectors
 from _tinycudann import make_library, side
 
 from zipnerf_ns.encoding import AntiAliasedHashEncoding, HashGridConfig
+from zipnerf_ns.functional.cones import Cones, cones_in_cube
 from zipnerf_ns.functional.hash_grid import hash_encode, make_hash_grid
 from zipnerf_ns.functional.table_state import decay_coefficients
+from zipnerf_ns.implementation import TORCH_OPS
 from zipnerf_ns.optimizers import DecayingAdam
 from zipnerf_ns.tcnn_encoding import TcnnHashEncoding, growth, library_levels, why_unsupported
 
@@ -37,6 +39,13 @@ def make_encoding(prefilter: str = "ipe", config: HashGridConfig = CONFIG, **cha
 def gaussians(intervals: int = 7) -> tuple:
     """Inside the cube but for its outermost cells, where the library reads on into other rows."""
     return uniform((intervals, 1, 3), 1, 0.15, 0.85), torch.exp(uniform((intervals, 1), 2, math.log(3e-3), -1.0))
+
+
+def make_cones() -> Cones:
+    """Four rays of three intervals inside a box; their frustums are from finest cells to half the box wide."""
+    origins, radius = uniform((4, 3), 3, -0.3, 0.3), torch.tensor([[1e-3], [0.01], [0.1], [0.5]])
+    tdist = torch.tensor([[0.0, 0.05, 0.15, 0.3]]).expand(4, 4).contiguous()
+    return Cones(origins, unit_vectors(4, 4), radius, tdist, None, torch.tensor([[-1.0] * 3, [1.0] * 3]))
 
 
 # --- layout ---
@@ -81,20 +90,27 @@ def test_a_library_that_lays_its_table_out_otherwise_is_refused(monkeypatch):
 @pytest.mark.parametrize("prefilter", PREFILTERS)
 def test_features_are_the_librarys_lowered_by_our_weights_and_then_the_weight_features(prefilter):
     encoding = make_encoding(prefilter)
-    positions, stds = gaussians()
-    out = encoding(positions, stds)
+    cones = make_cones()
+    positions, stds = cones_in_cube(cones, one_lookup=True)
+    out = encoding(cones, TORCH_OPS)
     (library,) = encoding._library
-    read = library(positions[:, 0]).view(7, 4, 2)
-    assert out.features.shape[-1] == encoding.get_out_dim() == 12
+    read = library(positions[:, 0]).view(12, 4, 2)
+    assert out.shape == (12, encoding.get_out_dim()) == (12, 12) and out.dtype == torch.float32
     for level, cells in enumerate(encoding.cells.tolist()):
         exponent = (0.5 * (stds[:, 0] * cells) ** 2).clamp(max=50.0)
-        weight = torch.exp(-exponent) if prefilter == "ipe" else torch.ones(7)
+        weight = torch.exp(-exponent) if prefilter == "ipe" else torch.ones(12)
         expected = 10.0 * weight[:, None] * read[:, level]
-        torch.testing.assert_close(out.per_level[:, level], expected, rtol=1e-5, atol=1e-7)
-        torch.testing.assert_close(out.features[:, 2 * level : 2 * level + 2], expected, rtol=1e-5, atol=1e-7)
+        torch.testing.assert_close(out[:, 2 * level : 2 * level + 2], expected, rtol=1e-5, atol=1e-7)
         rows = encoding.hash_table.detach().view(-1, 2)[encoding.grid.levels[level].offset :]
         scale = (1e-8 + 100.0 * rows[: encoding.grid.levels[level].size].square().mean()).sqrt()
-        torch.testing.assert_close(out.features[:, 8 + level], (2.0 * weight - 1.0) * scale, rtol=1e-5, atol=1e-6)
+        torch.testing.assert_close(out[:, 8 + level], (2.0 * weight - 1.0) * scale, rtol=1e-5, atol=1e-6)
+
+
+def test_channels_come_in_the_precision_that_is_asked_for_and_no_half_precision_copy_is_kept():
+    encoding = make_encoding()
+    full, half = encoding(make_cones(), TORCH_OPS), encoding(make_cones(), TORCH_OPS, dtype=torch.bfloat16)
+    assert torch.equal(half, full.bfloat16())
+    assert not encoding.summary(TORCH_OPS._replace(reads_half=lambda _: True)).wants_half
 
 
 def test_a_constant_level_is_ten_times_its_value():
@@ -102,8 +118,8 @@ def test_a_constant_level_is_ten_times_its_value():
     with torch.no_grad():
         for index, level in enumerate(encoding.grid.levels):
             encoding.hash_table.view(-1, 2)[level.offset : level.offset + level.size] = 0.1 * (index + 1)
-    per_level = encoding(*gaussians()).per_level
-    expected = torch.tensor([1.0, 2.0, 3.0, 4.0])[None, :, None].expand(7, 4, 2)
+    per_level = encoding.per_level(encoding(make_cones(), TORCH_OPS))
+    expected = torch.tensor([1.0, 2.0, 3.0, 4.0])[None, :, None].expand(12, 4, 2)
     torch.testing.assert_close(per_level, expected)
 
 
@@ -133,20 +149,20 @@ def test_bandwidths_act_as_a_factor_on_the_variance():
     plain, scaled = make_encoding(), make_encoding(bandwidths=(0.25, 1.0, 2.0, 4.0))
     positions, stds = gaussians()
     for index, value in enumerate((0.25, 1.0, 2.0, 4.0)):
-        expected = plain(positions, stds * math.sqrt(value)).per_level[:, index]
-        torch.testing.assert_close(scaled(positions, stds).per_level[:, index], expected, rtol=1e-5, atol=1e-7)
+        expected = plain.look_up(positions, stds * math.sqrt(value))[0][:, index]
+        torch.testing.assert_close(scaled.look_up(positions, stds)[0][:, index], expected, rtol=1e-5, atol=1e-7)
 
 
 @pytest.mark.parametrize("num_active", [0, 1, 3, 4, 9])
 def test_levels_that_are_not_active_give_zero_and_take_no_gradient(num_active):
     encoding = make_encoding()
-    positions, stds = gaussians()
-    full, part = encoding(positions, stds), encoding(positions, stds, num_active)
+    full, part = encoding(make_cones(), TORCH_OPS), encoding(make_cones(), TORCH_OPS, num_active)
     active = min(num_active, 4)
-    assert torch.equal(part.per_level[:, :active], full.per_level[:, :active])
-    assert not part.per_level[:, active:].any()
-    assert torch.equal(part.features[:, 8:], full.features[:, 8:])
-    objective = (part.per_level * normal(part.per_level.shape, 9)).sum()
+    per_level = encoding.per_level(part)
+    assert torch.equal(per_level[:, :active], encoding.per_level(full)[:, :active])
+    assert not per_level[:, active:].any()
+    assert torch.equal(part[:, 8:], full[:, 8:])
+    objective = (per_level * normal(per_level.shape, 9)).sum()
     (v_table,) = torch.autograd.grad(objective, encoding.hash_table)
     rows = v_table.view(-1, 2)
     touched = [bool(rows[lv.offset : lv.offset + lv.size].any()) for lv in encoding.grid.levels]
@@ -156,19 +172,20 @@ def test_levels_that_are_not_active_give_zero_and_take_no_gradient(num_active):
 def test_gradients_reach_positions_and_extents():
     encoding = make_encoding()
     positions, stds = (tensor.requires_grad_() for tensor in gaussians())
-    features = encoding(positions, stds).features
-    v_positions, v_stds = torch.autograd.grad((features * normal(features.shape, 3)).sum(), (positions, stds))
+    features, weights = encoding.look_up(positions, stds)
+    objective = (features * normal(features.shape, 3)).sum() + (weights * normal(weights.shape, 4)).sum()
+    v_positions, v_stds = torch.autograd.grad(objective, (positions, stds))
     assert v_positions.abs().amin() > 0.0 and v_stds.abs().amin() > 0.0
 
 
 def test_positions_outside_and_no_positions():
     encoding = make_encoding()
     positions, stds = gaussians()
-    outside = encoding(positions + torch.tensor([2.0, 0.0, -3.0]), stds).per_level
+    outside, _ = encoding.look_up(positions + torch.tensor([2.0, 0.0, -3.0]), stds)
     at_the_face = torch.cat([torch.ones(7, 1, 1), positions[..., 1:2], torch.zeros(7, 1, 1)], dim=-1)
-    assert torch.equal(outside, encoding(at_the_face, stds).per_level)
-    empty = encoding(positions[:0], stds[:0])
-    assert empty.features.shape == (0, 12) and empty.per_level.shape == (0, 4, 2)
+    assert torch.equal(outside, encoding.look_up(at_the_face, stds)[0])
+    features, weights = encoding.look_up(positions[:0], stds[:0])
+    assert features.shape == (0, 4, 2) and weights.shape == (0, 4)
 
 
 # --- the table ---
@@ -186,14 +203,15 @@ def test_the_table_is_one_parameter_that_starts_like_ours():
 @pytest.mark.parametrize("assign", [False, True])
 def test_a_loaded_table_is_the_one_that_is_read(assign):
     encoding, other = make_encoding(), TcnnHashEncoding(CONFIG)
-    inputs = gaussians()
+    inputs = make_cones(), TORCH_OPS
     other(*inputs)
     other.load_state_dict(encoding.state_dict(), assign=assign)
-    assert torch.equal(other(*inputs).features, encoding(*inputs).features)
+    assert torch.equal(other(*inputs), encoding(*inputs))
     copied = copy.deepcopy(encoding)
     with torch.no_grad():
         copied.hash_table.mul_(2.0)
-    torch.testing.assert_close(copied(*inputs).per_level, 2.0 * encoding(*inputs).per_level)
+    # Doubled features, and weight features whose scale is but for the initial values' square twice as large.
+    torch.testing.assert_close(copied(*inputs), 2.0 * encoding(*inputs), rtol=1e-5, atol=1e-6)
 
 
 def test_decay_and_statistics_are_by_level():
@@ -213,7 +231,7 @@ def test_decay_and_statistics_are_by_level():
     assert torch.equal((table.detach() - before).sign(), -before.sign())
     assert table.table_state.is_current(table)
     means = torch.stack([part.square().mean() for part in table.detach().view(-1, 2).split(sizes)])
-    torch.testing.assert_close(encoding.mean_square(), means)
+    torch.testing.assert_close(encoding.summary(TORCH_OPS).mean_square, means)
 
 
 def test_training_brings_the_features_to_a_target():
@@ -224,7 +242,7 @@ def test_training_brings_the_features_to_a_target():
     losses = []
     for _ in range(60):
         optimizer.zero_grad()
-        loss = (encoding(positions, stds).per_level.sum(dim=(1, 2)) - target).square().mean()
+        loss = (10.0 * encoding.look_up(positions, stds)[0].sum(dim=(1, 2)) - target).square().mean()
         loss.backward()
         optimizer.step()
         losses.append(float(loss.detach()))

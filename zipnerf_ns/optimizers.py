@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass, field
 from functools import lru_cache
-from typing import Any, Callable, Dict, List, Optional, Tuple, Type
+from typing import Any, Callable, Dict, List, Literal, Optional, Tuple, Type
 
 import torch
 from torch import Tensor
@@ -19,8 +19,9 @@ from nerfstudio.utils.rich_utils import CONSOLE
 from zipnerf_ns.functional import adam as torch_adam
 from zipnerf_ns.functional.adam import TableUpdate
 from zipnerf_ns.functional.numerics import log_lerp
-from zipnerf_ns.implementation import Implementation
 from zipnerf_ns.kernels import adam as triton_adam
+
+TableImplementation = Literal["auto", "triton", "torch"]
 
 OTHER_OPTIONS = ("weight_decay", "amsgrad", "maximize", "capturable", "differentiable")
 """What torch's Adam can do beside: a group of a foreign checkpoint may ask for it."""
@@ -55,7 +56,7 @@ class DecayingAdam(torch.optim.Adam):
         betas: Tuple[float, float] = (0.9, 0.99),
         eps: float = 1e-15,
         fused: bool = True,
-        implementation: Implementation = "auto",
+        implementation: TableImplementation = "auto",
     ) -> None:
         self.implementation = implementation
         self._chosen: Dict[Tuple[torch.device, torch.dtype], Callable] = {}
@@ -196,7 +197,7 @@ class DecayingAdamConfig(OptimizerConfig):
     """Decay rates of the two moments."""
     fused: bool = True
     """One kernel for the whole update of the networks instead of one an operation."""
-    implementation: Implementation = "auto"
+    implementation: TableImplementation = "auto"
     """Who updates hash tables: "triton" (CUDA), "torch" (anywhere) or "auto"; networks are always torch's."""
 
 

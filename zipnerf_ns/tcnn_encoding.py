@@ -24,6 +24,7 @@ from torch import Tensor, nn
 from zipnerf_ns.encoding import FEATURE_INIT, TABLE_GAIN, AntiAliasedHashEncoding, HashGridConfig
 from zipnerf_ns.functional.cones import Cones, Lookup, channels, cones_in_cube
 from zipnerf_ns.functional.hash_grid import HashGrid, Level, Prefilter, count_active, prefilter_weights
+from zipnerf_ns.functional.table_state import TableState
 from zipnerf_ns.implementation import Ops
 
 INSTALL = "pip install git+https://github.com/NVlabs/tiny-cuda-nn/#subdirectory=bindings/torch"
@@ -175,6 +176,10 @@ class TcnnHashEncoding(AntiAliasedHashEncoding):
         active = torch.arange(levels, device=stds.device) < count_active(self.grid, num_active)
         return values * (weights * active)[..., None], weights
 
+    def summary(self, ops: Ops) -> TableState:
+        """The base class's, without the half-precision copy, which the library does not read."""
+        return super().summary(ops._replace(reads_half=_never))
+
     def forward(
         self, cones: Cones, ops: Ops, num_active: Optional[int] = None, dtype: torch.dtype = torch.float32
     ) -> Float[Tensor, "intervals channels"]:
@@ -184,3 +189,7 @@ class TcnnHashEncoding(AntiAliasedHashEncoding):
         scales = torch.sqrt(FEATURE_INIT**2 + TABLE_GAIN**2 * self.summary(ops).mean_square)
         lookup = Lookup(self.grid, self.prefilter, TABLE_GAIN, self.bandwidths, num_active, dtype)
         return channels(per_level, weights, scales, lookup)
+
+
+def _never(features_per_level: int) -> bool:
+    return False

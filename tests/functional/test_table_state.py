@@ -73,6 +73,7 @@ def test_every_change_that_torch_counts_is_noticed(change, wants_half):
     assert not owner.table_state.is_current(owner.table)
     state = owner.current()
     assert state is owner.table.table_state and state.is_current(owner.table)
+    assert state.mean_square.dtype == owner.table.dtype
     torch.testing.assert_close(state.mean_square.double(), level_means(owner.table, state.grid), rtol=1e-6, atol=0.0)
     assert change == "double" or not torch.allclose(state.mean_square, before)
     if wants_half:
@@ -175,6 +176,18 @@ def test_another_way_to_compute_is_used():
     given = Summary(torch.tensor([1.0, 2.0]), None)
     table.table_state.refresh(table, lambda *_: given)
     assert table.table_state.mean_square is given.mean_square and table.table_state.is_current(table)
+
+
+@pytest.mark.parametrize("change", [in_place, lambda owner: load(owner, False), lambda o: o.table_state.forget()])
+def test_what_is_kept_stays_where_a_captured_graph_reads_it(change):
+    owner = Owner(wants_half=True)
+    kept = owner.current().mean_square, owner.current().half
+    change(owner)
+    assert not owner.table_state.is_current(owner.table)
+    state = owner.current()
+    assert state.mean_square is kept[0] and state.half is kept[1]
+    torch.testing.assert_close(kept[0].double(), level_means(owner.table, two_levels()), rtol=1e-6, atol=0.0)
+    assert torch.equal(kept[1], (owner.table.detach() * 256.0).half())
 
 
 def test_what_was_computed_in_inference_mode_can_be_used_in_training():

@@ -46,7 +46,9 @@ class TableState:
         self.grid = grid
         self.decay = (0.0,) * len(grid.levels) if decay is None else decay
         self.wants_half = wants_half
-        self.forget()
+        self.mean_square: Optional[Tensor] = None
+        self.half: Optional[Tensor] = None
+        self._written: Optional[Tuple[torch.device, int, int]] = None
 
     @property
     def decay(self) -> Tuple[float, ...]:
@@ -78,7 +80,7 @@ class TableState:
     def record(self, table: Tensor, mean_square: Float[Tensor, "levels"], half: Optional[Tensor]) -> None:
         """Takes over what a writer of the table has computed of the values it wrote."""
         kept = self.mean_square
-        if kept is not None and kept.shape == mean_square.shape and kept.device == mean_square.device:
+        if kept is not None and kept.dtype == mean_square.dtype and kept.device == mean_square.device:
             # In the same place, for whoever reads it may be a graph that was captured once.
             kept.copy_(mean_square)
         else:
@@ -92,10 +94,8 @@ class TableState:
             self.record(table, *(compute or summarise)(table, self))
 
     def forget(self) -> None:
-        """Counts as stale from now on."""
-        self.mean_square: Optional[Tensor] = None
-        self.half: Optional[Tensor] = None
-        self._written: Optional[Tuple[torch.device, int, int]] = None
+        """Counts as stale from now on; what is computed next goes to the same memory."""
+        self._written = None
 
     def half_buffer(self, table: Tensor) -> Optional[Float16[Tensor, "*table"]]:
         """Memory for the half-precision copy, the present one's if it fits; None if no copy is wanted."""
