@@ -247,7 +247,7 @@ class ZipNerfTrainer(Trainer):
             return "gradients are accumulated over steps."
         if self.grad_scaler.is_enabled():
             return "the gradients' scale changes during training."
-        if not self.pipeline.model.uses_kernels:
+        if self.pipeline.model.config.implementation == "tcnn" or not self.pipeline.model.uses_kernels:
             return "the implementation is not triton."
         if not getattr(self.pipeline.datamanager, "is_capturable", False):
             return "pixels or rays are not made by our kernels on the GPU."
