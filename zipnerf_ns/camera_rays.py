@@ -47,7 +47,7 @@ class PixelRays(nn.Module):
         if uses_kernel(cameras, self.device, implementation):
             self._packed = pack(cameras).to(self.device)
         else:
-            self._generator = RayGenerator(self._cameras)
+            self._generator = RayGenerator(self._cameras).to(self.device)
 
     def forward(self, indices: Int[Tensor, "rays 3"]) -> RayBundle:
         """The rays of pixels given by camera, row and column."""

@@ -56,7 +56,7 @@ def draw_intervals(
         widest = max(bins, num_samples)
         _check_shape("sdist", knots, len(near), bins + 1)
     drawn, tdist = near.new_empty(len(near), num_samples + 1), near.new_empty(len(near), num_samples + 1)
-    grid, options = _programs(len(near), widest)
+    grid, options = _programs(len(near), widest, gathers=True)
     if len(near):
         with torch.cuda.device_of(near):
             _histograms().draw_kernel[grid](
@@ -111,7 +111,7 @@ def interlevel(
     w_prop, w_main, sdist_prop, sdist_main = _rows(w_prop), _rows(w_main), _rows(sdist_prop), _rows(sdist_main)
 
     def launch(loss: Tensor, slopes: Optional[Tensor]) -> None:
-        grid, options = _programs(rays, max(n, m))
+        grid, options = _programs(rays, max(n, m), gathers=True)
         _histograms().interlevel_kernel[grid](
             w_prop, sdist_prop, w_main, sdist_main, loss, loss if slopes is None else slopes, rays, n, m,
             w_prop.stride(0), sdist_prop.stride(0), w_main.stride(0), sdist_main.stride(0),
@@ -265,10 +265,13 @@ def _block(width: int) -> int:
     return max(MIN_BLOCK, 1 << (width - 1).bit_length())
 
 
-def _programs(rays: int, width: int) -> tuple[tuple[int], dict[str, int]]:
-    """Grid of a launch over rays of up to ``width`` intervals, and the options that fit it."""
+def _programs(rays: int, width: int, gathers: bool = False) -> tuple[tuple[int], dict[str, int]]:
+    """Grid of a launch over rays of up to ``width`` intervals, and the options that fit it.
+
+    Kernels that gather along a row get one warp, however long it is: Triton 3.6 cannot compile some that cross warps.
+    """
     per_program = max(1, PROGRAM_LANES // _block(width))
-    num_warps = NUM_WARPS if width <= WIDE_ROW else WIDE_NUM_WARPS
+    num_warps = NUM_WARPS if gathers or width <= WIDE_ROW else WIDE_NUM_WARPS
     return (-(-rays // per_program),), {"RAYS": per_program, "num_warps": num_warps}
 
 
