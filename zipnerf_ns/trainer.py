@@ -195,7 +195,9 @@ class ZipNerfTrainer(Trainer):
         """
         every = {name: self.gradient_accumulation_steps[name] for name in self.optimizers.parameters}
         model = self.pipeline.model
-        if self._graph is None or self._eager_steps < EAGER_STEPS or model.monitor.is_due():
+        # What was true of the model at set-up need not be any more: its configuration can be changed between steps.
+        is_eager = self._graph is None or not model.uses_kernels or model.monitor.is_due()
+        if is_eager or self._eager_steps < EAGER_STEPS:
             self._eager_steps += 1
             self.optimizers.zero_grad_some([name for name, steps in every.items() if step % steps == 0])
             loss, loss_dict, metrics_dict = self._losses_and_gradients(step)
