@@ -64,14 +64,17 @@ def render_in_chunks(
     parts: Dict[str, List[Tensor]] = defaultdict(list)
     start = 0
     while start < num_rays:
+        outputs = None
         try:
             outputs = model(bundle(start, min(start + chunk, num_rays)))
         except torch.cuda.OutOfMemoryError:
             if chunk <= MIN_CHUNK:
                 raise
+        if outputs is None:
+            # Not while the error is handled: it keeps alive what the failed chunk held, and nothing would be freed.
+            torch.cuda.empty_cache()
             limit.halve(chunk)
             chunk = min(chunk, limit.rays)
-            torch.cuda.empty_cache()
             continue
         for name, output in outputs.items():
             if isinstance(output, Tensor):
