@@ -89,6 +89,13 @@ def test_what_does_not_fit_is_tried_again_in_halves():
     assert_whole(outputs, picture)
 
 
+def test_a_picture_smaller_than_a_chunk_is_halved_itself():
+    model = StubModel(fits=500)
+    outputs, picture = render(model, 900, 100_000)
+    assert model.tried == [900, 450, 450], "the same rays would not fit a second time"
+    assert_whole(outputs, picture)
+
+
 def test_memory_that_runs_out_halfway_costs_only_the_rays_of_that_chunk():
     model = StubModel()
 
