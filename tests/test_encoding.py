@@ -3,82 +3,92 @@
 from __future__ import annotations
 
 import math
-import re
 
 import pytest
 import torch
-from _rays import TINY_GRID, make_encoding, normal, uniform
+from _rays import TINY_GRID, make_cones, make_encoding, normal
+from torch import Tensor
 from torch.func import functional_call
 
-from zipnerf_ns.encoding import AntiAliasedHashEncoding, HashGridConfig, resolve_implementation
-from zipnerf_ns.functional import table_state
+from zipnerf_ns.encoding import AntiAliasedHashEncoding, HashGridConfig
+from zipnerf_ns.functional.cones import Cones, cones_in_cube
 from zipnerf_ns.functional.hash_grid import hash_encode
+from zipnerf_ns.implementation import TORCH_OPS
 from zipnerf_ns.optimizers import DecayingAdam
 
 PREFILTERS = ["multisample", "ipe", "none"]
-SAMPLES = {"multisample": 6, "ipe": 1, "none": 1}
+DOUBLE = torch.float64
 
 
-def gaussians(prefilter: str, intervals: int = 5, dtype=torch.float32):
-    """Positions inside the cube, and extents from a hundredth of the finest cell to the coarsest."""
-    samples = SAMPLES[prefilter]
-    positions = uniform((intervals, samples, 3), 1, 0.05, 0.95, dtype)
-    stds = torch.exp(uniform((intervals, samples), 2, math.log(3e-4), math.log(0.25), dtype))
-    return positions, stds
+def encode(encoding: AntiAliasedHashEncoding, cones: Cones, num_active: int | None = None) -> Tensor:
+    """Channels in the table's own precision."""
+    return encoding(cones, TORCH_OPS, num_active, encoding.hash_table.dtype)
 
 
-def weight_by_definition(prefilter: str, std: float, resolution: int) -> float:
-    if prefilter == "multisample":
-        return math.erf(1.0 / (math.sqrt(8.0) * std * resolution))
-    return math.exp(-min(0.5 * (std * resolution) ** 2, 50.0)) if prefilter == "ipe" else 1.0
+def weights_by_definition(encoding: AntiAliasedHashEncoding, cones: Cones) -> Tensor:
+    """Mean prefilter weight ``[intervals, levels]`` of the cones' Gaussians, number by number."""
+    _, stds = cones_in_cube(cones, encoding.prefilter != "multisample")
+
+    def weight(std: float, resolution: int) -> float:
+        if encoding.prefilter == "multisample":
+            return math.erf(1.0 / (math.sqrt(8.0) * std * resolution))
+        return math.exp(-min(0.5 * (std * resolution) ** 2, 50.0)) if encoding.prefilter == "ipe" else 1.0
+
+    rows = [[sum(weight(std, n) for std in row) / len(row) for n in encoding.grid.resolutions] for row in stds.tolist()]
+    return torch.tensor(rows, dtype=DOUBLE)
 
 
 @pytest.mark.parametrize("prefilter", PREFILTERS)
 def test_output_is_features_level_by_level_then_one_weight_feature_a_level(prefilter):
     encoding = make_encoding(prefilter).double()
-    positions, stds = gaussians(prefilter, dtype=torch.float64)
-    out = encoding(positions, stds)
+    cones = make_cones(dtype=DOUBLE)
+    out = encode(encoding, cones)
     levels, features = len(encoding.grid.levels), encoding.grid.features_per_level
-    assert out.features.shape[-1] == encoding.get_out_dim() == levels * (features + 1)
-    truth, _ = hash_encode(encoding.hash_table, positions, stds, encoding.grid, prefilter)
+    assert out.shape == (12, encoding.get_out_dim()) == (12, levels * (features + 1))
+    samples = cones_in_cube(cones, prefilter != "multisample")
+    truth, _ = hash_encode(encoding.hash_table, *samples, encoding.grid, prefilter)
+    per_level = encoding.per_level(out)
+    assert per_level.shape == (12, levels, features) and per_level.data_ptr() == out.data_ptr(), "a view"
     for level in range(levels):
         start = level * features
-        torch.testing.assert_close(out.features[:, start : start + features], 10.0 * truth[:, level])
-        torch.testing.assert_close(out.per_level[:, level], 10.0 * truth[:, level])
-    for interval in range(len(stds)):
-        for index, level in enumerate(encoding.grid.levels):
-            rows = encoding.hash_table[level.offset : level.offset + level.size]
-            weights = [weight_by_definition(prefilter, float(std), level.resolution) for std in stds[interval]]
-            mean_square = float((rows.detach() * 10.0).square().mean())
-            expected = (2.0 * sum(weights) / len(weights) - 1.0) * math.sqrt(1e-4**2 + mean_square)
-            found = float(out.features.detach()[interval, levels * features + index])
-            assert found == pytest.approx(expected, rel=1e-12), (interval, index)
+        torch.testing.assert_close(out[:, start : start + features], 10.0 * truth[:, level])
+        torch.testing.assert_close(per_level[:, level], 10.0 * truth[:, level])
+    weights = weights_by_definition(encoding, cones)
+    for index, level in enumerate(encoding.grid.levels):
+        rows = encoding.hash_table.detach()[level.offset : level.offset + level.size]
+        scale = math.sqrt(1e-4**2 + float((rows * 10.0).square().mean()))
+        expected = (2.0 * weights[:, index] - 1.0) * scale
+        torch.testing.assert_close(out[:, levels * features + index], expected, rtol=1e-12, atol=0.0)
 
 
 @pytest.mark.parametrize("prefilter", PREFILTERS)
 def test_a_constant_level_is_read_as_ten_times_its_value_lowered_by_the_mean_weight(prefilter):
     encoding = make_encoding(prefilter).double()
-    constants = torch.tensor([0.3, -0.2, 0.5, 0.7], dtype=torch.float64)
+    constants = torch.tensor([0.3, -0.2, 0.5, 0.7], dtype=DOUBLE)
     with torch.no_grad():
         for level, constant in zip(encoding.grid.levels, constants, strict=True):
             encoding.hash_table[level.offset : level.offset + level.size] = constant
-    positions, stds = gaussians(prefilter, dtype=torch.float64)
-    per_level = encoding(positions, stds).per_level
-    for index, level in enumerate(encoding.grid.levels):
-        rows = [[weight_by_definition(prefilter, float(std), level.resolution) for std in row] for row in stds]
-        weights = torch.tensor(rows, dtype=torch.float64)
-        expected = (10.0 * constants[index] * weights.mean(dim=1))[:, None].expand(-1, 2)
-        torch.testing.assert_close(per_level[:, index], expected, rtol=1e-12, atol=1e-14)
+    cones = make_cones(dtype=DOUBLE)
+    per_level = encoding.per_level(encode(encoding, cones))
+    expected = (10.0 * constants * weights_by_definition(encoding, cones))[..., None].expand(-1, -1, 2)
+    torch.testing.assert_close(per_level, expected, rtol=1e-12, atol=1e-14)
 
 
 @pytest.mark.parametrize("prefilter", ["multisample", "ipe"])
-def test_wide_samples_lose_the_fine_levels_first(prefilter):
+def test_wide_cones_lose_the_fine_levels_first(prefilter):
     encoding = make_encoding(prefilter).double()
     with torch.no_grad():
         encoding.hash_table.fill_(0.1)
-    samples = SAMPLES[prefilter]
-    stds = torch.logspace(-3.5, 0.0, 12, dtype=torch.float64)[:, None].expand(12, samples).contiguous()
-    share = encoding(torch.full((12, samples, 3), 0.4, dtype=torch.float64), stds).per_level[..., 0]
+    # Cones about one axis, ever wider, cut at the same short interval.
+    still = make_cones(1, 1, dtype=DOUBLE)
+    wide = Cones(
+        *(tensor.expand(12, -1) for tensor in still[:2]),
+        torch.logspace(-2.5, 1.5, 12, dtype=DOUBLE)[:, None],
+        torch.tensor([[0.30, 0.301]], dtype=DOUBLE).expand(12, 2),
+        None,
+        torch.tensor([[-2.0] * 3, [2.0] * 3], dtype=DOUBLE),
+    )
+    share = encoding.per_level(encode(encoding, wide))[..., 0]
     # 1e-12: where the weight is one, the sum over samples and corners rounds either way.
     assert (share.diff(dim=0) <= 1e-12).all(), "a wider sample may not see more"
     assert (share.diff(dim=1) <= 1e-12).all(), "a finer level may not be seen better"
@@ -90,23 +100,25 @@ def test_bandwidths_act_as_a_factor_on_the_variance():
     plain = make_encoding("ipe").double()
     scaled = AntiAliasedHashEncoding(TINY_GRID, "ipe", bandwidths=lambdas).double()
     scaled.hash_table = plain.hash_table
-    positions, stds = gaussians("ipe", dtype=torch.float64)
+    cones = make_cones(dtype=DOUBLE)
+    positions, stds = cones_in_cube(cones, True)
     for index, value in enumerate(lambdas):
-        expected = plain(positions, stds * math.sqrt(value)).per_level[:, index]
+        wider = stds * math.sqrt(value)
+        expected = 10.0 * hash_encode(plain.hash_table, positions, wider, plain.grid, "ipe")[0][:, index]
         # The bandwidths are given in float32.
-        torch.testing.assert_close(scaled(positions, stds).per_level[:, index], expected, rtol=1e-6, atol=1e-9)
+        found = scaled.per_level(encode(scaled, cones))[:, index]
+        torch.testing.assert_close(found, expected, rtol=1e-6, atol=1e-9)
 
 
 def test_weight_features_send_no_gradient_to_the_table_but_do_to_the_extents():
     encoding = make_encoding()
-    positions, _ = gaussians("multisample")
     # Around half a cell of every level: erf has not yet saturated, so every extent matters.
-    stds = uniform(positions.shape[:2], 10, 0.02, 0.1).requires_grad_()
-    weight_features = encoding(positions, stds).features[:, -len(encoding.grid.levels) :]
+    cones = make_cones()._replace(radius=torch.linspace(0.5, 2.0, 3)[:, None].requires_grad_())
+    weight_features = encode(encoding, cones)[:, -len(encoding.grid.levels) :]
     objective = (weight_features * normal(weight_features.shape, 3)).sum()
-    v_table, v_stds = torch.autograd.grad(objective, [encoding.hash_table, stds], allow_unused=True)
+    v_table, v_radius = torch.autograd.grad(objective, [encoding.hash_table, cones.radius], allow_unused=True)
     assert v_table is None or not v_table.any()
-    assert v_stds.abs().min() > 0.0
+    assert v_radius.abs().min() > 0.0
 
 
 @pytest.mark.parametrize("prefilter", PREFILTERS)
@@ -114,21 +126,24 @@ def test_gradients_are_those_of_finite_differences(prefilter):
     config = HashGridConfig(num_levels=2, features_per_level=2, base_res=2, max_res=7, log2_hashmap_size=4)
     encoding = AntiAliasedHashEncoding(config, prefilter).double()
     assert [level.is_dense for level in encoding.grid.levels] == [True, False]
-    table = normal(encoding.hash_table.shape, 4, torch.float64).requires_grad_()
-    positions = uniform((3, SAMPLES[prefilter], 3), 5, 0.0, 1.0, torch.float64)
+    table = normal(encoding.hash_table.shape, 4, DOUBLE).requires_grad_()
+    cones = make_cones(2, 2, 3, DOUBLE, turned=True)
+    positions, _ = cones_in_cube(cones, prefilter != "multisample")
     distance_to_face = min(float(((positions * n - 0.5) % 1.0 - 0.5).abs().sub(0.5).abs().min()) for n in (2, 7))
     assert distance_to_face > 1e-4, "finite differences must not straddle a kink"
-    positions.requires_grad_()
-    stds = uniform(positions.shape[:2], 6, 0.05, 0.3, torch.float64).requires_grad_()
+    origins, tdist = cones.origins.requires_grad_(), cones.tdist.requires_grad_()
 
-    def features(table, positions, stds):
+    def features(table, origins, tdist):
         # The weight features stand beside: their gradient towards the table is stopped on purpose.
-        return functional_call(encoding, {"hash_table": table}, (positions, stds)).per_level
+        arguments = (cones._replace(origins=origins, tdist=tdist), TORCH_OPS, None, DOUBLE)
+        return encoding.per_level(functional_call(encoding, {"hash_table": table}, arguments))
 
-    assert torch.autograd.gradcheck(features, (table, positions, stds), eps=1e-6, atol=1e-7)
-    moving = [positions] if prefilter == "none" else [positions, stds]
-    fixed = stds.detach()
-    assert torch.autograd.gradcheck(lambda p, s=fixed: encoding(p, s).features, moving, eps=1e-6, atol=1e-9)
+    assert torch.autograd.gradcheck(features, (table, origins, tdist), eps=1e-6, atol=1e-7)
+
+    def channels(origins, tdist):
+        return encode(encoding, cones._replace(origins=origins, tdist=tdist))
+
+    assert torch.autograd.gradcheck(channels, (origins, tdist), eps=1e-6, atol=1e-9)
 
 
 def step_decaying_adam(encoding, fused):
@@ -161,53 +176,49 @@ CHANGES = {
 @pytest.mark.parametrize("change", list(CHANGES))
 def test_weight_features_follow_every_change_of_the_table(change, training):
     encoding = make_encoding()
-    inputs = gaussians("multisample")
-    encoding.train(training)(*inputs)
-    before = encoding.mean_square().clone()
+    cones = make_cones()
+    encode(encoding.train(training), cones)
+    before = encoding.summary(TORCH_OPS).mean_square.clone()
     if "Adam" in change or "SGD" in change:
         # An optimiser's step comes after a forward pass in training.
-        encoding.train()(*inputs)
+        encode(encoding.train(), cones)
     CHANGES[change](encoding)
-    weight_features = encoding.train(training)(*inputs).features[:, -4:]
+    weight_features = encode(encoding.train(training), cones)[:, -4:]
     rows = [encoding.hash_table.detach()[lv.offset : lv.offset + lv.size] for lv in encoding.grid.levels]
     expected = torch.stack([row.square().mean() for row in rows])
     assert not torch.allclose(expected, before)
-    torch.testing.assert_close(encoding.mean_square(), expected)
+    torch.testing.assert_close(encoding.summary(TORCH_OPS).mean_square, expected)
     fresh = make_encoding()
     fresh.load_state_dict(encoding.state_dict())
-    torch.testing.assert_close(weight_features, fresh(*inputs).features[:, -4:])
+    torch.testing.assert_close(weight_features, encode(fresh, cones)[:, -4:])
 
 
-def test_mean_square_reads_the_table_only_after_a_change_that_is_not_the_optimisers(monkeypatch):
+def test_mean_square_reads_the_table_only_after_a_change_that_is_not_the_optimisers():
     calls = []
-    original = table_state.summarise
-    monkeypatch.setattr(table_state, "summarise", lambda *args: calls.append(1) or original(*args))
-    encoding, inputs = make_encoding().eval(), gaussians("multisample")
+    ops = TORCH_OPS._replace(summarise=lambda *args: calls.append(1) or TORCH_OPS.summarise(*args))
+    encoding, cones = make_encoding().eval(), make_cones()
     for mode in (False, True, False):
-        encoding.train(mode)(*inputs)
-        assert not encoding.mean_square().requires_grad
+        encoding.train(mode)(cones, ops)
+        assert not encoding.summary(ops).mean_square.requires_grad
     assert len(calls) == 1
     step_torch(encoding, torch.optim.SGD)
-    encoding(*inputs)
-    encoding(*inputs)
+    encoding(cones, ops)
+    encoding(cones, ops)
     assert len(calls) == 2
-    # A step of the twin passes over the table itself, and the forward pass after it does not.
+    # A step of our optimiser leaves the statistics behind, and the forward pass after it does not read the table.
     step_decaying_adam(encoding, True)
-    count = len(calls)
-    encoding.train()(*inputs)
-    assert len(calls) == count
+    encoding.train()(cones, ops)
+    assert len(calls) == 2
 
 
 @pytest.mark.parametrize("num_active", [0, 1, 3, 4, 9])
 def test_levels_that_are_not_active_give_zero_and_take_no_gradient(num_active):
     encoding = make_encoding()
-    positions, stds = gaussians("multisample")
-    full, part = encoding(positions, stds), encoding(positions, stds, num_active)
+    full, part = encode(encoding, make_cones()), encode(encoding, make_cones(), num_active)
     active = min(num_active, 4)
-    torch.testing.assert_close(part.per_level[:, :active], full.per_level[:, :active], rtol=0.0, atol=0.0)
-    assert not part.per_level[:, active:].any()
-    torch.testing.assert_close(part.features[:, -4:], full.features[:, -4:], rtol=0.0, atol=0.0)
-    objective = (part.per_level * normal(part.per_level.shape, 9)).sum()
+    assert torch.equal(part[:, : 2 * active], full[:, : 2 * active]) and not part[:, 2 * active : 8].any()
+    assert torch.equal(part[:, 8:], full[:, 8:])
+    objective = (part[:, :8] * normal((12, 8), 9)).sum()
     (v_table,) = torch.autograd.grad(objective, encoding.hash_table)
     touched = [bool(v_table[lv.offset : lv.offset + lv.size].any()) for lv in encoding.grid.levels]
     assert touched == [True] * active + [False] * (4 - active)
@@ -222,26 +233,16 @@ def test_features_start_within_the_init_range_after_the_gain():
     assert abs(float(table.mean())) < 4.0 * 1e-5 / math.sqrt(3.0 * table.numel())
 
 
-def test_an_unknown_implementation_is_refused_with_the_choices():
-    with pytest.raises(ValueError, match="cuda.*unknown") as error:
-        resolve_implementation("cuda", torch.device("cpu"))
-    assert "'auto'" in str(error.value) and "'torch'" in str(error.value)
-
-
-def test_every_implementation_that_the_error_offers_is_known():
-    with pytest.raises(ValueError) as error:
-        resolve_implementation("cuda", torch.device("cpu"))
-    for name in re.findall(r"'(\w+)'", str(error.value).split("choose")[1]):
-        try:
-            assert callable(resolve_implementation(name, torch.device("cpu")))
-        except RuntimeError as absent:
-            # Known, but not on this machine: the message says so.
-            assert name in str(absent).lower()
-
-
-@pytest.mark.parametrize("name", ["auto", "torch"])
-def test_on_a_cpu_the_torch_twin_computes(name):
-    assert resolve_implementation(name, torch.device("cpu")) is hash_encode
+def test_the_given_implementation_reads_the_table_with_these_settings():
+    encoding, seen = make_encoding("ipe"), []
+    ops = TORCH_OPS._replace(cone_encode=lambda *args: seen.append(args) or TORCH_OPS.cone_encode(*args))
+    cones = make_cones()
+    assert encoding(cones, ops, 3, torch.bfloat16).dtype == torch.bfloat16
+    ((table, given, scales, lookup),) = seen
+    assert table is encoding.hash_table and given is cones
+    expected = [math.sqrt(1e-8 + 100.0 * float(square)) for square in encoding.summary(TORCH_OPS).mean_square]
+    assert scales.tolist() == pytest.approx(expected) and not scales.requires_grad
+    assert lookup == (encoding.grid, "ipe", 10.0, None, 3, torch.bfloat16)
 
 
 @pytest.mark.parametrize("count", [3, 5])

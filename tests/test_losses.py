@@ -7,8 +7,9 @@ import math
 import numpy as np
 import pytest
 import torch
-from _rays import make_encoding, make_samples, normal, random_posts, random_weights, uniform
+from _rays import make_encoding, make_round, normal, random_posts, random_weights, uniform
 
+from zipnerf_ns.implementation import TORCH_OPS
 from zipnerf_ns.losses import (
     charbonnier,
     distillation_loss,
@@ -19,23 +20,24 @@ from zipnerf_ns.losses import (
     proposal_catchup,
     squared_error,
 )
+from zipnerf_ns.rays import Round
 
 RAYS, BINS = 3, (9, 7, 6)
 BLURS = (0.03, 0.003)
 
 
-def histories(total: float = 0.9, seed: int = 0):
-    """Random histograms of two proposals and the rendered round: weights (leaves) and intervals of each."""
-    samples, weights = [], []
+def histories(total: float = 0.9, seed: int = 0) -> list[Round]:
+    """Random histograms of two proposals and the rendered round, whose weights are leaves."""
+    rounds = []
     for index, bins in enumerate(BINS):
         sdist = random_posts(RAYS, bins, seed + index)
-        samples.append(make_samples(0.2 + 5.0 * sdist.square(), sdist))
-        weights.append(random_weights(RAYS, bins, seed + 10 + index, total).requires_grad_())
-    return weights, samples
+        weights = random_weights(RAYS, bins, seed + 10 + index, total).requires_grad_()
+        rounds.append(make_round(sdist, weights, 0.2 + 5.0 * sdist.square()))
+    return rounds
 
 
-def posts(samples, ray: int) -> list:
-    return [float(x) for x in samples.spacing_starts[ray, :, 0]] + [float(samples.spacing_ends[ray, -1, 0])]
+def with_weights(drawn: Round, weights: torch.Tensor) -> Round:
+    return drawn._replace(weights=weights)
 
 
 def overlap(a0: float, a1: float, b0: float, b1: float) -> float:
@@ -93,104 +95,106 @@ def test_charbonnier_has_a_bounded_gradient_where_the_error_is_zero():
 
 
 def test_interlevel_is_its_definition_with_a_blur_on_a_fine_grid():
-    weights, samples = histories()
+    *proposals, main = histories()
     total = 0.0
-    for w_prop, intervals, halfwidth in zip(weights[:-1], samples[:-1], BLURS, strict=True):
+    for proposal, halfwidth in zip(proposals, BLURS, strict=True):
         for ray in range(RAYS):
-            masses = weights[-1][ray, :, 0].tolist()
-            blurred = blurred_on_a_grid(posts(samples[-1], ray), masses, posts(intervals, ray), halfwidth)
-            for wanted, given in zip(blurred, w_prop[ray, :, 0].tolist(), strict=True):
+            onto = proposal.sdist[ray].tolist()
+            blurred = blurred_on_a_grid(main.sdist[ray].tolist(), main.weights[ray].tolist(), onto, halfwidth)
+            for wanted, given in zip(blurred, proposal.weights[ray].tolist(), strict=True):
                 total += max(0.0, wanted - given) ** 2 / (given + 1e-5) / RAYS
-    found = float(interlevel_loss(weights, samples, BLURS).detach())
+    found = float(interlevel_loss([*proposals, main], BLURS, TORCH_OPS).detach())
     # The grid places each of seven fenceposts within half of its step of 5e-6.
     assert found == pytest.approx(total, rel=5e-4)
 
 
 def test_interlevel_gradient_is_that_of_the_definition_and_reaches_the_proposals_only():
-    weights, samples = histories()
-    interlevel_loss(weights, samples, BLURS).backward()
-    assert weights[-1].grad is None
-    for w_prop, intervals, halfwidth in zip(weights[:-1], samples[:-1], BLURS, strict=True):
+    *proposals, main = histories()
+    interlevel_loss([*proposals, main], BLURS, TORCH_OPS).backward()
+    assert main.weights.grad is None
+    for proposal, halfwidth in zip(proposals, BLURS, strict=True):
         for ray in range(RAYS):
-            masses = weights[-1][ray, :, 0].tolist()
-            blurred = blurred_on_a_grid(posts(samples[-1], ray), masses, posts(intervals, ray), halfwidth)
-            for k, (wanted, given) in enumerate(zip(blurred, w_prop[ray, :, 0].tolist(), strict=True)):
+            onto = proposal.sdist[ray].tolist()
+            blurred = blurred_on_a_grid(main.sdist[ray].tolist(), main.weights[ray].tolist(), onto, halfwidth)
+            for k, (wanted, given) in enumerate(zip(blurred, proposal.weights[ray].tolist(), strict=True)):
                 excess = max(0.0, wanted - given)
                 slope = -2.0 * excess / (given + 1e-5) - excess**2 / (given + 1e-5) ** 2
-                assert float(w_prop.grad[ray, k]) == pytest.approx(slope / RAYS, rel=2e-3, abs=1e-4)
+                assert float(proposal.weights.grad[ray, k]) == pytest.approx(slope / RAYS, rel=2e-3, abs=1e-4)
 
 
 def test_interlevel_is_zero_where_the_proposals_cover_the_histogram():
-    weights, samples = histories()
-    covering = [torch.full_like(w, 1.0) for w in weights[:-1]]
-    assert float(interlevel_loss([*covering, weights[-1]], samples, BLURS)) == 0.0
-    short = [w.clone() for w in covering]
-    short[1][0, 3] = 1e-3
-    assert float(interlevel_loss([*short, weights[-1]], samples, BLURS)) > 0.0
+    *proposals, main = histories()
+    covering = [with_weights(proposal, torch.ones_like(proposal.weights)) for proposal in proposals]
+    assert float(interlevel_loss([*covering, main], BLURS, TORCH_OPS)) == 0.0
+    covering[1].weights[0, 3] = 1e-3
+    assert float(interlevel_loss([*covering, main], BLURS, TORCH_OPS)) > 0.0
 
 
 def test_interlevel_of_two_proposals_is_the_sum_of_each_alone():
-    weights, samples = histories()
-    both = interlevel_loss(weights, samples, BLURS)
-    alone = [interlevel_loss([weights[i], weights[-1]], [samples[i], samples[-1]], BLURS[i : i + 1]) for i in range(2)]
+    first, second, main = histories()
+    both = interlevel_loss([first, second, main], BLURS, TORCH_OPS)
+    alone = [interlevel_loss([p, main], [width], TORCH_OPS) for p, width in zip((first, second), BLURS, strict=True)]
     torch.testing.assert_close(both, alone[0] + alone[1], rtol=1e-12, atol=0.0)
+
+
+def test_interlevel_wants_a_blur_for_every_proposal():
+    with pytest.raises(ValueError):
+        interlevel_loss(histories(), BLURS[:1], TORCH_OPS)
 
 
 # --- distillation ---
 
 
+def teachers(main: Round, proposal: Round) -> list[list[float]]:
+    """Each ray's rendered histogram on a proposal's fenceposts."""
+    rows = zip(main.sdist.tolist(), main.weights.tolist(), proposal.sdist.tolist(), strict=True)
+    return [resampled(edges, masses, onto) for edges, masses, onto in rows]
+
+
 def test_distillation_is_its_definition():
-    weights, samples = histories()
+    *proposals, main = histories()
     total = 0.0
-    for w_prop, intervals in zip(weights[:-1], samples[:-1], strict=True):
-        for ray in range(RAYS):
-            teacher = resampled(posts(samples[-1], ray), weights[-1][ray, :, 0].tolist(), posts(intervals, ray))
-            student = w_prop[ray, :, 0].tolist()
+    for proposal in proposals:
+        for teacher, student in zip(teachers(main, proposal), proposal.weights.tolist(), strict=True):
             opacity = sum(teacher)
             p_main, p_prop = [w / opacity for w in teacher], [w / sum(student) for w in student]
             divergence = sum(p * (math.log(p + 1e-6) - math.log(q + 1e-6)) for p, q in zip(p_main, p_prop, strict=True))
             squares = sum((a - b) ** 2 for a, b in zip(teacher, student, strict=True))
             total += (opacity * divergence + squares) / RAYS
-    assert float(distillation_loss(weights, samples).detach()) == pytest.approx(total, rel=1e-9)
+    assert float(distillation_loss([*proposals, main]).detach()) == pytest.approx(total, rel=1e-9)
 
 
 def test_distillation_teaches_the_proposals_only():
-    weights, samples = histories()
-    distillation_loss(weights, samples).backward()
-    assert weights[-1].grad is None
-    assert all((w.grad != 0.0).all() for w in weights[:-1])
+    *proposals, main = histories()
+    distillation_loss([*proposals, main]).backward()
+    assert main.weights.grad is None
+    assert all((proposal.weights.grad != 0.0).all() for proposal in proposals)
 
 
 def test_distillation_is_zero_and_flat_at_the_teacher_and_positive_beside_it():
-    weights, samples = histories()
-    equal = []
-    for intervals in samples[:-1]:
-        rows = [
-            resampled(posts(samples[-1], ray), weights[-1][ray, :, 0].tolist(), posts(intervals, ray))
-            for ray in range(RAYS)
-        ]
-        equal.append(torch.tensor(rows, dtype=torch.float64)[..., None].requires_grad_())
-    loss = distillation_loss([*equal, weights[-1]], samples)
+    *proposals, main = histories()
+    equal = [torch.tensor(teachers(main, p), dtype=torch.float64).requires_grad_() for p in proposals]
+    loss = distillation_loss([*map(with_weights, proposals, equal), main])
     assert abs(float(loss.detach())) < 1e-12
     loss.backward()
     # KL's slope is -p/q + 1 = 0 but for the floor of 1e-6 in the logarithms.
     assert all(w.grad.abs().max() < 1e-3 for w in equal)
+    still = with_weights(main, main.weights.detach())
     for k in range(4):
-        moved = [w.detach() * (1.0 + 0.1 * uniform(w.shape, k, -1.0, 1.0, torch.float64)) for w in equal]
-        assert float(distillation_loss([*moved, weights[-1].detach()], samples)) > 0.0
+        beside = [w.detach() * (1.0 + 0.1 * uniform(w.shape, k, -1.0, 1.0, torch.float64)) for w in equal]
+        assert float(distillation_loss([*map(with_weights, proposals, beside), still])) > 0.0
 
 
 def test_descending_on_the_distillation_brings_the_proposal_to_the_teacher():
-    weights, samples = histories()
-    raw = weights[0].detach().log().requires_grad_()
+    proposal, _, main = histories()
+    raw = proposal.weights.detach().log().requires_grad_()
     optimizer = torch.optim.Adam([raw], lr=0.05)
     for _ in range(300):
         optimizer.zero_grad()
-        distillation_loss([raw.exp(), weights[-1]], [samples[0], samples[-1]]).backward()
+        distillation_loss([with_weights(proposal, raw.exp()), main]).backward()
         optimizer.step()
-    for ray in range(RAYS):
-        teacher = resampled(posts(samples[-1], ray), weights[-1][ray, :, 0].tolist(), posts(samples[0], ray))
-        assert raw[ray, :, 0].detach().exp().tolist() == pytest.approx(teacher, abs=2e-3)
+    for found, teacher in zip(raw.detach().exp().tolist(), teachers(main, proposal), strict=True):
+        assert found == pytest.approx(teacher, abs=2e-3)
 
 
 @pytest.mark.parametrize(
@@ -211,33 +215,45 @@ def curved(t: float) -> float:
 
 
 def test_distortion_is_the_papers_double_sum_in_curved_distance():
-    weights, samples = histories()
+    main = histories()[-1]
     total = 0.0
     for ray in range(RAYS):
-        starts = [curved(float(t)) for t in samples[-1].frustums.starts[ray, :, 0]]
-        ends = [curved(float(t)) for t in samples[-1].frustums.ends[ray, :, 0]]
-        w = weights[-1][ray, :, 0].tolist()
+        posts, w = [curved(t) for t in main.tdist[ray].tolist()], main.weights[ray].tolist()
+        starts, ends = posts[:-1], posts[1:]
         for i in range(len(w)):
             for j in range(len(w)):
                 total += w[i] * w[j] * abs(starts[i] + ends[i] - starts[j] - ends[j]) / 2.0 / RAYS
             total += w[i] ** 2 * (ends[i] - starts[i]) / 3.0 / RAYS
-    assert float(distortion_loss(weights, samples).detach()) == pytest.approx(total, rel=1e-10)
+    assert float(distortion_loss(main, TORCH_OPS).detach()) == pytest.approx(total, rel=1e-10)
 
 
-def test_distortion_scales_with_the_square_of_the_weights_and_leaves_proposals_alone():
-    weights, samples = histories()
-    loss = distortion_loss(weights, samples)
-    halved = distortion_loss([*weights[:-1], 0.5 * weights[-1]], samples)
+def test_distortion_scales_with_the_square_of_the_weights_and_reaches_them():
+    main = histories()[-1]
+    loss = distortion_loss(main, TORCH_OPS)
+    halved = distortion_loss(with_weights(main, 0.5 * main.weights), TORCH_OPS)
     torch.testing.assert_close(halved, 0.25 * loss, rtol=1e-12, atol=0.0)
     loss.backward()
-    assert weights[0].grad is None and weights[1].grad is None and weights[2].grad.any()
+    assert main.weights.grad.any()
 
 
 def test_distortion_prefers_gathered_weight():
-    _, samples = histories()
-    middle, spread = torch.zeros(RAYS, BINS[-1], 1).double(), torch.full((RAYS, BINS[-1], 1), 1.0 / BINS[-1]).double()
-    middle[:, 2] = 1.0
-    assert distortion_loss([middle], samples) < 0.5 * distortion_loss([spread], samples)
+    main = histories()[-1]
+    gathered, spread = torch.zeros_like(main.weights), torch.full_like(main.weights, 1.0 / BINS[-1])
+    gathered[:, 2] = 1.0
+    gathered, spread = (distortion_loss(with_weights(main, w), TORCH_OPS) for w in (gathered, spread))
+    assert gathered < 0.5 * spread
+
+
+def test_the_given_implementation_computes_the_losses_along_rays():
+    *proposals, main = histories()
+    ops = TORCH_OPS._replace(
+        interlevel=lambda *args: 100.0 * TORCH_OPS.interlevel(*args),
+        distortion=lambda *args: 1000.0 * TORCH_OPS.distortion(*args),
+    )
+    for loss, arguments, factor in (
+        (interlevel_loss, ([*proposals, main], BLURS), 100.0), (distortion_loss, (main,), 1000.0)
+    ):  # fmt: skip
+        torch.testing.assert_close(loss(*arguments, ops), factor * loss(*arguments, TORCH_OPS))
 
 
 # --- tables ---
@@ -273,8 +289,7 @@ def test_level_consistency_compares_neighbours_and_teaches_the_coarser():
 
 @pytest.mark.parametrize("which", ["nothing", "proposals empty", "rendered empty", "equal fenceposts"])
 def test_values_and_gradients_are_finite_at_the_extremes(which):
-    weights, samples = histories()
-    weights = [w.detach().float() for w in weights]
+    weights = [drawn.weights.detach().float() for drawn in histories()]
     if which in ("nothing", "proposals empty"):
         weights[:-1] = [torch.zeros_like(w) for w in weights[:-1]]
     if which in ("nothing", "rendered empty"):
@@ -282,16 +297,12 @@ def test_values_and_gradients_are_finite_at_the_extremes(which):
     steps = [random_posts(RAYS, bins, seed, torch.float32) for seed, bins in enumerate(BINS)]
     if which == "equal fenceposts":
         steps = [sdist.mul(3.0).floor().div(3.0) for sdist in steps]
-    samples = [make_samples(sdist * 1e6, sdist) for sdist in steps]
     weights = [w.requires_grad_() for w in weights]
-    for loss in (
-        interlevel_loss(weights, samples, BLURS),
-        distillation_loss(weights, samples),
-        distortion_loss(weights, samples),
-    ):
+    rounds = [make_round(sdist, w, sdist * 1e6) for sdist, w in zip(steps, weights, strict=True)]
+    interlevel, distortion = interlevel_loss(rounds, BLURS, TORCH_OPS), distortion_loss(rounds[-1], TORCH_OPS)
+    for loss in (interlevel, distillation_loss(rounds), distortion):
         assert torch.isfinite(loss)
         for grad in torch.autograd.grad(loss, weights, allow_unused=True, retain_graph=True):
             assert grad is None or torch.isfinite(grad).all()
     if which == "rendered empty":
-        assert float(interlevel_loss(weights, samples, BLURS).detach()) == 0.0
-        assert float(distortion_loss(weights, samples).detach()) == 0.0
+        assert float(interlevel.detach()) == float(distortion.detach()) == 0.0

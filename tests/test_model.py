@@ -13,6 +13,7 @@ from nerfstudio.engine.callbacks import TrainingCallbackAttributes
 
 from zipnerf_ns import losses
 from zipnerf_ns.encoding import HashGridConfig
+from zipnerf_ns.implementation import TORCH_OPS
 from zipnerf_ns.optimizers import DecayingAdam
 from zipnerf_ns.scene_hints import SceneHints
 
@@ -93,12 +94,12 @@ def test_loss_terms_are_there_if_their_multiplier_is_and_scaled_by_it(which):
     changes = {names.get(name, f"{name}_loss_mult"): value for name, value in mults.items()}
     model = make_model(tiny_config(proposal_catchup=False, random_background=False, **changes))
     outputs, batch = train_outputs(model)
-    weights, samples = outputs["weights_list"], outputs["ray_samples_list"]
+    rounds = outputs["rounds"]
     fields = [*model.proposal_networks, model.field]
     expected = {
-        "interlevel_loss": mults["interlevel"] * losses.interlevel_loss(weights, samples, (0.03, 0.003)),
-        "distillation_loss": mults["distillation"] * losses.distillation_loss(weights, samples),
-        "distortion_loss": mults["distortion"] * losses.distortion_loss(weights, samples),
+        "interlevel_loss": mults["interlevel"] * losses.interlevel_loss(rounds, (0.03, 0.003), TORCH_OPS),
+        "distillation_loss": mults["distillation"] * losses.distillation_loss(rounds),
+        "distortion_loss": mults["distortion"] * losses.distortion_loss(rounds[-1], TORCH_OPS),
         "hash_decay": mults["hash_decay"]
         * sum(
             0.5 * field.encoding.hash_table[lv.offset : lv.offset + lv.size].square().mean()

@@ -125,12 +125,18 @@ def test_a_perfect_rendering_of_transparency_is_perfect_over_any_background():
     assert float(model.get_metrics_dict(painted, batch)["psnr"]) < 15.0, "a black wall is not transparency"
 
 
-@pytest.mark.parametrize("background", ["white", "black"])
+@pytest.mark.parametrize("background", ["white", "black", "last_sample"])
 def test_without_random_backgrounds_training_sees_the_one_of_evaluation(background):
-    model = make_model(tiny_config(background_color=background, random_background=False)).train()
+    settings = {"background_color": background, "far_plane": 2.0, "near_plane": 0.5}
+    model, radiances = make_model(tiny_config(random_background=False, **settings)).train(), []
+    model.field.register_forward_hook(lambda *args: radiances.append(args[2]))
     bundle, batch = sphere_batch(40, 2, channels=4)
     outputs = model(bundle)
+    weights, last = outputs["rounds"][-1].weights, radiances[0].colors[:, -1]
     model.get_loss_dict(outputs, batch)
-    behind, alpha = float(background == "white"), batch["image"][:, 3:]
-    torch.testing.assert_close(outputs["target"], batch["image"][:, :3] * alpha + behind * (1.0 - alpha))
-    assert torch.equal(outputs["composited"], outputs["rgb"])
+    white, alpha = float(background == "white"), batch["image"][:, 3:]
+    torch.testing.assert_close(outputs["target"], batch["image"][:, :3] * alpha + white * (1.0 - alpha))
+    behind = last if background == "last_sample" else torch.full((40, 3), white)
+    expected = (weights[..., None] * radiances[0].colors).sum(dim=1) + (1.0 - weights.sum(dim=1))[:, None] * behind
+    torch.testing.assert_close(outputs["composited"], expected)
+    assert (1.0 - weights.sum(dim=1)).min() > 0.05, "the test sees the background"

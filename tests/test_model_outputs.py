@@ -6,21 +6,22 @@ import pytest
 import torch
 from _rays import assert_same_bundle, copy_bundle, make_bundle, make_model, missed_crop, tiny_config, uniform
 
+from nerfstudio.cameras.cameras import Cameras
 from nerfstudio.cameras.rays import RayBundle
-from nerfstudio.models.base_model import Model
+from nerfstudio.data.scene_box import OrientedBox
 
 from zipnerf_ns.metrics import ImageMetrics
 
 
-def check_outputs(outputs: dict, rays: int) -> None:
-    """The contract of nerfstudio's viewer, renderers and exporters."""
+def check_outputs(outputs: dict, rays: int, training: bool = False) -> None:
+    """The contract of nerfstudio's viewer, renderers and exporters; in training nobody asks for distances."""
     tensors = {name: value for name, value in outputs.items() if isinstance(value, torch.Tensor)}
-    assert list(tensors)[:3] == ["rgb", "accumulation", "depth"]
+    assert list(tensors)[:3] == ["rgb", "accumulation"] + ([] if training else ["depth"])
     for name, value in tensors.items():
         assert value.shape == (rays, 3 if name == "rgb" else 1), name
         assert torch.isfinite(value).all(), name
     assert (outputs["accumulation"] >= 0.0).all() and (outputs["accumulation"] <= 1.0 + 1e-5).all()
-    assert (outputs["depth"] > 0.0).all()
+    assert training or (outputs["depth"] > 0.0).all()
 
 
 def camera_bundle(height: int, width: int, **changes) -> RayBundle:
@@ -36,14 +37,14 @@ def camera_bundle(height: int, width: int, **changes) -> RayBundle:
 def test_outputs_are_what_nerfstudio_reads(training):
     model = make_model().train(training)
     outputs = model(make_bundle(11))
-    check_outputs(outputs, 11)
-    assert {"expected_depth", "prop_depth_0", "prop_depth_1"} <= set(outputs)
-    lists = [name for name, value in outputs.items() if not isinstance(value, torch.Tensor)]
-    assert bool(lists) == training, "lists are for the losses only"
+    check_outputs(outputs, 11, training)
     if training:
-        assert [w.shape for w in outputs["weights_list"]] == [(11, 8, 1), (11, 8, 1), (11, 6, 1)]
-    else:
-        assert outputs["rgb"].min() >= 0.0 and outputs["rgb"].max() <= 1.0
+        assert [drawn.weights.shape for drawn in outputs["rounds"]] == [(11, 8), (11, 8), (11, 6)]
+        assert [drawn.sdist.shape for drawn in outputs["rounds"]] == [(11, 9), (11, 9), (11, 7)]
+        assert [drawn.tdist.shape for drawn in outputs["rounds"]] == [(11, 9), (11, 9), (11, 7)]
+        return
+    assert list(outputs) == ["rgb", "accumulation", "depth", "expected_depth", "prop_depth_0", "prop_depth_1"]
+    assert outputs["rgb"].min() >= 0.0 and outputs["rgb"].max() <= 1.0
 
 
 def odd_bundles() -> dict:
@@ -60,6 +61,7 @@ def odd_bundles() -> dict:
         "no footprint": make_bundle(4, pixel_area=0.0 * ones),
         "no extent": make_bundle(4, nears=ones, fars=ones),
         "no direction": make_bundle(4, directions=torch.zeros(4, 3)),
+        "no rays": make_bundle(4)[:0],
     }
 
 
@@ -72,9 +74,9 @@ def test_odd_bundles_are_rendered_and_left_as_they_are(kind, training, bounds, p
     bundle = odd_bundles()[kind]
     before = copy_bundle(bundle)
     outputs = model(bundle)
-    check_outputs(outputs, len(bundle))
+    check_outputs(outputs, len(bundle), training)
     assert_same_bundle(bundle, before)
-    if training:
+    if training and len(bundle):
         loss_dict = model.get_loss_dict(outputs, {"image": uniform((len(bundle), 3), 0)})
         sum(loss_dict.values()).backward()
         for name, parameter in model.named_parameters():
@@ -144,13 +146,15 @@ def test_depth_is_where_half_of_the_opacity_lies():
 
 def wall(part) -> None:
     """Replaces a field's density by a wall about the origin."""
-    original = part.forward
+    forward = part.forward
 
-    def forward(samples, num_active=None):
-        middle = samples.frustums.get_positions().norm(dim=-1, keepdim=True)
-        return original(samples, num_active)._replace(density=torch.where(middle > 2.0, 100.0, 1e-6))
+    def density(rays, tdist, *_):
+        middles = 0.5 * (tdist[:, 1:] + tdist[:, :-1])[..., None]
+        distance = (rays.origins[:, None] + middles * rays.directions[:, None]).norm(dim=-1)
+        return torch.where(distance > 2.0, 100.0, 1e-6)
 
-    part.forward = forward
+    part.density = density
+    part.forward = lambda rays, tdist, *rest: forward(rays, tdist, *rest)._replace(density=density(rays, tdist))
 
 
 # --- whole pictures ---
@@ -178,40 +182,58 @@ def test_image_metrics_and_pictures(channels, background, monkeypatch):
 
 
 def test_a_picture_in_chunks_is_the_picture_at_once():
-    model = make_model()
+    model, sizes = make_model(), []
     bundle = camera_bundle(7, 9)
     whole = model.get_outputs_for_camera_ray_bundle(bundle)
     assert whole["rgb"].shape == (7, 9, 3) and whole["depth"].shape == (7, 9, 1)
     model.config.eval_num_rays_per_chunk = 10
+    model.register_forward_pre_hook(lambda _, args: sizes.append(len(args[0])))
     for name, value in model.get_outputs_for_camera_ray_bundle(bundle).items():
         torch.testing.assert_close(value, whole[name], msg=name)
+    assert sizes == [10] * 6 + [3]
 
 
-def test_a_picture_that_does_not_fit_is_rendered_in_smaller_chunks(monkeypatch):
-    model = make_model(tiny_config(eval_num_rays_per_chunk=4096))
-    original, tried = Model.get_outputs_for_camera_ray_bundle, []
+def small_camera() -> Cameras:
+    pose = torch.tensor([[1.0, 0.0, 0.0, 0.1], [0.0, 1.0, 0.0, -0.2], [0.0, 0.0, 1.0, 1.5]])
+    return Cameras(pose[None], fx=9.0, fy=9.0, cx=4.5, cy=3.5, width=9, height=7)
 
-    def short_of_memory(self, camera_ray_bundle):
-        tried.append(self.config.eval_num_rays_per_chunk)
-        if tried[-1] > 1024:
+
+@pytest.mark.parametrize("crop", [None, OrientedBox(torch.eye(3), torch.zeros(3), torch.full((3,), 0.8))])
+@pytest.mark.parametrize("chunk", [10, 4096])
+def test_a_cameras_picture_is_that_of_its_rays(crop, chunk):
+    model = make_model(tiny_config(eval_num_rays_per_chunk=chunk))
+    found = model.get_outputs_for_camera(small_camera(), obb_box=crop)
+    bundle = small_camera().generate_rays(camera_indices=0, keep_shape=True, obb_box=crop)
+    expected = model.get_outputs_for_camera_ray_bundle(bundle)
+    assert list(found) == list(expected)
+    for name, value in expected.items():
+        torch.testing.assert_close(found[name], value, msg=name)
+    assert found["rgb"].shape == (7, 9, 3) and not found["rgb"].requires_grad
+    empty = float((found["accumulation"] == 0.0).float().mean())
+    assert empty == 0.0 if crop is None else 0.2 < empty < 0.9, "some rays miss the crop"
+
+
+def test_a_picture_that_does_not_fit_is_rendered_in_smaller_chunks_from_then_on(monkeypatch):
+    model, tried = make_model(tiny_config(eval_num_rays_per_chunk=4096)), []
+    original = model.get_outputs
+    bundle = camera_bundle(40, 41)
+    whole = model.get_outputs_for_camera_ray_bundle(bundle)
+
+    def short_of_memory(ray_bundle):
+        tried.append(len(ray_bundle))
+        if tried[-1] > 900:
             raise torch.cuda.OutOfMemoryError("CUDA out of memory")
-        return original(self, camera_ray_bundle)
+        return original(ray_bundle)
 
-    monkeypatch.setattr(Model, "get_outputs_for_camera_ray_bundle", short_of_memory)
-    outputs = model.get_outputs_for_camera_ray_bundle(camera_bundle(4, 5))
-    assert tried == [4096, 2048, 1024]
-    check_outputs({name: value.reshape(20, -1) for name, value in outputs.items()}, 20)
+    monkeypatch.setattr(model, "get_outputs", short_of_memory)
+    outputs = model.get_outputs_for_camera_ray_bundle(bundle)
+    assert tried == [1640, 820, 820]
+    for name, value in whole.items():
+        torch.testing.assert_close(outputs[name], value, msg=name)
+    tried.clear()
+    model.get_outputs_for_camera_ray_bundle(bundle)
+    assert tried == [820, 820]
 
 
-def test_memory_that_never_suffices_is_an_error_in_the_end(monkeypatch):
-    model = make_model(tiny_config(eval_num_rays_per_chunk=1024))
-    tried = []
-
-    def out_of_memory(self, camera_ray_bundle):
-        tried.append(self.config.eval_num_rays_per_chunk)
-        raise torch.cuda.OutOfMemoryError("CUDA out of memory")
-
-    monkeypatch.setattr(Model, "get_outputs_for_camera_ray_bundle", out_of_memory)
-    with pytest.raises(torch.cuda.OutOfMemoryError):
-        model.get_outputs_for_camera_ray_bundle(camera_bundle(4, 5))
-    assert tried == [1024, 512, 256]
+def test_kernels_are_not_used_on_a_cpu():
+    assert not make_model().uses_kernels

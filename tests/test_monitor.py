@@ -6,13 +6,13 @@ import math
 
 import pytest
 import torch
-from _rays import TINY_GRID, make_bundle, make_encoding, uniform
+from _rays import TINY_GRID, make_encoding, make_rays, uniform
 
 from zipnerf_ns import monitor as monitor_module
 from zipnerf_ns.field import ZipNerfDensityField
 from zipnerf_ns.functional.hash_grid import make_hash_grid
+from zipnerf_ns.functional.spacing import s_to_t
 from zipnerf_ns.monitor import CollisionMonitor, collision_shares
-from zipnerf_ns.sampler import make_ray_samples, ray_limits
 
 
 def counted_share(positions: torch.Tensor, resolution: int, size: int, is_dense: bool) -> float:
@@ -42,9 +42,9 @@ def test_more_points_than_entries_crowd_the_table():
 
 
 def make_batch(count: int = 40):
-    bundle = make_bundle(count)
-    samples = make_ray_samples(bundle, ray_limits(bundle, 0.05, 10.0), torch.linspace(0.0, 1.0, 13).repeat(count, 1))
-    return ZipNerfDensityField(make_encoding(log2_hashmap_size=6)), samples
+    rays = make_rays(count, near=0.05, far=10.0)
+    tdist = s_to_t(torch.linspace(0.0, 1.0, 13).repeat(count, 1), rays.near, rays.far)
+    return ZipNerfDensityField(make_encoding(log2_hashmap_size=6)), rays, tdist
 
 
 @pytest.fixture
@@ -55,33 +55,35 @@ def said(monkeypatch) -> list:
 
 
 def test_it_looks_only_at_its_steps(said):
-    field, samples = make_batch()
+    field, *batch = make_batch()
     monitor = CollisionMonitor(10)
     looked = []
     for step in range(31):
         monitor.step, monitor.shares = step, {}
-        monitor.observe(field, samples, TINY_GRID)
+        monitor.observe(field, *batch, TINY_GRID)
         looked += [step] if monitor.shares else []
     assert looked == [10, 20, 30]
     assert list(monitor.shares) == [f"collision_free/level_{level}" for level in range(4)]
 
 
 def test_an_interval_of_zero_never_looks(said):
-    field, samples = make_batch()
+    field, *batch = make_batch()
     monitor = CollisionMonitor(0)
     for monitor.step in (0, 1, 5000):
-        monitor.observe(field, samples, TINY_GRID)
+        monitor.observe(field, *batch, TINY_GRID)
     assert monitor.shares == {} and said == []
 
 
 def test_it_reports_the_shares_of_the_cones_means(said):
-    field, samples = make_batch()
+    field, *batch = make_batch()
     monitor = CollisionMonitor(1)
     monitor.step = 1
-    monitor.observe(field, samples, TINY_GRID)
-    cones = samples.frustums
-    half, middle = 0.5 * (cones.ends - cones.starts), 0.5 * (cones.ends + cones.starts)
-    mean = cones.origins + (middle + 2.0 * middle * half**2 / (3.0 * middle**2 + half**2)) * cones.directions
+    monitor.observe(field, *batch, TINY_GRID)
+    rays, tdist = batch
+    starts, ends = tdist[:, :-1, None], tdist[:, 1:, None]
+    half, middle = 0.5 * (ends - starts), 0.5 * (ends + starts)
+    distance = middle + 2.0 * middle * half**2 / (3.0 * middle**2 + half**2)
+    mean = rays.origins[:, None] + distance * rays.directions[:, None]
     radius = mean.norm(dim=-1, keepdim=True).clamp_min(1.0)
     positions = ((2.0 - 1.0 / radius) * mean / radius + 2.0) / 4.0
     for index, level in enumerate(field.encoding.grid.levels):
@@ -91,10 +93,10 @@ def test_it_reports_the_shares_of_the_cones_means(said):
 
 
 def test_it_warns_once_and_names_the_setting_and_the_level(said):
-    field, samples = make_batch()
+    field, *batch = make_batch()
     monitor = CollisionMonitor(1)
     for monitor.step in (1, 2, 3):
-        monitor.observe(field, samples, TINY_GRID)
+        monitor.observe(field, *batch, TINY_GRID)
     worst = min(monitor.shares, key=lambda key: float(monitor.shares[key]))
     assert float(monitor.shares[worst]) < 0.5
     assert len(said) == 1
@@ -103,20 +105,20 @@ def test_it_warns_once_and_names_the_setting_and_the_level(said):
 
 
 def test_an_uncrowded_table_brings_no_warning(said):
-    field, samples = make_batch()
+    field, *batch = make_batch()
     field.encoding = make_encoding(log2_hashmap_size=15)
     monitor = CollisionMonitor(1)
     monitor.step = 1
-    monitor.observe(field, samples, TINY_GRID)
+    monitor.observe(field, *batch, TINY_GRID)
     assert min(monitor.shares.values()) > 0.5 and said == []
 
 
 def test_it_draws_no_random_numbers_and_keeps_no_graph(said):
-    field, samples = make_batch()
+    field, *batch = make_batch()
     monitor = CollisionMonitor(1)
     monitor.step = 1
     torch.manual_seed(3)
     state = torch.get_rng_state()
-    monitor.observe(field.train(), samples, TINY_GRID)
+    monitor.observe(field.train(), *batch, TINY_GRID)
     assert torch.equal(state, torch.get_rng_state())
     assert not any(share.requires_grad for share in monitor.shares.values())

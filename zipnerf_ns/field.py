@@ -97,7 +97,7 @@ class ZipNerfDensityField(nn.Module):
             self.channels(rays, tdist, ops, num_active), hidden.weight, hidden.bias, density.weight, density.bias,
             DENSITY_SHIFT, self.precision,
         )  # fmt: skip
-        return flat.view(tdist.shape[0], -1)
+        return flat.view(tdist.shape[0], tdist.shape[1] - 1)
 
 
 class ZipNerfField(ZipNerfDensityField):
@@ -142,15 +142,16 @@ class ZipNerfField(ZipNerfDensityField):
         channels = self.channels(rays, tdist, ops, num_active)
         view = ops.spherical_harmonics(rays.directions, channels.dtype)
         shape = tdist.shape[0], tdist.shape[1] - 1
+        # Also where nothing can be folded, for then there is no kernel, which is to be said.
+        radiance_mlp = choose_mlp(ops.radiance_mlp, mlp.radiance_mlp, ops, self.kernels_lack)
         if self.is_foldable:
-            radiance_mlp = choose_mlp(ops.radiance_mlp, mlp.radiance_mlp, ops, self.kernels_lack)
             density, colors = radiance_mlp(
                 channels, view, self.folded(), DENSITY_SHIFT, RGB_PADDING, self.precision
             )
             return Radiance(density.view(shape), colors.view(*shape, 3), channels)
         with self.autocast():
             hidden = torch.relu(self.hidden_layer(channels))
-            colors = self._unfolded_colors(hidden.view(*shape, -1), view, rays.camera_indices)
+            colors = self._unfolded_colors(hidden.view(*shape, hidden.shape[-1]), view, rays.camera_indices)
         with torch.autocast(hidden.device.type, enabled=False):
             density = bounded_exp(self.density_layer(hidden.float()) + DENSITY_SHIFT)
         return Radiance(density.view(shape), colors, channels)
@@ -185,7 +186,7 @@ class ZipNerfField(ZipNerfDensityField):
         )  # fmt: skip
 
     def _unfolded_colors(
-        self, hidden: Float[Tensor, "rays n hidden"], view: Float[Tensor, "rays {SH_DIM}"],
+        self, hidden: Float[Tensor, "rays n hidden"], view: Float[Tensor, "rays view"],
         camera_indices: Optional[Tensor],
     ) -> Float[Tensor, "rays n 3"]:  # fmt: skip
         """Colours by the network as the paper draws it."""
@@ -193,7 +194,7 @@ class ZipNerfField(ZipNerfDensityField):
         if self.appearance is not None and self.training:
             # At evaluation the photo that a view would have been is unknown, and the identity is neutral.
             bottleneck = self.appearance(bottleneck, camera_indices)
-        view = view.to(bottleneck.dtype)[:, None].expand(*hidden.shape[:-1], SH_DIM)
+        view = view.to(bottleneck.dtype)[:, None].expand(*hidden.shape[:-1], view.shape[-1])
         raw = self.color_network(torch.cat([bottleneck, view], dim=-1))
         return torch.sigmoid(raw.float()) * (1.0 + 2.0 * RGB_PADDING) - RGB_PADDING
 

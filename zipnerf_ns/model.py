@@ -276,8 +276,11 @@ class ZipNerfModel(Model):
         return self.get_outputs(ray_bundle)
 
     def get_outputs(self, ray_bundle: RayBundle) -> Dict[str, Any]:
-        """Colours, opacity and distances along unit directions, ``[rays, channels]``; in training the rounds that
-        the losses need, and colours without a background."""
+        """Colours, opacity and distances along unit directions, ``[rays, channels]``.
+
+        In training the rounds that the losses need instead of distances, and colours without the background, which
+        :meth:`_with_background` adds: only a ray's own last colour, where nothing random is behind it, is in already.
+        """
         config = self.config
         rays = rays_of_bundle(ray_bundle, config.near_plane, config.far_plane, self.aabb)
         ops = resolve_ops(config.implementation, rays.origins.device)
@@ -292,6 +295,8 @@ class ZipNerfModel(Model):
         if not self.training:
             rgb = self._over_background(rgb, accumulation, radiance.colors)
             return {"rgb": rgb, "accumulation": accumulation, **self._distances(rounds, ops)}
+        if config.background_color == "last_sample" and not config.random_background:
+            rgb = torch.addcmul(rgb, 1.0 - accumulation, radiance.colors[:, -1].to(rgb.dtype))
         self.monitor.observe(self.field, rays, sampled.tdist, config.grid)
         per_level = [self.field.encoding.per_level(radiance.channels)] if config.level_consistency_mult > 0.0 else []
         return {"rgb": rgb, "accumulation": accumulation, "rounds": rounds, "per_level": per_level, "ops": ops}

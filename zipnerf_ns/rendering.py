@@ -64,17 +64,20 @@ def render_in_chunks(
     parts: Dict[str, List[Tensor]] = defaultdict(list)
     start = 0
     while start < num_rays:
+        outputs, tried = None, min(chunk, num_rays - start)
         try:
-            outputs = model(bundle(start, min(start + chunk, num_rays)))
+            outputs = model(bundle(start, start + tried))
         except torch.cuda.OutOfMemoryError:
-            if chunk <= MIN_CHUNK:
+            if tried <= MIN_CHUNK:
                 raise
-            limit.halve(chunk)
-            chunk = min(chunk, limit.rays)
+        if outputs is None:
+            # Not while the error is handled: it keeps alive what the failed chunk held, and nothing would be freed.
             torch.cuda.empty_cache()
+            limit.halve(tried)
+            chunk = min(chunk, limit.rays)
             continue
         for name, output in outputs.items():
             if isinstance(output, Tensor):
                 parts[name].append(output)
-        start += chunk
+        start += tried
     return {name: tensors[0] if len(tensors) == 1 else torch.cat(tensors) for name, tensors in parts.items()}

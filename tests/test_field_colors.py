@@ -1,0 +1,201 @@
+"""Colour against its network written out, folded and not; appearance; which implementation computes the networks."""
+
+from __future__ import annotations
+
+from types import SimpleNamespace
+
+import pytest
+import torch
+from _fields import hidden_of, linear_layers, make_field
+from _rays import make_encoding, make_rays, normal, short_intervals, unit_vectors
+
+from zipnerf_ns import field as field_module
+from zipnerf_ns.field import AffineAppearance, ZipNerfDensityField, ZipNerfField
+from zipnerf_ns.implementation import TORCH_OPS
+from zipnerf_ns.kernels.mlp import why_density_unsupported, why_radiance_unsupported
+
+# --- colour ---
+
+
+def test_the_view_direction_changes_colour_only():
+    field, rays = make_field(), 6
+    point, length = torch.tensor([0.2, -0.3, 0.4]), 1e-3
+    directions = unit_vectors(rays, 30)
+    origins, radius = point - (0.5 + 0.5 * length) * directions, torch.full((rays, 1), 5.8e-5)
+    tdist = torch.tensor([[0.5, 0.5 + length]]).expand(rays, 2)
+    output = field(make_rays(rays, origins=origins, directions=directions, radius=radius), tdist, TORCH_OPS)
+    # The six points differ by a thousandth of a unit from one direction to the next.
+    torch.testing.assert_close(output.density, output.density[:1].expand_as(output.density), rtol=2e-2, atol=0.0)
+    # Exactly the same features for all of them, so that only the direction is left to tell them apart.
+    same = TORCH_OPS._replace(cone_encode=lambda *args: TORCH_OPS.cone_encode(*args)[:1].expand(rays, -1))
+    colors = field(make_rays(rays, directions=directions), tdist, same).colors[:, 0]
+    assert torch.cdist(colors, colors)[~torch.eye(rays, dtype=torch.bool)].min() > 1e-5
+    turned = field(make_rays(rays, directions=directions[:1].expand(rays, 3)), tdist, same).colors[:, 0]
+    torch.testing.assert_close(turned, turned[:1].expand_as(turned))
+
+
+def spherical_harmonics(direction) -> list:
+    """Real spherical harmonics to degree 3, orthonormal on the sphere, in nerfstudio's order."""
+    x, y, z = (float(c) for c in direction)
+    return [
+        0.28209479177387814,
+        0.4886025119029199 * y, 0.4886025119029199 * z, 0.4886025119029199 * x,
+        1.0925484305920792 * x * y, 1.0925484305920792 * y * z, 0.31539156525252005 * (3.0 * z * z - 1.0),
+        1.0925484305920792 * x * z, 0.5462742152960396 * (x * x - y * y),
+        0.5900435899266435 * y * (3.0 * x * x - y * y), 2.890611442640554 * x * y * z,
+        0.4570457994644658 * y * (5.0 * z * z - 1.0), 0.3731763325901154 * z * (5.0 * z * z - 3.0),
+        0.4570457994644658 * x * (5.0 * z * z - 1.0), 1.445305721320277 * z * (x * x - y * y),
+        0.5900435899266435 * x * (x * x - 3.0 * y * y),
+    ]  # fmt: skip
+
+
+@pytest.mark.parametrize("color_layers, num_images", [(1, 0), (2, 0), (3, 0), (4, 0), (3, 3)])
+def test_colour_is_its_network_written_out(color_layers, num_images):
+    field, (rays, tdist) = make_field(num_images, color_layers), short_intervals()
+    found = field(rays, tdist, TORCH_OPS)
+    hidden, layers = hidden_of(field, found.channels).view(4, 5, 16), linear_layers(field)
+    assert len(layers) == color_layers + 1
+    for ray in range(4):
+        encoded = torch.tensor(spherical_harmonics(rays.directions[ray]))
+        for k in range(5):
+            inputs = torch.cat([field.bottleneck_layer(hidden[ray, k]), encoded])
+            x = inputs
+            for index, layer in enumerate(layers):
+                if index == color_layers - 1 and index > 0:
+                    x = torch.cat([inputs, x])
+                x = layer.weight @ x + layer.bias
+                x = x.clamp_min(0.0) if index < color_layers else x
+            expected = (1.0 + 2.0 * 0.001) / (1.0 + torch.exp(-x)) - 0.001
+            torch.testing.assert_close(found.colors[ray, k], expected, rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("color_layers", [1, 3])
+def test_colour_reaches_beyond_black_and_white(color_layers):
+    field = make_field(color_layers=color_layers)
+    for bias, bound in ((50.0, 1.001), (-50.0, -0.001)):
+        torch.nn.init.constant_(linear_layers(field)[-1].bias, bias)
+        colors = field(*short_intervals(), TORCH_OPS).colors
+        torch.testing.assert_close(colors, torch.full((4, 5, 3), bound))
+
+
+# --- the folded network ---
+
+
+def test_networks_are_folded_where_there_is_something_to_fold():
+    assert [make_field(color_layers=count).is_foldable for count in (1, 2, 3)] == [False, True, True]
+    assert not make_field(num_images=2).is_foldable
+
+
+@pytest.mark.parametrize("color_layers", [2, 3, 4])
+def test_the_folded_network_is_the_unfolded_one_in_values_and_every_gradient(color_layers):
+    field, batch, results = make_field(color_layers=color_layers), short_intervals(), []
+    for field.is_foldable in (True, False):
+        output = field(*batch, TORCH_OPS)
+        total = sum((out * normal(out.shape, seed)).sum() for seed, out in enumerate(output))
+        named = dict(field.named_parameters())
+        gradients = torch.autograd.grad(total, list(named.values()))
+        results.append((output, dict(zip(named, gradients, strict=True))))
+    (folded, v_folded), (plain, v_plain) = results
+    torch.testing.assert_close(folded.density, plain.density)
+    torch.testing.assert_close(folded.colors, plain.colors, rtol=1e-5, atol=1e-6)
+    for name, truth in v_plain.items():
+        assert truth.any(), name
+        error = (v_folded[name] - truth).norm() / truth.norm()
+        # Sums of some hundred float32 products in two orders.
+        assert error < 1e-5, f"{name}: {error:.1e}"
+
+
+# --- appearance ---
+
+
+def test_appearance_starts_as_the_identity_and_stays_it_at_evaluation():
+    field = make_field(num_images=3)
+    rays, tdist = short_intervals()
+    # In training intervals are turned at random: here they are not, so that only appearance is left to differ.
+    field.cones = lambda rays, tdist: ZipNerfDensityField.cones(SimpleNamespace(training=False, aabb=None), rays, tdist)
+
+    def colors(rays=rays):
+        return field(rays, tdist, TORCH_OPS).colors
+
+    plain = colors()
+    field.train()
+    torch.testing.assert_close(colors(), plain)
+    torch.nn.init.normal_(field.appearance.codes.weight)
+    assert ((colors() - plain).abs().amax(dim=(1, 2)) > 1e-4).all()
+    field.eval()
+    torch.testing.assert_close(colors(), plain)
+    torch.testing.assert_close(colors(rays._replace(camera_indices=None)), plain)
+
+
+def test_appearance_can_be_learnt_from_its_start():
+    field = make_field(num_images=3).train()
+    colors = field(*short_intervals(), TORCH_OPS).colors
+    (colors * normal(colors.shape, 35)).sum().backward()
+    assert (field.appearance.codes.weight.grad.abs().amax(dim=-1) > 0.0).all()
+
+
+def test_appearance_scales_and_shifts_by_each_rays_own_image():
+    torch.manual_seed(0)
+    appearance = AffineAppearance(3, 4, 8)
+    torch.nn.init.normal_(appearance.codes.weight)
+    torch.nn.init.normal_(appearance.affine.bias)
+    bottleneck, images = normal((4, 5, 8), 36), torch.tensor([2, 0, 1, 2])
+    found = appearance(bottleneck, images[:, None])
+    for ray, image in enumerate(images):
+        map_ = appearance.affine.weight @ appearance.codes.weight[image] + appearance.affine.bias
+        torch.testing.assert_close(found[ray], bottleneck[ray] * (1.0 + map_[:8]) + map_[8:])
+
+
+# --- the implementation ---
+
+
+@pytest.fixture
+def said(monkeypatch) -> list:
+    """What is said about kernels that are lacking, as if for the first time."""
+    lines = []
+    monkeypatch.setattr(field_module.CONSOLE, "log", lambda text, **_: lines.append(text))
+    field_module._announce_lack.cache_clear()
+    yield lines
+    field_module._announce_lack.cache_clear()
+
+
+def kernels(calls: list):
+    """Stands for the kernels: the twins under their name, counted."""
+
+    def counted(name):
+        return lambda *args: calls.append(name) or getattr(TORCH_OPS, name)(*args)
+
+    return TORCH_OPS._replace(name="triton", **{name: counted(name) for name in ("density_mlp", "radiance_mlp")})
+
+
+def sized_field(hidden_dim: int = 32, color_layers: int = 2, color_dim: int = 64, num_images: int = 0) -> ZipNerfField:
+    torch.manual_seed(0)
+    return ZipNerfField(make_encoding(), None, hidden_dim, "float32", 8, color_layers, color_dim, num_images).eval()
+
+
+def test_networks_of_the_kernels_sizes_run_on_them(said):
+    calls = []
+    sized_field()(*short_intervals(), kernels(calls))
+    ZipNerfDensityField(make_encoding(), hidden_dim=32).density(*short_intervals(), kernels(calls))
+    assert calls == ["radiance_mlp", "density_mlp"] and said == []
+
+
+def test_a_density_network_of_another_size_runs_in_torch_which_is_said_once(said):
+    calls, field = [], ZipNerfDensityField(make_encoding(), hidden_dim=48)
+    for ops in (TORCH_OPS, *[kernels(calls)] * 3):
+        density = field.eval().density(*short_intervals(), ops)
+    torch.testing.assert_close(density, field.density(*short_intervals(), TORCH_OPS), rtol=0.0, atol=0.0)
+    assert calls == [] and said == [f"{why_density_unsupported(12, 48)} This network runs in torch."]
+
+
+@pytest.mark.parametrize("changes", [{"hidden_dim": 48}, {"color_dim": 48}, {"color_layers": 1}, {"num_images": 2}])
+def test_a_colour_network_that_the_kernels_lack_runs_in_torch_which_is_said_once(changes, said):
+    calls, field = [], sized_field(**changes)
+    plain = field(*short_intervals(), TORCH_OPS)
+    assert said == [], "who asked for torch gets it without a word"
+    for _ in range(3):
+        output = field(*short_intervals(), kernels(calls))
+    assert all(torch.equal(one, other) for one, other in zip(output, plain, strict=True)) and calls == []
+    sizes = {"hidden_dim": 32, "color_layers": 2, "color_dim": 64, **changes}
+    images = sizes.pop("num_images", 0)
+    assert said == [f"{why_radiance_unsupported(12, **sizes, has_appearance=images > 0)} This network runs in torch."]
