@@ -238,8 +238,8 @@ def test_the_given_implementation_reads_the_table_with_these_settings():
     ops = TORCH_OPS._replace(cone_encode=lambda *args: seen.append(args) or TORCH_OPS.cone_encode(*args))
     cones = make_cones()
     assert encoding(cones, ops, 3, torch.bfloat16).dtype == torch.bfloat16
-    ((table, given, scales, lookup),) = seen
-    assert table is encoding.hash_table and given is cones
+    ((table, given, scales, lookup, half),) = seen
+    assert table is encoding.hash_table and given is cones and half is None
     expected = [math.sqrt(1e-8 + 100.0 * float(square)) for square in encoding.summary(TORCH_OPS).mean_square]
     assert scales.tolist() == pytest.approx(expected) and not scales.requires_grad
     assert lookup == (encoding.grid, "ipe", 10.0, None, 3, torch.bfloat16)

@@ -23,11 +23,10 @@ from zipnerf_ns.kernels.hash_encode import why_unavailable
 PROGRAM_LANES = 128
 """Intervals a program, several rays of them where they are short: four a thread keep enough loads under way."""
 NUM_WARPS = 1
-"""Warps a program: sums and searches along a ray then need no barrier, and 32 programs fit a multiprocessor."""
-WIDE_ROW = 128
-"""Intervals of a ray beyond which one warp would need too many registers."""
-WIDE_NUM_WARPS = 4
-"""Warps a program for rays with more intervals than that."""
+"""Warps a program, but no more than rays: sums along a ray need no barrier, and 32 programs fit a multiprocessor."""
+SEARCH_NUM_WARPS = 1
+"""Warps of the programs that look up histograms. Not to be tuned: Triton 3.6 fails to compile a search by several warps
+in a row that is shorter than the one it is for."""
 MIN_BLOCK = 16
 """Lanes of the shortest row, so that few intervals do not each mean another compilation."""
 
@@ -56,7 +55,7 @@ def draw_intervals(
         widest = max(bins, num_samples)
         _check_shape("sdist", knots, len(near), bins + 1)
     drawn, tdist = near.new_empty(len(near), num_samples + 1), near.new_empty(len(near), num_samples + 1)
-    grid, options = _programs(len(near), widest, gathers=True)
+    grid, options = _programs(len(near), widest, SEARCH_NUM_WARPS)
     if len(near):
         with torch.cuda.device_of(near):
             _histograms().draw_kernel[grid](
@@ -111,7 +110,7 @@ def interlevel(
     w_prop, w_main, sdist_prop, sdist_main = _rows(w_prop), _rows(w_main), _rows(sdist_prop), _rows(sdist_main)
 
     def launch(loss: Tensor, slopes: Optional[Tensor]) -> None:
-        grid, options = _programs(rays, max(n, m), gathers=True)
+        grid, options = _programs(rays, max(n, m), SEARCH_NUM_WARPS)
         _histograms().interlevel_kernel[grid](
             w_prop, sdist_prop, w_main, sdist_main, loss, loss if slopes is None else slopes, rays, n, m,
             w_prop.stride(0), sdist_prop.stride(0), w_main.stride(0), sdist_main.stride(0),
@@ -129,7 +128,7 @@ def distortion(tdist: Float[Tensor, "rays edges"], weights: Float[Tensor, "rays 
     tdist, weights = _rows(tdist), _rows(weights)
 
     def launch(loss: Tensor, slopes: Optional[Tensor]) -> None:
-        grid, options = _programs(rays, n)
+        grid, options = _programs(rays, n, NUM_WARPS)
         _marches().distortion_kernel[grid](
             tdist, weights, loss, loss if slopes is None else slopes, rays, n, tdist.stride(0), weights.stride(0),
             HAS_SLOPES=slopes is not None, N=_block(n), **options,
@@ -147,7 +146,7 @@ def median_and_mean_distance(
     _check_shape("tdist", tdist, rays, n + 1)
     weights, tdist = _rows(weights.detach()), _rows(tdist.detach())
     median, mean = weights.new_empty(rays, 1), weights.new_empty(rays, 1)
-    grid, options = _programs(rays, n)
+    grid, options = _programs(rays, n, NUM_WARPS)
     if rays:
         with torch.cuda.device_of(weights):
             _marches().distances_kernel[grid](
@@ -168,7 +167,7 @@ class _March(torch.autograd.Function):
         weights = density.new_empty(rays, n)
         results = () if colors is None else (density.new_empty(rays, 3), density.new_empty(rays, 1))
         rgb, accumulation = results or (weights, weights)
-        grid, options = _programs(rays, n)
+        grid, options = _programs(rays, n, NUM_WARPS)
         if rays:
             with torch.cuda.device_of(density):
                 _marches().march_kernel[grid](
@@ -195,7 +194,7 @@ class _March(torch.autograd.Function):
             v_colors = colors.new_empty(rays, n, 3)
         w = density if v_weights is None else _rows(v_weights)
         c, a = density if v_rgb is None else v_rgb, density if v_accumulation is None else v_accumulation
-        grid, options = _programs(rays, n)
+        grid, options = _programs(rays, n, NUM_WARPS)
         if rays:
             with torch.cuda.device_of(density):
                 _marches().march_backward_kernel[grid](
@@ -265,14 +264,10 @@ def _block(width: int) -> int:
     return max(MIN_BLOCK, 1 << (width - 1).bit_length())
 
 
-def _programs(rays: int, width: int, gathers: bool = False) -> tuple[tuple[int], dict[str, int]]:
-    """Grid of a launch over rays of up to ``width`` intervals, and the options that fit it.
-
-    Kernels that gather along a row get one warp, however long it is: Triton 3.6 cannot compile some that cross warps.
-    """
+def _programs(rays: int, width: int, num_warps: int) -> tuple[tuple[int], dict[str, int]]:
+    """Grid of a launch over rays of up to ``width`` intervals, and the options that fit it."""
     per_program = max(1, PROGRAM_LANES // _block(width))
-    num_warps = NUM_WARPS if gathers or width <= WIDE_ROW else WIDE_NUM_WARPS
-    return (-(-rays // per_program),), {"RAYS": per_program, "num_warps": num_warps}
+    return (-(-rays // per_program),), {"RAYS": per_program, "num_warps": min(num_warps, per_program)}
 
 
 def _check_shape(name: str, values: Tensor, *shape: int) -> None:
