@@ -17,17 +17,19 @@ ROOT = Path(__file__).resolve().parents[1] / PACKAGE
 LAYERS: tuple[frozenset[str], ...] = (
     frozenset({"tools"}),
     frozenset({"config"}),
-    frozenset({"trainer", "datamanager"}),
+    frozenset({"trainer", "datamanager", "pipeline"}),
+    frozenset({"dataparsers"}),
     frozenset({"model", "optimizers", "progress"}),
     frozenset({"metrics", "monitor", "pictures"}),
     frozenset({"sampler", "losses", "field"}),
     frozenset({"encoding"}),
     frozenset({"kernels"}),
+    frozenset({"scales"}),
     frozenset({"functional", "checks", "scene_hints"}),
     frozenset({""}),
 )
 """The first part of a module's name within the package; the package itself is the empty name."""
-FOLDERS = frozenset({"tools", "kernels", "functional"})
+FOLDERS = frozenset({"tools", "kernels", "functional", "dataparsers"})
 FUNCTIONAL_MAY_IMPORT = frozenset({"torch", "jaxtyping", "numpy"})
 TRAINER_CONFIG_USERS = frozenset({"config", "trainer"})
 LATE_IMPORTS_ONLY = ("nerfstudio.configs.method_configs", "nerfstudio.utils.eval_utils")
