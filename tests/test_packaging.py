@@ -18,7 +18,7 @@ import zipnerf_ns
 
 ROOT = Path(__file__).resolve().parents[1]
 README = (ROOT / "README.md").read_text()
-METHODS = {"zipnerf", "zipnerf-big", "zipnerf-lite"}
+METHODS = {"zipnerf", "zipnerf-big", "zipnerf-lite", "zipnerf-360", "zipnerf-blender"}
 
 IMPORT_NAMES = {"Pillow": "PIL"}
 """Distributions whose package has another name."""
