@@ -145,6 +145,7 @@ def test_scales_are_made_for_every_method_in_one_place(tmp_path):
         result = prepared(scene, method, scales=(1, 2))
         assert type(result.config.pipeline.datamanager.dataparser) is MultiscaleDataParserConfig
         files.add(tuple(parsed(result).image_filenames))
+        assert any("several sizes" in note for note in result.notes) == (method == "nerfacto")
     assert len(files) == 1
     written = next(iter(files))[-1]
     assert written.is_relative_to(tmp_path / "trials/multiscale") and not (scene / "multiscale").exists()

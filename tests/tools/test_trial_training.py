@@ -99,6 +99,25 @@ def test_a_training_that_ends_before_its_time(own_time):
     assert (course.steps, course.seconds, course.curve) == (5, 4.0, [])
 
 
+def test_memory_of_evaluation_is_not_trainings(own_time, monkeypatch):
+    """Training holds 5 of something at most, a rendering in between 9."""
+    most = [0]
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "reset_peak_memory_stats", lambda: most.__setitem__(0, 0))
+    monkeypatch.setattr(torch.cuda, "max_memory_allocated", lambda: most[0])
+
+    def holding(amount: int, rest: Callable) -> Callable:
+        def hold(*arguments):
+            most[0] = max(most[0], amount)
+            return rest(*arguments)
+
+        return hold
+
+    trainer = OwnTrainer(own_time, 9)
+    trainer.pipeline.datamanager.get_train_rays_per_batch = holding(5, lambda: 100)
+    assert train(trainer, None, 2, holding(9, evaluation(own_time, []))).peak_gpu_bytes == 5
+
+
 def test_nothing_is_rendered_without_being_asked(own_time):
     course = train(OwnTrainer(own_time, 8), None, 4, None)
     assert course.curve == [] and course.evaluation_seconds == 0.0

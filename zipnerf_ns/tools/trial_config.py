@@ -74,6 +74,10 @@ def prepare(trial: Trial, folder: Path) -> Prepared:
         prepared.notes.append("camera optimisation off: held-out cameras are not optimised")
     if getattr(config.pipeline.model, "implementation", None) == "tcnn" and not TCNN_EXISTS:
         prepared.notes.append("tiny-cuda-nn is not installed: the method's own torch implementation")
+    sizes = {tuple(size) for size in torch.cat([outputs.cameras.width, outputs.cameras.height], dim=-1).tolist()}
+    several_sizes = len(sizes) > 1 or type(parser) is MultiscaleDataParserConfig
+    if several_sizes and not prepared.is_ours and hasattr(config.pipeline.datamanager, "pixel_sampler"):
+        prepared.notes.append("pictures of several sizes: nerfstudio's sampler takes equally many rays from each")
     change(config, trial.changes)
     return prepared
 

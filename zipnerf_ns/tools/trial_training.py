@@ -94,7 +94,24 @@ def release(trainer: Any) -> None:
     gc.collect()
     if torch.cuda.is_available():
         torch.cuda.empty_cache()
-        torch.cuda.reset_peak_memory_stats()
+
+
+class PeakMemory:
+    """The most GPU memory that training had allocated; what evaluation allocates is not training's."""
+
+    def __init__(self) -> None:
+        self.bytes = 0
+        self.begin()
+
+    def begin(self) -> None:
+        """Training begins, or goes on."""
+        if torch.cuda.is_available():
+            torch.cuda.reset_peak_memory_stats()
+
+    def end(self) -> None:
+        """Training ends, or is interrupted."""
+        if torch.cuda.is_available():
+            self.bytes = max(self.bytes, torch.cuda.max_memory_allocated())
 
 
 def train(
@@ -116,7 +133,7 @@ def train(
     """
     course = Course()
     planned = trainer.config.max_num_iterations
-    clock = Clock(trainer.device)
+    clock, memory = Clock(trainer.device), PeakMemory()
     due = [0.5**power for power in range(moments - 1, 0, -1)] if evaluate is not None else []
     entered = time.perf_counter()
 
@@ -130,19 +147,21 @@ def train(
         share = (step + 1) / planned if seconds is None else clock.seconds / seconds
         if done:
             course.seconds = clock.stop()
+            memory.end()
             trainer.stop_training = True
         elif due and share >= due[0]:
             while due and share >= due[0]:
                 due.pop(0)
             counted, start = clock.stop(), time.perf_counter()
+            memory.end()
             course.curve.append({"step": step + 1, "seconds": counted, "psnr": evaluate(trainer.pipeline)})
             course.evaluation_seconds += time.perf_counter() - start
+            memory.begin()
             clock.start()
 
     trainer.callbacks.append(TrainingCallback([TrainingCallbackLocation.AFTER_TRAIN_ITERATION], after_step))
     trainer.train()
-    if torch.cuda.is_available():
-        course.peak_gpu_bytes = torch.cuda.max_memory_allocated()
+    course.peak_gpu_bytes = memory.bytes
     return course
 
 
