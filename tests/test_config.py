@@ -24,11 +24,15 @@ from nerfstudio.data.dataparsers.nerfstudio_dataparser import NerfstudioDataPars
 
 from zipnerf_ns import config as methods
 from zipnerf_ns.checks import InputError
+from zipnerf_ns.dataparsers.mipnerf360 import MipNerf360DataParserConfig
 from zipnerf_ns.encoding import HashGridConfig
 from zipnerf_ns.model import ZipNerfModel, ZipNerfModelConfig
 
 ROOT = Path(__file__).resolve().parents[1]
-METHODS = {"zipnerf": methods.zipnerf, "zipnerf-big": methods.zipnerf_big, "zipnerf-lite": methods.zipnerf_lite}
+METHODS = {
+    "zipnerf": methods.zipnerf, "zipnerf-big": methods.zipnerf_big, "zipnerf-lite": methods.zipnerf_lite,
+    "zipnerf-360": methods.zipnerf_360, "zipnerf-blender": methods.zipnerf_blender,
+}  # fmt: skip
 
 
 def flat(value: Any, name: str = "") -> Iterator[tuple[str, Any]]:
@@ -183,7 +187,7 @@ def test_methods_share_no_mutable_part():
         methods.zipnerf.config.pipeline.model.proposals[0].num_samples = 3
         methods.zipnerf.config.pipeline.datamanager.dataparser.data = Path("elsewhere")
         methods.zipnerf.config.optimizers["networks"]["optimizer"].lr = 7.0
-        for name in ("zipnerf-big", "zipnerf-lite"):
+        for name in METHODS.keys() - {"zipnerf"}:
             assert METHODS[name].config == kept[name]
         assert ZipNerfModelConfig().proposals[0].num_samples == 64
     finally:
@@ -232,7 +236,7 @@ def test_command_line_overrides_reach_their_field(option, value, path):
     "name,kind",
     [
         ("nerfstudio-data", NerfstudioDataParserConfig), ("colmap", ColmapDataParserConfig),
-        ("blender-data", BlenderDataParserConfig),
+        ("blender-data", BlenderDataParserConfig), ("mipnerf360-data", MipNerf360DataParserConfig),
     ],
 )  # fmt: skip
 def test_command_line_takes_the_dataparsers(name, kind):
@@ -264,3 +268,28 @@ def test_command_line_refuses_settings_that_cannot_work(capsys, option, value, w
 def test_grid_that_cannot_be_names_its_field(field):
     with pytest.raises((ValueError, InputError), match=field):
         dataclasses.replace(HashGridConfig(), **{field: 0}).make()
+
+
+def test_protocol_presets_are_their_base_on_other_data():
+    """What a preset changes, and nothing else: the model and schedule are those of the method it is made of."""
+    model = {"near_plane", "far_plane", "scene_bounds", "background_color"}
+    for name, base, changed in (
+        ("zipnerf-360", "zipnerf-big", {"near_plane"}),
+        ("zipnerf-blender", "zipnerf", model),
+    ):
+        preset, config = METHODS[name].config, METHODS[base].config
+        assert differences(preset.pipeline.model, config.pipeline.model) == changed
+        others = {path for path in differences(preset, config) if not path.startswith("pipeline.")}
+        assert others == {"method_name"}
+    blender = METHODS["zipnerf-blender"].config.pipeline
+    assert type(blender.datamanager.dataparser) is BlenderDataParserConfig
+    assert (blender.model.near_plane, blender.model.far_plane) == (2.0, 6.0)
+    assert (blender.model.scene_bounds, blender.model.background_color) == ("box", "white")
+
+
+@pytest.mark.parametrize("name", ["zipnerf-360", "zipnerf-blender"])
+def test_presets_need_no_dataparser_on_the_command_line(name):
+    """`ns-train NAME --data scene` is the preset; Nerfstudio would take another parser for one it does not know."""
+    config = parse(name, "--data", "scene")
+    assert type(config.pipeline.datamanager.dataparser) is type(METHODS[name].config.pipeline.datamanager.dataparser)
+    assert differences(config, METHODS[name].config) == {"data"}

@@ -17,18 +17,20 @@ ROOT = Path(__file__).resolve().parents[1] / PACKAGE
 LAYERS: tuple[frozenset[str], ...] = (
     frozenset({"tools"}),
     frozenset({"config"}),
-    frozenset({"trainer", "datamanager"}),
+    frozenset({"trainer", "datamanager", "pipeline"}),
+    frozenset({"dataparsers"}),
     frozenset({"model", "optimizers", "progress", "graph"}),
     frozenset({"metrics", "monitor", "pictures", "rendering"}),
     frozenset({"sampler", "losses", "field", "tcnn_encoding"}),
     frozenset({"encoding", "camera_rays"}),
     frozenset({"implementation"}),
     frozenset({"kernels", "rays", "pixel_store", "messages"}),
+    frozenset({"scales"}),
     frozenset({"functional", "checks", "checkpoints", "scene_hints"}),
     frozenset({""}),
 )
 """The first part of a module's name within the package; the package itself is the empty name."""
-FOLDERS = frozenset({"tools", "kernels", "functional"})
+FOLDERS = frozenset({"tools", "kernels", "functional", "dataparsers"})
 FUNCTIONAL_MAY_IMPORT = frozenset({"torch", "jaxtyping", "numpy"})
 TRAINER_CONFIG_USERS = frozenset({"config", "trainer"})
 LATE_IMPORTS_ONLY = ("nerfstudio.configs.method_configs", "nerfstudio.utils.eval_utils")

@@ -18,9 +18,9 @@ import zipnerf_ns
 
 ROOT = Path(__file__).resolve().parents[1]
 README = (ROOT / "README.md").read_text()
-METHODS = {"zipnerf", "zipnerf-big", "zipnerf-lite"}
+METHODS = {"zipnerf", "zipnerf-big", "zipnerf-lite", "zipnerf-360", "zipnerf-blender"}
 
-IMPORT_NAMES = {"Pillow": "PIL"}
+IMPORT_NAMES = {"Pillow": "PIL", "PyYAML": "yaml"}
 """Distributions whose package has another name."""
 OPTIONAL_IMPORTS = {"imageio_ffmpeg"}
 """Imported where they are installed; extras of the distribution bring them."""

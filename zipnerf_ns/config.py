@@ -2,19 +2,24 @@
 
 from __future__ import annotations
 
-from typing import Tuple
+import copy
+import dataclasses
+from typing import Any, Tuple
 
 import torch
 
 from nerfstudio.configs.base_config import LocalWriterConfig, LoggingConfig, MachineConfig, ViewerConfig
+from nerfstudio.data.dataparsers.base_dataparser import DataParserConfig
+from nerfstudio.data.dataparsers.blender_dataparser import BlenderDataParserConfig
 from nerfstudio.data.dataparsers.nerfstudio_dataparser import NerfstudioDataParserConfig
-from nerfstudio.pipelines.base_pipeline import VanillaPipelineConfig
 from nerfstudio.plugins.types import MethodSpecification
 
 from zipnerf_ns.datamanager import ZipNerfDataManagerConfig
+from zipnerf_ns.dataparsers.mipnerf360 import MipNerf360DataParserConfig
 from zipnerf_ns.encoding import HashGridConfig
 from zipnerf_ns.model import ProposalConfig, ZipNerfModelConfig
 from zipnerf_ns.optimizers import DecayingAdamConfig, WarmupLogDecayConfig
+from zipnerf_ns.pipeline import ZipNerfPipelineConfig
 from zipnerf_ns.trainer import ZipNerfTrainerConfig
 
 
@@ -37,7 +42,7 @@ def _method(
         steps_per_eval_all_images=0,
         steps_per_save=max(num_steps // 10, 200),
         max_num_iterations=num_steps,
-        pipeline=VanillaPipelineConfig(
+        pipeline=ZipNerfPipelineConfig(
             datamanager=ZipNerfDataManagerConfig(
                 dataparser=NerfstudioDataParserConfig(),
                 train_num_rays_per_batch=num_rays,
@@ -99,4 +104,36 @@ zipnerf_lite = _method(
     num_rays=1024,
     num_steps=5_000,
     network_lr=(0.005, 0.0005),
+)
+
+
+def _protocol(
+    base: MethodSpecification, name: str, description: str, dataparser: DataParserConfig, **model: Any
+) -> MethodSpecification:
+    """A method on the data of a benchmark; ``model`` are fields that its protocol fixes."""
+    config = copy.deepcopy(base.config)
+    config.method_name = name
+    config.pipeline.datamanager.dataparser = dataparser
+    config.pipeline.model = dataclasses.replace(config.pipeline.model, use_appearance=False, **model)
+    return MethodSpecification(config=config, description=description)
+
+
+zipnerf_360 = _protocol(
+    zipnerf_big,
+    "zipnerf-360",
+    "The mip-NeRF 360 benchmark: its pictures, split, axes and schedule from a scene's folder as published.",
+    MipNerf360DataParserConfig(),
+    near_plane=0.2,
+    far_plane=1e6,
+)
+
+zipnerf_blender = _protocol(
+    zipnerf,
+    "zipnerf-blender",
+    "NeRF-synthetic: white background, the scene box, distances 2 to 6, from a scene's folder as published.",
+    BlenderDataParserConfig(),
+    near_plane=2.0,
+    far_plane=6.0,
+    scene_bounds="box",
+    background_color="white",
 )

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Dict, Optional, Tuple, Type
+from typing import Dict, Literal, Optional, Tuple, Type
 
 import numpy as np
 import numpy.typing as npt
@@ -20,8 +20,10 @@ from nerfstudio.data.datasets.base_dataset import InputDataset
 
 from zipnerf_ns.camera_rays import PixelRays
 from zipnerf_ns.checks import InputError, check_cameras, check_images, check_train_split, check_transforms
+from zipnerf_ns.dataparsers.multiscale import source_config
 from zipnerf_ns.implementation import Implementation
 from zipnerf_ns.pixel_store import PixelStore
+from zipnerf_ns.scales import area_weights, find_scales
 from zipnerf_ns.scene_hints import SCENE_HINTS, SceneHints
 
 
@@ -69,6 +71,8 @@ class ZipNerfDataManagerConfig(VanillaDataManagerConfig):
     """Keep the training pixels (8 bits a channel) on the GPU; turn off if they do not fit."""
     ray_implementation: Implementation = "auto"
     """Of drawing pixels and generating rays: triton (CUDA), torch (anywhere), auto (the fastest there is)."""
+    scale_weighting: Literal["even", "area"] = "even"
+    """Of the loss, for data with several scales: every pixel the same, or by its area, every scale the same."""
 
 
 class ZipNerfDataManager(VanillaDataManager[CheckedDataset]):
@@ -93,6 +97,7 @@ class ZipNerfDataManager(VanillaDataManager[CheckedDataset]):
         if not self._is_inference:
             _check_before_parsing(config)
         self.pixels: Optional[PixelStore] = None
+        self.image_weights: Optional[Tensor] = None
         super().__init__(config, *args, **kwargs)
 
     def create_train_dataset(self) -> CheckedDataset:
@@ -105,7 +110,7 @@ class ZipNerfDataManager(VanillaDataManager[CheckedDataset]):
         cameras = outputs.cameras
         background = self._alpha_color or ("white" if has_alpha else "black")
         outputs.metadata[SCENE_HINTS] = SceneHints(
-            bounded=isinstance(self.config.dataparser, BlenderDataParserConfig),
+            bounded=isinstance(source_config(self.config.dataparser), BlenderDataParserConfig),
             background="white" if background == "white" else "black",
             longest_side=int(max(cameras.width.max(), cameras.height.max())),
         )
@@ -123,6 +128,7 @@ class ZipNerfDataManager(VanillaDataManager[CheckedDataset]):
     def setup_train(self) -> None:
         """Loads all training pixels into the flat store; special camera models use Nerfstudio's own samplers."""
         cameras = self.train_dataset.cameras
+        self.image_weights = self._find_image_weights()
         special = (cameras.camera_type == CameraType.EQUIRECTANGULAR.value).any()
         special = special or "fisheye_crop_radius" in (cameras.metadata or {})
         if special or self.config.patch_size > 1 or self.config.train_num_images_to_sample_from != -1:
@@ -149,11 +155,28 @@ class ZipNerfDataManager(VanillaDataManager[CheckedDataset]):
         return self.pixels is not None and self.train_ray_generator.is_one_launch(self.pixels)
 
     def next_train(self, step: int) -> Tuple[RayBundle, Dict]:
-        """A batch of training rays and their pixels: ``image`` [rays, 3 or 4] in [0, 1], ``indices`` [rays, 3]."""
+        """A batch of training rays and their pixels: ``image`` [rays, 3 or 4] in [0, 1], ``indices`` [rays, 3], and
+        where pixels weigh differently ``loss_weight`` [rays, 1], of mean 1 over all pixels, for the colour loss."""
         if self.pixels is None:
-            return super().next_train(step)
-        self.train_count += 1
-        return self.train_ray_generator.sample(self.pixels, self.get_train_rays_per_batch())
+            bundle, batch = super().next_train(step)
+        else:
+            self.train_count += 1
+            bundle, batch = self.train_ray_generator.sample(self.pixels, self.get_train_rays_per_batch())
+        if self.image_weights is not None:
+            images = batch["indices"][:, 0].to(self.image_weights.device)
+            batch["loss_weight"] = self.image_weights[images][:, None]
+        return bundle, batch
+
+    def _find_image_weights(self) -> Optional[Tensor]:
+        """What a pixel of each training image weighs; None where all weigh the same."""
+        if self.config.scale_weighting == "even":
+            return None
+        dataset, cameras = self.train_dataset, self.train_dataset.cameras
+        scales = find_scales(dataset.image_filenames, dataset.metadata, self.config.dataparser.data)
+        if scales is None:
+            return None
+        num_pixels = (cameras.width * cameras.height).reshape(-1).tolist()
+        return area_weights(scales, num_pixels).to(self.device)
 
 
 def _check_before_parsing(config: ZipNerfDataManagerConfig) -> None:
@@ -164,6 +187,7 @@ def _check_before_parsing(config: ZipNerfDataManagerConfig) -> None:
     data = Path(config.data if config.data is not None else parser.data)
     if not data.exists():
         raise InputError(f"{data} does not exist. Check --data.")
+    parser = source_config(dataclasses.replace(parser, data=data))
     if isinstance(parser, NerfstudioDataParserConfig):
         check_transforms(data if data.suffix == ".json" else data / "transforms.json")
     elif isinstance(parser, BlenderDataParserConfig):

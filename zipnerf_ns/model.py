@@ -23,6 +23,7 @@ from zipnerf_ns.camera_rays import ImageRays
 from zipnerf_ns.checks import InputError, check_state_dict, check_table_memory
 from zipnerf_ns.encoding import AntiAliasedHashEncoding, HashGridConfig
 from zipnerf_ns.field import Precision, Radiance, ZipNerfDensityField, ZipNerfField, parameter_groups
+from zipnerf_ns.functional.gradient_scaling import near_camera_scaling, scale_gradient
 from zipnerf_ns.functional.hash_grid import Prefilter
 from zipnerf_ns.functional.table_state import decay_coefficients
 from zipnerf_ns.implementation import Implementation, Ops, resolve_ops
@@ -125,6 +126,9 @@ class ZipNerfModelConfig(ModelConfig):
     """Weight of the decay of hash table values (Zip-NeRF, section 5)."""
     level_consistency_mult: float = 0.0
     """Weight of the difference between adjacent levels' features; 0 is off."""
+
+    use_gradient_scaling: bool = False
+    """Lower the gradients of what is nearer than one world unit, where few pixels see much: against floaters."""
 
     anneal_slope: float = 10.0
     """Slope of the proposal annealing: weights are raised to slope*f/((slope-1)*f+1) (mip-NeRF 360)."""
@@ -290,6 +294,12 @@ class ZipNerfModel(Model):
         # At evaluation the training counts as done.
         sampled = self.sampler(rays, density_fns, ops, self.anneal if self.training else 1.0)
         radiance: Radiance = self.field(rays, sampled.tdist, ops, num_active)
+        if self.training and config.use_gradient_scaling:
+            scaling = near_camera_scaling(sampled.tdist[:, :-1], sampled.tdist[:, 1:])
+            radiance = radiance._replace(
+                density=scale_gradient(radiance.density[..., None], scaling)[..., 0],
+                colors=scale_gradient(radiance.colors, scaling),
+            )
         weights, rgb, accumulation = ops.render(radiance.density, sampled.tdist, rays.valid, radiance.colors)
         rounds = [*sampled.proposals, Round(sampled.sdist, sampled.tdist, weights)]
         if not self.training:
@@ -356,7 +366,10 @@ class ZipNerfModel(Model):
         config = self.config
         prediction, target = self._with_background(outputs, batch)
         rgb_loss = losses.charbonnier if config.rgb_loss == "charbonnier" else losses.squared_error
-        loss_dict = {"rgb_loss": rgb_loss(prediction, target).mean()}
+        per_ray = rgb_loss(prediction, target)
+        if self.training and "loss_weight" in batch:
+            per_ray = per_ray * batch["loss_weight"].to(per_ray.device)[:, 0]
+        loss_dict = {"rgb_loss": per_ray.mean()}
         if not self.training:
             return loss_dict
         rounds, ops = outputs["rounds"], outputs["ops"]

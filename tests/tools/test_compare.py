@@ -1,0 +1,179 @@
+"""The comparison: its command line, its reports, and two methods through the whole of it."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from _trials import SMALL, result
+from PIL import Image
+
+from zipnerf_ns.tools import compare
+from zipnerf_ns.tools.compare import main, parse, parse_changes, plan, trial_folder
+from zipnerf_ns.tools.compare_figures import CELL, MARGIN, TEXT, heat, save_crops, save_curves, worst_square
+from zipnerf_ns.tools.compare_report import comparison
+from zipnerf_ns.tools.trial_views import View, save_view
+
+
+def small_settings(method: str) -> list[str]:
+    return [f"{method}:pipeline.{path}={value}" for path, value in SMALL.items()]
+
+
+FAILED = {"trial": result("splatfacto")["trial"], "status": "failed", "reason": "RuntimeError: no | compiler"}
+
+
+def test_command_line_becomes_trials(tmp_path):
+    options = parse([
+        str(tmp_path), "--methods", "zipnerf", "nerfacto", "--seconds", "25", "--scales", "1", "2", "--device", "cpu",
+        "--set", "*:machine.seed=3", "nerfacto:pipeline.model.near_plane=0.2",
+    ])  # fmt: skip
+    first, second = plan(options)
+    assert (first.method, second.method) == ("zipnerf", "nerfacto")
+    assert first.scene == str(tmp_path.resolve()) and (first.seconds, first.steps, first.scales) == (25.0, None, (1, 2))
+    assert first.changes == {"machine.seed": 3} and second.changes == {
+        "machine.seed": 3,
+        "pipeline.model.near_plane": 0.2,
+    }
+    assert trial_folder(Path("out"), first, "zipnerf") == Path("out") / tmp_path.name / "zipnerf"
+
+
+def test_defaults_are_what_the_issue_of_a_comparison_is(tmp_path):
+    options = parse([str(tmp_path)])
+    assert [trial.method for trial in plan(options)] == list(compare.METHODS)
+    assert all(trial.seconds == compare.DEFAULT_SECONDS and trial.steps is None for trial in plan(options))
+    assert plan(parse([str(tmp_path), "--steps", "9"]))[0].seconds is None
+
+
+@pytest.mark.parametrize(
+    "arguments,words",
+    [
+        (["nowhere"], "nowhere does not exist"),
+        ([".", "--seconds", "0"], "--seconds must be positive"),
+        ([".", "--steps", "1"], "--steps must be at least 2"),
+        ([".", "--seconds", "5", "--steps", "5"], "not allowed with"),
+        ([".", "--moments", "0"], "--moments"),
+        ([".", "--set", "near_plane=1"], "is not METHOD:FIELD=VALUE"),
+        ([".", "."], "must have different names"),
+    ],
+)
+def test_command_lines_that_cannot_work(capsys, arguments, words):
+    with pytest.raises(SystemExit) as caught:
+        parse(arguments)
+    assert caught.value.code == 2 and words in capsys.readouterr().err
+
+
+def test_values_of_settings():
+    changes = parse_changes(["a:b.c=1", "a:d=0.5", "a:e=true", "a:f=none", "b:g=1e-2"])
+    assert changes == {"a": {"b.c": 1, "d": 0.5, "e": True, "f": "none"}, "b": {"g": "1e-2"}}
+
+
+def test_report_says_what_was_measured_and_how():
+    text = comparison([result("zipnerf"), FAILED, result("nerfacto", "/data/lego", planned_steps=9000)])
+    fox, lego = text.split("## lego")
+    row = next(line for line in fox.splitlines() if line.startswith("| `zipnerf`"))
+    cells = [cell.strip() for cell in row.strip("|").split("|")]
+    assert cells == ["`zipnerf`", "26.12", "0.8123", "–", "9,000", "73.7", "120", "3.2", "61.2", "8.0", "1.50", "3.0",
+                     "One GPU"]  # fmt: skip
+    assert "120 s of training; seed 42" in fox and "a note" in fox and "stopped by the clock at 90%" in fox
+    # A bar in a reason would be another column.
+    failed = next(line for line in fox.splitlines() if line.startswith("| `splatfacto`"))
+    assert "failed: RuntimeError: no / compiler" in failed and failed.count("|") == row.count("|")
+    assert "stopped by the clock" not in lego and "`nerfacto`" in lego
+
+
+def test_report_of_several_scales():
+    by_scale = {"1": {"psnr": 30.0, "ssim": 0.9}, "8": {"psnr": 33.0}}
+    text = comparison([result("zipnerf", by_scale=by_scale), FAILED])
+    assert "| method | 1/1 | 1/8 |" in text
+    assert "| `zipnerf` | 30.00 / 0.9000 | 33.00 / – |" in text and "| `splatfacto` | – | – |" in text
+
+
+@pytest.mark.parametrize("side", [1, 5, 12])
+def test_worst_square_by_brute_force(side):
+    errors = np.random.default_rng(side).random((12, 20)).astype(np.float32) ** 8
+    sums = {
+        (top, left): float(errors[top : top + side, left : left + side].astype(np.float64).sum())
+        for top in range(13 - side)
+        for left in range(21 - side)
+    }
+    assert worst_square(errors, side) == max(sums, key=sums.get)
+
+
+def test_heat_goes_from_black_to_white_over_a_quarter():
+    colours = heat(np.array([[0.0, 0.25 / 3, 0.5 / 3, 0.25, 1.0]], dtype=np.float32))[0]
+    np.testing.assert_allclose(colours, [[0, 0, 0], [1, 0, 0], [1, 1, 0], [1, 1, 1], [1, 1, 1]], atol=1e-6)
+
+
+def test_crops_show_where_it_is_worst(tmp_path):
+    """One bright error in the dark: it is inside the crop, and its colour is the hottest on the sheet."""
+    truth = torch.zeros(120, 160, 3)
+    wrong = truth.clone()
+    wrong[100:104, 140:144] = 1.0
+    for name, rendering in (("good", truth), ("bad", wrong)):
+        for index in (0, 2):
+            save_view(tmp_path / name / "views", index, View(truth, rendering, 0.1))
+    shown = [(result("good"), tmp_path / "good"), (FAILED, tmp_path / "x"), (result("bad"), tmp_path / "bad")]
+    save_crops(tmp_path / "crops.png", shown)
+    sheet = np.asarray(Image.open(tmp_path / "crops.png"))
+    strip = 2 * (CELL + MARGIN) + 2 * TEXT
+    assert sheet.shape == (2 * strip, 3 * (CELL + MARGIN), 3)
+    cells = {}
+    for row, top in (("crop", 2 * TEXT), ("error", 2 * TEXT + CELL + MARGIN)):
+        for column, name in enumerate(("truth", "good", "bad")):
+            left = column * (CELL + MARGIN)
+            cells[row, name] = sheet[top : top + CELL, left : left + CELL]
+    assert cells["crop", "truth"].max() == cells["crop", "good"].max() == cells["error", "good"].max() == 0
+    assert (cells["error", "truth"] == 255).all()
+    # Sixteen wrong pixels of the crop's 96 x 96, each enlarged 2.5 times a side.
+    share = (cells["error", "bad"] == 255).all(axis=-1).mean()
+    assert share == pytest.approx(16 / 96**2, rel=0.05)
+    assert ((cells["crop", "bad"] == 255).all(axis=-1)).mean() == pytest.approx(share)
+
+
+def test_curves_are_drawn(tmp_path):
+    save_curves(tmp_path / "none.png", [FAILED])
+    assert not (tmp_path / "none.png").exists()
+    save_curves(tmp_path / "curves.png", [result("zipnerf"), result("nerfacto", "/data/lego"), FAILED])
+    picture = np.asarray(Image.open(tmp_path / "curves.png").convert("RGB"))
+    assert picture.shape[1] > 2 * picture.shape[0] and picture.std() > 5.0
+
+
+def test_two_methods_through_the_whole_of_it(tiny_scene, tmp_path, monkeypatch):
+    """One trains, one is not there: both are rows; what is asked for again is not done again."""
+    command = [str(tiny_scene), "--methods", "zipnerf-lite", "in2n", "--steps", "4", "--device", "cpu", "--scales", "1",
+               "2", "--moments", "2", "--output", str(tmp_path / "out"), "--set", *small_settings("zipnerf-lite"),
+               "--resume"]  # fmt: skip
+    assert main(command) == 0
+    content = json.loads((tmp_path / "out/results.json").read_text())
+    done, failed = content["results"]
+    assert "--scales 1 2" in content["command"]
+    assert (done["steps"], done["rays"], failed["status"]) == (4, 256, "failed")
+    assert "in2n is not installed" in failed["reason"] or "no method in2n" in failed["reason"]
+    assert set(done["by_scale"]) == {"1", "2"} and len(done["per_image"]) == 4
+    means = [done["by_scale"][scale]["psnr"] for scale in ("1", "2")]
+    assert done["metrics"]["psnr"] == pytest.approx(np.mean(means))
+    assert [point["step"] for point in done["curve"]] == [2, 4] and done["curve"][1]["psnr"] > 5.0
+    report = (tmp_path / "out/results.md").read_text()
+    assert "| `zipnerf-lite` |" in report and "| `in2n` | failed" in report
+    folder = tmp_path / "out/tiny/zipnerf-lite"
+    for index in done["kept_views"]:
+        pictures = [np.asarray(Image.open(folder / f"views/{index:04d}_{name}.png")) for name in ("truth", "rendering")]
+        error = np.square((pictures[0] / 255.0 - pictures[1] / 255.0)).mean()
+        # What was measured is what the kept 8-bit pictures show.
+        assert done["per_image"][index]["psnr"] == pytest.approx(-10.0 * np.log10(error), abs=1e-3)
+    assert Image.open(tmp_path / "out/crops.png").size[0] > 0 and Image.open(tmp_path / "out/curves.png").size[0] > 0
+    assert not list(folder.rglob("*.ckpt"))
+
+    asked = []
+
+    def run_again(trial, folder, timeout):
+        asked.append(trial.method)
+        return failed
+
+    monkeypatch.setattr(compare, "run_trial", run_again)
+    assert main(command) == 0 and asked == ["in2n"]
+    assert json.loads((tmp_path / "out/results.json").read_text())["results"][0] == done
+    assert main([word for word in command if word != "--resume"]) == 1 and asked == ["in2n", "zipnerf-lite", "in2n"]

@@ -1,0 +1,139 @@
+"""Trials in processes of their own: results, failures, what is kept; and the views that are measured."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from _scenes import write_blender_scene
+from PIL import Image
+
+from zipnerf_ns.tools import trial as trials
+from zipnerf_ns.tools.trial import Trial, load_trial, read_result, run_trial, save_json
+from zipnerf_ns.tools.trial_config import change, prepare, set_steps
+from zipnerf_ns.tools.trial_training import release, set_up
+from zipnerf_ns.tools.trial_views import measure, quantise, render_views, save_view, spread
+
+TRIAL = Trial(scene="scene", method="zipnerf", scales=(1, 2), changes={"pipeline.model.prefilter": "ipe"})
+
+WORKERS = {
+    "crash": "import sys\nprint('the last word')\nprint()\nsys.exit(3)",
+    "kill": "import os, signal\nprint('x')\nos.kill(os.getpid(), signal.SIGKILL)",
+    "hang": "import time\ntime.sleep(60)",
+    "good": "import sys\nfrom zipnerf_ns.tools.trial import load_trial, save_json\nfrom pathlib import Path\n"
+    "folder = Path(sys.argv[1])\nresult = {'status': 'done', 'steps': load_trial(folder).steps}\n"
+    "save_json(folder / 'result.json', result)",
+}
+
+
+@pytest.fixture
+def worker(tmp_path, monkeypatch):
+    """Puts another program in the worker's place."""
+
+    def put(name: str) -> None:
+        (tmp_path / f"worker_{name}.py").write_text(WORKERS[name])
+        monkeypatch.syspath_prepend(tmp_path)
+        monkeypatch.setenv("PYTHONPATH", f"{tmp_path}:{Path(trials.__file__).parents[2]}")
+        monkeypatch.setattr(trials, "WORKER", f"worker_{name}")
+
+    return put
+
+
+@pytest.mark.parametrize(
+    "name,reason",
+    [("crash", "exit status 3: the last word"), ("kill", "ended by SIGKILL, often for lack of memory: x")],
+)
+def test_a_process_that_dies_is_a_result(tmp_path, worker, name, reason):
+    worker(name)
+    result = run_trial(TRIAL, tmp_path / "trial")
+    assert (result["status"], result["reason"]) == ("failed", reason)
+    assert json.loads((tmp_path / "trial/result.json").read_text()) == json.loads(json.dumps(result))
+    assert read_result(tmp_path / "trial", TRIAL) is None
+
+
+def test_a_process_that_hangs_is_ended(tmp_path, worker):
+    worker("hang")
+    assert run_trial(TRIAL, tmp_path / "trial", timeout=1.0)["reason"] == "ended after 1 s without a result"
+
+
+def test_an_earlier_result_is_no_result_of_this_trial(tmp_path, worker):
+    worker("good")
+    steps = dataclasses.replace(TRIAL, seconds=None, steps=7)
+    assert run_trial(steps, tmp_path / "trial") == {"status": "done", "steps": 7}
+    worker("crash")
+    assert run_trial(steps, tmp_path / "trial")["status"] == "failed"
+
+
+def test_trials_come_back_from_their_folder(tmp_path):
+    save_json(tmp_path / "trial/trial.json", dataclasses.asdict(TRIAL))
+    assert load_trial(tmp_path / "trial") == TRIAL
+
+
+def test_only_results_of_the_same_trial_are_kept(tmp_path):
+    save_json(tmp_path / "result.json", {"status": "done", "trial": dataclasses.asdict(TRIAL)})
+    assert read_result(tmp_path, TRIAL)["status"] == "done"
+    for other in ({"seed": 1}, {"scales": ()}, {"changes": {}}, {"seconds": 60.0}):
+        assert read_result(tmp_path, dataclasses.replace(TRIAL, **other)) is None
+    assert read_result(tmp_path / "elsewhere", TRIAL) is None
+
+
+@pytest.mark.parametrize("budget", [{"seconds": None}, {"steps": 5}])
+def test_a_trial_takes_seconds_or_steps(budget):
+    with pytest.raises(ValueError, match="either seconds or steps"):
+        dataclasses.replace(TRIAL, **budget)
+
+
+def test_quantised_colours_are_those_of_a_picture():
+    colours = torch.tensor([-0.1, 0.0, 0.4999 / 255, 0.5001 / 255, 0.7, 1.0, 2.0])
+    assert torch.equal((quantise(colours) * 255).round(), torch.tensor([0.0, 0, 0, 1, 178, 255, 255]))
+
+
+@pytest.mark.parametrize("count,number,expected", [(8, 4, [1, 3, 5, 7]), (3, 5, [0, 1, 2]), (7, 1, [3]), (4, 0, [])])
+def test_spread(count, number, expected):
+    assert list(spread(count, number)) == expected
+
+
+@pytest.fixture
+def other_methods_pipeline(tmp_path):
+    """Nerfacto, made small, on transparent pictures, as a trial sets it up: without weights from the network."""
+    scene = write_blender_scene(tmp_path / "scene", count=2, size=12)
+    trial = Trial(scene=str(scene), method="nerfacto", seconds=None, steps=2, device="cpu")
+    prepared = prepare(trial, tmp_path / "nerfacto")
+    change(prepared.config, {
+        "pipeline.datamanager.train_num_rays_per_batch": 16, "pipeline.model.num_nerf_samples_per_ray": 4,
+        "pipeline.model.num_proposal_samples_per_ray": (8, 4), "pipeline.model.log2_hashmap_size": 10,
+    })  # fmt: skip
+    trainer, _ = set_up(set_steps(prepared, 2, stretch=True))
+    yield trainer.pipeline, scene
+    release(trainer)
+
+
+def test_another_method_is_measured_over_white(other_methods_pipeline, tmp_path):
+    """Truth is the picture over white; where the untrained field is empty, white shows through the rendering too."""
+    pipeline, scene = other_methods_pipeline
+    # Not what its configuration says, so that the measurement itself must see to it.
+    pipeline.model.renderer_rgb.background_color = "black"
+    views = list(render_views(pipeline, over_white=True))
+    assert len(views) == 2 and pipeline.training
+    for index, view in enumerate(views):
+        picture = np.asarray(Image.open(scene / f"test/r_{index}.png"), dtype=np.float64) / 255.0
+        truth = picture[..., :3] * picture[..., 3:] + 1.0 - picture[..., 3:]
+        # Rounding to 8 bits in float32: a value between two may go to either.
+        np.testing.assert_allclose(view.truth.numpy(), truth, atol=0.51 / 255.0)
+        assert torch.equal(view.rendering, quantise(view.rendering)) and view.seconds > 0.0
+    over_black = [view.rendering.mean() for view in render_views(pipeline, over_white=False)]
+    assert all(view.rendering.mean() > black for view, black in zip(views, over_black, strict=True))
+    kept = []
+    per_image, speed = measure(pipeline, True, lambda index, view: kept.append((index, view)))
+    assert [index for index, _ in kept] == [0, 1] and speed > 0.0
+    for metrics, (_, view) in zip(per_image, kept, strict=True):
+        error = (view.rendering - view.truth).square().mean()
+        assert metrics["psnr"] == pytest.approx(float(-10.0 * torch.log10(error)), abs=1e-4)
+        assert 0.0 < metrics["ssim"] <= 1.0
+    save_view(tmp_path / "views", 1, kept[1][1])
+    stored = np.asarray(Image.open(tmp_path / "views/0001_rendering.png"))
+    np.testing.assert_array_equal(stored, (kept[1][1].rendering * 255).round().numpy())

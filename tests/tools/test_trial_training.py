@@ -1,0 +1,172 @@
+"""Training by the clock: what is counted, when views are rendered, which rays are drawn."""
+
+from __future__ import annotations
+
+from types import SimpleNamespace
+from typing import Callable, List
+
+import pytest
+import torch
+from _scenes import make_datamanager, write_scene
+
+from zipnerf_ns.tools import trial_training, trial_worker
+from zipnerf_ns.tools.trial import Trial
+from zipnerf_ns.tools.trial_config import Prepared
+from zipnerf_ns.tools.trial_training import Clock, Course, draw_same_rays, train
+
+STEP, FIRST_STEP, EVALUATION = 1.0, 50.0, 7.0
+"""Seconds that each takes in the tests' own time."""
+
+
+class OwnTime:
+    """A clock that goes only when told."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.now = 1000.0
+        monkeypatch.setattr(trial_training.time, "perf_counter", lambda: self.now)
+
+
+class OwnTrainer:
+    """Nerfstudio's loop, with steps that take known times."""
+
+    device = "cpu"
+
+    def __init__(self, time: OwnTime, steps: int) -> None:
+        self.time, self.callbacks = time, []
+        self.config = SimpleNamespace(max_num_iterations=steps)
+        manager = SimpleNamespace(get_train_rays_per_batch=lambda: 100)
+        self.pipeline = SimpleNamespace(datamanager=manager, model=SimpleNamespace())
+        self.taken = 0
+
+    def train(self) -> None:
+        self.stop_training = False
+        for step in range(self.config.max_num_iterations):
+            if self.stop_training:
+                break
+            self.time.now += FIRST_STEP if step == 0 else STEP
+            self.taken += 1
+            for callback in self.callbacks:
+                callback.run_callback(step)
+
+
+def evaluation(time: OwnTime, at: List[float]) -> Callable:
+    def evaluate(pipeline) -> float:
+        at.append(time.now)
+        time.now += EVALUATION
+        return 20.0 + len(at)
+
+    return evaluate
+
+
+@pytest.fixture
+def own_time(monkeypatch) -> OwnTime:
+    return OwnTime(monkeypatch)
+
+
+def test_clock_counts_between_start_and_stop(own_time):
+    clock = Clock("cpu")
+    own_time.now += 3.0
+    assert clock.seconds == 0.0
+    for counted in (2.0, 4.0):
+        clock.start()
+        own_time.now += 2.0
+        assert clock.seconds == clock.stop() == counted
+        own_time.now += 9.0
+        assert clock.seconds == counted
+
+
+def test_steps_are_all_taken_and_evaluation_is_not_counted(own_time):
+    trainer = OwnTrainer(own_time, 17)
+    course = train(trainer, None, 4, evaluation(own_time, []))
+    assert (course.steps, course.rays, trainer.taken) == (17, 1700, 17)
+    assert course.first_step_seconds == FIRST_STEP and course.seconds == 16 * STEP
+    assert course.evaluation_seconds == 3 * EVALUATION
+    assert [point["step"] for point in course.curve] == [3, 5, 9]
+    assert [point["seconds"] for point in course.curve] == [2.0, 4.0, 8.0]
+    assert [point["psnr"] for point in course.curve] == [21.0, 22.0, 23.0]
+
+
+def test_the_clock_ends_a_training(own_time):
+    """After sixteen seconds of training, whatever evaluation and the first step took."""
+    trainer = OwnTrainer(own_time, 1000)
+    course = train(trainer, 16.0, 3, evaluation(own_time, []))
+    assert course.seconds == 16.0 and course.steps == trainer.taken == 17
+    assert [point["seconds"] for point in course.curve] == [4.0, 8.0]
+
+
+def test_a_training_that_ends_before_its_time(own_time):
+    course = train(OwnTrainer(own_time, 5), 100.0, 4, evaluation(own_time, []))
+    assert (course.steps, course.seconds, course.curve) == (5, 4.0, [])
+
+
+def test_memory_of_evaluation_is_not_trainings(own_time, monkeypatch):
+    """Training holds 5 of something at most, a rendering in between 9."""
+    most = [0]
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "reset_peak_memory_stats", lambda: most.__setitem__(0, 0))
+    monkeypatch.setattr(torch.cuda, "max_memory_allocated", lambda: most[0])
+
+    def holding(amount: int, rest: Callable) -> Callable:
+        def hold(*arguments):
+            most[0] = max(most[0], amount)
+            return rest(*arguments)
+
+        return hold
+
+    trainer = OwnTrainer(own_time, 9)
+    trainer.pipeline.datamanager.get_train_rays_per_batch = holding(5, lambda: 100)
+    assert train(trainer, None, 2, holding(9, evaluation(own_time, []))).peak_gpu_bytes == 5
+
+
+def test_nothing_is_rendered_without_being_asked(own_time):
+    course = train(OwnTrainer(own_time, 8), None, 4, None)
+    assert course.curve == [] and course.evaluation_seconds == 0.0
+
+
+def test_moments_that_pass_together_are_one(own_time):
+    """With few steps several shares are reached at once: rendering twice would show nothing new."""
+    at: List[float] = []
+    train(OwnTrainer(own_time, 3), None, 6, evaluation(own_time, at))
+    assert len(at) == 2
+
+
+def test_rays_of_methods_that_render_pictures(own_time):
+    trainer = OwnTrainer(own_time, 2)
+    trainer.pipeline.model.last_size = (30, 20)
+    assert train(trainer).rays == 1200
+
+
+def test_same_rays_whoever_else_draws(tmp_path):
+    """The same pixels for the same seed and step, other ones for others; the rest draws as if nothing were."""
+    scene = write_scene(tmp_path / "scene")
+    managers = [make_datamanager(scene) for _ in range(3)]
+    for manager, seed in zip(managers, (5, 5, 6), strict=True):
+        draw_same_rays(manager, seed)
+    drawn = []
+    for manager in managers:
+        torch.manual_seed(len(drawn))
+        torch.rand(len(drawn) + 1)
+        drawn.append([manager.next_train(step)[1]["indices"] for step in (0, 1)])
+    assert all(torch.equal(first, second) for first, second in zip(drawn[0], drawn[1], strict=True))
+    assert not torch.equal(drawn[0][0], drawn[0][1]) and not torch.equal(drawn[0][0], drawn[2][0])
+    torch.manual_seed(3)
+    managers[0].next_train(9)
+    after = torch.rand(4)
+    torch.manual_seed(3)
+    assert torch.equal(after, torch.rand(4))
+
+
+def test_steps_that_fit_are_those_of_a_rehearsal(monkeypatch):
+    """The warm-up says how many steps make a rehearsal, and the rehearsal's speed how many make the training."""
+    seen = []
+    prepared = Prepared(None, False, 0, False, [])
+    monkeypatch.setattr(trial_worker, "set_steps", lambda prepared, steps, stretch: (steps, stretch))
+    monkeypatch.setattr(trial_worker, "set_up", lambda config: (seen.append(config) or config, 1.0))
+    monkeypatch.setattr(trial_worker, "release", lambda trainer: None)
+    # Ten steps a second in the warm-up; half as fast over a whole schedule.
+    monkeypatch.setattr(
+        trial_worker, "train", lambda trainer, seconds: Course(steps=trainer[0] + 1, seconds=trainer[0] / 5.0)
+    )
+    trial = Trial(scene="", method="", seconds=120.0)
+    steps = trial_worker.steps_that_fit(trial, prepared, Course(steps=21, seconds=2.0))
+    assert seen == [(100, True)] and steps == 600

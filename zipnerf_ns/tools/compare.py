@@ -1,0 +1,172 @@
+"""Methods against each other, on the same scenes, for the same time, with one set of metrics.
+
+``python -m zipnerf_ns.tools.compare SCENE... --methods zipnerf nerfacto --seconds 120`` trains each method through
+nerfstudio's own trainer, each in a process of its own, and writes ``results.json``, ``results.md``, ``curves.png``
+and ``crops.png``. A method that does not run here is a row that says why.
+"""
+
+from __future__ import annotations
+
+import argparse
+import shlex
+import sys
+from pathlib import Path
+from typing import Any, Dict, List, Optional, Sequence, Tuple
+
+import torch
+import yaml
+
+from zipnerf_ns.tools.compare_figures import save_crops, save_curves
+from zipnerf_ns.tools.compare_report import comparison, scene_name, short_name
+from zipnerf_ns.tools.trial import Trial, read_result, run_trial, save_json
+
+METHODS = ("zipnerf", "zipnerf-lite", "nerfacto", "splatfacto", "instant-ngp")
+DEFAULT_SECONDS = 120.0
+SET_UP_LIMIT, LIMIT_FACTOR = 900.0, 4.0
+"""A trial is ended after this many seconds, and this many times those that it trains."""
+
+
+def add_trial_arguments(parser: argparse.ArgumentParser) -> None:
+    """What every tool that runs trials asks for."""
+    budget = parser.add_mutually_exclusive_group()
+    budget.add_argument("--seconds", type=float, help=f"of training each (default: {DEFAULT_SECONDS:g})")
+    budget.add_argument("--steps", type=int, help="of training each, instead of seconds")
+    parser.add_argument("--scales", type=int, nargs="+", default=[], help="such as 1 2 4 8: train and measure at each")
+    parser.add_argument("--half-side", type=float, default=1.5, help="of the cube that holds a scene with alpha")
+    parser.add_argument("--kept-views", type=int, default=4, help="held-out views whose pictures are kept")
+    parser.add_argument("--device", choices=("cuda", "cpu"), default="cuda" if torch.cuda.is_available() else "cpu")
+    parser.add_argument("--timeout", type=float, help="seconds after which one training counts as failed")
+    parser.add_argument("--resume", action="store_true", help="keep results of the same trials in the output folder")
+
+
+def trial_fields(options: argparse.Namespace) -> Dict[str, Any]:
+    """The fields of a trial that :func:`add_trial_arguments` asks for."""
+    seconds = DEFAULT_SECONDS if options.seconds is None and options.steps is None else options.seconds
+    return {
+        "seconds": seconds, "steps": options.steps, "scales": tuple(options.scales), "half_side": options.half_side,
+        "kept_views": options.kept_views, "device": options.device,
+    }  # fmt: skip
+
+
+def checked(parser: argparse.ArgumentParser, options: argparse.Namespace) -> argparse.Namespace:
+    """The options, if they can work; else ends with the usual message."""
+    if options.seconds is not None and not options.seconds > 0:
+        parser.error("--seconds must be positive")
+    if options.steps is not None and options.steps < 2:
+        parser.error("--steps must be at least 2: the clock starts when the first is done")
+    for scene in options.scenes:
+        if not scene.exists():
+            parser.error(f"{scene} does not exist")
+    names = [short_name(scene.resolve()) for scene in options.scenes]
+    if len(set(names)) < len(names):
+        parser.error(f"scenes must have different names: {', '.join(names)}")
+    return options
+
+
+def parse_changes(texts: Sequence[str]) -> Dict[str, Dict[str, Any]]:
+    """Settings of methods, from ``METHOD:FIELD=VALUE``; ``*`` stands for all.
+
+    Raises:
+        ValueError: for a text of another form.
+    """
+    changes: Dict[str, Dict[str, Any]] = {}
+    for text in texts:
+        method, colon, rest = text.partition(":")
+        path, equals, value = rest.partition("=")
+        if not (colon and equals and method and path):
+            raise ValueError(f"{text!r} is not METHOD:FIELD=VALUE")
+        changes.setdefault(method, {})[path] = yaml.safe_load(value)
+    return changes
+
+
+def parse(arguments: Optional[List[str]]) -> argparse.Namespace:
+    """The command line."""
+    parser = argparse.ArgumentParser(
+        prog="python -m zipnerf_ns.tools.compare",
+        description="Trains methods on the same scenes for the same time and measures them alike.",
+    )
+    parser.add_argument("scenes", type=Path, nargs="+", metavar="SCENE", help="folder, or transforms file")
+    parser.add_argument("--methods", nargs="+", default=list(METHODS), help="as ns-train knows them")
+    add_trial_arguments(parser)
+    parser.add_argument("--seed", type=int, default=42, help="of nerfstudio's random numbers")
+    parser.add_argument("--moments", type=int, default=4, help="of the PSNR curve, the end included")
+    parser.add_argument("--schedule", choices=("stretched", "own"), default="stretched",
+                        help="of other methods: stretched to the steps that fit, or for their own number")  # fmt: skip
+    parser.add_argument("--set", dest="changes", nargs="+", default=[], metavar="METHOD:FIELD=VALUE",
+                        help="settings, such as nerfacto:pipeline.model.log2_hashmap_size=21; * for all")  # fmt: skip
+    parser.add_argument("--build-only", action="store_true", help="compile what is compiled at first use, and end")
+    parser.add_argument("--output", type=Path, default=Path("outputs/compare"), help="folder for all results")
+    options = checked(parser, parser.parse_args(arguments))
+    if options.moments < 1:
+        parser.error("--moments must be at least 1")
+    try:
+        options.changes = parse_changes(options.changes)
+    except ValueError as error:
+        parser.error(f"--set: {error}")
+    return options
+
+
+def plan(options: argparse.Namespace) -> List[Trial]:
+    """The trials of a command line, scene by scene."""
+    fields = trial_fields(options)
+    fields.update(seed=options.seed, moments=options.moments, schedule=options.schedule, build_only=options.build_only)
+    return [
+        Trial(
+            scene=str(scene.resolve()),
+            method=method,
+            changes={**options.changes.get("*", {}), **options.changes.get(method, {})},
+            **fields,
+        )
+        for scene in options.scenes
+        for method in options.methods
+    ]
+
+
+def trial_folder(output: Path, trial: Trial, name: str) -> Path:
+    """Where a trial's files are: below its scene's, so that trials of one scene share what is written for it."""
+    return output / short_name(Path(trial.scene)).replace("/", "_") / name
+
+
+def perform(trial: Trial, folder: Path, timeout: Optional[float], resume: bool) -> Tuple[Dict[str, Any], bool]:
+    """A trial's result, and whether it was there already."""
+    if resume and (result := read_result(folder, trial)) is not None:
+        return result, True
+    if timeout is None and trial.seconds is not None:
+        timeout = SET_UP_LIMIT + LIMIT_FACTOR * trial.seconds
+    return run_trial(trial, folder, timeout), False
+
+
+def say(result: Dict[str, Any], name: str, folder: Path, was_there: bool) -> None:
+    """One line about a trial."""
+    if result["status"] != "done":
+        said = f"failed: {result['reason']} (all that it printed: {folder / 'log.txt'})"
+    elif "metrics" not in result:
+        said = f"built: first step {result['first_step_seconds']:.0f} s"
+    else:
+        metrics = ", ".join(f"{key} {value:.4g}" for key, value in result["metrics"].items())
+        said = f"{metrics}; {result['steps']} steps in {result['seconds']:.1f} s"
+    print(f"{scene_name(result)}, {name}: {said}{' (kept)' if was_there else ''}", flush=True)
+
+
+def main(arguments: Optional[List[str]] = None) -> int:
+    """Runs all trials and writes the reports after each; 0 unless none succeeded."""
+    options = parse(arguments)
+    shown: List[Tuple[Dict[str, Any], Path]] = []
+    for trial in plan(options):
+        folder = trial_folder(options.output, trial, trial.method)
+        result, was_there = perform(trial, folder, options.timeout, options.resume)
+        shown.append((result, folder))
+        say(result, trial.method, folder, was_there)
+        results = [each for each, _ in shown]
+        command = shlex.join(sys.argv[1:] if arguments is None else arguments)
+        save_json(options.output / "results.json", {"command": command, "results": results})
+        if not options.build_only:
+            (options.output / "results.md").write_text(comparison(results), encoding="utf-8")
+            save_curves(options.output / "curves.png", results)
+            save_crops(options.output / "crops.png", shown)
+    print(f"All results: {options.output}")
+    return 0 if any(result["status"] == "done" for result, _ in shown) else 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,122 @@
+"""Results of trials as Markdown tables that say by themselves what was measured and how."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any, Dict, List, Mapping, Sequence
+
+Result = Mapping[str, Any]
+"""What a trial leaves: see ``trial_worker``."""
+
+METRICS = (("psnr", "PSNR", "{:.2f}"), ("ssim", "SSIM", "{:.4f}"), ("lpips", "LPIPS", "{:.4f}"))
+"""Keys, headings and formats."""
+HOW = (
+    "All methods: nerfstudio's own trainer, the same views held out, pictures quantised to 8 bits before they are "
+    "measured, PSNR in dB and SSIM (11 x 11 Gaussian window) averaged over pictures. Training time is counted from the "
+    "end of the first step, without evaluation, set-up and what is compiled at first use, which stand in columns of "
+    "their own. Rays of methods that render whole pictures are the pictures' pixels."
+)
+
+
+def table(headings: Sequence[str], rows: Sequence[Sequence[str]]) -> List[str]:
+    """A Markdown table's lines; the first column is text, the others are numbers."""
+    lines = ["| " + " | ".join(headings) + " |", "|---|" + "---:|" * (len(headings) - 1)]
+    return lines + ["| " + " | ".join(row) + " |" for row in rows]
+
+
+def metric_cells(metrics: Mapping[str, float]) -> List[str]:
+    """PSNR, SSIM and LPIPS, or a dash for what was not measured."""
+    return [form.format(metrics[key]) if key in metrics else "–" for key, _, form in METRICS]
+
+
+def seconds_cell(seconds: float) -> str:
+    """Seconds to three digits or so."""
+    return f"{seconds:.0f}" if seconds >= 100 else f"{seconds:.1f}"
+
+
+def scene_name(result: Result) -> str:
+    """A short name for a result's scene."""
+    return short_name(Path(result["trial"]["scene"]))
+
+
+def short_name(path: Path) -> str:
+    """A scene's folder's name, and its file's where it is given by one."""
+    return path.parent.name + "/" + path.stem if path.suffix else path.name
+
+
+def group_by_scene(results: Sequence[Result]) -> Dict[str, List[Result]]:
+    """Results by their scene's name, in the order in which they come."""
+    groups: Dict[str, List[Result]] = {}
+    for result in results:
+        groups.setdefault(scene_name(result), []).append(result)
+    return groups
+
+
+def comparison(results: Sequence[Result]) -> str:
+    """The whole report of a comparison.
+
+    Args:
+        results: of trials, in the order of their rows.
+    """
+    lines = ["# Comparison", "", HOW, ""]
+    for scene, group in group_by_scene(results).items():
+        lines += [f"## {scene}", "", budget(group[0]), "", *_main_table(group), ""]
+        if any(result.get("by_scale") for result in group):
+            lines += ["Mean PSNR and SSIM at each scale:", "", *_scale_table(group), ""]
+        lines += [*_notes(group), ""]
+    return "\n".join(lines).rstrip() + "\n"
+
+
+def budget(result: Result) -> str:
+    """What each training was given, and the pictures' scales, in a sentence."""
+    trial = result["trial"]
+    given = f"{trial['seconds']:g} s of training" if trial["seconds"] is not None else f"{trial['steps']:,} steps"
+    scales = f", at scales {', '.join(f'1/{scale}' for scale in trial['scales'])}" if trial["scales"] else ""
+    return f"Each method: {given}{scales}; seed {trial['seed']}."
+
+
+def _main_table(group: Sequence[Result]) -> List[str]:
+    headings = ["method", *(heading for _, heading, _ in METRICS), "steps", "Mrays", "training s", "set-up s",
+                "first use s", "evaluation s", "rendering Mrays/s", "GPU GiB", "device"]  # fmt: skip
+    rows = []
+    for result in group:
+        method = f"`{result['trial']['method']}`"
+        if result["status"] != "done":
+            rows.append([method, f"failed: {result['reason']}".replace("|", "/"), *[""] * (len(headings) - 2)])
+            continue
+        first_use = result.get("first_use", {"first_step": result["first_step_seconds"]})["first_step"]
+        gpu = f"{result['peak_gpu_bytes'] / 2**30:.1f}" if result["peak_gpu_bytes"] else "–"
+        rows.append([
+            method, *metric_cells(result["metrics"]), f"{result['steps']:,}", f"{result['rays'] / 1e6:.1f}",
+            seconds_cell(result["seconds"]), seconds_cell(result["setup_seconds"]), seconds_cell(first_use),
+            seconds_cell(result["evaluation_seconds"]), f"{result['rendered_rays_per_second'] / 1e6:.2f}", gpu,
+            result["machine"]["device"],
+        ])  # fmt: skip
+    return table(headings, rows)
+
+
+def _scale_table(group: Sequence[Result]) -> List[str]:
+    scales = sorted({int(scale) for result in group for scale in result.get("by_scale", {})})
+    rows = []
+    for result in group:
+        cells = []
+        for scale in scales:
+            means = result.get("by_scale", {}).get(str(scale))
+            cells.append("–" if means is None else " / ".join(metric_cells(means)[:2]))
+        rows.append([f"`{result['trial']['method']}`", *cells])
+    return table(["method", *(f"1/{scale}" for scale in scales)], rows)
+
+
+def _notes(group: Sequence[Result]) -> List[str]:
+    lines = []
+    for result in group:
+        if result["status"] != "done":
+            continue
+        notes = [f"schedule: {result['schedule']}", *result["notes"], f"LPIPS: {result['lpips']}"]
+        if result["steps"] < result["planned_steps"]:
+            notes.append(f"stopped by the clock at {result['steps'] / result['planned_steps']:.0%} of its schedule")
+        changes = result["trial"]["changes"]
+        if changes:
+            notes.append("changed: " + ", ".join(f"{path}={value}" for path, value in changes.items()))
+        lines.append(f"- `{result['trial']['method']}`: " + "; ".join(notes) + ".")
+    return lines
