@@ -19,7 +19,7 @@ LAYERS: tuple[frozenset[str], ...] = (
     frozenset({"config"}),
     frozenset({"trainer", "datamanager"}),
     frozenset({"model", "optimizers", "progress"}),
-    frozenset({"metrics", "monitor", "pictures"}),
+    frozenset({"metrics", "monitor", "pictures", "point_query", "viewer_controls"}),
     frozenset({"sampler", "losses", "field"}),
     frozenset({"encoding"}),
     frozenset({"kernels"}),
