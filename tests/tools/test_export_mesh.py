@@ -94,15 +94,16 @@ def test_every_format_holds_the_same_mesh_in_the_models_frame(tmp_path, pipeline
 
 
 def test_thresholds_move_the_surface_by_the_densitys_law(tmp_path, pipeline):
-    """The density falls by e every 0.0025 model units, so e^4 times the threshold lies 0.01 of them farther inside."""
+    """A density that falls by e every hundredth of a unit: e times the threshold lies that much farther inside."""
+    pipeline.model.field.width = 0.01
     bounds = {}
-    for threshold in (30.0, 30.0 * np.e**4):
+    for threshold in (30.0, 30.0 * np.e):
         chosen = options(tmp_path, "--save-world-frame", "--density-threshold", str(threshold))
         bounds[threshold] = trimesh.load(export_mesh.export(pipeline, chosen)[0], process=False).bounds
     first, second = bounds.values()
     # The plinth's rim and underside.
     for moved in (second[0, 2] - first[0, 2], first[1, 0] - second[1, 0], first[1, 1] - second[1, 1]):
-        assert moved == pytest.approx(0.01 / SCALE, rel=0.1)
+        assert moved == pytest.approx(0.01 / SCALE, rel=0.05)
 
 
 def test_an_opacity_is_a_density_of_a_voxel(tmp_path, pipeline, capsys):
