@@ -32,6 +32,7 @@ from zipnerf_ns.monitor import CollisionMonitor
 from zipnerf_ns.pictures import blend, evaluation_pictures, straight_alpha
 from zipnerf_ns.sampler import IntervalSampler, ray_limits, samples_to_weights, unit_ray_bundle
 from zipnerf_ns.scene_hints import SceneHints, find_hints
+from zipnerf_ns.viewer_controls import UNCHANGED, View, ViewerControls
 
 FORMAT_VERSION = 1
 """Raised whenever a checkpoint's tensors change their meaning without changing their shape."""
@@ -210,6 +211,7 @@ class ZipNerfModel(Model):
             config.color_dim, self.num_train_data if config.use_appearance else 0, config.appearance_dim,
         )  # fmt: skip
         self.sampler = IntervalSampler([*(proposal.num_samples for proposal in config.proposals), config.num_samples])
+        self.view = ViewerControls(len(encodings[-1].grid.levels))
         self.metrics = ImageMetrics()
         self.monitor = CollisionMonitor(config.collision_check_steps)
         self.progress = 1.0
@@ -276,16 +278,19 @@ class ZipNerfModel(Model):
         that the losses need."""
         config = self.config
         anneal, num_active = self._schedules()
+        view = UNCHANGED if self.training else self.view.read()
         bundle = unit_ray_bundle(ray_bundle)
+        if view.cone_scale != 1.0:
+            bundle = dataclasses.replace(bundle, pixel_area=bundle.pixel_area * view.cone_scale**2)
         limits = ray_limits(bundle, config.near_plane, config.far_plane, self.aabb)
         density_fns = [lambda samples, network=network: network.density(samples, num_active)
                        for network in self.proposal_networks]  # fmt: skip
         ray_samples, weights_list, samples_list = self.sampler(bundle, limits, density_fns, anneal)
-        output: FieldOutput = self.field(ray_samples, num_active)
+        output: FieldOutput = self.field(ray_samples, num_active if view.num_active is None else view.num_active)
         weights = samples_to_weights(output.density, ray_samples, limits)
         weights_list, samples_list = [*weights_list, weights], [*samples_list, ray_samples]
         colors = self.field.color(ray_samples, output.hidden)
-        background = "random" if self.training and config.random_background else self._eval_background()
+        background = "random" if self.training and config.random_background else self._eval_background(view)
         outputs: Dict[str, Any] = {
             "rgb": self.renderer_rgb(colors, weights, background_color=background),
             "accumulation": weights.sum(dim=-2),
@@ -298,7 +303,9 @@ class ZipNerfModel(Model):
             self.monitor.observe(self.field, ray_samples, self.config.grid)
         return outputs
 
-    def _eval_background(self) -> Any:
+    def _eval_background(self, view: View) -> Any:
+        if view.background is not None:
+            return self.background.new_tensor(view.background)
         return "last_sample" if self.config.background_color == "last_sample" else self.background
 
     @staticmethod
