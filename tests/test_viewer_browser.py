@@ -1,0 +1,116 @@
+"""The viewer in a real browser, while a scene trains and after it: what a person sees changes as it should."""
+
+from __future__ import annotations
+
+import re
+import signal
+import subprocess
+from collections.abc import Iterator
+from pathlib import Path
+from typing import NamedTuple
+
+import pytest
+from _browser import ViewerPage, chromium_programs, detail, difference, is_blank, open_browser, wait_for
+from _scenes import free_port
+
+from zipnerf_ns.tools.system_check import script_environment
+
+STEPS = 100
+SMALL = (
+    "--pipeline.model.grid.num-levels 7 --pipeline.model.grid.max-res 256 --pipeline.model.grid.log2-hashmap-size 15 "
+    "--pipeline.model.proposals.0.grid.num-levels 4 --pipeline.model.proposals.0.grid.max-res 64 "
+    "--pipeline.model.proposals.1.grid.num-levels 5 --pipeline.model.proposals.1.grid.max-res 128 "
+    "--pipeline.model.proposals.0.num-samples 16 --pipeline.model.proposals.1.num-samples 16 "
+    "--pipeline.model.num-samples 12 --pipeline.datamanager.train-num-rays-per-batch 512 "
+    "--optimizers.networks.optimizer.lr 0.01 --optimizers.hash-tables.optimizer.lr 0.03 "
+    "--viewer.websocket-host 127.0.0.1 --viewer.max-num-display-images 4"
+).split()
+"""zipnerf-lite that trains in seconds; the viewer stays open when it has."""
+MAX_RES = "96"
+"""Pixels of a still camera's longer side: what two cores render within a second."""
+
+
+class Training(NamedTuple):
+    """An ns-train with its viewer."""
+
+    process: subprocess.Popen
+    url: str
+    log: Path
+
+
+@pytest.fixture(scope="module")
+def training(tiny_scene, tmp_path_factory) -> Iterator[Training]:
+    """ns-train with the viewer on, as a user starts it; ended as a user ends it, with Ctrl-C."""
+    chromium_programs()
+    folder, port = tmp_path_factory.mktemp("viewer"), free_port()
+    log = folder / "train.log"
+    command = ["ns-train", "zipnerf-lite", "--data", tiny_scene, "--output-dir", folder, "--max-num-iterations", STEPS]
+    command += [*SMALL, "--viewer.websocket-port", port]
+    with log.open("w") as stream:
+        process = subprocess.Popen(
+            [str(part) for part in command],
+            env={**script_environment(), "PYTHONUNBUFFERED": "1"},
+            stdin=subprocess.DEVNULL,
+            stdout=stream,
+            stderr=subprocess.STDOUT,
+        )
+        try:
+            yield Training(process, f"http://127.0.0.1:{port}", log)
+        finally:
+            if process.poll() is None:
+                process.kill()
+            process.wait()
+
+
+@pytest.fixture
+def page(training, tmp_path) -> Iterator[ViewerPage]:
+    """The viewer's page, as soon as ns-train has it."""
+    with open_browser(tmp_path / "profile") as driver:
+        said = training.log.read_text
+        # A page that comes while the viewer is still being put together keeps a panel without its values.
+        wait_for(lambda: "logging events to" in said() or training.process.poll() is not None, 120, "ns-train's viewer")
+        assert training.process.poll() is None, said()[-3000:]
+        visit = ViewerPage(driver, training.url, tmp_path)
+        yield visit
+        # Also, and above all, of a visit that failed.
+        driver.save_screenshot(str(tmp_path / "last.png"))
+
+
+def test_a_person_looks_around_while_it_trains_and_after(training, page):
+    """One visit, in the order in which a person would do it; screenshots stay in pytest's folder."""
+    # First of all: a render at the viewer's 512 pixels takes a CPU longer than all of the training.
+    page.enter("Max res", MAX_RES)
+    page.click("Hide Train Cams")
+    wait_for(lambda: not is_blank(page.screenshot()), 60, "a picture while it trains")
+    page.driver.save_screenshot(str(page.folder / "0_training.png"))
+    wait_for(lambda: "Training Finished" in training.log.read_text(), 120, "the end of the training")
+
+    # What was seen last may be of an earlier step: another output and back renders anew.
+    page.choose("Output type", "depth")
+    depth = page.still("1_depth")
+    page.choose("Output type", "rgb")
+    trained = page.still("2_trained")
+    assert not is_blank(depth) and not is_blank(trained) and difference(depth, trained) > 20.0
+
+    page.enter("Cone width", "4")
+    wide = page.still("3_wide_cones")
+    assert not is_blank(wide) and difference(wide, trained) > 1.0 and detail(wide) < 0.95 * detail(trained)
+    page.enter("Cone width", "1")
+    page.enter("Finest level", "2")
+    coarse = page.still("4_coarse_levels")
+    assert difference(coarse, trained) > 5.0
+    page.enter("Finest level", "7")
+    # Nothing stays behind (the page shows JPEGs).
+    assert difference(page.still("5_all_levels_again"), trained) < 1.0
+
+    page.drag(150, -30)
+    moved = page.still("6_moved")
+    assert not is_blank(moved) and difference(moved, trained) > 5.0
+
+    said = training.log.read_text()
+    assert "Traceback" not in said, said[-3000:]
+    # As the viewer's last line asks. Nerfstudio shows the interruption's own trace then.
+    training.process.send_signal(signal.SIGINT)
+    training.process.wait(60)
+    after = training.log.read_text().removeprefix(said)
+    assert re.findall(r"^(\w+(?:Error|Exception|Interrupt))\b", after, re.MULTILINE) == ["KeyboardInterrupt"], after
