@@ -79,17 +79,15 @@ class ViewerPage:
         page = Image.open(io.BytesIO(self.driver.get_screenshot_as_png())).convert("RGB")
         return np.asarray(page).astype(np.float32)[PICTURE]
 
-    def still(self, name: str, seconds: float = 60.0) -> np.ndarray:
-        """The picture once it is at full resolution and has stopped changing; also kept as a file."""
-        height = max(int(part) for part in self.setting("Max res").split())
-        deadline, before = time.monotonic() + seconds, None
+    def still(self, name: str, accept: Callable[[np.ndarray], bool], seconds: float = 150.0) -> np.ndarray:
+        """The first acceptable picture that is at full resolution and has stopped changing; also kept as a file."""
+        longest, deadline, before = int(self.setting("Max res")), time.monotonic() + seconds, None
         while True:
             sizes = [int(part) for part in self.stat("Resolution").removesuffix("px").split("x")]
             picture = self.screenshot()
-            is_still = before is not None and np.array_equal(before, picture)
-            if max(sizes) == height and is_still:
+            if max(sizes) == longest and before is not None and np.array_equal(before, picture) and accept(picture):
                 break
-            assert time.monotonic() < deadline, f"{name}: no still picture at {height} pixels, but {sizes}"
+            assert time.monotonic() < deadline, f"{name}: no such picture at {longest} pixels within {seconds:.0f} s"
             before = picture
             time.sleep(0.5)
         self.driver.save_screenshot(str(self.folder / f"{name}.png"))
