@@ -23,6 +23,7 @@ LAYERS: tuple[frozenset[str], ...] = (
     frozenset({"sampler", "losses", "field"}),
     frozenset({"encoding"}),
     frozenset({"kernels"}),
+    frozenset({"masks"}),
     frozenset({"functional", "checks", "scene_hints"}),
     frozenset({""}),
 )
