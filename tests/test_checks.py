@@ -119,6 +119,8 @@ NERFSTUDIO: Dict[str, Tuple[Break, Tuple[str, ...]]] = {
         edit(lambda meta: meta.update(train_filenames=meta["train_filenames"][:1])), ("one image", "at least two")
     ),
     "one image": (edit(lambda meta: without_splits(meta, 1)), ("one image", "at least two")),
+    "mask of one image": (frame("mask_path", "images/002.png"), ("mask_path", "000.png", "or none")),
+    "depth of one image": (frame("depth_file_path", "2.png"), ("depth_file_path", "000.png", "remove it")),
 }  # fmt: skip
 
 TRAIN = "transforms_train.json"

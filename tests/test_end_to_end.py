@@ -7,74 +7,21 @@ import shutil
 import signal
 import subprocess
 import time
-from collections.abc import Callable, Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
+from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
 import pytest
-from _scenes import folder_bytes, free_port, load, pose, read_meta, write_meta, write_scene
+from _programs import Programs, train_command
+from _scenes import folder_bytes, load, pose, read_meta, write_meta, write_scene
 from PIL import Image
 
 from zipnerf_ns.tools import demo_scene
 from zipnerf_ns.tools.system_check import script_environment
 
 STEPS = 200
-SMALL = (
-    "--pipeline.model.grid.num-levels 8 --pipeline.model.grid.max-res 256 --pipeline.model.grid.log2-hashmap-size 15 "
-    "--pipeline.model.proposals.0.grid.num-levels 4 --pipeline.model.proposals.0.grid.max-res 64 "
-    "--pipeline.model.proposals.1.grid.num-levels 5 --pipeline.model.proposals.1.grid.max-res 128 "
-    "--pipeline.model.proposals.0.num-samples 16 --pipeline.model.proposals.1.num-samples 16 "
-    "--pipeline.model.num-samples 12 --pipeline.datamanager.train-num-rays-per-batch 512 "
-    "--optimizers.networks.optimizer.lr 0.01 --optimizers.hash-tables.optimizer.lr 0.03 "
-    "--viewer.quit-on-train-completion True"
-).split()
-"""What makes zipnerf-lite train in seconds; learning rates for two hundred steps instead of thousands."""
 RENDERED = ("rgb", "depth")
-
-
-def train_command(data: Path, output: Path, *options: str | int | Path) -> list[str]:
-    """An ns-train command line whose run lies in output/e2e/zipnerf-lite/run."""
-    named = ["--data", data, "--output-dir", output, "--experiment-name", "e2e", "--timestamp", "run"]
-    viewer = ["--viewer.websocket-port", free_port()]
-    return [str(part) for part in ["ns-train", "zipnerf-lite", *named, *SMALL, *viewer, *options]]
-
-
-class Programs:
-    """Work done two at a time, begun before anybody asks for its results: every program takes long to import."""
-
-    def __init__(self, scene: Path, folder: Path, run_program: Callable[..., subprocess.CompletedProcess]) -> None:
-        self.scene, self.folder = scene, folder
-        self.run_folder = folder / "out/e2e/zipnerf-lite/run"
-        self.checkpoint = self.run_folder / f"nerfstudio_models/step-{STEPS - 1:09d}.ckpt"
-        self.config = self.run_folder / "config.yml"
-        self.pool = ThreadPoolExecutor(2)
-        self.begun: dict[str, Future] = {}
-        self.run_program = run_program
-
-    def run(self, *command: object) -> subprocess.CompletedProcess:
-        """Runs a program to its end, on one thread: two share the machine."""
-        return self.run_program(*map(str, command), timeout=400, OMP_NUM_THREADS="1")
-
-    def begin(self, name: str, work: Callable[..., object], *arguments: object, after: str | None = None) -> None:
-        """Queues some work; it waits for other work that was queued before."""
-
-        def wait_and_work() -> object:
-            if after is not None:
-                self.begun[after].result()
-            return work(*arguments)
-
-        self.begun[name] = self.pool.submit(wait_and_work)
-
-    def __getitem__(self, name: str) -> object:
-        return self.begun[name].result()
-
-    def output_of(self, name: str) -> str:
-        """What a program printed, which must have succeeded."""
-        done = self[name]
-        assert done.returncode == 0, f"{name} ended with {done.returncode}:\n{done.stdout[-4000:]}"
-        return done.stdout
 
 
 def missing_image(folder: Path) -> None:
@@ -153,7 +100,7 @@ def programs(tmp_path_factory, run_program) -> Iterator[Programs]:
     scene = demo_scene.write_scene(
         folder / "scene", width=48, height=32, num_train=40, num_test=4, samples_per_pixel=16
     )
-    here = Programs(scene, folder, run_program)
+    here = Programs(scene, folder, STEPS, run_program)
     options = ("--max-num-iterations", STEPS, "--steps-per-save", 80, "--steps-per-eval-image", 100)
     here.begin("train", here.run, *train_command(scene, folder / "out", *options))
     for name, (breaking, _) in BAD_SCENES.items():

@@ -20,7 +20,7 @@ ROOT = Path(__file__).resolve().parents[1]
 README = (ROOT / "README.md").read_text()
 METHODS = {"zipnerf", "zipnerf-big", "zipnerf-lite", "zipnerf-360", "zipnerf-blender"}
 
-IMPORT_NAMES = {"Pillow": "PIL", "PyYAML": "yaml"}
+IMPORT_NAMES = {"Pillow": "PIL", "PyYAML": "yaml", "scikit-image": "skimage"}
 """Distributions whose package has another name."""
 OPTIONAL_IMPORTS = {"imageio_ffmpeg"}
 """Imported where they are installed; extras of the distribution bring them."""

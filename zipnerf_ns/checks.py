@@ -18,6 +18,12 @@ MIN_DETERMINANT = 1e-6
 BYTES_PER_TABLE_VALUE = 16
 """float32 value, gradient and Adam's two moments."""
 
+OPTIONAL_FILES = {
+    "mask_path": "Give every image a mask (all white where everything is used), or none.",
+    "depth_file_path": "Depth is not used: remove it from the frames.",
+}
+"""Files that a frame of Nerfstudio's format may name; its parser wants them of all frames or of none."""
+
 
 class InputError(ValueError):
     """Something the user gave cannot be used; the message says what, where, and what to do."""
@@ -51,6 +57,9 @@ def check_transforms(path: Path, is_blender: bool = False) -> None:
             source, value = (f"{path}", meta[key]) if key in meta else (where, frame.get(key))
             _check_positive(value, f"{source}: '{key}'", "a number of pixels")
         _check_frame_image(path.parent, name, where)
+    if not is_blender:
+        for key, mend in OPTIONAL_FILES.items():
+            _check_all_or_none(path, frames, key, mend)
     listed = meta.get("train_filenames")
     if listed is not None and not listed:
         raise InputError(f"{path}: 'train_filenames' is empty. List the images to train on, or remove the key.")
@@ -231,6 +240,13 @@ def _check_frame_image(folder: Path, name: str, where: str) -> None:
         raise InputError(f"{where}: image {folder / path} is missing. Restore it or remove the frame.")
     # Nerfstudio's parsers open the first image themselves.
     check_images(found)
+
+
+def _check_all_or_none(path: Path, frames: Sequence[Mapping[str, Any]], key: str, mend: str) -> None:
+    without = [index for index, frame in enumerate(frames) if not frame.get(key)]
+    if 0 < len(without) < len(frames):
+        names = _shorten(str(frames[index]["file_path"]) for index in without)
+        raise InputError(f"{path}: '{key}' is missing for {names}. {mend}")
 
 
 def _check_positive(value: Any, where: str, what: str) -> None:

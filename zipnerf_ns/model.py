@@ -35,6 +35,7 @@ from zipnerf_ns.rendering import ChunkLimit, render_in_chunks
 from zipnerf_ns.sampler import IntervalSampler
 from zipnerf_ns.scene_hints import SceneHints, find_hints
 from zipnerf_ns.tcnn_encoding import TcnnHashEncoding, import_library, why_unsupported
+from zipnerf_ns.viewer_controls import UNCHANGED, View, ViewerControls
 
 FORMAT_VERSION = 1
 """Raised whenever a checkpoint's tensors change their meaning without changing their shape."""
@@ -216,6 +217,7 @@ class ZipNerfModel(Model):
             config.color_dim, self.num_train_data if config.use_appearance else 0, config.appearance_dim,
         )  # fmt: skip
         self.sampler = IntervalSampler([*(proposal.num_samples for proposal in config.proposals), config.num_samples])
+        self.view = ViewerControls(len(encodings[-1].grid.levels))
         self.metrics = ImageMetrics()
         self.monitor = CollisionMonitor(config.collision_check_steps)
         self.register_buffer("anneal", torch.ones(()), persistent=False)
@@ -286,13 +288,17 @@ class ZipNerfModel(Model):
         :meth:`_with_background` adds: only a ray's own last colour, where nothing random is behind it, is in already.
         """
         config = self.config
+        view = UNCHANGED if self.training else self.view.read()
         rays = rays_of_bundle(ray_bundle, config.near_plane, config.far_plane, self.aabb)
+        if view.cone_scale != 1.0:
+            rays = rays._replace(radius=rays.radius * view.cone_scale)
         ops = resolve_ops(config.implementation, rays.origins.device)
         num_active = self.num_active_levels()
         density_fns = [lambda rays, tdist, network=network: network.density(rays, tdist, ops, num_active)
                        for network in self.proposal_networks]  # fmt: skip
         # At evaluation the training counts as done.
         sampled = self.sampler(rays, density_fns, ops, self.anneal if self.training else 1.0)
+        num_active = num_active if view.num_active is None else view.num_active
         radiance: Radiance = self.field(rays, sampled.tdist, ops, num_active)
         if self.training and config.use_gradient_scaling:
             scaling = near_camera_scaling(sampled.tdist[:, :-1], sampled.tdist[:, 1:])
@@ -303,7 +309,7 @@ class ZipNerfModel(Model):
         weights, rgb, accumulation = ops.render(radiance.density, sampled.tdist, rays.valid, radiance.colors)
         rounds = [*sampled.proposals, Round(sampled.sdist, sampled.tdist, weights)]
         if not self.training:
-            rgb = self._over_background(rgb, accumulation, radiance.colors)
+            rgb = self._over_background(rgb, accumulation, radiance.colors, view)
             return {"rgb": rgb, "accumulation": accumulation, **self._distances(rounds, ops)}
         if config.background_color == "last_sample" and not config.random_background:
             rgb = torch.addcmul(rgb, 1.0 - accumulation, radiance.colors[:, -1].to(rgb.dtype))
@@ -311,11 +317,13 @@ class ZipNerfModel(Model):
         per_level = [self.field.encoding.per_level(radiance.channels)] if config.level_consistency_mult > 0.0 else []
         return {"rgb": rgb, "accumulation": accumulation, "rounds": rounds, "per_level": per_level, "ops": ops}
 
-    def _over_background(self, rgb: Tensor, accumulation: Tensor, colors: Tensor) -> Tensor:
-        """Rendered colours over the background of evaluation, or over Nerfstudio's override."""
+    def _over_background(self, rgb: Tensor, accumulation: Tensor, colors: Tensor, view: View) -> Tensor:
+        """Rendered colours over the background of evaluation, the viewer's, or Nerfstudio's override."""
         background = self.background
         if renderers.BACKGROUND_COLOR_OVERRIDE is not None:
             background = renderers.BACKGROUND_COLOR_OVERRIDE.to(rgb.device)
+        elif view.background is not None:
+            background = self.background.new_tensor(view.background)
         elif self.config.background_color == "last_sample":
             background = colors[:, -1].float()
         return torch.nan_to_num(rgb + background * (1.0 - accumulation)).clamp(0.0, 1.0)

@@ -1,0 +1,74 @@
+"""Masks that say which pixels are used: any kind of picture, light for used and dark for ignored."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Sequence, Tuple
+
+import numpy as np
+import torch
+from jaxtyping import Bool
+from PIL import Image
+from torch import Tensor
+
+from zipnerf_ns.checks import InputError
+
+USED_FROM = 128
+"""Least brightness, of 255, of a pixel that is used: what lossy compression leaves in black is still black."""
+
+
+def check_masks(filenames: Sequence[Path], sizes: Sequence[Tuple[int, int]]) -> None:
+    """Checks that every mask is there, can be opened and has its image's size; only headers are read.
+
+    Args:
+        filenames: masks.
+        sizes: width and height of their images, pixels.
+    Raises:
+        InputError: naming the file.
+    """
+    for filename, size in zip(filenames, sizes, strict=True):
+        if not Path(filename).is_file():
+            raise InputError(f"mask {filename} is missing. Restore it, or remove mask_path from all frames.")
+        try:
+            with Image.open(filename) as mask:
+                found = mask.size
+        except OSError as error:
+            raise InputError(f"mask {filename} cannot be read ({error}). Replace it.") from error
+        if tuple(found) != tuple(size):
+            raise InputError(
+                f"mask {filename} has {found[0]}x{found[1]} pixels, its image {size[0]}x{size[1]}. "
+                "Write it in its image's size."
+            )
+
+
+def read_mask(filename: Path, scale_factor: float = 1.0) -> Bool[Tensor, "height width 1"]:
+    """Which pixels are used; transparent ones are not.
+
+    Args:
+        filename: of a picture of any mode.
+        scale_factor: size of the result over that of the file.
+    Raises:
+        InputError: if its pixels cannot be decoded.
+    """
+    try:
+        with Image.open(filename) as mask:
+            brightness = _brightness(mask)
+    except OSError as error:
+        raise InputError(f"mask {filename} cannot be decoded ({error}). Replace it.") from error
+    if scale_factor != 1.0:
+        size = (int(brightness.width * scale_factor), int(brightness.height * scale_factor))
+        brightness = brightness.resize(size, resample=Image.Resampling.NEAREST)
+    return torch.from_numpy(np.array(brightness) >= USED_FROM)[..., None]
+
+
+def _brightness(mask: Image.Image) -> Image.Image:
+    if mask.mode.startswith("I"):
+        # 16 bits; what holds 0 and 1 or 0 and 255 in so many bits means those by them.
+        wide = np.asarray(mask, dtype=np.float64)
+        return Image.fromarray((255.0 * wide / max(wide.max(), 1.0)).astype(np.uint8))
+    if "A" in mask.getbands() or "transparency" in mask.info:
+        over_black = Image.new("RGBA", mask.size, (0, 0, 0, 255))
+        return Image.alpha_composite(over_black, mask.convert("RGBA")).convert("L")
+    brightness = mask.convert("L")
+    # Labels 0 and 1 in 8 bits: stretched, or all would be ignored.
+    return brightness.point(lambda value: 255 * value) if brightness.getextrema()[1] == 1 else brightness

@@ -1,0 +1,166 @@
+"""A trained scene as a mesh with coloured vertices.
+
+``python -m zipnerf_ns.tools.export_mesh --load-config CONFIG --output-dir FOLDER`` runs marching cubes on the density,
+which ``ns-export marching-cubes`` does for signed distances only. Frame, scale and bounding box are those of
+``ns-export``: the frame that the model was trained in, where the cameras lie within one unit of the origin, or with
+``--save-world-frame`` that of the data set.
+"""
+
+from __future__ import annotations
+
+import argparse
+import math
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+import trimesh
+from jaxtyping import Float
+
+from zipnerf_ns.checks import InputError
+from zipnerf_ns.point_query import query_density, query_points
+from zipnerf_ns.tools.density_mesh import (
+    MeshReport,
+    VoxelGrid,
+    density_mesh,
+    opacity_to_density,
+    paint,
+)
+
+if TYPE_CHECKING:
+    from nerfstudio.pipelines.base_pipeline import Pipeline
+
+FORMATS = ("ply", "glb", "obj")
+NAME = "density_mesh"
+
+
+def parse(arguments: list[str] | None) -> argparse.Namespace:
+    """The command line."""
+    parser = argparse.ArgumentParser(
+        prog="python -m zipnerf_ns.tools.export_mesh",
+        description="Exports the surface of a trained scene's density as a mesh with coloured vertices.",
+        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
+    )
+    add = parser.add_argument
+    add("--load-config", type=Path, required=True, help="config.yml of the run")
+    add("--output-dir", type=Path, required=True, help=f"folder that {NAME}.ply is written to")
+    add("--output-format", choices=FORMATS, default="ply", help="of the file")
+    add("--resolution", type=int, default=256, help="voxels along the longest side of the bounding box")
+    corner = {"type": float, "nargs": 3, "metavar": ("X", "Y", "Z")}
+    add("--bounding-box-min", **corner, default=(-1.0, -1.0, -1.0), help="in the frame the model was trained in")
+    add("--bounding-box-max", **corner, default=(1.0, 1.0, 1.0), help="in the frame the model was trained in")
+    level = parser.add_mutually_exclusive_group()
+    level.add_argument("--density-threshold", type=float, default=30.0, help="at the surface, per unit of length")
+    level.add_argument(
+        "--opacity-threshold", type=float, default=argparse.SUPPRESS, help="instead: opacity of a voxel there, 0 to 1"
+    )
+    add("--least-share", type=float, default=0.001, help="share of all faces that a separate surface needs to stay")
+    add("--save-world-frame", action="store_true", help="in the data set's frame and scale instead of the model's")
+    add("--points-per-chunk", type=int, default=1 << 17, help="evaluated at once; fewer take less memory")
+    options = parser.parse_args(arguments)
+    if not 0.0 < getattr(options, "opacity_threshold", 0.5) < 1.0:
+        parser.error("--opacity-threshold must lie between 0 and 1, both excluded")
+    if not options.density_threshold > 0.0:
+        parser.error("--density-threshold must be positive")
+    if not 0.0 <= options.least_share <= 1.0 or options.points_per_chunk < 1:
+        parser.error("--least-share must lie between 0 and 1, and --points-per-chunk must be at least 1")
+    return options
+
+
+def load_pipeline(config: Path) -> Pipeline:
+    """The trained pipeline without its images.
+
+    Raises:
+        InputError: if there is no such run, or its method is another one's.
+    """
+    if not config.is_file():
+        raise InputError(f"{config} does not exist. Give the config.yml that ns-train wrote.")
+    # Late: it loads every method's entry point, which takes seconds.
+    from nerfstudio.utils.eval_utils import eval_setup
+
+    pipeline = eval_setup(config, test_mode="inference")[1]
+    if not hasattr(pipeline.model, "field") or not hasattr(pipeline.model.field, "encoding"):
+        raise InputError(f"{config} is of another method: this exports the models of zipnerf-ns.")
+    return pipeline
+
+
+def to_world_frame(
+    points: Float[np.ndarray, "points 3"], transform: Float[np.ndarray, "3 4"], scale: float
+) -> Float[np.ndarray, "points 3"]:
+    """Points from the model's frame into the data set's.
+
+    Args:
+        transform, scale: what the dataparser did to the poses: first the transform, then the scale.
+    """
+    return (points / scale - transform[:, 3]) @ np.linalg.inv(transform[:, :3]).T
+
+
+def export(pipeline: Pipeline, options: argparse.Namespace) -> tuple[Path, MeshReport]:
+    """Writes the mesh of a pipeline; options as of :func:`parse`.
+
+    Raises:
+        InputError: for an empty bounding box, too high a resolution, or a box without matter.
+    """
+    model = pipeline.model.eval()
+    grid = VoxelGrid.cover(options.bounding_box_min, options.bounding_box_max, options.resolution)
+    threshold = options.density_threshold
+    if hasattr(options, "opacity_threshold"):
+        threshold = opacity_to_density(options.opacity_threshold, grid.voxel)
+    # The mean over a voxel, as far as one number can say it: a uniform distribution has this deviation.
+    std = grid.voxel / math.sqrt(12.0)
+    print(f"{' x '.join(map(str, grid.counts))} voxels of side {grid.voxel:.4g}, surface at density {threshold:.4g}")
+    mesh, report = density_mesh(
+        lambda points: query_density(model.field, points, std),
+        grid,
+        threshold,
+        options.least_share,
+        options.points_per_chunk,
+        model.device,
+        lambda line: print(line, flush=True),
+    )
+    paint(
+        mesh,
+        lambda points, views: query_points(model.field, points, views, std)[1],
+        options.points_per_chunk,
+        model.device,
+    )
+    if options.save_world_frame:
+        outputs = pipeline.datamanager.train_dataparser_outputs
+        transform = outputs.dataparser_transform.double().numpy()
+        mesh.vertices = to_world_frame(np.asarray(mesh.vertices), transform, float(outputs.dataparser_scale))
+    options.output_dir.mkdir(parents=True, exist_ok=True)
+    path = options.output_dir / f"{NAME}.{options.output_format}"
+    write_mesh(mesh, path)
+    return path, report
+
+
+def write_mesh(mesh: trimesh.Trimesh, path: Path) -> None:
+    """Writes a mesh with normals and colours in the format of the file's name."""
+    normals = {"ply": "vertex_normal", "glb": "include_normals", "obj": "include_normals"}
+    mesh.export(path, **{normals[path.suffix[1:]]: True})
+
+
+def describe(mesh_path: Path, report: MeshReport) -> str:
+    """What was made, in lines."""
+    closed = "watertight" if report.watertight else "not watertight"
+    dropped = f", {report.dropped} smaller ones dropped (--least-share)" if report.dropped else ""
+    return (
+        f"{report.vertices:,} vertices, {report.faces:,} faces, {closed}, "
+        f"{report.components} separate surface{'s' * (report.components != 1)}{dropped}\n{mesh_path}"
+    )
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """The export; 0 if a mesh was written."""
+    options = parse(arguments)
+    try:
+        print(describe(*export(load_pipeline(options.load_config), options)))
+    except InputError as error:
+        print(f"Error: {error}", file=sys.stderr)
+        return 1
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,142 @@
+"""Controls that the model adds to nerfstudio's viewer, and their values as a render sees them.
+
+Nerfstudio finds viewer elements on modules within the model, puts them into its panel, and renders anew when one is
+changed. The elements exist in every process, but their values reach only the renders that a viewer asked for: an
+evaluation in the same process, while a viewer is open, must measure the model and not the state of a panel.
+"""
+
+from __future__ import annotations
+
+import threading
+from typing import NamedTuple, Optional, Sequence, Tuple
+
+from torch import nn
+
+from nerfstudio.viewer.render_state_machine import RenderStateMachine
+from nerfstudio.viewer.viewer_elements import (
+    ViewerCheckbox,
+    ViewerDropdown,
+    ViewerElement,
+    ViewerRGB,
+    ViewerSlider,
+)
+
+from zipnerf_ns.functional.hash_grid import Prefilter
+
+MEAN_APPEARANCE = -1
+"""Instead of a photo's number: the mean of all photos' appearances."""
+MAX_CONE_SCALE = 4.0
+"""The widest cones that can be chosen, in pixels."""
+
+AS_TRAINED = "as trained"
+NEUTRAL, MEAN, OF_A_PHOTO = "neutral", "mean of the photos", "of one photo"
+BACKGROUNDS = {"white": (1.0, 1.0, 1.0), "grey": (0.5, 0.5, 0.5), "black": (0.0, 0.0, 0.0)}
+CHOSEN_COLOUR = "chosen colour"
+
+
+class View(NamedTuple):
+    """How one render differs from the model as it was trained."""
+
+    prefilter: Optional[Prefilter] = None
+    """Anti-aliasing mode of every field; the configured one if None."""
+    cone_scale: float = 1.0
+    """Factor on the radius of every ray's cone: 0 for rays without width, 2 for cones of two pixels."""
+    num_active: Optional[int] = None
+    """Hash levels of the rendered field that are read, from the coarsest; all if None."""
+    appearance: Optional[int] = None
+    """Number of the training photo whose appearance is shown, MEAN_APPEARANCE, or None for the neutral one."""
+    background: Optional[Tuple[float, float, float]] = None
+    """Colour behind what is transparent, in [0, 1]; the configured one if None. A crop's own goes before it."""
+    normals: bool = True
+    """Whether normals are asked for, which cost a pass backwards through the field."""
+
+
+UNCHANGED = View()
+"""The model as it was trained, with all its outputs."""
+
+
+class ViewerControls(nn.Module):
+    """The elements; without parameters or buffers, so that checkpoints know nothing of them.
+
+    Nerfstudio lists elements by the names of these attributes, in alphabetical order.
+
+    Args:
+        num_levels: hash levels of the rendered field.
+        num_photos: training photos with an appearance; 0 leaves those controls out.
+        prefilters: anti-aliasing modes to choose from besides the trained one; none leaves that control out.
+        has_normals: whether the model can show normals.
+    """
+
+    def __init__(
+        self, num_levels: int, num_photos: int = 0, prefilters: Sequence[Prefilter] = (), has_normals: bool = False
+    ) -> None:
+        super().__init__()
+        self.num_levels = num_levels
+        self.antialiasing = None
+        if prefilters:
+            self.antialiasing = ViewerDropdown(
+                "Anti-aliasing", AS_TRAINED, [AS_TRAINED, *prefilters], hint="How fine levels are faded out with size"
+            )
+        self.antialiasing_width = ViewerSlider(
+            "Cone width", 1.0, 0.0, MAX_CONE_SCALE, 0.05, hint="In pixels: 0 is sharp and shimmers, above 1 blurs"
+        )
+        self.appearance = self.appearance_photo = None
+        if num_photos:
+            self.appearance = ViewerDropdown(
+                "Appearance", NEUTRAL, [NEUTRAL, MEAN, OF_A_PHOTO], hint="Light and exposure", cb_hook=self._show_photo
+            )
+            self.appearance_photo = ViewerSlider("Photo", 0, 0, max(num_photos - 1, 1), 1, visible=False)
+            self.num_photos = num_photos
+        names = [AS_TRAINED, *BACKGROUNDS, CHOSEN_COLOUR]
+        self.background = ViewerDropdown(
+            "Background", AS_TRAINED, names, hint="Behind what is transparent", cb_hook=self._show_colour
+        )
+        self.background_colour = ViewerRGB("Colour", (255, 211, 105), visible=False)
+        self.finest_level = ViewerSlider(
+            "Finest level", num_levels, 1, max(num_levels, 2), 1, hint="Coarser than this only: what each level adds"
+        )
+        self.show_normals = None
+        if has_normals:
+            self.show_normals = ViewerCheckbox("Normals", False, hint="As another output type; slower")
+
+    def read(self) -> View:
+        """The values in force for the calling thread: UNCHANGED unless it renders for a viewer.
+
+        Read once at the start of a render and handed on, so that all of it sees the same values, and an interrupted
+        one leaves nothing behind.
+        """
+        if not isinstance(threading.current_thread(), RenderStateMachine):
+            return UNCHANGED
+        return self.values()
+
+    def values(self) -> View:
+        """The elements' values, whoever asks."""
+        mode = AS_TRAINED if self.antialiasing is None else self.antialiasing.value
+        level = int(self.finest_level.value)
+        return View(
+            prefilter=None if mode == AS_TRAINED else mode,
+            cone_scale=float(self.antialiasing_width.value),
+            num_active=None if level >= self.num_levels else level,
+            appearance=self._appearance(),
+            background=self._background(),
+            normals=self.show_normals is not None and bool(self.show_normals.value),
+        )
+
+    def _appearance(self) -> Optional[int]:
+        choice = NEUTRAL if self.appearance is None else self.appearance.value
+        if choice == OF_A_PHOTO:
+            return min(int(self.appearance_photo.value), self.num_photos - 1)
+        return MEAN_APPEARANCE if choice == MEAN else None
+
+    def _background(self) -> Optional[Tuple[float, float, float]]:
+        choice = self.background.value
+        if choice == CHOSEN_COLOUR:
+            red, green, blue = self.background_colour.value
+            return red / 255.0, green / 255.0, blue / 255.0
+        return BACKGROUNDS.get(choice)
+
+    def _show_photo(self, element: ViewerElement) -> None:
+        self.appearance_photo.set_visible(element.value == OF_A_PHOTO)
+
+    def _show_colour(self, element: ViewerElement) -> None:
+        self.background_colour.set_visible(element.value == CHOSEN_COLOUR)
