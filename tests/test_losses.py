@@ -284,6 +284,16 @@ def test_level_consistency_compares_neighbours_and_teaches_the_coarser():
     assert not per_level.grad[:, -1].any(), "the finest level is only ever a teacher"
 
 
+def test_level_consistency_of_features_in_half_precision_is_summed_in_float32():
+    half = normal((50, 4, 2), 3).bfloat16().requires_grad_()
+    full = half.detach().float().requires_grad_()
+    loss, expected = level_consistency(half), level_consistency(full)
+    assert loss.dtype == torch.float32 and torch.equal(loss, expected)
+    loss.backward()
+    expected.backward()
+    assert torch.equal(half.grad, full.grad.bfloat16())
+
+
 # --- extremes ---
 
 

@@ -104,4 +104,6 @@ def hash_decay(mean_squares: Sequence[Float[Tensor, "_"]]) -> Float[Tensor, ""]:
 
 def level_consistency(per_level: Float[Tensor, "intervals levels features"]) -> Float[Tensor, ""]:
     """Mean squared difference of adjacent levels' features, the finer one being the teacher."""
+    # The networks may read their features in half precision, in which differences have no digits left to square.
+    per_level = per_level.to(torch.promote_types(per_level.dtype, torch.float32))
     return (per_level[:, :-1] - per_level[:, 1:].detach()).square().mean()

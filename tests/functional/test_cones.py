@@ -128,6 +128,9 @@ def test_evaluation_alternates_two_patterns_and_draws_nothing():
             turns = [(b - a + 0.5) * math.pi / 3.0 for a, b in zip((0, 2, 4, 3, 5, 1), (1, 5, 3, 4, 2, 0), strict=True)]
             expected = [math.cos(turn) for turn in turns]
         assert (across[k] * across[0]).sum(dim=-1).tolist() == pytest.approx(expected, abs=1e-12)
+    # The first one is neither turned nor reversed; half a sixth is a twelfth of a turn.
+    same = cones._replace(turns=torch.tensor([[0.0, 1.0 + 1.0 / 12.0] * 2], dtype=torch.float64))
+    torch.testing.assert_close(points, cones_in_cube(same, False)[0], rtol=0.0, atol=1e-14)
 
 
 def test_evaluation_counts_intervals_anew_on_every_ray():
