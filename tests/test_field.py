@@ -87,12 +87,12 @@ def test_density_and_its_gradient_stay_finite_and_can_come_back(bias, num_images
 def test_inactive_levels_do_not_reach_the_density():
     field, (rays, tdist) = make_field(), short_intervals()
     before, full = field(rays, tdist, TORCH_OPS, 2).density, field(rays, tdist, TORCH_OPS).density
-    square = field.encoding.mean_square().clone()
+    square = field.encoding.summary(TORCH_OPS).mean_square.clone()
     level = field.encoding.grid.levels[2]
     with torch.no_grad():
         # Turned upside down, so that the level's mean square and with it the weight features stay.
         field.encoding.hash_table[level.offset :] *= -1.0
-    torch.testing.assert_close(field.encoding.mean_square(), square)
+    torch.testing.assert_close(field.encoding.summary(TORCH_OPS).mean_square, square)
     torch.testing.assert_close(field(rays, tdist, TORCH_OPS, 2).density, before)
     torch.testing.assert_close(field.density(rays, tdist, TORCH_OPS, 2), before)
     assert (field(rays, tdist, TORCH_OPS).density - full).abs().max() > 1e-4

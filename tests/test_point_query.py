@@ -13,7 +13,7 @@ from zipnerf_ns.point_query import point_cones, query_density, query_points
 
 
 def make_field(prefilter: str = "multisample", aabb: torch.Tensor | None = None) -> ZipNerfField:
-    encoding = AntiAliasedHashEncoding(HashGridConfig(4, 2, 4, 64, 12), prefilter, "torch")
+    encoding = AntiAliasedHashEncoding(HashGridConfig(4, 2, 4, 64, 12), prefilter)
     torch.nn.init.uniform_(encoding.hash_table, -1.0, 1.0)
     return ZipNerfField(encoding, aabb, 16, "float32", 8, 2, 16).eval()
 

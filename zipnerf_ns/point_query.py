@@ -14,9 +14,9 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from nerfstudio.cameras.rays import Frustums, RaySamples
-
 from zipnerf_ns.field import ZipNerfField
+from zipnerf_ns.implementation import resolve_ops
+from zipnerf_ns.rays import Rays
 
 APEX_DISTANCE = 64.0
 """Of a point's cone, in standard deviations of its extent: far enough for the cone to be nearly a cylinder."""
@@ -65,10 +65,9 @@ def query_points(
         field: in evaluation mode.
         points, directions, std: as for :func:`point_cones`; the colour is that seen along ``directions``.
     """
-    samples = _ray_samples(point_cones(points, directions, std))
-    output = field(samples)
-    density = _inside(output.density[:, 0, 0], points, field.aabb)
-    return density, field.color(samples, output.hidden)[:, 0].clamp(0.0, 1.0)
+    cones = point_cones(points, directions, std)
+    radiance = field(_rays(cones), cones.tdist, resolve_ops("auto", points.device))
+    return _inside(radiance.density[:, 0], points, field.aabb), radiance.colors[:, 0].float().clamp(0.0, 1.0)
 
 
 @torch.no_grad()
@@ -81,8 +80,9 @@ def query_density(field: ZipNerfField, points: Float[Tensor, "points 3"], std: f
     """
     # An isotropic extent looks the same from everywhere; a diagonal favours no axis of the grid.
     directions = torch.full_like(points, 1.0 / math.sqrt(3.0))
-    density = field.density(_ray_samples(point_cones(points, directions, std)))[:, 0, 0]
-    return _inside(density, points, field.aabb)
+    cones = point_cones(points, directions, std)
+    density = field.density(_rays(cones), cones.tdist, resolve_ops("auto", points.device))
+    return _inside(density[:, 0], points, field.aabb)
 
 
 def _inside(
@@ -95,16 +95,7 @@ def _inside(
     return torch.where(inside, density, 0.0)
 
 
-def _ray_samples(cones: PointCones) -> RaySamples:
-    """The intervals as nerfstudio's RaySamples, ``[points, 1]``."""
-    # The inverse of functional.frustum.cone_radius.
-    pixel_area = (cones.radius * (math.sqrt(12.0) / 2.0)).square()
-    frustums = Frustums(
-        origins=cones.origins[:, None],
-        directions=cones.directions[:, None],
-        starts=cones.tdist[:, None, :1],
-        ends=cones.tdist[:, None, 1:],
-        pixel_area=pixel_area[:, None],
-    )
-    camera_indices = torch.zeros_like(cones.radius, dtype=torch.long)[:, None]
-    return RaySamples(frustums=frustums, camera_indices=camera_indices, deltas=cones.tdist.diff(dim=-1)[:, None])
+def _rays(cones: PointCones) -> Rays:
+    """The points' cones as rays, each with its one interval between near and far."""
+    near, far = cones.tdist.split(1, dim=-1)
+    return Rays(cones.origins, cones.directions, cones.radius, near, far, far > near)
