@@ -5,10 +5,13 @@ from __future__ import annotations
 import pytest
 import torch
 
-from zipnerf_ns.encoding import AntiAliasedHashEncoding, HashGridConfig
+from zipnerf_ns.encoding import FEATURE_INIT, TABLE_GAIN, AntiAliasedHashEncoding, HashGridConfig
 from zipnerf_ns.field import ZipNerfField
 from zipnerf_ns.functional import contraction, frustum
+from zipnerf_ns.functional.cones import Lookup, channels
+from zipnerf_ns.functional.hash_grid import hash_encode
 from zipnerf_ns.functional.numerics import bounded_exp
+from zipnerf_ns.implementation import TORCH_OPS
 from zipnerf_ns.point_query import point_cones, query_density, query_points
 
 
@@ -39,7 +42,10 @@ def test_fine_extents_give_the_fields_own_density_at_the_point():
     field = make_field("none")
     points = 0.7 * torch.randn(200, 3)
     positions, stds = contraction.contract_points(points, torch.full((200,), 1e-5))
-    features = field.encoding(positions[:, None], stds[:, None]).features
+    encoding = field.encoding
+    per_level, weights = hash_encode(encoding.hash_table, positions[:, None], stds[:, None], encoding.grid, "none")
+    scales = torch.sqrt(FEATURE_INIT**2 + TABLE_GAIN**2 * encoding.summary(TORCH_OPS).mean_square)
+    features = channels(per_level, weights, scales, Lookup(encoding.grid, "none", TABLE_GAIN))
     raw = field.density_layer(torch.relu(field.hidden_layer(features)))
     # The cone's mean is 1e-7 away, and the finest cells are 1/16 wide.
     torch.testing.assert_close(query_density(field, points, 1e-5), bounded_exp(raw[:, 0] - 1.0), rtol=1e-3, atol=1e-6)
