@@ -69,7 +69,7 @@ def test_an_unknown_implementation_is_refused_with_the_choices():
     with pytest.raises(ValueError, match="cuda.*unknown") as error:
         resolve_ops("cuda", CPU)
     offered = re.findall(r"'(\w+)'", str(error.value).split("choose")[1])
-    assert set(offered) == {"auto", "torch", "triton"}
+    assert set(offered) == {"auto", "tcnn", "torch", "triton"}
 
 
 @pytest.mark.parametrize("name", ["auto", "torch", "triton"])
