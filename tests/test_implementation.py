@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from zipnerf_ns import implementation
-from zipnerf_ns.functional import cones, mlp, ray_march
+from zipnerf_ns.functional import cones, mlp, ray_march, table_state
 from zipnerf_ns.implementation import TORCH_OPS, TRITON_OPS, Ops, resolve_ops
 
 CPU, CUDA = torch.device("cpu"), torch.device("cuda")
@@ -28,13 +28,13 @@ def triton(monkeypatch) -> SimpleNamespace:
     implementation._announce_choice.cache_clear()
 
 
-@pytest.mark.parametrize("name", [name for name in OPERATIONS if name not in ("summarise", "reads_half")])
+@pytest.mark.parametrize("name", [name for name in OPERATIONS if name != "reads_half"])
 def test_every_operation_has_a_kernel_of_the_same_name_and_parameters(name):
     twin, kernel = getattr(TORCH_OPS, name), getattr(TRITON_OPS, name)
     assert twin.__name__ == kernel.__name__ == name
     assert twin.__module__.startswith("zipnerf_ns.functional.") and kernel.__module__.startswith("zipnerf_ns.kernels.")
     assert list(inspect.signature(twin).parameters) == list(inspect.signature(kernel).parameters)
-    assert any(getattr(module, name, None) is twin for module in (cones, mlp, ray_march))
+    assert any(getattr(module, name, None) is twin for module in (cones, mlp, ray_march, table_state))
 
 
 def test_the_implementations_know_their_names():
