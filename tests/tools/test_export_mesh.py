@@ -10,8 +10,7 @@ import pytest
 import torch
 import trimesh
 
-from zipnerf_ns.encoding import Encoded
-from zipnerf_ns.field import FieldOutput, ZipNerfField
+from zipnerf_ns.field import Radiance, ZipNerfField
 from zipnerf_ns.tools import export_mesh
 from zipnerf_ns.tools.demo_world import surface_distance
 
@@ -29,20 +28,19 @@ class TrueField(ZipNerfField):
         self.aabb = None
         self.width = 0.0025
 
-    def world(self, ray_samples) -> np.ndarray:
-        points = ray_samples.frustums.get_positions().double()
+    def world(self, rays, tdist) -> np.ndarray:
+        middle = tdist.double().mean(dim=-1, keepdim=True)
+        points = rays.origins.double() + middle * rays.directions.double()
         return ((points / SCALE - TRANSFORM[:, 3].double()) @ TRANSFORM[:, :3].double()).numpy()
 
-    def forward(self, ray_samples, num_active=None) -> FieldOutput:
-        world = self.world(ray_samples)
-        away = SCALE * surface_distance(world.reshape(-1, 3)).reshape(world.shape[:-1])
+    def density(self, rays, tdist, ops, num_active=None):
+        away = SCALE * surface_distance(self.world(rays, tdist))
         density = 30.0 * np.exp(np.clip(-away / self.width, -40.0, 40.0))
-        hidden = torch.from_numpy(world).float()
-        empty = Encoded(torch.zeros(len(world), 0), torch.zeros(len(world), 0, 1))
-        return FieldOutput(torch.from_numpy(density).float()[..., None], hidden, empty)
+        return torch.from_numpy(density).float()[:, None]
 
-    def color(self, ray_samples, hidden):
-        return 0.5 + 0.25 * hidden
+    def forward(self, rays, tdist, ops, num_active=None) -> Radiance:
+        colors = 0.5 + 0.25 * torch.from_numpy(self.world(rays, tdist)).float()[:, None]
+        return Radiance(self.density(rays, tdist, ops), colors, torch.zeros(len(tdist), 0))
 
 
 @pytest.fixture
