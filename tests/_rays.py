@@ -15,7 +15,8 @@ from nerfstudio.data.scene_box import SceneBox
 from zipnerf_ns.datamanager import SCENE_HINTS, SceneHints
 from zipnerf_ns.encoding import AntiAliasedHashEncoding, HashGridConfig
 from zipnerf_ns.functional.cones import Cones
-from zipnerf_ns.model import ProposalConfig, ZipNerfModel, ZipNerfModelConfig
+from zipnerf_ns.model import ZipNerfModel
+from zipnerf_ns.model_config import ProposalConfig, ZipNerfModelConfig
 from zipnerf_ns.rays import Rays, Round
 
 TINY_GRID = HashGridConfig(num_levels=4, features_per_level=2, base_res=4, max_res=32, log2_hashmap_size=9)

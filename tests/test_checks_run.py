@@ -23,7 +23,7 @@ from nerfstudio.utils.rich_utils import CONSOLE
 from zipnerf_ns import checks
 from zipnerf_ns.checks import InputError
 from zipnerf_ns.encoding import HashGridConfig
-from zipnerf_ns.model import ProposalConfig, ZipNerfModelConfig
+from zipnerf_ns.model_config import ProposalConfig, ZipNerfModelConfig
 from zipnerf_ns.trainer import ZipNerfTrainerConfig
 
 

@@ -26,7 +26,8 @@ from zipnerf_ns import config as methods
 from zipnerf_ns.checks import InputError
 from zipnerf_ns.dataparsers.mipnerf360 import MipNerf360DataParserConfig
 from zipnerf_ns.encoding import HashGridConfig
-from zipnerf_ns.model import ZipNerfModel, ZipNerfModelConfig
+from zipnerf_ns.model import ZipNerfModel
+from zipnerf_ns.model_config import ZipNerfModelConfig
 
 ROOT = Path(__file__).resolve().parents[1]
 METHODS = {

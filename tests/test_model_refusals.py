@@ -11,7 +11,7 @@ from _rays import make_bundle, make_model, tiny_config
 
 from zipnerf_ns.checks import InputError
 from zipnerf_ns.encoding import HashGridConfig
-from zipnerf_ns.model import ProposalConfig, ZipNerfModelConfig
+from zipnerf_ns.model_config import ProposalConfig, ZipNerfModelConfig
 
 BAD_SETTINGS = [
     *({name: value} for name in ("near_plane", "far_plane", "anneal_slope") for value in (0.0, -1.0, float("nan"))),

@@ -9,7 +9,7 @@ import pytest
 from _scenes import start, tiny_config
 
 from zipnerf_ns.encoding import HashGridConfig
-from zipnerf_ns.model import ProposalConfig
+from zipnerf_ns.model_config import ProposalConfig
 from zipnerf_ns.trainer import ZipNerfTrainer
 
 

@@ -17,7 +17,7 @@ from nerfstudio.plugins.types import MethodSpecification
 from zipnerf_ns.datamanager import ZipNerfDataManagerConfig
 from zipnerf_ns.dataparsers.mipnerf360 import MipNerf360DataParserConfig
 from zipnerf_ns.encoding import HashGridConfig
-from zipnerf_ns.model import ProposalConfig, ZipNerfModelConfig
+from zipnerf_ns.model_config import ProposalConfig, ZipNerfModelConfig
 from zipnerf_ns.optimizers import DecayingAdamConfig, WarmupLogDecayConfig
 from zipnerf_ns.pipeline import ZipNerfPipelineConfig
 from zipnerf_ns.trainer import ZipNerfTrainerConfig

@@ -15,7 +15,8 @@ from _rays import make_bundle, make_model, tiny_config, uniform
 from _twins import DEVICE, RUNS_KERNELS
 
 from zipnerf_ns.encoding import HashGridConfig
-from zipnerf_ns.model import ProposalConfig, ZipNerfModel
+from zipnerf_ns.model import ZipNerfModel
+from zipnerf_ns.model_config import ProposalConfig
 
 RAYS = 500 if DEVICE.type == "cuda" else 5
 

@@ -21,7 +21,8 @@ from zipnerf_ns.config import zipnerf
 from zipnerf_ns.encoding import HashGridConfig
 from zipnerf_ns.field import ZipNerfDensityField
 from zipnerf_ns.implementation import TORCH_OPS, Ops, resolve_ops
-from zipnerf_ns.model import ProposalConfig, ZipNerfModel, ZipNerfModelConfig
+from zipnerf_ns.model import ZipNerfModel
+from zipnerf_ns.model_config import ProposalConfig, ZipNerfModelConfig
 from zipnerf_ns.rays import Rays, Round, rays_of_bundle
 from zipnerf_ns.tools.bench_floors import Ceilings, Cost
 from zipnerf_ns.tools.timing import BRIEF, THOROUGH, TINY, Effort

@@ -1,0 +1,159 @@
+"""The model's configuration: every setting with its line, and what is refused."""
+
+from __future__ import annotations
+
+import dataclasses
+from dataclasses import dataclass, field
+from typing import Literal, Tuple, Type
+
+from nerfstudio.configs.base_config import PrintableConfig
+from nerfstudio.models.base_model import ModelConfig
+
+from zipnerf_ns.checks import InputError
+from zipnerf_ns.encoding import HashGridConfig
+from zipnerf_ns.field import Precision
+from zipnerf_ns.functional.hash_grid import Prefilter
+from zipnerf_ns.implementation import Implementation
+
+
+def _model_class() -> Type:
+    # Late, for the model is made of its configuration.
+    from zipnerf_ns.model import ZipNerfModel
+
+    return ZipNerfModel
+
+
+@dataclass
+class ProposalConfig(PrintableConfig):
+    """One proposal round."""
+
+    num_samples: int = 64
+    """Intervals drawn per ray in this round."""
+    grid: HashGridConfig = field(default_factory=lambda: HashGridConfig(6, 1, 16, 512))
+    """Hash grid of this round's density."""
+    hidden_dim: int = 64
+    """Width of the hidden layer."""
+    blur_halfwidth: float = 0.03
+    """Half-width of the box blur in the interlevel loss, in normalised ray distance (0.03 then 0.003 in Zip-NeRF)."""
+
+
+def paper_proposals() -> Tuple[ProposalConfig, ...]:
+    """The two proposal rounds of Zip-NeRF (section 5)."""
+    return (
+        ProposalConfig(grid=HashGridConfig(6, 1, 16, 512), blur_halfwidth=0.03),
+        ProposalConfig(grid=HashGridConfig(8, 1, 16, 2048), blur_halfwidth=0.003),
+    )
+
+
+@dataclass
+class ZipNerfModelConfig(ModelConfig):
+    """Hyper-parameters of Zip-NeRF; defaults are the paper's unless their line says otherwise."""
+
+    _target: Type = field(default_factory=lambda: _model_class())
+    """Model class."""
+    enable_collider: bool = False
+    """Unused: near_plane and far_plane bound the rays."""
+    eval_num_rays_per_chunk: int = 65536
+    """The most rays rendered at once at evaluation; fewer where free memory asks for it."""
+
+    near_plane: float = 0.05
+    """Nearest distance that can be seen, world units after the dataparser's scaling."""
+    far_plane: float = 1e6
+    """Farthest distance that can be seen, world units."""
+    scene_bounds: Literal["auto", "unbounded", "box"] = "auto"
+    """Contract all of space, or use the scene box; auto: the box for blender-data, else unbounded."""
+    background_color: Literal["auto", "white", "black", "last_sample"] = "auto"
+    """Background at evaluation; auto: the dataparser's, else white for images with alpha and black without."""
+    random_background: bool = True
+    """Composite on random colours in training, so that emptiness cannot hide behind a background's colour."""
+
+    grid: HashGridConfig = field(default_factory=HashGridConfig)
+    """Hash grid of the rendered round."""
+    proposals: Tuple[ProposalConfig, ...] = field(default_factory=paper_proposals)
+    """The proposal rounds, in order."""
+    num_samples: int = 32
+    """Intervals per ray in the rendered round."""
+    prefilter: Prefilter = "multisample"
+    """Anti-aliasing: six samples an interval (best), ipe (one look-up, faster), none (for comparison)."""
+    ipe_bandwidth: Literal["one", "scene_scale"] = "one"
+    """Lambda of prefilter ipe: 1, or 0.5 over the mean side of the scene box in world units."""
+    implementation: Implementation = "auto"
+    """Of the hot path: triton (CUDA), torch (anywhere), auto (the fastest there is); tcnn: encodings by tinycudann."""
+    precision: Precision = "bfloat16"
+    """Of matrix products on CUDA; density and prefilter weights are always float32."""
+
+    hidden_dim: int = 64
+    """Width of the density network's hidden layer."""
+    bottleneck_dim: int = 256
+    """Features handed from the density to the colour network."""
+    color_layers: int = 3
+    """Hidden layers of the colour network."""
+    color_dim: int = 256
+    """Width of the colour network's hidden layers."""
+    use_appearance: bool = False
+    """Learn an affine transform of the bottleneck per training image (off: benchmarks; on: casual captures)."""
+    appearance_dim: int = 4
+    """Length of an image's appearance code."""
+
+    rgb_loss: Literal["charbonnier", "mse"] = "charbonnier"
+    """Distance between rendered and true colour."""
+    interlevel_loss_mult: float = 0.01
+    """Weight of the anti-aliased interlevel loss (Zip-NeRF, section 4)."""
+    distillation_loss_mult: float = 0.0
+    """Weight of KL + squared difference between the rendered and the proposals' histograms; 0 is off."""
+    proposal_catchup: bool = True
+    """Raise the distillation's weight while it exceeds ten times the colour loss."""
+    distortion_loss_mult: float = 0.01
+    """Weight of the distortion loss, which gathers each ray's weight (mip-NeRF 360)."""
+    hash_decay_mult: float = 0.1
+    """Weight of the decay of hash table values (Zip-NeRF, section 5)."""
+    level_consistency_mult: float = 0.0
+    """Weight of the difference between adjacent levels' features; 0 is off."""
+
+    use_gradient_scaling: bool = False
+    """Lower the gradients of what is nearer than one world unit, where few pixels see much: against floaters."""
+
+    anneal_slope: float = 10.0
+    """Slope of the proposal annealing: weights are raised to slope*f/((slope-1)*f+1) (mip-NeRF 360)."""
+    progressive_levels: bool = False
+    """Switch hash levels on from coarse to fine over the training, never fewer than four."""
+    scene_adapted_resolution: bool = False
+    """Resolutions from the longest image side s in pixels: base max(16, s/100), finest min(max_res, 10 s)."""
+    collision_check_steps: int = 5000
+    """Steps between measurements of hash collisions; 0 never measures."""
+
+    def __post_init__(self) -> None:
+        check_config(self)
+
+
+def check_config(config: ZipNerfModelConfig) -> None:
+    """Refuses settings that cannot work.
+
+    Raises:
+        InputError: naming the field and its range.
+    """
+    positive = ("near_plane", "far_plane", "hidden_dim", "bottleneck_dim", "color_layers", "color_dim", "anneal_slope",
+                "eval_num_rays_per_chunk", "appearance_dim")  # fmt: skip
+    for name in positive:
+        if not getattr(config, name) > 0:
+            raise InputError(f"{name} is {getattr(config, name)}: it must be positive.")
+    if config.near_plane >= config.far_plane:
+        raise InputError(f"near_plane ({config.near_plane}) must be smaller than far_plane ({config.far_plane}).")
+    if not config.proposals:
+        raise InputError("proposals is empty: the sampler needs at least one proposal round.")
+    for name in [f.name for f in dataclasses.fields(config) if f.name.endswith("_mult")]:
+        if not getattr(config, name) >= 0.0:
+            raise InputError(f"{name} is {getattr(config, name)}: a loss's weight cannot be negative.")
+    for index, proposal in enumerate(config.proposals):
+        if proposal.num_samples < 2 or proposal.hidden_dim < 1 or not proposal.blur_halfwidth > 0.0:
+            raise InputError(
+                f"proposals.{index}: num_samples must be at least 2, hidden_dim and blur_halfwidth positive."
+            )
+    if config.num_samples < 2:
+        raise InputError(f"num_samples is {config.num_samples}: it must be at least 2.")
+
+
+def adapt_resolution(grid: HashGridConfig, longest_side: int) -> HashGridConfig:
+    """Resolutions for images of ``longest_side`` pixels: base max(16, s/100), finest min(max_res, 10 s)."""
+    base = max(16, round(longest_side / 100))
+    return dataclasses.replace(grid, base_res=base, max_res=max(min(grid.max_res, 10 * longest_side), base))
