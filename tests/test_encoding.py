@@ -10,7 +10,7 @@ from _rays import TINY_GRID, make_cones, make_encoding, normal
 from torch import Tensor
 from torch.func import functional_call
 
-from zipnerf_ns.encoding import AntiAliasedHashEncoding, HashGridConfig
+from zipnerf_ns.encoding import WHOLE, AntiAliasedHashEncoding, HashGridConfig, Reading
 from zipnerf_ns.functional.cones import Cones, cones_in_cube
 from zipnerf_ns.functional.hash_grid import hash_encode
 from zipnerf_ns.implementation import TORCH_OPS
@@ -22,7 +22,7 @@ DOUBLE = torch.float64
 
 def encode(encoding: AntiAliasedHashEncoding, cones: Cones, num_active: int | None = None) -> Tensor:
     """Channels in the table's own precision."""
-    return encoding(cones, TORCH_OPS, num_active, encoding.hash_table.dtype)
+    return encoding(cones, TORCH_OPS, Reading(num_active), encoding.hash_table.dtype)
 
 
 def weights_by_definition(encoding: AntiAliasedHashEncoding, cones: Cones) -> Tensor:
@@ -135,7 +135,7 @@ def test_gradients_are_those_of_finite_differences(prefilter):
 
     def features(table, origins, tdist):
         # The weight features stand beside: their gradient towards the table is stopped on purpose.
-        arguments = (cones._replace(origins=origins, tdist=tdist), TORCH_OPS, None, DOUBLE)
+        arguments = (cones._replace(origins=origins, tdist=tdist), TORCH_OPS, WHOLE, DOUBLE)
         return encoding.per_level(functional_call(encoding, {"hash_table": table}, arguments))
 
     assert torch.autograd.gradcheck(features, (table, origins, tdist), eps=1e-6, atol=1e-7)
@@ -237,12 +237,37 @@ def test_the_given_implementation_reads_the_table_with_these_settings():
     encoding, seen = make_encoding("ipe"), []
     ops = TORCH_OPS._replace(cone_encode=lambda *args: seen.append(args) or TORCH_OPS.cone_encode(*args))
     cones = make_cones()
-    assert encoding(cones, ops, 3, torch.bfloat16).dtype == torch.bfloat16
+    assert encoding(cones, ops, Reading(3), torch.bfloat16).dtype == torch.bfloat16
     ((table, given, scales, lookup, half),) = seen
     assert table is encoding.hash_table and given is cones and half is None
     expected = [math.sqrt(1e-8 + 100.0 * float(square)) for square in encoding.summary(TORCH_OPS).mean_square]
     assert scales.tolist() == pytest.approx(expected) and not scales.requires_grad
     assert lookup == (encoding.grid, "ipe", 10.0, None, 3, torch.bfloat16)
+
+
+def test_another_prefilter_can_be_read():
+    for mode in ("multisample", "ipe", "none"):
+        expected = make_encoding(mode)(make_cones(), TORCH_OPS)
+        assert torch.equal(make_encoding("none")(make_cones(), TORCH_OPS, Reading(prefilter=mode)), expected)
+
+
+@pytest.mark.parametrize("mode", ["multisample", "ipe", "none"])
+def test_prefilter_weights_are_read_from_the_channels(mode):
+    encoding, cones = make_encoding(mode), make_cones()
+    found = encoding.prefilter_weights(encoding(cones, TORCH_OPS), TORCH_OPS)
+    positions, stds = cones_in_cube(cones, mode != "multisample")
+    expected = hash_encode(encoding.hash_table, positions, stds, encoding.grid, mode)[1]
+    torch.testing.assert_close(found, expected, rtol=0.0, atol=1e-5)
+    assert found.shape == (12, 4)
+
+
+def test_a_frozen_table_takes_no_gradient_and_positions_do():
+    encoding = make_encoding()
+    cones = make_cones()._replace(origins=make_cones().origins.requires_grad_())
+    channels = encoding(cones, TORCH_OPS, Reading(is_frozen=True))
+    torch.testing.assert_close(channels, encoding(cones, TORCH_OPS))
+    (channels * normal(channels.shape, 4)).sum().backward()
+    assert encoding.hash_table.grad is None and cones.origins.grad.abs().max() > 0.0
 
 
 @pytest.mark.parametrize("count", [3, 5])

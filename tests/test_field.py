@@ -9,6 +9,7 @@ import torch
 from _fields import hidden_of, make_field
 from _rays import make_encoding, short_intervals
 
+from zipnerf_ns.encoding import Reading
 from zipnerf_ns.field import ZipNerfDensityField, ZipNerfField, parameter_groups
 from zipnerf_ns.functional import cones as cones_module
 from zipnerf_ns.implementation import TORCH_OPS
@@ -86,15 +87,15 @@ def test_density_and_its_gradient_stay_finite_and_can_come_back(bias, num_images
 
 def test_inactive_levels_do_not_reach_the_density():
     field, (rays, tdist) = make_field(), short_intervals()
-    before, full = field(rays, tdist, TORCH_OPS, 2).density, field(rays, tdist, TORCH_OPS).density
+    before, full = field(rays, tdist, TORCH_OPS, Reading(2)).density, field(rays, tdist, TORCH_OPS).density
     square = field.encoding.summary(TORCH_OPS).mean_square.clone()
     level = field.encoding.grid.levels[2]
     with torch.no_grad():
         # Turned upside down, so that the level's mean square and with it the weight features stay.
         field.encoding.hash_table[level.offset :] *= -1.0
     torch.testing.assert_close(field.encoding.summary(TORCH_OPS).mean_square, square)
-    torch.testing.assert_close(field(rays, tdist, TORCH_OPS, 2).density, before)
-    torch.testing.assert_close(field.density(rays, tdist, TORCH_OPS, 2), before)
+    torch.testing.assert_close(field(rays, tdist, TORCH_OPS, Reading(2)).density, before)
+    torch.testing.assert_close(field.density(rays, tdist, TORCH_OPS, Reading(2)), before)
     assert (field(rays, tdist, TORCH_OPS).density - full).abs().max() > 1e-4
 
 

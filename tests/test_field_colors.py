@@ -83,13 +83,15 @@ def test_colour_reaches_beyond_black_and_white(color_layers):
 
 def test_networks_are_folded_where_there_is_something_to_fold():
     assert [make_field(color_layers=count).is_foldable for count in (1, 2, 3)] == [False, True, True]
-    assert not make_field(num_images=2).is_foldable
+    with_appearance = make_field(num_images=2)
+    assert with_appearance.is_foldable and not with_appearance.train().is_foldable
 
 
 @pytest.mark.parametrize("color_layers", [2, 3, 4])
-def test_the_folded_network_is_the_unfolded_one_in_values_and_every_gradient(color_layers):
+def test_the_folded_network_is_the_unfolded_one_in_values_and_every_gradient(color_layers, monkeypatch):
     field, batch, results = make_field(color_layers=color_layers), short_intervals(), []
-    for field.is_foldable in (True, False):
+    for is_folded in (True, False):
+        monkeypatch.setattr(ZipNerfField, "is_foldable", is_folded)
         output = field(*batch, TORCH_OPS)
         total = sum((out * normal(out.shape, seed)).sum() for seed, out in enumerate(output))
         named = dict(field.named_parameters())
@@ -108,7 +110,7 @@ def test_the_folded_network_is_the_unfolded_one_in_values_and_every_gradient(col
 # --- appearance ---
 
 
-def test_appearance_starts_as_the_identity_and_stays_it_at_evaluation():
+def test_appearance_starts_as_the_identity():
     field = make_field(num_images=3)
     rays, tdist = short_intervals()
     # In training intervals are turned at random: here they are not, so that only appearance is left to differ.
@@ -122,9 +124,35 @@ def test_appearance_starts_as_the_identity_and_stays_it_at_evaluation():
     torch.testing.assert_close(colors(), plain)
     torch.nn.init.normal_(field.appearance.codes.weight)
     assert ((colors() - plain).abs().amax(dim=(1, 2)) > 1e-4).all()
-    field.eval()
-    torch.testing.assert_close(colors(), plain)
-    torch.testing.assert_close(colors(rays._replace(camera_indices=None)), plain)
+
+
+@pytest.mark.parametrize("color_layers", [1, 2, 3])
+def test_at_evaluation_a_photos_appearance_is_that_of_its_training(color_layers):
+    field = make_field(num_images=3, color_layers=color_layers)
+    torch.nn.init.normal_(field.appearance.codes.weight)
+    torch.nn.init.normal_(field.appearance.affine.bias)
+    rays, tdist = short_intervals()
+    field.cones = lambda rays, tdist: ZipNerfDensityField.cones(SimpleNamespace(training=False, aabb=None), rays, tdist)
+    found = []
+    for photo in range(3):
+        indices = torch.full((4, 1), photo)
+        in_training = field.train()(rays._replace(camera_indices=indices), tdist, TORCH_OPS).colors
+        found.append(field.eval()(rays._replace(camera_indices=None), tdist, TORCH_OPS, photo=photo).colors)
+        torch.testing.assert_close(found[-1], in_training, rtol=1e-5, atol=1e-5)
+    assert (found[0] - found[1]).abs().max() > 1e-3
+
+
+@pytest.mark.parametrize("color_layers", [1, 3])
+def test_without_a_photo_evaluation_shows_the_mean_of_all(color_layers):
+    """An affine map of the mean code is the mean of the codes' affine maps."""
+    field, batch = make_field(num_images=3, color_layers=color_layers), short_intervals()
+    torch.nn.init.normal_(field.appearance.codes.weight)
+    torch.nn.init.normal_(field.appearance.affine.bias)
+    found = field(*batch, TORCH_OPS).colors
+    maps = torch.stack([torch.stack(field.appearance.affine_map(photo)) for photo in range(3)])
+    torch.testing.assert_close(torch.stack(field.appearance.affine_map()), maps.mean(dim=0), rtol=1e-5, atol=1e-6)
+    field.appearance.codes.weight.data[:] = field.appearance.codes.weight.data.mean(dim=0)
+    torch.testing.assert_close(field(*batch, TORCH_OPS, photo=1).colors, found)
 
 
 def test_appearance_can_be_learnt_from_its_start():
@@ -188,7 +216,16 @@ def test_a_density_network_of_another_size_runs_in_torch_which_is_said_once(said
     assert calls == [] and said == [f"{why_density_unsupported(12, 48)} This network runs in torch."]
 
 
-@pytest.mark.parametrize("changes", [{"hidden_dim": 48}, {"color_dim": 48}, {"color_layers": 1}, {"num_images": 2}])
+def test_appearance_keeps_the_kernels_from_training_only(said):
+    calls, field = [], sized_field(num_images=3)
+    field(*short_intervals(), kernels(calls))
+    assert calls == ["radiance_mlp"] and said == []
+    field.train()(*short_intervals(), kernels(calls))
+    assert calls == ["radiance_mlp"]
+    assert said == [f"{why_radiance_unsupported(12, 32, 2, 64, has_appearance=True)} This network runs in torch."]
+
+
+@pytest.mark.parametrize("changes", [{"hidden_dim": 48}, {"color_dim": 48}, {"color_layers": 1}])
 def test_a_colour_network_that_the_kernels_lack_runs_in_torch_which_is_said_once(changes, said):
     calls, field = [], sized_field(**changes)
     plain = field(*short_intervals(), TORCH_OPS)
@@ -197,5 +234,4 @@ def test_a_colour_network_that_the_kernels_lack_runs_in_torch_which_is_said_once
         output = field(*short_intervals(), kernels(calls))
     assert all(torch.equal(one, other) for one, other in zip(output, plain, strict=True)) and calls == []
     sizes = {"hidden_dim": 32, "color_layers": 2, "color_dim": 64, **changes}
-    images = sizes.pop("num_images", 0)
-    assert said == [f"{why_radiance_unsupported(12, **sizes, has_appearance=images > 0)} This network runs in torch."]
+    assert said == [f"{why_radiance_unsupported(12, **sizes)} This network runs in torch."]

@@ -21,7 +21,7 @@ LAYERS: tuple[frozenset[str], ...] = (
     frozenset({"dataparsers"}),
     frozenset({"model", "optimizers", "progress", "graph"}),
     frozenset({"model_config"}),
-    frozenset({"metrics", "monitor", "pictures", "rendering", "point_query", "viewer_controls"}),
+    frozenset({"metrics", "monitor", "outputs", "pictures", "rendering", "point_query", "viewer_controls"}),
     frozenset({"sampler", "losses", "field", "tcnn_encoding"}),
     frozenset({"encoding", "camera_rays"}),
     frozenset({"implementation"}),

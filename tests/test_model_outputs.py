@@ -2,23 +2,32 @@
 
 from __future__ import annotations
 
+from functools import partial
+
 import pytest
 import torch
 from _rays import assert_same_bundle, copy_bundle, make_bundle, make_model, missed_crop, tiny_config, uniform
+from _viewer import in_viewer
 
 from nerfstudio.cameras.cameras import Cameras
 from nerfstudio.cameras.rays import RayBundle
 from nerfstudio.data.scene_box import OrientedBox
 
 from zipnerf_ns.metrics import ImageMetrics
+from zipnerf_ns.model import EXTRA_OUTPUTS
+
+OUTPUTS = ["rgb", "accumulation", "depth", "expected_depth", "prop_depth_0", "prop_depth_1"]
+OUTPUTS += ["normals", "prefilter_weight"]
 
 
 def check_outputs(outputs: dict, rays: int, training: bool = False) -> None:
     """The contract of nerfstudio's viewer, renderers and exporters; in training nobody asks for distances."""
     tensors = {name: value for name, value in outputs.items() if isinstance(value, torch.Tensor)}
     assert list(tensors)[:3] == ["rgb", "accumulation"] + ([] if training else ["depth"])
+    # The deferred ones are tensors as soon as they are asked for.
+    tensors.update({name: outputs[name] for name in EXTRA_OUTPUTS if name in outputs})
     for name, value in tensors.items():
-        assert value.shape == (rays, 3 if name == "rgb" else 1), name
+        assert value.shape == (rays, 3 if name in ("rgb", "normals") else 1), name
         assert torch.isfinite(value).all(), name
     assert (outputs["accumulation"] >= 0.0).all() and (outputs["accumulation"] <= 1.0 + 1e-5).all()
     assert training or (outputs["depth"] > 0.0).all()
@@ -43,7 +52,7 @@ def test_outputs_are_what_nerfstudio_reads(training):
         assert [drawn.sdist.shape for drawn in outputs["rounds"]] == [(11, 9), (11, 9), (11, 7)]
         assert [drawn.tdist.shape for drawn in outputs["rounds"]] == [(11, 9), (11, 9), (11, 7)]
         return
-    assert list(outputs) == ["rgb", "accumulation", "depth", "expected_depth", "prop_depth_0", "prop_depth_1"]
+    assert list(outputs) == OUTPUTS
     assert outputs["rgb"].min() >= 0.0 and outputs["rgb"].max() <= 1.0
 
 
@@ -95,17 +104,19 @@ def test_the_length_of_directions_does_not_matter():
     bundle = make_bundle(6)
     expected = model(bundle)
     stretched = model(make_bundle(6, directions=bundle.directions * uniform((6, 1), 4, 0.1, 7.0)))
-    for name, value in expected.items():
-        # Normalising again rounds the last digit, which the finest cells see.
-        torch.testing.assert_close(stretched[name], value, rtol=1e-4, atol=1e-5, msg=name)
+    for name in [name for name in OUTPUTS if name != "normals"]:
+        # Normalising again rounds the last digit, which the finest cells see (and normals, which jump from cell to
+        # cell, by more than can be said).
+        torch.testing.assert_close(stretched[name], expected[name], rtol=1e-4, atol=1e-5, msg=name)
 
 
 def test_a_bundle_of_any_shape_gives_one_row_a_ray():
     model = make_model()
     flat = make_bundle(12, 3)
     outputs = model(flat.reshape((3, 4)))
-    for name, value in model(flat).items():
-        torch.testing.assert_close(outputs[name].reshape(12, -1), value, msg=name)
+    expected = model(flat)
+    for name in OUTPUTS:
+        torch.testing.assert_close(outputs[name].reshape(12, -1), expected[name], msg=name)
 
 
 def test_evaluation_repeats_itself_and_draws_no_random_numbers():
@@ -115,12 +126,13 @@ def test_evaluation_repeats_itself_and_draws_no_random_numbers():
     state = torch.get_rng_state()
     first = model(bundle)
     assert torch.equal(state, torch.get_rng_state())
-    assert all(torch.equal(value, first[name]) for name, value in model(bundle).items())
+    again = model(bundle)
+    assert all(torch.equal(again[name], first[name]) for name in OUTPUTS)
     model.train()
     assert not torch.equal(model(bundle)["rgb"], model(bundle)["rgb"])
 
 
-def test_appearance_is_not_asked_at_evaluation():
+def test_a_rays_own_photo_is_not_asked_at_evaluation():
     model = make_model(tiny_config(use_appearance=True))
     torch.nn.init.normal_(model.field.appearance.codes.weight)
     expected = model(make_bundle(6))["rgb"]
@@ -157,6 +169,126 @@ def wall(part) -> None:
     part.forward = lambda rays, tdist, *rest: forward(rays, tdist, *rest)._replace(density=density(rays, tdist))
 
 
+# --- normals and prefilter weights ---
+
+
+def test_normals_of_a_wall_point_at_the_camera(monkeypatch):
+    """A density that falls with the distance from the origin, seen from outside and from all sides."""
+    model = make_model(tiny_config(far_plane=20.0))
+    solid_ball(model, monkeypatch)
+    bundle = make_bundle(40)
+    outputs = model(bundle)
+    assert (outputs["accumulation"] > 0.8).all()
+    seen = bundle.origins + outputs["depth"] * bundle.directions
+    normals = 2.0 * outputs["normals"] - 1.0
+    torch.testing.assert_close(normals.norm(dim=-1), torch.ones(40))
+    assert ((normals * seen / seen.norm(dim=-1, keepdim=True)).sum(dim=-1) > 0.95).all()
+
+
+def solid_ball(model, monkeypatch) -> None:
+    """Channels that are the positions of the cones' middles, and networks that make a ball of them."""
+
+    def channels(count, cones, ops, reading=None, dtype=torch.float32):
+        middles = 0.5 * (cones.tdist[:, 1:] + cones.tdist[:, :-1])[..., None]
+        points = cones.origins[:, None] + middles * cones.directions[:, None]
+        distance = points.norm(dim=-1, keepdim=True).flatten(0, 1)
+        return torch.cat([distance, torch.zeros(len(distance), count - 1)], dim=-1)
+
+    for part in [*model.proposal_networks, model.field]:
+        monkeypatch.setattr(part.encoding, "forward", partial(channels, part.encoding.get_out_dim()))
+        for layer in (part.hidden_layer, part.density_layer):
+            torch.nn.init.zeros_(layer.weight)
+            torch.nn.init.zeros_(layer.bias)
+        # raw = 40 (1 - distance) on both sides of the surface, with two hidden units of the rectifier.
+        with torch.no_grad():
+            part.hidden_layer.weight[:2, 0] = torch.tensor([1.0, -1.0])
+            part.hidden_layer.bias[:2] = torch.tensor([-1.0, 1.0])
+            part.density_layer.weight[0, :2] = torch.tensor([-40.0, 40.0])
+
+
+def test_nothing_seen_has_no_normal():
+    outputs = make_model()(missed_crop())
+    assert torch.equal(outputs["normals"], torch.full((4, 3), 0.5))
+    assert torch.equal(outputs["prefilter_weight"], torch.zeros(4, 1))
+
+
+def test_prefilter_weights_fall_with_the_cones_width_and_are_one_without_a_filter():
+    widths = [model_weight(pixel_area) for pixel_area in (1e-10, 1e-3, 1e-2, 0.5)]
+    assert widths[0] == pytest.approx(1.0) and widths[1] > widths[2] > widths[3] > 0.1, widths
+    assert model_weight(0.5, prefilter="none") == pytest.approx(1.0, abs=1e-5)
+
+
+def model_weight(pixel_area: float, **changes) -> float:
+    model = make_model(tiny_config(**changes))
+    return float(model(make_bundle(20, pixel_area=torch.full((20, 1), pixel_area)))["prefilter_weight"].mean())
+
+
+def test_dear_outputs_are_computed_when_asked_for_in_evaluation_mode(monkeypatch):
+    model, asked = make_model(), []
+    original = model.field.normals
+    monkeypatch.setattr(
+        model.field, "normals", lambda *args: asked.append(model.field.training) or original(*args)
+    )
+    bundle = camera_bundle(3, 4)
+    outputs = model.get_outputs_for_camera_ray_bundle(bundle)
+    assert list(outputs) == OUTPUTS and asked == []
+    model.train()
+    late = outputs["normals"]
+    assert asked == [False] and model.training and not late.requires_grad
+    torch.testing.assert_close(late, model.eval().get_outputs_for_camera_ray_bundle(bundle)["normals"])
+    assert outputs["normals"] is late and len(asked) == 2
+
+
+# --- the viewer ---
+
+
+def test_in_the_viewer_dear_outputs_are_rendered_at_once_or_not_at_all():
+    model, bundle = make_model(), camera_bundle(3, 4)
+
+    def render():
+        return model.get_outputs_for_camera_ray_bundle(bundle)
+
+    expected = render()
+    assert list(in_viewer(render)) == OUTPUTS[:6]
+    model.view.extra_outputs.value = True
+    found = in_viewer(render)
+    assert list(found) == OUTPUTS and all(isinstance(value, torch.Tensor) for value in found.values())
+    for name in OUTPUTS:
+        torch.testing.assert_close(found[name], expected[name], msg=name)
+
+
+def test_the_viewer_changes_the_prefilter_of_its_own_pictures():
+    """To that of a model with the same parameters and another configuration."""
+    model, bundle = make_model(), camera_bundle(5, 4, pixel_area=torch.full((20, 1), 0.05))
+    for network in [*model.proposal_networks, model.field]:
+        # Its initial values are too small to show.
+        torch.nn.init.normal_(network.encoding.hash_table, std=0.1)
+
+    def rgb(of=model):
+        return of.get_outputs_for_camera_ray_bundle(bundle)["rgb"]
+
+    for mode in ("ipe", "none"):
+        other = make_model(tiny_config(prefilter=mode))
+        other.load_state_dict(model.state_dict())
+        model.view.antialiasing.value = mode
+        changed = in_viewer(rgb)
+        torch.testing.assert_close(changed, rgb(other))
+        assert (changed - rgb()).abs().max() > 1e-5
+
+
+def test_the_viewer_shows_the_appearance_of_a_photo():
+    model, bundle = make_model(tiny_config(use_appearance=True)), camera_bundle(5, 4)
+    torch.nn.init.normal_(model.field.appearance.codes.weight)
+    model.view.appearance.value = "of one photo"
+    pictures = []
+    for photo in range(2):
+        model.view.appearance_photo.value = photo
+        pictures.append(in_viewer(lambda: model.get_outputs_for_camera_ray_bundle(bundle)["rgb"]))
+    assert (pictures[0] - pictures[1]).abs().max() > 1e-4
+    model.field.appearance.codes.weight.data[:] = model.field.appearance.codes.weight.data[1]
+    torch.testing.assert_close(model.get_outputs_for_camera_ray_bundle(bundle)["rgb"], pictures[1])
+
+
 # --- whole pictures ---
 
 
@@ -181,16 +313,20 @@ def test_image_metrics_and_pictures(channels, background, monkeypatch):
         assert torch.isfinite(picture).all() and 0.0 <= picture.min() and picture.max() <= 1.0, name
 
 
-def test_a_picture_in_chunks_is_the_picture_at_once():
+def test_a_picture_in_chunks_is_the_picture_at_once(monkeypatch):
     model, sizes = make_model(), []
     bundle = camera_bundle(7, 9)
     whole = model.get_outputs_for_camera_ray_bundle(bundle)
     assert whole["rgb"].shape == (7, 9, 3) and whole["depth"].shape == (7, 9, 1)
+    expected = {name: whole[name] for name in OUTPUTS}
     model.config.eval_num_rays_per_chunk = 10
-    model.register_forward_pre_hook(lambda _, args: sizes.append(len(args[0])))
-    for name, value in model.get_outputs_for_camera_ray_bundle(bundle).items():
-        torch.testing.assert_close(value, whole[name], msg=name)
+    original = model._render
+    monkeypatch.setattr(model, "_render", lambda rays, view: sizes.append(len(rays)) or original(rays, view))
+    outputs = model.get_outputs_for_camera_ray_bundle(bundle)
     assert sizes == [10] * 6 + [3]
+    for name, value in expected.items():
+        torch.testing.assert_close(outputs[name], value, msg=name)
+    assert sizes[7:] == 2 * ([2] * 31 + [1]), "what costs more, in smaller chunks"
 
 
 def small_camera() -> Cameras:
@@ -205,9 +341,9 @@ def test_a_cameras_picture_is_that_of_its_rays(crop, chunk):
     found = model.get_outputs_for_camera(small_camera(), obb_box=crop)
     bundle = small_camera().generate_rays(camera_indices=0, keep_shape=True, obb_box=crop)
     expected = model.get_outputs_for_camera_ray_bundle(bundle)
-    assert list(found) == list(expected)
-    for name, value in expected.items():
-        torch.testing.assert_close(found[name], value, msg=name)
+    assert list(found) == list(expected) == OUTPUTS
+    for name in OUTPUTS:
+        torch.testing.assert_close(found[name], expected[name], msg=name)
     assert found["rgb"].shape == (7, 9, 3) and not found["rgb"].requires_grad
     empty = float((found["accumulation"] == 0.0).float().mean())
     assert empty == 0.0 if crop is None else 0.2 < empty < 0.9, "some rays miss the crop"
@@ -215,21 +351,21 @@ def test_a_cameras_picture_is_that_of_its_rays(crop, chunk):
 
 def test_a_picture_that_does_not_fit_is_rendered_in_smaller_chunks_from_then_on(monkeypatch):
     model, tried = make_model(tiny_config(eval_num_rays_per_chunk=4096)), []
-    original = model.get_outputs
+    original = model._render
     bundle = camera_bundle(40, 41)
     whole = model.get_outputs_for_camera_ray_bundle(bundle)
 
-    def short_of_memory(ray_bundle):
+    def short_of_memory(ray_bundle, view):
         tried.append(len(ray_bundle))
         if tried[-1] > 900:
             raise torch.cuda.OutOfMemoryError("CUDA out of memory")
-        return original(ray_bundle)
+        return original(ray_bundle, view)
 
-    monkeypatch.setattr(model, "get_outputs", short_of_memory)
+    monkeypatch.setattr(model, "_render", short_of_memory)
     outputs = model.get_outputs_for_camera_ray_bundle(bundle)
     assert tried == [1640, 820, 820]
-    for name, value in whole.items():
-        torch.testing.assert_close(outputs[name], value, msg=name)
+    for name in OUTPUTS[:6]:
+        torch.testing.assert_close(outputs[name], whole[name], msg=name)
     tried.clear()
     model.get_outputs_for_camera_ray_bundle(bundle)
     assert tried == [820, 820]

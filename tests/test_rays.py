@@ -36,7 +36,7 @@ def test_a_direction_without_length_stays_finite():
 
 def test_the_cones_disc_varies_as_its_square_pixel_does():
     # A square of area a varies by a/12 along each side, a disc of radius r by r^2/4 along each axis.
-    area = torch.tensor([[1e-8], [1e-4], [1.0], [0.0]])
+    area = torch.tensor([[1e-8], [1e-4], [0.9], [0.0]])
     rays = rays_of_bundle(make_bundle(4, pixel_area=area), 0.05, 77.0)
     for radius, pixel in zip(rays.radius[:, 0].tolist(), area[:, 0].tolist(), strict=True):
         assert radius == pytest.approx(2.0 * math.sqrt(pixel / 12.0))
@@ -76,6 +76,16 @@ def test_the_bundles_limits_narrow_the_planes_but_never_widen_them():
     assert rays.near[:2, 0].tolist() == pytest.approx([0.05, 1.0])
     assert rays.far[:2, 0].tolist() == pytest.approx([77.0, 5.0])
     assert (rays.far > rays.near).all(), "placeholders of empty rays are usable numbers"
+
+
+def test_rays_of_no_pixel_have_no_width_and_the_bundles_limits():
+    """As Nerfstudio's exporters make them, to look at a surface from just before it."""
+    ones = torch.ones(4, 1)
+    rays = rays_of_bundle(make_bundle(4, pixel_area=ones, nears=0.0 * ones, fars=0.02 * ones), 0.05, 77.0)
+    assert rays.valid.all() and (rays.radius == 0.0).all()
+    assert torch.equal(rays.near, 0.0 * ones) and torch.equal(rays.far, 0.02 * ones)
+    beyond = rays_of_bundle(make_bundle(4, pixel_area=ones), 0.05, 77.0)
+    assert (beyond.near == 0.05).all() and (beyond.far == 77.0).all()
 
 
 @pytest.mark.parametrize("aabb", [None, AABB])

@@ -50,7 +50,8 @@ class Picture:
 
 def render(model: StubModel, num_rays: int, most: int = 2**20, limit: ChunkLimit | None = None):
     picture = Picture(num_rays)
-    outputs = render_in_chunks(model, picture, num_rays, most, ChunkLimit() if limit is None else limit)
+    limit = ChunkLimit() if limit is None else limit
+    outputs = render_in_chunks(model, CPU, model.uses_kernels, picture, num_rays, most, limit)
     return outputs, picture
 
 
@@ -104,7 +105,7 @@ def test_memory_that_runs_out_halfway_costs_only_the_rays_of_that_chunk():
         return picture(start, end)
 
     picture = Picture(2000)
-    outputs = render_in_chunks(model, shrinking, 2000, 500, ChunkLimit())
+    outputs = render_in_chunks(model, CPU, False, shrinking, 2000, 500, ChunkLimit())
     assert model.tried == [500, 500, 500, 256, 256, 256, 232]
     assert_whole(outputs, picture)
 

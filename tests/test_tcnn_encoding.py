@@ -12,7 +12,7 @@ import torch
 from _rays import normal, uniform, unit_vectors
 from _tinycudann import make_library, side
 
-from zipnerf_ns.encoding import AntiAliasedHashEncoding, HashGridConfig
+from zipnerf_ns.encoding import AntiAliasedHashEncoding, HashGridConfig, Reading
 from zipnerf_ns.functional.cones import Cones, cones_in_cube
 from zipnerf_ns.functional.hash_grid import hash_encode, make_hash_grid
 from zipnerf_ns.functional.table_state import decay_coefficients
@@ -156,7 +156,7 @@ def test_bandwidths_act_as_a_factor_on_the_variance():
 @pytest.mark.parametrize("num_active", [0, 1, 3, 4, 9])
 def test_levels_that_are_not_active_give_zero_and_take_no_gradient(num_active):
     encoding = make_encoding()
-    full, part = encoding(make_cones(), TORCH_OPS), encoding(make_cones(), TORCH_OPS, num_active)
+    full, part = encoding(make_cones(), TORCH_OPS), encoding(make_cones(), TORCH_OPS, Reading(num_active))
     active = min(num_active, 4)
     per_level = encoding.per_level(part)
     assert torch.equal(per_level[:, :active], encoding.per_level(full)[:, :active])

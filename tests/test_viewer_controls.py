@@ -4,44 +4,23 @@ from __future__ import annotations
 
 import copy
 import threading
-from collections.abc import Callable
-from typing import Any
 
 import pytest
 import torch
+from _viewer import in_viewer
 
-from nerfstudio.viewer.render_state_machine import RenderStateMachine
 from nerfstudio.viewer.utils import parse_object
 from nerfstudio.viewer.viewer_elements import ViewerElement
 
 from zipnerf_ns.viewer_controls import (
-    MEAN_APPEARANCE,
     UNCHANGED,
     View,
     ViewerControls,
 )
 
 
-class Render(RenderStateMachine):
-    """A viewer's render thread that does something else."""
-
-    def __init__(self, work: Callable[[], Any]) -> None:
-        threading.Thread.__init__(self)
-        self.work, self.result = work, None
-
-    def run(self) -> None:
-        self.result = self.work()
-
-
-def in_viewer(work: Callable[[], Any]) -> Any:
-    thread = Render(work)
-    thread.start()
-    thread.join()
-    return thread.result
-
-
 def full() -> ViewerControls:
-    return ViewerControls(8, num_photos=5, prefilters=("multisample", "ipe", "none"), has_normals=True)
+    return ViewerControls(8, num_photos=5, prefilters=("multisample", "ipe", "none"))
 
 
 def changed() -> ViewerControls:
@@ -51,14 +30,12 @@ def changed() -> ViewerControls:
     controls.appearance.value, controls.appearance_photo.value = "of one photo", 3
     controls.background.value = "white"
     controls.finest_level.value = 4
-    controls.show_normals.value = True
+    controls.extra_outputs.value = True
     return controls
 
 
-def test_untouched_controls_change_nothing_but_leave_normals_out():
-    assert full().values() == View(normals=False)
-    assert View(normals=True) == UNCHANGED
-    assert ViewerControls(8).values() == View(normals=False)
+def test_untouched_controls_change_nothing():
+    assert full().values() == ViewerControls(8).values() == View() == UNCHANGED
 
 
 def test_values_reach_the_viewers_renders_only():
@@ -90,18 +67,18 @@ def test_a_chosen_colour_is_in_units_of_one():
     assert controls.values().background == (1.0, 0.0, 0.2)
 
 
-@pytest.mark.parametrize(("choice", "expected"), [("neutral", None), ("mean of the photos", MEAN_APPEARANCE)])
+@pytest.mark.parametrize(("choice", "expected"), [("mean of the photos", None), ("of one photo", 2)])
 def test_appearances(choice, expected):
     controls = full()
     controls.appearance_photo.value = 2
     controls.appearance.value = choice
-    assert controls.values().appearance == expected
+    assert controls.values().photo == expected
 
 
 def test_a_photos_number_stays_within_the_photos():
     controls = ViewerControls(8, num_photos=1)
     controls.appearance.value, controls.appearance_photo.value = "of one photo", controls.appearance_photo.max
-    assert controls.values().appearance == 0
+    assert controls.values().photo == 0
 
 
 @pytest.mark.parametrize(("level", "expected"), [(1, 1), (7, 7), (8, None)])
@@ -123,12 +100,12 @@ def test_nerfstudio_finds_every_element_within_a_model():
         "appearance_photo",
         "background",
         "background_colour",
+        "extra_outputs",
         "finest_level",
-        "show_normals",
     ]
     model.view = ViewerControls(8)
     without = [element.name for _, element in parse_object(model, ViewerElement, "Custom Elements")]
-    assert without == ["Cone width", "Background", "Colour", "Finest level"]
+    assert without == ["Cone width", "Background", "Colour", "Normals and weights", "Finest level"]
 
 
 def test_checkpoints_and_copies_know_nothing_of_it():

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Optional, Tuple
+from typing import NamedTuple, Optional, Tuple
 
 import torch
 from jaxtyping import Float
@@ -20,6 +20,22 @@ TABLE_GAIN = 10.0
 """Table values are multiplied by this when read, which multiplies Adam's effective step on them (Zip-NeRF)."""
 FEATURE_INIT = 1e-4
 """Features start uniform in +- this, after the gain ([I], section 4)."""
+
+
+class Reading(NamedTuple):
+    """What of a grid is read, and how."""
+
+    num_active: Optional[int] = None
+    """Levels in use, from the coarsest; the others give zeros. All if None."""
+    prefilter: Optional[Prefilter] = None
+    """Anti-aliasing mode; the encoding's own if None."""
+    is_frozen: bool = False
+    """No gradient reaches the table."""
+
+
+WHOLE = Reading()
+"""All levels, in the encoding's own mode."""
+
 
 @dataclass
 class HashGridConfig(PrintableConfig):
@@ -87,23 +103,36 @@ class AntiAliasedHashEncoding(nn.Module):
         return state
 
     def forward(
-        self, cones: Cones, ops: Ops, num_active: Optional[int] = None, dtype: torch.dtype = torch.float32
+        self, cones: Cones, ops: Ops, reading: Reading = WHOLE, dtype: torch.dtype = torch.float32
     ) -> Float[Tensor, "intervals channels"]:
         """Channels of each interval: prefiltered features of all levels, then one weight feature a level.
 
         Args:
             cones: the intervals.
             ops: the implementation.
-            num_active: levels in use, from the coarsest (progressive training); all if not given.
+            reading: what of the grid is read, and how.
             dtype: of the channels.
         """
-        # Tells the MLP how much to trust each level, in the scale of that level's features (Zip-NeRF, section 2).
         state = self.summary(ops)
-        scales = torch.sqrt(FEATURE_INIT**2 + TABLE_GAIN**2 * state.mean_square)
-        lookup = Lookup(self.grid, self.prefilter, TABLE_GAIN, self.bandwidths, num_active, dtype)
+        lookup = Lookup(
+            self.grid, reading.prefilter or self.prefilter, TABLE_GAIN, self.bandwidths, reading.num_active, dtype
+        )
         # Half precision for half precision: whoever asks for float32 channels gets float32 values.
         half = None if state.half is None or dtype == torch.float32 else HalfTable(state.half, HALF_SCALE)
-        return ops.cone_encode(self.hash_table, cones, scales, lookup, half)
+        table = self.hash_table.detach() if reading.is_frozen else self.hash_table
+        return ops.cone_encode(table, cones, self.weight_scales(ops), lookup, half)
+
+    def weight_scales(self, ops: Ops) -> Float[Tensor, "levels"]:
+        """Factors of the weight features, which tell the networks how much to trust each level: in the scale of that
+        level's features (Zip-NeRF, section 2)."""
+        return torch.sqrt(FEATURE_INIT**2 + TABLE_GAIN**2 * self.summary(ops).mean_square)
+
+    def prefilter_weights(
+        self, channels: Float[Tensor, "intervals channels"], ops: Ops
+    ) -> Float[Tensor, "intervals levels"]:
+        """The prefilter's weight of every level, in [0, 1], read from the weight features among the channels."""
+        levels = len(self.grid.levels)
+        return 0.5 + 0.5 * channels[:, -levels:].float() / self.weight_scales(ops)
 
     def per_level(self, channels: Float[Tensor, "intervals channels"]) -> Float[Tensor, "intervals levels features"]:
         """The features among the channels, by level: a view."""

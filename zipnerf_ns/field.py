@@ -12,10 +12,11 @@ from torch import Tensor, nn
 from nerfstudio.field_components.mlp import MLP
 from nerfstudio.utils.rich_utils import CONSOLE
 
-from zipnerf_ns.encoding import AntiAliasedHashEncoding
+from zipnerf_ns.encoding import WHOLE, AntiAliasedHashEncoding, Reading
 from zipnerf_ns.functional import mlp
-from zipnerf_ns.functional.cones import Cones
+from zipnerf_ns.functional.cones import Cones, separate_intervals
 from zipnerf_ns.functional.mlp import RadianceWeights
+from zipnerf_ns.functional.normals import density_normals
 from zipnerf_ns.functional.numerics import bounded_exp
 from zipnerf_ns.implementation import Ops
 from zipnerf_ns.kernels.mlp import why_density_unsupported, why_radiance_unsupported
@@ -73,15 +74,15 @@ class ZipNerfDensityField(nn.Module):
         return Cones(rays.origins, rays.directions, rays.radius, tdist, turns, self.aabb)
 
     def channels(
-        self, rays: Rays, tdist: Float[Tensor, "rays edges"], ops: Ops, num_active: Optional[int] = None
+        self, rays: Rays, tdist: Float[Tensor, "rays edges"], ops: Ops, reading: Reading = WHOLE
     ) -> Float[Tensor, "intervals channels"]:
         """The encoding's output, in the precision in which the networks read it."""
         is_half = self.precision == "bfloat16" and tdist.device.type == "cuda"
         dtype = torch.bfloat16 if is_half else torch.float32
-        return self.encoding(self.cones(rays, tdist), ops, num_active, dtype)
+        return self.encoding(self.cones(rays, tdist), ops, reading, dtype)
 
     def density(
-        self, rays: Rays, tdist: Float[Tensor, "rays edges"], ops: Ops, num_active: Optional[int] = None
+        self, rays: Rays, tdist: Float[Tensor, "rays edges"], ops: Ops, reading: Reading = WHOLE
     ) -> Float[Tensor, "rays n"]:
         """Density of every interval, per world unit.
 
@@ -89,15 +90,31 @@ class ZipNerfDensityField(nn.Module):
             rays: whose cones are cut.
             tdist: fenceposts, world units.
             ops: the implementation.
-            num_active: hash levels in use; all if not given.
+            reading: what of the hash grid is read, and how.
         """
         hidden, density = self.hidden_layer, self.density_layer
         density_mlp = choose_mlp(ops.density_mlp, mlp.density_mlp, ops, self.density_kernels_lack)
         flat = density_mlp(
-            self.channels(rays, tdist, ops, num_active), hidden.weight, hidden.bias, density.weight, density.bias,
+            self.channels(rays, tdist, ops, reading), hidden.weight, hidden.bias, density.weight, density.bias,
             DENSITY_SHIFT, self.precision,
         )  # fmt: skip
         return flat.view(tdist.shape[0], tdist.shape[1] - 1)
+
+    def normals(
+        self, rays: Rays, tdist: Float[Tensor, "rays edges"], ops: Ops, reading: Reading = WHOLE
+    ) -> Float[Tensor, "rays n 3"]:
+        """Unit normals of every interval, world frame: against the gradient of its prefiltered density; zero where
+        there is none. No gradient flows through them; see :meth:`density` for the arguments."""
+        cones = separate_intervals(self.cones(rays, tdist))
+        frozen = reading._replace(is_frozen=True)
+
+        def raw_density(shift: Float[Tensor, "intervals 3"]) -> Float[Tensor, "intervals 1"]:
+            channels = self.encoding(cones._replace(origins=cones.origins + shift), ops, frozen)
+            return self.density_layer(torch.relu(self.hidden_layer(channels)))
+
+        with torch.autocast(tdist.device.type, enabled=False):
+            normals = density_normals(raw_density, torch.zeros_like(cones.origins))
+        return normals.view(tdist.shape[0], tdist.shape[1] - 1, 3)
 
 
 class ZipNerfField(ZipNerfDensityField):
@@ -129,29 +146,43 @@ class ZipNerfField(ZipNerfDensityField):
         skip = (color_layers - 1,) if color_layers > 1 else None
         self.color_network = MLP(in_dim, color_layers + 1, color_dim, 3, skip_connections=skip)
         self.appearance = AffineAppearance(num_images, appearance_dim, bottleneck_dim) if num_images else None
-        # An affine map between bottleneck and colours, or a single colour layer, leaves nothing to fold.
-        self.is_foldable = color_layers > 1 and self.appearance is None
-        self.kernels_lack = why_radiance_unsupported(
-            encoding.get_out_dim(), hidden_dim, color_layers, color_dim, SH_DIM, self.appearance is not None
-        )
+        self._kernel_sizes = encoding.get_out_dim(), hidden_dim, color_layers, color_dim, SH_DIM
+
+    @property
+    def is_foldable(self) -> bool:
+        """Whether the bottleneck can be multiplied into the colour layers, of which there must be more than one.
+
+        Not while images transform it each in its own way, which they do in training only.
+        """
+        return len(self.color_network.layers) > 2 and not (self.appearance is not None and self.training)
+
+    @property
+    def kernels_lack(self) -> Optional[str]:
+        """Why kernels cannot compute the networks, as a sentence for the user; None if they can."""
+        return why_radiance_unsupported(*self._kernel_sizes, self.appearance is not None and self.training)
 
     def forward(
-        self, rays: Rays, tdist: Float[Tensor, "rays edges"], ops: Ops, num_active: Optional[int] = None
-    ) -> Radiance:
-        """Density and colour of every interval; see :meth:`density` for the arguments."""
-        channels = self.channels(rays, tdist, ops, num_active)
+        self, rays: Rays, tdist: Float[Tensor, "rays edges"], ops: Ops, reading: Reading = WHOLE,
+        photo: Optional[int] = None,
+    ) -> Radiance:  # fmt: skip
+        """Density and colour of every interval; see :meth:`density` for the first arguments.
+
+        Args:
+            photo: number of the training image whose appearance is shown at evaluation; the mean of all if not given.
+        """
+        channels = self.channels(rays, tdist, ops, reading)
         view = ops.spherical_harmonics(rays.directions, channels.dtype)
         shape = tdist.shape[0], tdist.shape[1] - 1
         # Also where nothing can be folded, for then there is no kernel, which is to be said.
         radiance_mlp = choose_mlp(ops.radiance_mlp, mlp.radiance_mlp, ops, self.kernels_lack)
         if self.is_foldable:
             density, colors = radiance_mlp(
-                channels, view, self.folded(), DENSITY_SHIFT, RGB_PADDING, self.precision
+                channels, view, self.folded(photo), DENSITY_SHIFT, RGB_PADDING, self.precision
             )
             return Radiance(density.view(shape), colors.view(*shape, 3), channels)
         with self.autocast():
             hidden = torch.relu(self.hidden_layer(channels))
-            colors = self._unfolded_colors(hidden.view(*shape, hidden.shape[-1]), view, rays.camera_indices)
+            colors = self._unfolded_colors(hidden.view(*shape, hidden.shape[-1]), view, rays.camera_indices, photo)
         with torch.autocast(hidden.device.type, enabled=False):
             density = bounded_exp(self.density_layer(hidden.float()) + DENSITY_SHIFT)
         return Radiance(density.view(shape), colors, channels)
@@ -162,20 +193,23 @@ class ZipNerfField(ZipNerfDensityField):
         enabled = self.precision == "bfloat16" and device_type == "cuda"
         return torch.autocast(device_type, dtype=torch.bfloat16, enabled=enabled)
 
-    def folded(self) -> RadianceWeights:
+    def folded(self, photo: Optional[int] = None) -> RadianceWeights:
         """The network's weights with the bottleneck, which has no activation, multiplied into the layers after it.
 
         Fewer products for the same function: the bottleneck enters the first and the last colour layer through
-        matrices of the hidden layer's width.
+        matrices of the hidden layer's width. So does an appearance, where it is one for all rays.
+
+        Args:
+            photo: as for :meth:`forward`.
         """
-        bottleneck, (first, *middle, last, rgb) = self.bottleneck_layer, self.color_network.layers
-        with torch.autocast(bottleneck.weight.device.type, enabled=False):
-            first_hidden, first_view, first_bias = mlp.fold_bottleneck(
-                bottleneck.weight, bottleneck.bias, first.weight, first.bias
-            )
-            last_hidden, last_others, last_bias = mlp.fold_bottleneck(
-                bottleneck.weight, bottleneck.bias, last.weight, last.bias
-            )
+        (first, *middle, last, rgb) = self.color_network.layers
+        weight, bias = self.bottleneck_layer.weight, self.bottleneck_layer.bias
+        with torch.autocast(weight.device.type, enabled=False):
+            if self.appearance is not None:
+                scale, shift = self.appearance.affine_map(photo)
+                weight, bias = weight * scale[:, None], bias * scale + shift
+            first_hidden, first_view, first_bias = mlp.fold_bottleneck(weight, bias, first.weight, first.bias)
+            last_hidden, last_others, last_bias = mlp.fold_bottleneck(weight, bias, last.weight, last.bias)
         return RadianceWeights(
             hidden=self.hidden_layer.weight, hidden_bias=self.hidden_layer.bias,
             density=self.density_layer.weight, density_bias=self.density_layer.bias,
@@ -187,13 +221,15 @@ class ZipNerfField(ZipNerfDensityField):
 
     def _unfolded_colors(
         self, hidden: Float[Tensor, "rays n hidden"], view: Float[Tensor, "rays view"],
-        camera_indices: Optional[Tensor],
+        camera_indices: Optional[Tensor], photo: Optional[int],
     ) -> Float[Tensor, "rays n 3"]:  # fmt: skip
         """Colours by the network as the paper draws it."""
         bottleneck = self.bottleneck_layer(hidden)
         if self.appearance is not None and self.training:
-            # At evaluation the photo that a view would have been is unknown, and the identity is neutral.
             bottleneck = self.appearance(bottleneck, camera_indices)
+        elif self.appearance is not None:
+            scale, shift = self.appearance.affine_map(photo)
+            bottleneck = bottleneck * scale + shift
         view = view.to(bottleneck.dtype)[:, None].expand(*hidden.shape[:-1], view.shape[-1])
         raw = self.color_network(torch.cat([bottleneck, view], dim=-1))
         return torch.sigmoid(raw.float()) * (1.0 + 2.0 * RGB_PADDING) - RGB_PADDING
@@ -235,6 +271,16 @@ class AffineAppearance(nn.Module):
         """Transforms each ray's bottleneck by its image's affine map."""
         scale, shift = self.affine(self.codes(camera_indices)).chunk(2, dim=-1)
         return bottleneck * (1.0 + scale) + shift
+
+    def affine_map(self, photo: Optional[int] = None) -> Tuple[Float[Tensor, "dim"], Float[Tensor, "dim"]]:
+        """Factor and shift of one image, or the mean of all images': what a view would get of which no photo exists.
+
+        Args:
+            photo: number of the training image; the mean if not given.
+        """
+        code = self.codes.weight.mean(dim=0) if photo is None else self.codes.weight[photo]
+        scale, shift = self.affine(code).chunk(2, dim=-1)
+        return 1.0 + scale, shift
 
 
 def parameter_groups(fields: List[nn.Module]) -> Tuple[List[nn.Parameter], List[nn.Parameter]]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any, Dict, List, Mapping, Optional, Tuple
+from typing import Any, Callable, Dict, List, Mapping, Optional, Sequence, Tuple, get_args
 
 import torch
 from torch import Tensor, nn
@@ -18,22 +18,30 @@ from nerfstudio.models.base_model import Model
 from zipnerf_ns import losses
 from zipnerf_ns.camera_rays import ImageRays
 from zipnerf_ns.checks import InputError, check_state_dict, check_table_memory
-from zipnerf_ns.encoding import AntiAliasedHashEncoding, HashGridConfig
+from zipnerf_ns.encoding import AntiAliasedHashEncoding, HashGridConfig, Reading
 from zipnerf_ns.field import Radiance, ZipNerfDensityField, ZipNerfField, parameter_groups
 from zipnerf_ns.functional.gradient_scaling import near_camera_scaling, scale_gradient
+from zipnerf_ns.functional.hash_grid import Prefilter
+from zipnerf_ns.functional.normals import normal_colors, ray_normals
+from zipnerf_ns.functional.numerics import TINY
 from zipnerf_ns.functional.table_state import decay_coefficients
 from zipnerf_ns.implementation import Ops, resolve_ops
 from zipnerf_ns.metrics import ImageMetrics, psnr
 from zipnerf_ns.model_config import ZipNerfModelConfig, adapt_resolution, check_config
 from zipnerf_ns.monitor import CollisionMonitor
+from zipnerf_ns.outputs import Outputs
 from zipnerf_ns.pictures import blend, evaluation_pictures, straight_alpha
-from zipnerf_ns.rays import Round, rays_of_bundle
-from zipnerf_ns.rendering import ChunkLimit, render_in_chunks
+from zipnerf_ns.rays import Rays, Round, rays_of_bundle
+from zipnerf_ns.rendering import ChunkLimit, evaluating, render_in_chunks
 from zipnerf_ns.sampler import IntervalSampler
 from zipnerf_ns.scene_hints import SceneHints, find_hints
 from zipnerf_ns.tcnn_encoding import TcnnHashEncoding, import_library, why_unsupported
 from zipnerf_ns.viewer_controls import UNCHANGED, View, ViewerControls
 
+EXTRA_OUTPUTS = ("normals", "prefilter_weight")
+"""Outputs that are rendered for whoever asks for them."""
+EXTRA_COST = 4
+"""Memory that a ray with these outputs takes, in that of one without."""
 FORMAT_VERSION = 1
 """Raised whenever a checkpoint's tensors change their meaning without changing their shape."""
 
@@ -79,12 +87,13 @@ class ZipNerfModel(Model):
             ZipNerfDensityField(encoding, aabb, proposal.hidden_dim, config.precision)
             for encoding, proposal in zip(encodings[:-1], config.proposals, strict=True)
         )
+        num_photos = self.num_train_data if config.use_appearance else 0
         self.field = ZipNerfField(
             encodings[-1], aabb, config.hidden_dim, config.precision, config.bottleneck_dim, config.color_layers,
-            config.color_dim, self.num_train_data if config.use_appearance else 0, config.appearance_dim,
+            config.color_dim, num_photos, config.appearance_dim,
         )  # fmt: skip
         self.sampler = IntervalSampler([*(proposal.num_samples for proposal in config.proposals), config.num_samples])
-        self.view = ViewerControls(len(encodings[-1].grid.levels))
+        self.view = ViewerControls(len(encodings[-1].grid.levels), num_photos, prefilters_of(config))
         self.metrics = ImageMetrics()
         self.monitor = CollisionMonitor(config.collision_check_steps)
         self.register_buffer("anneal", torch.ones(()), persistent=False)
@@ -154,19 +163,23 @@ class ZipNerfModel(Model):
         In training the rounds that the losses need instead of distances, and colours without the background, which
         :meth:`_with_background` adds: only a ray's own last colour, where nothing random is behind it, is in already.
         """
+        return self._render(ray_bundle, UNCHANGED if self.training else self.view.read())
+
+    def _render(self, ray_bundle: RayBundle, view: View) -> Dict[str, Any]:
+        """:meth:`get_outputs` with the viewer's differences."""
         config = self.config
-        view = UNCHANGED if self.training else self.view.read()
         rays = rays_of_bundle(ray_bundle, config.near_plane, config.far_plane, self.aabb)
         if view.cone_scale != 1.0:
             rays = rays._replace(radius=rays.radius * view.cone_scale)
         ops = resolve_ops(config.implementation, rays.origins.device)
-        num_active = self.num_active_levels()
-        density_fns = [lambda rays, tdist, network=network: network.density(rays, tdist, ops, num_active)
+        reading = Reading(self.num_active_levels(), view.prefilter)
+        density_fns = [lambda rays, tdist, network=network: network.density(rays, tdist, ops, reading)
                        for network in self.proposal_networks]  # fmt: skip
         # At evaluation the training counts as done.
         sampled = self.sampler(rays, density_fns, ops, self.anneal if self.training else 1.0)
-        num_active = num_active if view.num_active is None else view.num_active
-        radiance: Radiance = self.field(rays, sampled.tdist, ops, num_active)
+        if view.num_active is not None:
+            reading = reading._replace(num_active=view.num_active)
+        radiance: Radiance = self.field(rays, sampled.tdist, ops, reading, view.photo)
         if self.training and config.use_gradient_scaling:
             scaling = near_camera_scaling(sampled.tdist[:, :-1], sampled.tdist[:, 1:])
             radiance = radiance._replace(
@@ -177,7 +190,10 @@ class ZipNerfModel(Model):
         rounds = [*sampled.proposals, Round(sampled.sdist, sampled.tdist, weights)]
         if not self.training:
             rgb = self._over_background(rgb, accumulation, radiance.colors, view)
-            return {"rgb": rgb, "accumulation": accumulation, **self._distances(rounds, ops)}
+            outputs = Outputs(rgb=rgb, accumulation=accumulation, **self._distances(rounds, ops))
+            outputs.defer("normals", lambda: self._normals(rays, rounds[-1], ops, reading))
+            outputs.defer("prefilter_weight", lambda: self._prefilter_weight(radiance, weights, ops))
+            return outputs
         if config.background_color == "last_sample" and not config.random_background:
             rgb = torch.addcmul(rgb, 1.0 - accumulation, radiance.colors[:, -1].to(rgb.dtype))
         self.monitor.observe(self.field, rays, sampled.tdist, config.grid)
@@ -194,6 +210,19 @@ class ZipNerfModel(Model):
         elif self.config.background_color == "last_sample":
             background = colors[:, -1].float()
         return torch.nan_to_num(rgb + background * (1.0 - accumulation)).clamp(0.0, 1.0)
+
+    def _normals(self, rays: Rays, rendered: Round, ops: Ops, reading: Reading) -> Tensor:
+        """Directions of the surfaces that rays see, world frame, as colours: components from [-1, 1] to [0, 1]."""
+        with evaluating(self), torch.no_grad():
+            normals = self.field.normals(rays, rendered.tdist, ops, reading)
+            return normal_colors(ray_normals(rendered.weights, normals))
+
+    def _prefilter_weight(self, radiance: Radiance, weights: Tensor, ops: Ops) -> Tensor:
+        """How much of the hash levels the prefilter leaves where rays see something: 1 for all, 0 for none."""
+        with torch.no_grad():
+            of_intervals = self.field.encoding.prefilter_weights(radiance.channels, ops).mean(dim=-1)
+            seen = (weights * of_intervals.view_as(weights)).sum(dim=-1, keepdim=True)
+            return (seen / weights.sum(dim=-1, keepdim=True).clamp_min(TINY)).clamp(0.0, 1.0)
 
     @staticmethod
     def _distances(rounds: List[Round], ops: Ops) -> Dict[str, Tensor]:
@@ -294,19 +323,44 @@ class ZipNerfModel(Model):
     def get_outputs_for_camera(self, camera: Cameras, obb_box: Optional[OrientedBox] = None) -> Dict[str, Tensor]:
         """A whole picture ``[height, width, channels]``, its rays generated chunk by chunk."""
         rays = ImageRays(camera, self.device, obb_box, self.config.implementation)
-        outputs = render_in_chunks(self, rays.bundle, len(rays), self.config.eval_num_rays_per_chunk, self.chunk_limit)
-        return {name: output.view(rays.height, rays.width, -1) for name, output in outputs.items()}
+        return self._picture(rays.bundle, len(rays), (rays.height, rays.width))
 
     @torch.no_grad()
     def get_outputs_for_camera_ray_bundle(self, camera_ray_bundle: RayBundle) -> Dict[str, Tensor]:
         """A whole picture from its rays, in chunks."""
-        shape = camera_ray_bundle.origins.shape[:-1]
         flat = camera_ray_bundle.flatten()
-        outputs = render_in_chunks(
-            self, lambda start, end: flat[start:end].to(self.device), len(flat),
-            self.config.eval_num_rays_per_chunk, self.chunk_limit,
-        )  # fmt: skip
-        return {name: output.view(*shape, -1) for name, output in outputs.items()}
+        return self._picture(
+            lambda start, end: flat[start:end].to(self.device), len(flat), camera_ray_bundle.origins.shape[:-1]
+        )
+
+    def _picture(
+        self, bundle: Callable[[int, int], RayBundle], num_rays: int, shape: Sequence[int]
+    ) -> Outputs:
+        """A picture of so many rays, with the outputs that cost more deferred, or in the viewer as it asks.
+
+        The viewer looks outputs up when training has gone on already: there none can be left for later.
+        """
+        view = self.view.read()
+
+        def rendered(names: Optional[Sequence[str]], most: int) -> Dict[str, Tensor]:
+            def render(rays: RayBundle) -> Dict[str, Tensor]:
+                outputs = self._render(rays, view)
+                return outputs if names is None else {name: outputs[name] for name in names}
+
+            with evaluating(self), torch.no_grad():
+                parts = render_in_chunks(
+                    render, self.device, self.uses_kernels, bundle, num_rays, most, self.chunk_limit
+                )
+            return {name: output.view(*shape, -1) for name, output in parts.items()}
+
+        most = self.config.eval_num_rays_per_chunk
+        outputs = Outputs(rendered(None, most))
+        if view.extra_outputs:
+            outputs.update(rendered(EXTRA_OUTPUTS, most // EXTRA_COST))
+        elif view is UNCHANGED:
+            for name in EXTRA_OUTPUTS:
+                outputs.defer(name, lambda name=name: rendered([name], most // EXTRA_COST)[name])
+        return outputs
 
     def load_state_dict(self, state_dict: Mapping[str, Any], strict: bool = True, assign: bool = False) -> Any:
         """Loads a checkpoint of exactly this configuration.
@@ -338,6 +392,14 @@ def explain_implementation(config: ZipNerfModelConfig, device: torch.device) -> 
             import_library()
     except (ValueError, RuntimeError) as error:
         raise InputError(f"--pipeline.model.implementation: {error}") from error
+
+
+def prefilters_of(config: ZipNerfModelConfig) -> Tuple[Prefilter, ...]:
+    """The anti-aliasing modes in which a model's tables can be read."""
+    if config.implementation != "tcnn":
+        return get_args(Prefilter)
+    features = config.grid.features_per_level
+    return tuple(mode for mode in get_args(Prefilter) if why_unsupported(mode, features) is None)
 
 
 def make_grid_or_explain(name: str, grid: HashGridConfig) -> Any:

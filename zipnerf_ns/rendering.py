@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from typing import Callable, Dict, List
+from contextlib import contextmanager
+from typing import Callable, Dict, Iterator, List
 
 import torch
 from torch import Tensor, nn
@@ -18,6 +19,19 @@ CPU_BYTES = 2**31
 """Memory that a picture may take on a CPU."""
 MIN_CHUNK = 256
 """Fewer rays at once would not help: what does not fit then is the model itself."""
+
+
+@contextmanager
+def evaluating(model: nn.Module) -> Iterator[None]:
+    """Whatever mode a model is in, it is in evaluation mode within."""
+    was_training = model.training
+    if was_training:
+        model.eval()
+    try:
+        yield
+    finally:
+        if was_training:
+            model.train()
 
 
 class ChunkLimit:
@@ -43,7 +57,9 @@ def rays_that_fit(device: torch.device, uses_kernels: bool) -> int:
 
 
 def render_in_chunks(
-    model: nn.Module,
+    render: Callable[[RayBundle], Dict[str, Tensor]],
+    device: torch.device,
+    uses_kernels: bool,
     bundle: Callable[[int, int], RayBundle],
     num_rays: int,
     most: int,
@@ -52,7 +68,8 @@ def render_in_chunks(
     """Outputs ``[num_rays, channels]`` of rays that are generated as they are needed.
 
     Args:
-        model: from a flat bundle to outputs ``[rays, channels]``; has ``device`` and ``uses_kernels``.
+        render: from a flat bundle to outputs ``[rays, channels]``; what is no tensor among them is left out.
+        device, uses_kernels: of what renders.
         bundle: the rays from the first number up to the second.
         num_rays: of the picture.
         most: rays at once.
@@ -60,13 +77,13 @@ def render_in_chunks(
     Raises:
         torch.cuda.OutOfMemoryError: if not even the smallest chunk fits.
     """
-    chunk = min(most, limit.rays, rays_that_fit(model.device, model.uses_kernels))
+    chunk = min(most, limit.rays, rays_that_fit(device, uses_kernels))
     parts: Dict[str, List[Tensor]] = defaultdict(list)
     start = 0
     while start < num_rays:
         outputs, tried = None, min(chunk, num_rays - start)
         try:
-            outputs = model(bundle(start, start + tried))
+            outputs = render(bundle(start, start + tried))
         except torch.cuda.OutOfMemoryError:
             if tried <= MIN_CHUNK:
                 raise

@@ -21,7 +21,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from zipnerf_ns.encoding import FEATURE_INIT, TABLE_GAIN, AntiAliasedHashEncoding, HashGridConfig
+from zipnerf_ns.encoding import FEATURE_INIT, TABLE_GAIN, WHOLE, AntiAliasedHashEncoding, HashGridConfig, Reading
 from zipnerf_ns.functional.cones import Cones, Lookup, channels, cones_in_cube
 from zipnerf_ns.functional.hash_grid import HashGrid, Level, Prefilter, count_active, prefilter_weights
 from zipnerf_ns.functional.table_state import TableState
@@ -153,7 +153,7 @@ class TcnnHashEncoding(AntiAliasedHashEncoding):
         self,
         positions: Float[Tensor, "intervals 1 3"],
         stds: Float[Tensor, "intervals 1"],
-        num_active: Optional[int] = None,
+        reading: Reading = WHOLE,
     ) -> Tuple[Float[Tensor, "intervals levels features"], Float[Tensor, "intervals levels"]]:
         """What ``functional.hash_grid.hash_encode`` gives of a table: prefiltered features, without the gain, and the
         prefilter weight of every level.
@@ -161,19 +161,25 @@ class TcnnHashEncoding(AntiAliasedHashEncoding):
         Args:
             positions: unit cube; outside of it the nearest face's features continue.
             stds: units of the cube's side; the root of the covariance's trace.
-            num_active: levels in use, from the coarsest; the others give zeros. All if not given.
+            reading: levels in use and prefilter. The library computes its table's gradient also where it is frozen.
+        Raises:
+            ValueError: for a prefilter of several look-ups.
         """
+        prefilter = reading.prefilter or self.prefilter
+        reason = why_unsupported(prefilter, self.grid.features_per_level)
+        if reason is not None:
+            raise ValueError(reason)
         (library,) = self._library
         if library.params is not self.hash_table:
             # load_state_dict(assign=True) has given this module another parameter.
             library.params = self.hash_table
         levels, features = len(self.grid.levels), self.grid.features_per_level
-        weights = prefilter_weights(stds, self.cells, self.prefilter, self.bandwidths)[:, 0]
+        weights = prefilter_weights(stds, self.cells, prefilter, self.bandwidths)[:, 0]
         if len(positions) == 0:
             return positions.new_zeros(0, levels, features), weights
         # Below zero the library's unsigned cell numbers wrap around.
         values = library(positions[:, 0].clamp(0.0, 1.0)).float().view(-1, levels, features)
-        active = torch.arange(levels, device=stds.device) < count_active(self.grid, num_active)
+        active = torch.arange(levels, device=stds.device) < count_active(self.grid, reading.num_active)
         return values * (weights * active)[..., None], weights
 
     def summary(self, ops: Ops) -> TableState:
@@ -181,14 +187,13 @@ class TcnnHashEncoding(AntiAliasedHashEncoding):
         return super().summary(ops._replace(reads_half=_never))
 
     def forward(
-        self, cones: Cones, ops: Ops, num_active: Optional[int] = None, dtype: torch.dtype = torch.float32
+        self, cones: Cones, ops: Ops, reading: Reading = WHOLE, dtype: torch.dtype = torch.float32
     ) -> Float[Tensor, "intervals channels"]:
         """Channels of each interval from the Gaussian that represents it; see the base class for the arguments."""
         positions, stds = cones_in_cube(cones, one_lookup=True)
-        per_level, weights = self.look_up(positions, stds, num_active)
-        scales = torch.sqrt(FEATURE_INIT**2 + TABLE_GAIN**2 * self.summary(ops).mean_square)
-        lookup = Lookup(self.grid, self.prefilter, TABLE_GAIN, self.bandwidths, num_active, dtype)
-        return channels(per_level, weights, scales, lookup)
+        per_level, weights = self.look_up(positions, stds, reading)
+        lookup = Lookup(self.grid, self.prefilter, TABLE_GAIN, self.bandwidths, reading.num_active, dtype)
+        return channels(per_level, weights, self.weight_scales(ops), lookup)
 
 
 def _never(features_per_level: int) -> bool:

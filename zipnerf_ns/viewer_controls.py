@@ -23,13 +23,11 @@ from nerfstudio.viewer.viewer_elements import (
 
 from zipnerf_ns.functional.hash_grid import Prefilter
 
-MEAN_APPEARANCE = -1
-"""Instead of a photo's number: the mean of all photos' appearances."""
 MAX_CONE_SCALE = 4.0
 """The widest cones that can be chosen, in pixels."""
 
 AS_TRAINED = "as trained"
-NEUTRAL, MEAN, OF_A_PHOTO = "neutral", "mean of the photos", "of one photo"
+MEAN, OF_A_PHOTO = "mean of the photos", "of one photo"
 BACKGROUNDS = {"white": (1.0, 1.0, 1.0), "grey": (0.5, 0.5, 0.5), "black": (0.0, 0.0, 0.0)}
 CHOSEN_COLOUR = "chosen colour"
 
@@ -43,16 +41,16 @@ class View(NamedTuple):
     """Factor on the radius of every ray's cone: 0 for rays without width, 2 for cones of two pixels."""
     num_active: Optional[int] = None
     """Hash levels of the rendered field that are read, from the coarsest; all if None."""
-    appearance: Optional[int] = None
-    """Number of the training photo whose appearance is shown, MEAN_APPEARANCE, or None for the neutral one."""
+    photo: Optional[int] = None
+    """Number of the training photo whose appearance is shown; the mean of all if None."""
     background: Optional[Tuple[float, float, float]] = None
     """Colour behind what is transparent, in [0, 1]; the configured one if None. A crop's own goes before it."""
-    normals: bool = True
-    """Whether normals are asked for, which cost a pass backwards through the field."""
+    extra_outputs: bool = False
+    """Whether outputs that cost more are rendered at once, for whoever cannot ask for them later."""
 
 
 UNCHANGED = View()
-"""The model as it was trained, with all its outputs."""
+"""The model as it was trained."""
 
 
 class ViewerControls(nn.Module):
@@ -64,11 +62,10 @@ class ViewerControls(nn.Module):
         num_levels: hash levels of the rendered field.
         num_photos: training photos with an appearance; 0 leaves those controls out.
         prefilters: anti-aliasing modes to choose from besides the trained one; none leaves that control out.
-        has_normals: whether the model can show normals.
     """
 
     def __init__(
-        self, num_levels: int, num_photos: int = 0, prefilters: Sequence[Prefilter] = (), has_normals: bool = False
+        self, num_levels: int, num_photos: int = 0, prefilters: Sequence[Prefilter] = ()
     ) -> None:
         super().__init__()
         self.num_levels = num_levels
@@ -83,7 +80,7 @@ class ViewerControls(nn.Module):
         self.appearance = self.appearance_photo = None
         if num_photos:
             self.appearance = ViewerDropdown(
-                "Appearance", NEUTRAL, [NEUTRAL, MEAN, OF_A_PHOTO], hint="Light and exposure", cb_hook=self._show_photo
+                "Appearance", MEAN, [MEAN, OF_A_PHOTO], hint="Light and exposure", cb_hook=self._show_photo
             )
             self.appearance_photo = ViewerSlider("Photo", 0, 0, max(num_photos - 1, 1), 1, visible=False)
             self.num_photos = num_photos
@@ -95,9 +92,9 @@ class ViewerControls(nn.Module):
         self.finest_level = ViewerSlider(
             "Finest level", num_levels, 1, max(num_levels, 2), 1, hint="Coarser than this only: what each level adds"
         )
-        self.show_normals = None
-        if has_normals:
-            self.show_normals = ViewerCheckbox("Normals", False, hint="As another output type; slower")
+        self.extra_outputs = ViewerCheckbox(
+            "Normals and weights", False, hint="Surface normals and prefilter weights as further output types; slower"
+        )
 
     def read(self) -> View:
         """The values in force for the calling thread: UNCHANGED unless it renders for a viewer.
@@ -117,16 +114,15 @@ class ViewerControls(nn.Module):
             prefilter=None if mode == AS_TRAINED else mode,
             cone_scale=float(self.antialiasing_width.value),
             num_active=None if level >= self.num_levels else level,
-            appearance=self._appearance(),
+            photo=self._photo(),
             background=self._background(),
-            normals=self.show_normals is not None and bool(self.show_normals.value),
+            extra_outputs=bool(self.extra_outputs.value),
         )
 
-    def _appearance(self) -> Optional[int]:
-        choice = NEUTRAL if self.appearance is None else self.appearance.value
-        if choice == OF_A_PHOTO:
-            return min(int(self.appearance_photo.value), self.num_photos - 1)
-        return MEAN_APPEARANCE if choice == MEAN else None
+    def _photo(self) -> Optional[int]:
+        if self.appearance is None or self.appearance.value != OF_A_PHOTO:
+            return None
+        return min(int(self.appearance_photo.value), self.num_photos - 1)
 
     def _background(self) -> Optional[Tuple[float, float, float]]:
         choice = self.background.value

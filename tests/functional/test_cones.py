@@ -10,7 +10,14 @@ from _hash_truth import DENSE_AND_HASHED, PREFILTERS, looped_encode, random_tabl
 from _truth import assert_finite, gradients, rng, unit_vectors
 from torch import Tensor
 
-from zipnerf_ns.functional.cones import Cones, HalfTable, Lookup, cone_encode, cones_in_cube
+from zipnerf_ns.functional.cones import (
+    Cones,
+    HalfTable,
+    Lookup,
+    cone_encode,
+    cones_in_cube,
+    separate_intervals,
+)
 from zipnerf_ns.functional.contraction import (
     box_cone_gaussians,
     box_points,
@@ -50,6 +57,22 @@ def spokes(cones: Cones, points: Tensor) -> Tensor:
     direction = cones.directions[0]
     world = 4.0 * points - 2.0 - cones.origins[0]
     return torch.nn.functional.normalize(world - (world @ direction)[..., None] * direction, dim=-1)
+
+
+# --- intervals of their own ---
+
+
+@pytest.mark.parametrize("one_lookup", [False, True])
+@pytest.mark.parametrize("turns", TURNS)
+@pytest.mark.parametrize("aabb", [None, BOX])
+def test_separate_intervals_are_the_same_gaussians(aabb, turns, one_lookup):
+    cones = random_cones(turns=turns, far=20.0, aabb=aabb)
+    separate = separate_intervals(cones)
+    assert [len(part) for part in separate[:5]] == [20] * 5 and separate.tdist.shape == (20, 2)
+    for found, expected in zip(
+        cones_in_cube(separate, one_lookup), cones_in_cube(cones, one_lookup), strict=True
+    ):
+        torch.testing.assert_close(found, expected, rtol=1e-12, atol=1e-12)
 
 
 # --- the Gaussians that stand for an interval ---

@@ -33,12 +33,12 @@ class TrueField(ZipNerfField):
         points = rays.origins.double() + middle * rays.directions.double()
         return ((points / SCALE - TRANSFORM[:, 3].double()) @ TRANSFORM[:, :3].double()).numpy()
 
-    def density(self, rays, tdist, ops, num_active=None):
+    def density(self, rays, tdist, ops):
         away = SCALE * surface_distance(self.world(rays, tdist))
         density = 30.0 * np.exp(np.clip(-away / self.width, -40.0, 40.0))
         return torch.from_numpy(density).float()[:, None]
 
-    def forward(self, rays, tdist, ops, num_active=None) -> Radiance:
+    def forward(self, rays, tdist, ops) -> Radiance:
         colors = 0.5 + 0.25 * torch.from_numpy(self.world(rays, tdist)).float()[:, None]
         return Radiance(self.density(rays, tdist, ops), colors, torch.zeros(len(tdist), 0))
 

@@ -85,6 +85,24 @@ def cones_in_cube(
     return points.reshape(-1, frustum.NUM_MULTISAMPLES, 3), stds.reshape(-1, frustum.NUM_MULTISAMPLES)
 
 
+def separate_intervals(cones: Cones) -> Cones:
+    """The same intervals, each on a ray of its own and with the same multisamples; counted ray by ray."""
+    bins = cones.tdist.shape[1] - 1
+    turns = cones.turns
+    if turns is None:
+        # Said in numbers, for the place among a ray's intervals, by which evaluation turns them, is lost.
+        is_odd = torch.arange(bins, device=cones.tdist.device) % 2 == 1
+        turns = (is_odd.to(cones.tdist.dtype) * (1.0 + 1.0 / 12.0)).expand(cones.tdist.shape[0], bins)
+    return Cones(
+        cones.origins.repeat_interleave(bins, dim=0),
+        cones.directions.repeat_interleave(bins, dim=0),
+        cones.radius.repeat_interleave(bins, dim=0),
+        torch.stack([cones.tdist[:, :-1], cones.tdist[:, 1:]], dim=-1).reshape(-1, 2),
+        turns.reshape(-1, 1),
+        cones.aabb,
+    )
+
+
 def channels(
     per_level: Float[Tensor, "intervals levels features"],
     weights: Float[Tensor, "intervals levels"],
