@@ -178,10 +178,11 @@ def test_normals_of_a_wall_point_at_the_camera(monkeypatch):
     solid_ball(model, monkeypatch)
     bundle = make_bundle(40)
     outputs = model(bundle)
-    assert (outputs["accumulation"] > 0.8).all()
-    seen = bundle.origins + outputs["depth"] * bundle.directions
-    normals = 2.0 * outputs["normals"] - 1.0
-    torch.testing.assert_close(normals.norm(dim=-1), torch.ones(40))
+    hits = outputs["accumulation"][:, 0] > 0.9
+    assert hits.sum() > 30, "some rays pass beside the ball"
+    seen = (bundle.origins + outputs["depth"] * bundle.directions)[hits]
+    normals = 2.0 * outputs["normals"][hits] - 1.0
+    torch.testing.assert_close(normals.norm(dim=-1), torch.ones(len(seen)))
     assert ((normals * seen / seen.norm(dim=-1, keepdim=True)).sum(dim=-1) > 0.95).all()
 
 
