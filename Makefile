@@ -3,6 +3,8 @@
 PYTHON ?= python3
 VENV ?= .venv
 DATA ?=
+# Tests at a time; each takes a core, and up to 3 GiB of memory.
+JOBS ?= $(shell n=$$(nproc 2>/dev/null || echo 2); echo $$((n < 4 ? n : 4)))
 BIN := $(VENV)/bin
 READY := $(VENV)/.zipnerf-ns-ready
 
@@ -35,7 +37,7 @@ $(READY): pyproject.toml
 	@touch $@
 
 test: setup lint ## lint, then all tests
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -n $(JOBS) --dist loadfile
 
 lint: setup ## style check
 	$(BIN)/ruff check .

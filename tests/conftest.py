@@ -17,7 +17,9 @@ import torch
 ROOT = Path(__file__).resolve().parents[1]
 
 # More threads than cores slow small tensors down; programs that tests start inherit the number.
-os.environ.setdefault("OMP_NUM_THREADS", str(min(os.cpu_count() or 1, 4)))
+# With several workers each has its share of the cores.
+WORKERS = int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", "1"))
+os.environ.setdefault("OMP_NUM_THREADS", str(max(1, min(os.cpu_count() or 1, 4) // WORKERS)))
 torch.set_num_threads(int(os.environ["OMP_NUM_THREADS"]))
 
 
