@@ -78,7 +78,7 @@ def _sweeps(bench: Bench, batch: Batch) -> Iterator[tuple[str, Sequence[int], It
 def _work(bench: Bench, grid: HashGridConfig, cones: Cones, dtype: torch.dtype) -> Work:
     ops = bench.implementations[0]
     encoding = AntiAliasedHashEncoding(grid, bench.model.config.prefilter).to(bench.device)
-    return Work("scaling", "encode", lambda: (encoding(cones, ops, None, dtype),), (), (encoding.hash_table,))
+    return Work("scaling", "encode", lambda: (encoding(cones, ops, dtype=dtype),), (), (encoding.hash_table,))
 
 
 def slope(sizes: Sequence[int], times: Sequence[float]) -> float:

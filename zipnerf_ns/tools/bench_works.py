@@ -110,7 +110,7 @@ def _encode(
 ) -> Work:  # fmt: skip
     touched = LevelCount(sum(count.per_ray for count in counts), sum(count.distinct for count in counts))
     return Work(
-        part, name, lambda: (encoding(cones, ops, None, dtype),), tuple(t for t in cones if t is not None),
+        part, name, lambda: (encoding(cones, ops, dtype=dtype),), tuple(t for t in cones if t is not None),
         (encoding.hash_table,), touched=touched,
     )  # fmt: skip
 
