@@ -19,6 +19,7 @@ import trimesh
 from jaxtyping import Float
 
 from zipnerf_ns.checks import InputError
+from zipnerf_ns.messages import quiet_dependencies
 from zipnerf_ns.point_query import query_density, query_points
 from zipnerf_ns.tools.density_mesh import (
     MeshReport,
@@ -76,6 +77,7 @@ def load_pipeline(config: Path) -> Pipeline:
     """
     if not config.is_file():
         raise InputError(f"{config} does not exist. Give the config.yml that ns-train wrote.")
+    quiet_dependencies()
     # Late: it loads every method's entry point, which takes seconds.
     from nerfstudio.utils.eval_utils import eval_setup
 

@@ -1,0 +1,98 @@
+"""The measure of flicker: on pictures whose changes are known, and on poses that come back as they were."""
+
+from __future__ import annotations
+
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+import torch
+
+from zipnerf_ns.tools import shimmer
+from zipnerf_ns.tools.demo_render import Pinhole
+
+PINHOLE = Pinhole(30.0, 30.0, 16.0, 12.0, 32, 24)
+
+
+def pictures(frames: int = 5, seed: int = 0) -> np.ndarray:
+    return np.random.default_rng(seed).random((frames, 4, 6, 3))
+
+
+def test_exact_pictures_do_not_flicker():
+    calm = shimmer.measure(pictures(), pictures())
+    assert calm.flicker == 0.0 and calm.psnr == pytest.approx(100.0)
+
+
+def test_what_stays_is_no_flicker_and_what_alternates_is():
+    truth = pictures()
+    constant = shimmer.measure(truth + 0.1 * pictures(1, 1), truth)
+    assert constant.flicker == pytest.approx(0.0, abs=1e-9) and constant.psnr < 30.0
+    signs = np.array([1.0, -1.0, 1.0, -1.0, 1.0])[:, None, None, None]
+    alternating = shimmer.measure(truth + 0.1 * signs, truth)
+    assert alternating.flicker == pytest.approx(0.2 * 255.0) and alternating.psnr == pytest.approx(20.0)
+
+
+def test_the_camera_moves_by_a_part_of_a_pixel_and_looks_at_the_scene():
+    first, second = shimmer.orbit(2, PINHOLE)
+    for pose in (first, second):
+        np.testing.assert_allclose(pose[:, :3].T @ pose[:, :3], np.eye(3), atol=1e-12)
+        np.testing.assert_allclose(pose[:, 2] * shimmer.RADIUS, pose[:, 3], atol=1e-12)
+    # A point before the centre, seen by both.
+    point = 0.5 * first[:, 2]
+    seen = []
+    for pose in (first, second):
+        x, y, z = pose[:, :3].T @ (point - pose[:, 3])
+        seen.append(np.array([x, y]) / -z * PINHOLE.fx)
+    assert 0.01 < np.abs(seen[1] - seen[0]).max() < shimmer.STEP
+
+
+def test_a_renderer_that_is_exact_is_calmer_than_few_samples(monkeypatch):
+    monkeypatch.setattr(shimmer, "TRUTH_SAMPLES", 36)
+    exact = ("exact", lambda poses, pinhole: shimmer.true_frames(poses, pinhole, 36))
+    rows = dict(shimmer.compare([exact], 3, PINHOLE))
+    some, single = rows["the scene itself, 16 samples a pixel"], rows["the scene itself, 1 sample a pixel"]
+    assert rows["exact"].flicker == 0.0 < some.flicker < single.flicker and some.psnr > single.psnr
+
+
+def test_a_run_is_rendered_in_its_own_frame():
+    """Its model gets the camera that the dataparser would have made of the pose."""
+    angle = 0.7
+    rotation = np.array([[np.cos(angle), -np.sin(angle), 0.0], [np.sin(angle), np.cos(angle), 0.0], [0.0, 0.0, 1.0]])
+    transform = np.concatenate([rotation, [[0.1], [-0.2], [0.3]]], axis=1)
+    given = []
+
+    class Model(torch.nn.Module):
+        device = torch.device("cpu")
+
+        def get_outputs_for_camera(self, camera):
+            given.append(camera)
+            return {"rgb": torch.full((24, 32, 3), 0.5)}
+
+    outputs = SimpleNamespace(dataparser_transform=torch.from_numpy(transform), dataparser_scale=0.25)
+    pipeline = SimpleNamespace(model=Model(), datamanager=SimpleNamespace(train_dataparser_outputs=outputs))
+    (pose,) = shimmer.orbit(1, PINHOLE)
+    frames = shimmer.rendered_frames(pipeline, [pose], PINHOLE)
+    assert frames.shape == (1, 24, 32, 3)
+    (camera,) = given
+    found = camera.camera_to_worlds[0].numpy()
+    np.testing.assert_allclose(found[:, :3], rotation @ pose[:, :3], atol=1e-6)
+    np.testing.assert_allclose(found[:, 3], 0.25 * (rotation @ pose[:, 3] + transform[:, 3]), atol=1e-6)
+    assert float(camera.fx) == 30.0 and int(camera.width) == 32
+
+
+def test_the_table_names_every_row():
+    said = shimmer.table([("mine", shimmer.Calm(31.234, 1.5))])
+    assert said.splitlines()[-1] == "| mine | 31.23 dB | 1.50 |"
+
+
+@pytest.mark.parametrize("bad", [("--frames", "1"), ("--width", "0")])
+def test_options_out_of_range_are_refused(bad, capsys):
+    with pytest.raises(SystemExit):
+        shimmer.parse(["--load-config", "config.yml", *bad])
+    assert bad[0] in capsys.readouterr().err
+
+
+def test_a_missing_run_is_one_line(tmp_path, capsys):
+    assert shimmer.main(["--load-config", str(tmp_path / "no.yml")]) == 1
+    error = capsys.readouterr().err
+    assert error.startswith("Error: ") and "no.yml does not exist" in error and error.count("\n") == 1

@@ -1,0 +1,193 @@
+"""How calm a moving picture is: `python -m zipnerf_ns.tools.shimmer --load-config RUN/config.yml`.
+
+For runs that were trained on the built-in scene, whose exact pictures are known from everywhere. A camera goes slowly
+about the scene and takes small pictures; what changes from frame to frame is compared with what should change. Errors
+that stay, such as a blur, cancel out; what flickers does not.
+"""
+
+from __future__ import annotations
+
+import argparse
+import math
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, NamedTuple
+
+import numpy as np
+import torch
+from jaxtyping import Float
+
+from nerfstudio.cameras.cameras import Cameras
+
+from zipnerf_ns.checks import InputError
+from zipnerf_ns.messages import quiet_dependencies
+from zipnerf_ns.tools.demo_render import Pinhole, render_view
+
+if TYPE_CHECKING:
+    from nerfstudio.pipelines.base_pipeline import Pipeline
+
+RADIUS, ELEVATION = 2.5, math.radians(25)
+"""Of the camera about the origin, in the scene's units: among the training cameras."""
+FIELD_OF_VIEW = math.radians(55)
+STEP = 0.3
+"""How far the camera turns about the scene from frame to frame, in pixels seen from the camera."""
+TRUTH_SAMPLES = 256
+"""Of a pixel, for the exact pictures."""
+
+Frames = Float[np.ndarray, "frames height width 3"]
+
+
+class Calm(NamedTuple):
+    """What is measured of a sequence of pictures; 8-bit levels are of 255."""
+
+    psnr: float
+    """Mean over the pictures, dB."""
+    flicker: float
+    """Mean absolute difference between what changes from frame to frame and what should change, 8-bit levels."""
+
+
+def measure(frames: Frames, truth: Frames) -> Calm:
+    """Quality of pictures, and of what changes between one and the next.
+
+    Args:
+        frames, truth: in [0, 1]; at least two each.
+    """
+    error = np.square(frames - truth).mean(axis=(1, 2, 3))
+    flicker = np.abs(np.diff(frames, axis=0) - np.diff(truth, axis=0)).mean()
+    return Calm(float(np.mean(-10.0 * np.log10(np.maximum(error, 1e-10)))), 255.0 * float(flicker))
+
+
+def orbit(count: int, pinhole: Pinhole) -> list[Float[np.ndarray, "3 4"]]:
+    """Poses of a camera that goes about the scene, in its frame and with OpenGL's axes."""
+    poses = []
+    for index in range(count):
+        azimuth = 0.4 + index * STEP / pinhole.fx
+        flat = math.cos(ELEVATION)
+        eye = RADIUS * np.array([flat * math.cos(azimuth), flat * math.sin(azimuth), math.sin(ELEVATION)])
+        back = eye / np.linalg.norm(eye)
+        right = np.cross([0.0, 0.0, 1.0], back)
+        right /= np.linalg.norm(right)
+        poses.append(np.stack([right, np.cross(back, right), back, eye], axis=1))
+    return poses
+
+
+def true_frames(poses: Sequence[np.ndarray], pinhole: Pinhole, samples_per_pixel: int) -> Frames:
+    """The scene's own pictures.
+
+    Args:
+        samples_per_pixel: 1 is a sample at a random place of every pixel, as a renderer without anti-aliasing takes.
+    """
+    return np.stack([render_view(pose, *pinhole, samples_per_pixel, seed) for seed, pose in enumerate(poses)])
+
+
+def to_model_frame(
+    pose: Float[np.ndarray, "3 4"], transform: Float[np.ndarray, "3 4"], scale: float
+) -> Float[np.ndarray, "3 4"]:
+    """A pose of the data set in the frame that a model was trained in.
+
+    Args:
+        transform, scale: what the dataparser did to the poses: first the transform, then the scale.
+    """
+    rotation, eye = transform[:, :3] @ pose[:, :3], transform[:, :3] @ pose[:, 3] + transform[:, 3]
+    return np.concatenate([rotation, scale * eye[:, None]], axis=1)
+
+
+def rendered_frames(pipeline: Pipeline, poses: Sequence[np.ndarray], pinhole: Pinhole) -> Frames:
+    """A run's pictures from poses in the scene's frame."""
+    outputs = pipeline.datamanager.train_dataparser_outputs
+    transform, scale = outputs.dataparser_transform.double().numpy(), float(outputs.dataparser_scale)
+    model = pipeline.model.eval()
+    frames = []
+    for pose in poses:
+        matrix = torch.from_numpy(to_model_frame(pose, transform, scale)).float()
+        camera = Cameras(matrix[None], *(float(value) for value in pinhole[:4]), pinhole.width, pinhole.height)
+        frames.append(model.get_outputs_for_camera(camera.to(model.device))["rgb"].cpu().numpy())
+    return np.stack(frames)
+
+
+def table(rows: Sequence[tuple[str, Calm]]) -> str:
+    """The measurements as Markdown."""
+    lines = ["| pictures | PSNR | flicker, of 255 |", "|---|---|---|"]
+    return "\n".join([*lines, *(f"| {name} | {calm.psnr:.2f} dB | {calm.flicker:.2f} |" for name, calm in rows)])
+
+
+def compare(
+    runs: Sequence[tuple[str, Callable[[Sequence[np.ndarray], Pinhole], Frames]]], count: int, pinhole: Pinhole
+) -> list[tuple[str, Calm]]:
+    """Measurements of runs, and for comparison of the scene itself with few samples a pixel.
+
+    Args:
+        runs: names, and what renders them from poses in the scene's frame.
+        count: pictures.
+    """
+    poses = orbit(count, pinhole)
+    truth = true_frames(poses, pinhole, TRUTH_SAMPLES)
+    rows = [(name, measure(render(poses, pinhole), truth)) for name, render in runs]
+    for samples in (16, 1):
+        name = f"the scene itself, {samples} sample{'s' * (samples > 1)} a pixel"
+        rows.append((name, measure(true_frames(poses, pinhole, samples), truth)))
+    return rows
+
+
+def parse(arguments: list[str] | None) -> argparse.Namespace:
+    """The command line."""
+    parser = argparse.ArgumentParser(
+        prog="python -m zipnerf_ns.tools.shimmer",
+        description="Measures how calm pictures of the built-in scene are while a camera moves, against exact ones.",
+        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
+    )
+    add = parser.add_argument
+    add("--load-config", type=Path, nargs="+", required=True, help="config.yml of runs trained on the built-in scene")
+    add("--frames", type=int, default=24, help="pictures that are taken")
+    add("--width", type=int, default=64, help="pixels; a quarter of the scene's own by default")
+    add("--height", type=int, default=48, help="pixels")
+    options = parser.parse_args(arguments)
+    if options.frames < 2 or min(options.width, options.height) < 1:
+        parser.error("--frames must be at least 2, --width and --height at least 1")
+    return options
+
+
+def load(config: Path) -> Pipeline:
+    """A trained pipeline.
+
+    Raises:
+        InputError: if there is no such run, or its scene is not the built-in one.
+    """
+    if not config.is_file():
+        raise InputError(f"{config} does not exist. Give the config.yml that ns-train wrote.")
+    quiet_dependencies()
+    # Late: it loads every method's entry point, which takes seconds.
+    from nerfstudio.utils.eval_utils import eval_setup
+
+    pipeline = eval_setup(config, test_mode="inference")[1]
+    data = Path(pipeline.datamanager.get_datapath())
+    transforms = data if data.is_file() else data / "transforms.json"
+    if not transforms.is_file() or '"demo_scene"' not in transforms.read_text(encoding="utf-8"):
+        raise InputError(
+            f"{config} was trained on {data}, which is not the built-in scene: only of that exact pictures are known. "
+            "Write it with python -m zipnerf_ns.tools.demo_scene FOLDER, and train on it."
+        )
+    return pipeline
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """The measurement; 0 if it was made."""
+    options = parse(arguments)
+    focal = 0.5 * options.width / math.tan(FIELD_OF_VIEW / 2)
+    pinhole = Pinhole(focal, focal, options.width / 2, options.height / 2, options.width, options.height)
+    try:
+        pipelines = [(str(config), load(config)) for config in options.load_config]
+    except InputError as error:
+        print(f"Error: {error}", file=sys.stderr)
+        return 1
+    runs = [
+        (name, lambda poses, pinhole, pipeline=pipeline: rendered_frames(pipeline, poses, pinhole))
+        for name, pipeline in pipelines
+    ]
+    print(table(compare(runs, options.frames, pinhole)))
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
