@@ -117,6 +117,14 @@ class ViewerPage:
         field.send_keys(value + Keys.ENTER)
         wait_for(lambda: self.setting(label) == value, 10, f"{label} to be {value}, but it is {self.setting(label)}")
 
+    def tick(self, label: str) -> None:
+        """Switches a checkbox."""
+        field = self._input(label)
+        before = field.is_selected()
+        # By script: what is shown of a checkbox lies over the field itself.
+        self.driver.execute_script("arguments[0].scrollIntoView({block: 'center'}); arguments[0].click()", field)
+        wait_for(lambda: self._input(label).is_selected() != before, 10, f"{label} to change")
+
     def choose(self, label: str, option: str) -> None:
         """Chooses from a dropdown."""
         field = self._input(label)

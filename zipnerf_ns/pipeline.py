@@ -6,7 +6,7 @@ import json
 from dataclasses import dataclass, field
 from pathlib import Path
 from time import perf_counter
-from typing import Dict, List, Optional, Sequence, Tuple, Type
+from typing import Any, Dict, List, Optional, Sequence, Tuple, Type
 
 import numpy as np
 import torch
@@ -16,6 +16,7 @@ from torch import Tensor
 from nerfstudio.pipelines.base_pipeline import VanillaPipeline, VanillaPipelineConfig
 from nerfstudio.utils.rich_utils import CONSOLE, get_progress
 
+from zipnerf_ns.messages import quiet_dependencies
 from zipnerf_ns.scales import find_scales, mean_metrics, means_by_scale
 
 PER_IMAGE = "per_image.json"
@@ -34,6 +35,11 @@ class ZipNerfPipeline(VanillaPipeline):
     """Pipeline that adds ``psnr_scale_2`` and its like to the averages of data with several scales."""
 
     config: ZipNerfPipelineConfig
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        # Here, for every program makes a pipeline.
+        quiet_dependencies()
+        super().__init__(*args, **kwargs)
 
     def get_average_eval_image_metrics(
         self, step: Optional[int] = None, output_path: Optional[Path] = None, get_std: bool = False
