@@ -14,15 +14,20 @@ class Render(RenderStateMachine):
 
     def __init__(self, work: Callable[[], Any]) -> None:
         threading.Thread.__init__(self)
-        self.work, self.result = work, None
+        self.work, self.result, self.error = work, None, None
 
     def run(self) -> None:
-        self.result = self.work()
+        try:
+            self.result = self.work()
+        except Exception as error:
+            self.error = error
 
 
 def in_viewer(work: Callable[[], Any]) -> Any:
-    """What some work gives to the viewer."""
+    """What some work gives to the viewer; its exception is raised here."""
     thread = Render(work)
     thread.start()
     thread.join()
+    if thread.error is not None:
+        raise thread.error
     return thread.result

@@ -258,6 +258,32 @@ def test_in_the_viewer_dear_outputs_are_rendered_at_once_or_not_at_all():
         torch.testing.assert_close(found[name], expected[name], msg=name)
 
 
+@pytest.mark.parametrize("training", [False, True])
+def test_a_render_interrupted_halfway_leaves_nothing_broken(training, monkeypatch):
+    """The viewer interrupts a render by an exception at any line when the camera moves."""
+
+    class Moved(Exception):
+        pass
+
+    model, bundle = make_model(tiny_config(eval_num_rays_per_chunk=10)), camera_bundle(5, 6)
+    expected, rendered = model.get_outputs_for_camera_ray_bundle(bundle)["rgb"], []
+    original = model.field.forward
+
+    def interrupted(*args, **kwargs):
+        rendered.append(len(rendered))
+        if len(rendered) == 2:
+            raise Moved
+        return original(*args, **kwargs)
+
+    model.train(training)
+    with monkeypatch.context() as patch:
+        patch.setattr(model.field, "forward", interrupted)
+        with pytest.raises(Moved):
+            in_viewer(lambda: model.get_outputs_for_camera_ray_bundle(bundle))
+    assert len(rendered) == 2 and model.training == model.field.training == training and torch.is_grad_enabled()
+    assert torch.equal(model.get_outputs_for_camera_ray_bundle(bundle)["rgb"], expected)
+
+
 def test_the_viewer_changes_the_prefilter_of_its_own_pictures():
     """To that of a model with the same parameters and another configuration."""
     model, bundle = make_model(), camera_bundle(5, 4, pixel_area=torch.full((20, 1), 0.05))
