@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Sequence, Tuple
+from typing import Iterable, Sequence, Tuple
 
 import numpy as np
 import torch
@@ -15,6 +15,9 @@ from zipnerf_ns.checks import InputError
 
 USED_FROM = 128
 """Least brightness, of 255, of a pixel that is used: what lossy compression leaves in black is still black."""
+
+NOTHING_USED = "the masks leave no pixel: white marks what is used, black what is ignored."
+"""Said of masks that ignore all of every image."""
 
 
 def check_masks(filenames: Sequence[Path], sizes: Sequence[Tuple[int, int]]) -> None:
@@ -28,7 +31,7 @@ def check_masks(filenames: Sequence[Path], sizes: Sequence[Tuple[int, int]]) -> 
     """
     for filename, size in zip(filenames, sizes, strict=True):
         if not Path(filename).is_file():
-            raise InputError(f"mask {filename} is missing. Restore it, or remove mask_path from all frames.")
+            raise InputError(f"mask {filename} is missing. {_mend_missing(Path(filename))}")
         try:
             with Image.open(filename) as mask:
                 found = mask.size
@@ -39,6 +42,28 @@ def check_masks(filenames: Sequence[Path], sizes: Sequence[Tuple[int, int]]) -> 
                 f"mask {filename} has {found[0]}x{found[1]} pixels, its image {size[0]}x{size[1]}. "
                 "Write it in its image's size."
             )
+
+
+def _mend_missing(filename: Path) -> str:
+    """Pictures above 1600 pixels are read at half their size, from folders that Nerfstudio writes; masks are not."""
+    folder, _, factor = filename.parent.name.rpartition("_")
+    original = filename.parent.with_name(folder) / filename.name
+    if factor.isdigit() and original.is_file():
+        return (
+            f"Reduce {original} to 1/{factor} of its width and height for it, or read everything in full size with "
+            "nerfstudio-data --downscale-factor 1 at the end of the command."
+        )
+    return "Restore it, or remove mask_path from all frames."
+
+
+def check_some_used(filenames: Iterable[Path]) -> None:
+    """Checks that masks leave a pixel; they are read one after the other until one does.
+
+    Raises:
+        InputError: if all ignore all, or one cannot be decoded.
+    """
+    if not any(bool(read_mask(filename).any()) for filename in filenames):
+        raise InputError(NOTHING_USED)
 
 
 def read_mask(filename: Path, scale_factor: float = 1.0) -> Bool[Tensor, "height width 1"]:
