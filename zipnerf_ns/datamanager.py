@@ -50,7 +50,7 @@ class ZipNerfDataManager(VanillaDataManager[CheckedDataset]):
     images with a painted one learns a wall of that colour. Pixels of images of any sizes are drawn uniformly from one
     flat store on the device, and drawing them and generating their rays is one kernel where that can run. Masks may
     be any kind of picture; what they ignore, and what lies outside a fisheye's circle, is neither drawn nor counted
-    by metrics. And held-out images are read when they are needed.
+    by metrics. And held-out images are kept in memory only once batches of their pixels are asked for.
     """
 
     config: ZipNerfDataManagerConfig
@@ -118,11 +118,16 @@ class ZipNerfDataManager(VanillaDataManager[CheckedDataset]):
         self.train_ray_generator = self._make_rays(cameras)
 
     def setup_eval(self) -> None:
-        """Nerfstudio's loaders of whole pictures, and our generator of rays; nothing is read yet.
+        """Nerfstudio's loaders of whole pictures, and our generator of rays.
 
         Only where few of the held-out images at a time are asked for, batches of pixels are Nerfstudio's, too.
+
+        Raises:
+            InputError: if a held-out image of a training, or its mask, cannot be decoded: not in the middle of it.
         """
         dataset = self.eval_dataset
+        for index in range(len(dataset)) if self.test_mode == "val" else ():
+            dataset.get_data(index, image_type="uint8")
         if self.config.eval_num_images_to_sample_from != -1:
             super().setup_eval()
         else:

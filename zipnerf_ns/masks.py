@@ -47,12 +47,13 @@ def check_masks(filenames: Sequence[Path], sizes: Sequence[Tuple[int, int]]) -> 
 def _mend_missing(filename: Path) -> str:
     """Pictures above 1600 pixels are read at half their size, from folders that Nerfstudio writes; masks are not."""
     folder, _, factor = filename.parent.name.rpartition("_")
-    original = filename.parent.with_name(folder) / filename.name
-    if factor.isdigit() and original.is_file():
-        return (
-            f"Reduce {original} to 1/{factor} of its width and height for it, or read everything in full size with "
-            "nerfstudio-data --downscale-factor 1 at the end of the command."
-        )
+    if folder and factor.isdigit():
+        original = filename.parent.with_name(folder) / filename.name
+        if original.is_file():
+            return (
+                f"Reduce {original} to 1/{factor} of its width and height for it, or read everything in full size "
+                "with nerfstudio-data --downscale-factor 1 at the end of the command."
+            )
     return "Restore it, or remove mask_path from all frames."
 
 
