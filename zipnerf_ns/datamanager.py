@@ -89,6 +89,8 @@ class ZipNerfDataManager(VanillaDataManager[CheckedDataset]):
         """The held-out images, checked."""
         dataset = super().create_eval_dataset()
         is_read = not self._is_inference and len(dataset) > 0
+        if len(dataset) == 0:
+            CONSOLE.log("No image is held out: PSNR is measured on what is trained on alone.")
         return self._prepared(dataset, is_read and _check_outputs(dataset._dataparser_outputs))
 
     def _prepared(self, dataset: CheckedDataset, has_alpha: bool) -> CheckedDataset:
