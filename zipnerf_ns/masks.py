@@ -78,13 +78,18 @@ def read_mask(filename: Path, scale_factor: float = 1.0) -> Bool[Tensor, "height
     """
     try:
         with Image.open(filename) as mask:
-            brightness = _brightness(mask)
+            used = Image.fromarray(used_pixels(mask))
     except OSError as error:
         raise InputError(f"mask {filename} cannot be decoded ({error}). Replace it.") from error
     if scale_factor != 1.0:
-        size = (int(brightness.width * scale_factor), int(brightness.height * scale_factor))
-        brightness = brightness.resize(size, resample=Image.Resampling.NEAREST)
-    return torch.from_numpy(np.array(brightness) >= USED_FROM)[..., None]
+        size = (int(used.width * scale_factor), int(used.height * scale_factor))
+        used = used.resize(size, resample=Image.Resampling.NEAREST)
+    return torch.from_numpy(np.array(used))[..., None]
+
+
+def used_pixels(mask: Image.Image) -> Bool[np.ndarray, "height width"]:
+    """Which pixels a picture of any mode marks as used."""
+    return np.asarray(_brightness(mask)) >= USED_FROM
 
 
 def _brightness(mask: Image.Image) -> Image.Image:
