@@ -103,5 +103,8 @@ def test_photographs_become_rendered_views(processed, run_program, tmp_path: Pat
     done = run_program("ns-render", "interpolate", "--load-config", config, *path, *output, timeout=300)
     assert done.returncode == 0, done.stdout[-3000:]
     pictures = [np.asarray(Image.open(path)) / 255.0 for path in (tmp_path / "views").rglob("*.png")]
-    assert [picture.shape for picture in pictures] == [(HEIGHT // 4, WIDTH // 4, 3)] * (COUNT - 1)
+    assert len(pictures) == COUNT - 1
+    # Nerfstudio makes a path's pictures twice as wide as the principal point that COLMAP found.
+    sizes = np.array([picture.shape for picture in pictures])
+    assert np.abs(sizes - [HEIGHT // 4, WIDTH // 4, 3]).max() <= 2
     assert all(picture.std() > 0.02 for picture in pictures)

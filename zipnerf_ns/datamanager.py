@@ -88,10 +88,12 @@ class ZipNerfDataManager(VanillaDataManager[CheckedDataset]):
     def create_eval_dataset(self) -> CheckedDataset:
         """The held-out images, checked."""
         dataset = super().create_eval_dataset()
-        is_read = not self._is_inference and len(dataset) > 0
+        if self._is_inference:
+            return self._prepared(dataset, False)
         if len(dataset) == 0:
             CONSOLE.log("No image is held out: PSNR is measured on what is trained on alone.")
-        return self._prepared(dataset, is_read and _check_outputs(dataset._dataparser_outputs))
+            return self._prepared(dataset, False)
+        return self._prepared(dataset, _check_outputs(dataset._dataparser_outputs))
 
     def _prepared(self, dataset: CheckedDataset, has_alpha: bool) -> CheckedDataset:
         """The dataset, told what it cannot know by itself."""
