@@ -31,7 +31,7 @@ $(READY): pyproject.toml
 		echo "  apt-get install build-essential python3-dev"; exit 1; }
 	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV) || { \
 		echo "No virtual environment could be made: apt-get install python3-venv"; rm -rf $(VENV); exit 1; }
-	$(BIN)/python -m pip install --disable-pip-version-check --progress-bar off -e '.[dev,ffmpeg]'
+	$(BIN)/python -m pip install --disable-pip-version-check --progress-bar off -e '.[dev,ffmpeg,photos]'
 	$(BIN)/python -m zipnerf_ns.tools.system_check --link-ffmpeg
 	$(BIN)/python -m zipnerf_ns.tools.system_check
 	@touch $@

@@ -67,6 +67,25 @@ def test_a_crop_sets_nears_and_fars_as_nerfstudio_does():
     assert torch.equal(found.nears, expected.nears[100:1900]) and torch.equal(found.fars, expected.fars[100:1900])
 
 
+@pytest.mark.parametrize("whole", [False, True], ids=["pixels", "picture"])
+def test_a_fisheyes_axis_through_a_pixels_centre(whole):
+    """Nerfstudio divides 0 by 0 there, and for the pixels before it in its row and its column."""
+    middle = torch.tensor([[6.5]]), torch.tensor([[4.5]])
+    cameras = make_cameras([FISHEYE], [True], cx=middle[0], cy=middle[1], width=13, height=9)
+    aside = make_cameras([FISHEYE], camera_to_worlds=cameras.camera_to_worlds, fx=cameras.fx, fy=cameras.fy,
+                         cx=middle[0] + 0.01, cy=middle[1], width=13, height=9,
+                         distortion_params=cameras.distortion_params)  # fmt: skip
+    y, x = torch.meshgrid(torch.arange(9), torch.arange(13), indexing="ij")
+    pixels = torch.stack([torch.zeros_like(y), y, x], dim=-1).reshape(-1, 3)
+    found, near = (ImageRays(c).bundle() if whole else PixelRays(c, "cpu")(pixels) for c in (cameras, aside))
+    assert cameras.cx.item() == 6.5
+    assert torch.isfinite(found.directions).all()
+    assert (found.pixel_area > 0.0).all() and torch.isfinite(found.pixel_area).all()
+    # A hundredth of a pixel is 2e-4 here.
+    torch.testing.assert_close(found.directions, near.directions, rtol=0.0, atol=3e-4)
+    torch.testing.assert_close(found.directions[4 * 13 + 6], -cameras.camera_to_worlds[0, :, 2], rtol=0.0, atol=3e-5)
+
+
 def test_two_cameras_are_no_picture():
     with pytest.raises(ValueError, match="one camera, got 2"):
         ImageRays(make_cameras([PERSPECTIVE] * 2))

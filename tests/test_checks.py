@@ -77,6 +77,16 @@ def without_splits(meta: Dict[str, Any], count: int) -> None:
 
 
 NERFSTUDIO: Dict[str, Tuple[Break, Tuple[str, ...]]] = {
+    "camera model that only renders": (
+        edit(lambda meta: meta.update(camera_model="VR180_L")), ("'camera_model'", "VR180_L", "EQUIRECTANGULAR")
+    ),
+    "unknown camera model": (edit(lambda meta: meta.update(camera_model="FULL_OPENCV")), ("FULL_OPENCV", "undistort")),
+    "mixed camera models": (
+        frame("camera_model", "OPENCV_FISHEYE"), ("frame 2", "OPENCV_FISHEYE", "file's top", "here OPENCV")
+    ),
+    "fisheye of few parameters": (
+        edit(lambda meta: meta.update(camera_model="FISHEYE624", k1=0.1)), ("frame 0", "FISHEYE624", "12 numbers")
+    ),
     "no folder": (shutil.rmtree, ("does not exist", "--data")),
     "no transforms": (lambda folder: (folder / "transforms.json").unlink(), ("transforms.json", "ns-process-data")),
     "broken JSON": (cut("transforms.json", 0.5), ("transforms.json", "not valid JSON", "ns-process-data")),
@@ -208,6 +218,11 @@ def test_good_scenes_pass(tmp_path):
     checks.check_transforms(write_scene(tmp_path / "a") / "transforms.json")
     checks.check_pose(pose(1, 8), "camera")
     checks.check_pose(pose(1, 8)[:3], "camera")
+    meta = read_meta(tmp_path / "a")
+    # What a frame says of the file's own model is no contradiction, nor another name of it.
+    meta["frames"][0]["camera_model"], meta["frames"][1]["camera_model"] = "OPENCV", "PINHOLE"
+    write_meta(tmp_path / "a", meta)
+    checks.check_transforms(tmp_path / "a" / "transforms.json")
     small = write_scene(tmp_path / "b")
     (small / "images").rename(small / "images_2")
     # Only the reduced pictures were kept: the parser's downscale factor decides, so the check must not.

@@ -17,6 +17,8 @@ from _scenes import (
     named_pixels,
     pose,
     read_meta,
+    tiny_config,
+    train,
     write_blender_scene,
     write_meta,
     write_scene,
@@ -26,6 +28,7 @@ from torch import Tensor
 
 from nerfstudio.data.dataparsers.blender_dataparser import BlenderDataParserConfig
 from nerfstudio.data.dataparsers.colmap_dataparser import ColmapDataParserConfig
+from nerfstudio.data.dataparsers.nerfstudio_dataparser import NerfstudioDataParserConfig
 from nerfstudio.data.utils import colmap_parsing_utils as colmap
 
 from zipnerf_ns.camera_rays import PixelRays
@@ -258,6 +261,50 @@ def test_equirectangular_cameras_use_nerfstudios_sampler(tmp_path):
     assert manager.pixels is None
     bundle, _ = manager.next_train(0)
     assert torch.isfinite(bundle.directions).all()
+
+
+def test_small_captures_train_though_nothing_is_held_out(tmp_path, fresh_writers):
+    """Nerfstudio holds out one of ten images; evaluating without any is an error that says what to do."""
+    scene = write_scene(tmp_path / "scene")
+    meta = read_meta(scene)
+    for split in ("train", "val", "test"):
+        del meta[f"{split}_filenames"]
+    write_meta(scene, meta)
+    trainer, losses = train(tiny_config(scene, tmp_path / "out", 3, steps_per_eval_image=1, steps_per_eval_batch=1))
+    assert len(losses) == 3 and len(trainer.pipeline.datamanager.eval_dataset) == 0
+    with pytest.raises(InputError, match="no image is held out.*--eval-mode interval --eval-interval 8"):
+        trainer.pipeline.get_average_eval_image_metrics()
+    parser = NerfstudioDataParserConfig(eval_mode="interval", eval_interval=8)
+    assert len(make_datamanager(scene, parser).eval_dataset) == 1
+
+
+def test_batches_of_evaluation_are_all_of_the_held_out_pixels(tmp_path):
+    """Of images of mixed sizes; they are read at the first call, and not again."""
+    manager = make_datamanager(write_scene(tmp_path / "scene", count=8, sizes=[*SIZES, (9, 4), (6, 3)]),
+                               eval_num_rays_per_batch=8001)  # fmt: skip
+    assert manager.eval_pixels is None
+    bundle, batch = manager.next_eval(0)
+    store = manager.eval_pixels
+    assert len(bundle) == manager.get_eval_rays_per_batch() == 8001
+    # The fourth image, 24x16, and the eighth, 6x3.
+    assert len(store) == 24 * 16 + 6 * 3 and len(torch.unique(batch["indices"], dim=0)) == len(store)
+    numbers = torch.tensor([3, 7])
+    expected = torch.stack([numbers[batch["indices"][:, 0]], *batch["indices"][:, 1:].unbind(-1)], dim=-1)
+    assert torch.equal((batch["image"] * 255.0).round().long(), expected)
+    for index in range(2):
+        mine = batch["indices"][:, 0] == index
+        coords = batch["indices"][mine, 1:] + 0.5
+        truth = manager.eval_dataset.cameras.generate_rays(torch.full((len(coords), 1), index), coords)
+        torch.testing.assert_close(bundle.directions[mine], truth.directions, rtol=1e-6, atol=1e-7)
+    manager.next_eval(1)
+    assert manager.eval_pixels is store and manager.eval_count == 2
+
+
+def test_few_held_out_images_at_a_time_are_nerfstudios(tmp_path):
+    manager = make_datamanager(write_scene(tmp_path / "scene"), eval_num_images_to_sample_from=1)
+    _, batch = manager.next_eval(0)
+    assert manager.eval_pixels is None and len(batch["indices"][:, 0].unique()) == 1
+    assert isinstance(manager.eval_ray_generator, PixelRays)
 
 
 def test_rays_are_generated_as_the_setting_says(tmp_path):

@@ -25,7 +25,7 @@ LAYERS: tuple[frozenset[str], ...] = (
     frozenset({"sampler", "losses", "field", "tcnn_encoding"}),
     frozenset({"encoding", "camera_rays"}),
     frozenset({"implementation"}),
-    frozenset({"kernels", "rays", "pixel_store", "messages"}),
+    frozenset({"kernels", "rays", "pixel_store", "dataset", "messages"}),
     frozenset({"scales", "masks"}),
     frozenset({"functional", "checks", "checkpoints", "scene_hints"}),
     frozenset({""}),

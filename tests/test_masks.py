@@ -8,7 +8,7 @@ import torch
 from PIL import Image
 
 from zipnerf_ns.checks import InputError
-from zipnerf_ns.masks import check_masks, read_mask
+from zipnerf_ns.masks import check_masks, check_some_used, read_mask
 
 WIDTH, HEIGHT = 24, 16
 ALLOWED = np.zeros((HEIGHT, WIDTH), bool)
@@ -75,3 +75,25 @@ def test_bad_masks_are_named(tmp_path):
         check_masks([path], sizes)
     GREY.save(path)
     check_masks([path], sizes)
+
+
+def test_a_mask_that_was_not_reduced_with_its_image(tmp_path):
+    """Nerfstudio takes images_2 and masks_2 for large photographs, but writes only the first."""
+    (tmp_path / "masks").mkdir()
+    GREY.save(tmp_path / "masks/a.png")
+    with pytest.raises(
+        InputError, match=r"masks_2/a.png is missing. Reduce .*masks/a.png to 1/2 .*--downscale-factor 1"
+    ):
+        check_masks([tmp_path / "masks_2/a.png"], [(WIDTH, HEIGHT)])
+    with pytest.raises(InputError, match=r"masks_2/b.png is missing. Restore"):
+        check_masks([tmp_path / "masks_2/b.png"], [(WIDTH, HEIGHT)])
+
+
+def test_one_used_pixel_is_enough_and_none_is_an_error(tmp_path):
+    Image.new("L", (WIDTH, HEIGHT), 0).save(tmp_path / "none.png")
+    one = Image.new("L", (WIDTH, HEIGHT), 0)
+    one.putpixel((3, 4), 255)
+    one.save(tmp_path / "one.png")
+    check_some_used([tmp_path / "none.png", tmp_path / "one.png"])
+    with pytest.raises(InputError, match="masks leave no pixel.*white"):
+        check_some_used([tmp_path / "none.png"] * 3)

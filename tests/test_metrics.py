@@ -17,24 +17,22 @@ from zipnerf_ns import metrics as metrics_module
 from zipnerf_ns.metrics import ImageMetrics, psnr
 
 
-def direct_ssim(a: np.ndarray, b: np.ndarray) -> float:
-    """Wang et al. (2004): Gaussian window of 11 pixels, sigma 1.5, at every place where it fits, over channels."""
+def ssim_windows(a: np.ndarray, b: np.ndarray) -> np.ndarray:
+    """Wang et al. (2004): Gaussian window of 11 pixels, sigma 1.5, at each place where it fits; ``[rows, columns]``."""
     offsets = np.arange(11) - 5.0
     window = np.exp(-(offsets**2) / (2.0 * 1.5**2))
     window = np.outer(window, window) / window.sum() ** 2
     c1, c2 = 0.01**2, 0.03**2
-    values = []
-    for channel in range(3):
-        for row in range(a.shape[0] - 10):
-            for column in range(a.shape[1] - 10):
-                x = a[row : row + 11, column : column + 11, channel]
-                y = b[row : row + 11, column : column + 11, channel]
-                mean_x, mean_y = (window * x).sum(), (window * y).sum()
-                var_x, var_y = (window * (x - mean_x) ** 2).sum(), (window * (y - mean_y) ** 2).sum()
-                covariance = (window * (x - mean_x) * (y - mean_y)).sum()
-                numerator = (2.0 * mean_x * mean_y + c1) * (2.0 * covariance + c2)
-                values.append(numerator / ((mean_x**2 + mean_y**2 + c1) * (var_x + var_y + c2)))
-    return float(np.mean(values))
+    values = np.zeros((a.shape[0] - 10, a.shape[1] - 10, 3))
+    for row, column, channel in np.ndindex(values.shape):
+        x = a[row : row + 11, column : column + 11, channel]
+        y = b[row : row + 11, column : column + 11, channel]
+        mean_x, mean_y = (window * x).sum(), (window * y).sum()
+        var_x, var_y = (window * (x - mean_x) ** 2).sum(), (window * (y - mean_y) ** 2).sum()
+        covariance = (window * (x - mean_x) * (y - mean_y)).sum()
+        numerator = (2.0 * mean_x * mean_y + c1) * (2.0 * covariance + c2)
+        values[row, column, channel] = numerator / ((mean_x**2 + mean_y**2 + c1) * (var_x + var_y + c2))
+    return values.mean(axis=-1)
 
 
 def pictures(height: int, width: int, noise: float = 0.1):
@@ -115,7 +113,8 @@ def test_ssim_is_its_formula(without_lpips, height, width, noise):
     a, b = prediction.double().numpy(), truth.double().numpy()
     border = ((5, 5), (5, 5), (0, 0))
     # Older torchmetrics leave out the windows that reach over the border, newer ones mirror the picture there.
-    choices = [direct_ssim(a, b), direct_ssim(np.pad(a, border, mode="reflect"), np.pad(b, border, mode="reflect"))]
+    mirrored = ssim_windows(*(np.pad(image, border, mode="reflect") for image in (a, b)))
+    choices = [ssim_windows(a, b).mean(), mirrored.mean()]
     found = ImageMetrics()(prediction, truth)["ssim"]
     assert min(abs(found - expected) for expected in choices) < 1e-5
 
@@ -184,3 +183,61 @@ def test_pictures_too_small_for_a_metrics_window_still_have_a_psnr(with_lpips, s
     values = ImageMetrics()(*pictures(*size))
     assert math.isfinite(values["psnr"])
     assert ("ssim" in values) == (min(size) >= 11)
+
+
+# --- masks ---
+
+
+def a_mask(height: int, width: int) -> torch.Tensor:
+    """A disc away from the border that is not used, and a corner."""
+    y, x = torch.meshgrid(torch.arange(height), torch.arange(width), indexing="ij")
+    ignored = (torch.hypot(y - height / 2.0, x - width / 2.0) < height / 4.0) | ((y < 7) & (x < 9))
+    return ~ignored[..., None]
+
+
+def test_psnr_is_that_of_the_used_pixels():
+    prediction, truth = pictures(20, 24)
+    mask = a_mask(20, 24)
+    found = ImageMetrics()(prediction[:9, :9], truth[:9, :9], mask[:9, :9])
+    squares = [
+        float((prediction[y, x, c] - truth[y, x, c]) ** 2)
+        for y, x, c in np.ndindex(9, 9, 3)
+        if bool(mask[y, x, 0])
+    ]  # fmt: skip
+    assert 0 < len(squares) < 9 * 9 * 3
+    assert found["psnr"] == pytest.approx(-10.0 * math.log10(sum(squares) / len(squares)), rel=1e-6)
+
+
+def test_ssim_is_that_of_the_windows_around_used_pixels(without_lpips):
+    prediction, truth = pictures(21, 26)
+    mask = a_mask(21, 26)
+    # Far from the border, where versions of torchmetrics agree.
+    mask[:5] = mask[-5:] = mask[:, :5] = mask[:, -5:] = False
+    replaced = torch.where(mask, prediction, truth)
+    windows = ssim_windows(replaced.double().numpy(), truth.double().numpy())
+    expected = windows[mask[5:-5, 5:-5, 0].numpy()].mean()
+    assert ImageMetrics()(prediction, truth, mask)["ssim"] == pytest.approx(expected, abs=1e-5)
+
+
+def test_what_a_mask_ignores_changes_no_metric(with_lpips):
+    prediction, truth = pictures(40, 44)
+    mask = a_mask(40, 44)
+    metrics = ImageMetrics()
+    expected = metrics(prediction, truth, mask)
+    wrong = torch.where(mask, prediction, uniform((40, 44, 3), 9))
+    assert set(expected) == {"psnr", "ssim", "lpips"}
+    assert metrics(wrong, truth, mask) == expected
+    assert metrics(wrong, truth)["psnr"] < expected["psnr"] - 3.0
+
+
+def test_a_mask_that_uses_everything_is_none(with_lpips):
+    prediction, truth = pictures(40, 44)
+    metrics = ImageMetrics()
+    masked, whole = metrics(prediction, truth, torch.ones(40, 44, 1, dtype=torch.bool)), metrics(prediction, truth)
+    assert masked["psnr"] == pytest.approx(whole["psnr"], rel=1e-6) and masked["lpips"] == whole["lpips"]
+    # Older torchmetrics leave out the border.
+    assert masked["ssim"] == pytest.approx(whole["ssim"], abs=0.01)
+
+
+def test_a_picture_that_is_ignored_wholly_has_no_metrics(with_lpips):
+    assert ImageMetrics()(*pictures(40, 44), torch.zeros(40, 44, 1, dtype=torch.bool)) == {}

@@ -22,7 +22,7 @@ METHODS = {"zipnerf", "zipnerf-big", "zipnerf-lite", "zipnerf-360", "zipnerf-ble
 
 IMPORT_NAMES = {"Pillow": "PIL", "PyYAML": "yaml", "scikit-image": "skimage"}
 """Distributions whose package has another name."""
-OPTIONAL_IMPORTS = {"imageio_ffmpeg"}
+OPTIONAL_IMPORTS = {"imageio_ffmpeg", "pycolmap"}
 """Imported where they are installed; extras of the distribution bring them."""
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from functools import cached_property, lru_cache
 from typing import Any, Dict, Optional, Tuple
 
@@ -23,6 +24,9 @@ from zipnerf_ns.pixel_store import PixelStore
 
 KERNEL_TYPES = (CameraType.PERSPECTIVE.value, CameraType.FISHEYE.value)
 """Types of camera whose rays the kernels generate; all rays of these two begin at the camera's centre."""
+
+OFF_CENTRE = 1e-3
+"""Pixels by which a principal point is moved off a pixel's centre."""
 
 
 class PixelRays(nn.Module):
@@ -47,7 +51,7 @@ class PixelRays(nn.Module):
         if uses_kernel(cameras, self.device, implementation):
             self._packed = pack(cameras).to(self.device)
         else:
-            self._generator = RayGenerator(self._cameras).to(self.device)
+            self._generator = RayGenerator(off_centre(self._cameras)).to(self.device)
 
     def forward(self, indices: Int[Tensor, "rays 3"]) -> RayBundle:
         """The rays of pixels given by camera, row and column."""
@@ -105,7 +109,7 @@ class ImageRays:
         self._packed: Optional[Tensor] = None
         if uses_kernel(flat, self.device, implementation):
             self._packed = pack(flat).to(self.device)
-        self._camera = flat.to(self.device)
+        self._camera = off_centre(flat.to(self.device))
 
     def __len__(self) -> int:
         return self.height * self.width
@@ -194,6 +198,20 @@ def _announce(reason: str) -> None:
 
 def _has_kernel_types(cameras: Cameras) -> bool:
     return bool(torch.isin(cameras.camera_type, cameras.camera_type.new_tensor(KERNEL_TYPES)).all())
+
+
+def off_centre(cameras: Cameras) -> Cameras:
+    """Cameras for Nerfstudio's generator, which divides 0 by 0 for a ray along a fisheye's axis.
+
+    Where a fisheye's principal point is a pixel's centre, as in the middle of pictures of odd width and height, it is
+    moved by a thousandth of a pixel; all else stays.
+    """
+    is_fisheye = cameras.camera_type == CameraType.FISHEYE.value
+    at_centre = [(value - value.floor() - 0.5).abs() < OFF_CENTRE for value in (cameras.cx, cameras.cy)]
+    moved = is_fisheye & at_centre[0] & at_centre[1]
+    if not moved.any():
+        return cameras
+    return dataclasses.replace(cameras, cx=torch.where(moved, cameras.cx + OFF_CENTRE, cameras.cx))
 
 
 def pack(cameras: Cameras) -> Float[Tensor, "cameras 24"]:

@@ -13,6 +13,8 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from nerfstudio.cameras.cameras import CAMERA_MODEL_TO_TYPE
+
 MIN_DETERMINANT = 1e-6
 """A camera's rotation has determinant 1 (times a scale cubed); below this it is singular."""
 BYTES_PER_TABLE_VALUE = 16
@@ -23,6 +25,10 @@ OPTIONAL_FILES = {
     "depth_file_path": "Depth is not used: remove it from the frames.",
 }
 """Files that a frame of Nerfstudio's format may name; its parser wants them of all frames or of none."""
+RENDERED_ONLY = ("OMNIDIRECTIONALSTEREO_L", "OMNIDIRECTIONALSTEREO_R", "VR180_L", "VR180_R")
+"""Camera models whose rays Nerfstudio generates for whole pictures only, for headsets."""
+DISTORTION_KEYS = ("k1", "k2", "k3", "p1", "p2", "distortion_params")
+"""Entries of which one makes Nerfstudio's parser take the distortion from the file instead of the frames."""
 
 
 class InputError(ValueError):
@@ -60,6 +66,7 @@ def check_transforms(path: Path, is_blender: bool = False) -> None:
     if not is_blender:
         for key, mend in OPTIONAL_FILES.items():
             _check_all_or_none(path, frames, key, mend)
+        _check_camera_models(path, meta)
     listed = meta.get("train_filenames")
     if listed is not None and not listed:
         raise InputError(f"{path}: 'train_filenames' is empty. List the images to train on, or remove the key.")
@@ -247,6 +254,29 @@ def _check_all_or_none(path: Path, frames: Sequence[Mapping[str, Any]], key: str
     if 0 < len(without) < len(frames):
         names = _shorten(str(frames[index]["file_path"]) for index in without)
         raise InputError(f"{path}: '{key}' is missing for {names}. {mend}")
+
+
+def _check_camera_models(path: Path, meta: Mapping[str, Any]) -> None:
+    """Nerfstudio's parser takes the file's model for all frames, and knows some that only rendering can use."""
+    model = meta.get("camera_model", "OPENCV")
+    if model not in CAMERA_MODEL_TO_TYPE or model in RENDERED_ONLY:
+        known = ", ".join(name for name in CAMERA_MODEL_TO_TYPE if name not in RENDERED_ONLY)
+        raise InputError(f"{path}: 'camera_model' is {model}. It must be one of {known}; undistort other pictures.")
+    for index, frame in enumerate(meta["frames"]):
+        where = f"{path}: frame {index} ({frame['file_path']})"
+        own = frame.get("camera_model", model)
+        if CAMERA_MODEL_TO_TYPE.get(own) != CAMERA_MODEL_TO_TYPE[model]:
+            raise InputError(
+                f"{where} has 'camera_model' {own}, but all frames have the one at the file's top, here {model}. "
+                "Write it there, or undistort the pictures of a scene that mixes models."
+            )
+        if model == "FISHEYE624":
+            # As in Nerfstudio's parser, the file's own values win, if it has any of distortion.
+            source = meta if any(key in meta for key in DISTORTION_KEYS) else frame
+            if len(source.get("distortion_params") or ()) != 12:
+                raise InputError(
+                    f"{where}: FISHEYE624 needs 'distortion_params', 12 numbers: k1 to k6, p1, p2, s1 to s4."
+                )
 
 
 def _check_positive(value: Any, where: str, what: str) -> None:

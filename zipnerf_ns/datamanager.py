@@ -7,58 +7,25 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Dict, Literal, Optional, Tuple, Type
 
-import numpy as np
-import numpy.typing as npt
-from PIL import Image
+from torch import Tensor
 
 from nerfstudio.cameras.cameras import Cameras, CameraType
 from nerfstudio.cameras.rays import RayBundle
 from nerfstudio.data.datamanagers.base_datamanager import VanillaDataManager, VanillaDataManagerConfig
 from nerfstudio.data.dataparsers.blender_dataparser import BlenderDataParserConfig
 from nerfstudio.data.dataparsers.nerfstudio_dataparser import NerfstudioDataParserConfig
-from nerfstudio.data.datasets.base_dataset import InputDataset
+from nerfstudio.data.utils.dataloaders import FixedIndicesEvalDataloader, RandIndicesEvalDataloader
+from nerfstudio.utils.rich_utils import CONSOLE
 
 from zipnerf_ns.camera_rays import PixelRays
 from zipnerf_ns.checks import InputError, check_cameras, check_images, check_train_split, check_transforms
 from zipnerf_ns.dataparsers.multiscale import source_config
+from zipnerf_ns.dataset import CheckedDataset
 from zipnerf_ns.implementation import Implementation
+from zipnerf_ns.masks import check_masks, check_some_used
 from zipnerf_ns.pixel_store import PixelStore
 from zipnerf_ns.scales import area_weights, find_scales
 from zipnerf_ns.scene_hints import SCENE_HINTS, SceneHints
-
-
-class CheckedDataset(InputDataset):
-    """Nerfstudio's image dataset whose errors name the file; grey, palette and 16-bit images become 8-bit RGB(A)."""
-
-    has_alpha: bool = False
-    """Whether any image has an alpha channel; then all get one, for batches of images must have equal channels."""
-
-    def get_numpy_image(self, image_idx: int) -> npt.NDArray[np.uint8]:
-        """The image as ``[height, width, 3 or 4]``.
-
-        Raises:
-            InputError: if its pixels cannot be decoded.
-        """
-        filename = self._dataparser_outputs.image_filenames[image_idx]
-        try:
-            with Image.open(filename) as image:
-                decoded = _to_rgb_or_rgba(image, self.has_alpha)
-        except OSError as error:
-            raise InputError(
-                f"image {filename} cannot be decoded ({error}). Replace it or remove its frame."
-            ) from error
-        if self.scale_factor != 1.0:
-            size = (int(decoded.width * self.scale_factor), int(decoded.height * self.scale_factor))
-            decoded = decoded.resize(size, resample=Image.Resampling.BOX)
-        return np.array(decoded, dtype=np.uint8)
-
-
-def _to_rgb_or_rgba(image: Image.Image, has_alpha: bool) -> Image.Image:
-    if image.mode.startswith("I"):
-        wide = np.asarray(image, dtype=np.float64)
-        image = Image.fromarray(np.round(wide / 257.0).clip(0, 255).astype(np.uint8))
-    has_alpha = has_alpha or "A" in image.getbands() or "transparency" in image.info
-    return image.convert("RGBA" if has_alpha else "RGB")
 
 
 @dataclass
@@ -76,13 +43,14 @@ class ZipNerfDataManagerConfig(VanillaDataManagerConfig):
 
 
 class ZipNerfDataManager(VanillaDataManager[CheckedDataset]):
-    """Vanilla datamanager with four differences.
+    """Vanilla datamanager with five differences.
 
     Input is checked before anything long begins. Images keep their alpha: the dataparser's ``alpha_color`` becomes
     the background of evaluation instead of being painted in, since a model trained with random backgrounds on
-    images with a painted one learns a wall of that colour. Training pixels of images of any sizes are drawn
-    uniformly from one flat store on the device. And drawing them and generating their rays is one kernel where that
-    can run.
+    images with a painted one learns a wall of that colour. Pixels of images of any sizes are drawn uniformly from one
+    flat store on the device, and drawing them and generating their rays is one kernel where that can run. Masks may
+    be any kind of picture; what they ignore, and what lies outside a fisheye's circle, is neither drawn nor counted
+    by metrics. And held-out images are kept in memory only once batches of their pixels are asked for.
     """
 
     config: ZipNerfDataManagerConfig
@@ -97,6 +65,7 @@ class ZipNerfDataManager(VanillaDataManager[CheckedDataset]):
         if not self._is_inference:
             _check_before_parsing(config)
         self.pixels: Optional[PixelStore] = None
+        self.eval_pixels: Optional[PixelStore] = None
         self.image_weights: Optional[Tensor] = None
         super().__init__(config, *args, **kwargs)
 
@@ -114,34 +83,70 @@ class ZipNerfDataManager(VanillaDataManager[CheckedDataset]):
             background="white" if background == "white" else "black",
             longest_side=int(max(cameras.width.max(), cameras.height.max())),
         )
-        dataset = super().create_train_dataset()
-        dataset.has_alpha = has_alpha
-        return dataset
+        return self._prepared(super().create_train_dataset(), has_alpha)
 
     def create_eval_dataset(self) -> CheckedDataset:
         """The held-out images, checked."""
         dataset = super().create_eval_dataset()
-        if not self._is_inference and len(dataset) > 0:
-            dataset.has_alpha = _check_outputs(dataset._dataparser_outputs)
+        if self._is_inference:
+            return self._prepared(dataset, False)
+        if len(dataset) == 0:
+            CONSOLE.log("No image is held out: PSNR is measured on what is trained on alone.")
+            return self._prepared(dataset, False)
+        return self._prepared(dataset, _check_outputs(dataset._dataparser_outputs))
+
+    def _prepared(self, dataset: CheckedDataset, has_alpha: bool) -> CheckedDataset:
+        """The dataset, told what it cannot know by itself."""
+        dataset.has_alpha = has_alpha
+        dataset.ignore_masks = self.config.pixel_sampler.ignore_mask
+        radius = (dataset.cameras.metadata or {}).get("fisheye_crop_radius")
+        if radius is not None:
+            # It is given in pixels of the full size, which Nerfstudio forgets where it reads reduced pictures.
+            reduction = getattr(self.dataparser, "downscale_factor", None) or 1
+            dataset.crop_radius = float(radius) * self.config.camera_res_scale_factor / reduction
         return dataset
 
     def setup_train(self) -> None:
-        """Loads all training pixels into the flat store; special camera models use Nerfstudio's own samplers."""
-        cameras = self.train_dataset.cameras
+        """Loads all training pixels into the flat store; what that cannot draw is left to Nerfstudio's samplers."""
+        dataset, cameras = self.train_dataset, self.train_dataset.cameras
         self.image_weights = self._find_image_weights()
-        special = (cameras.camera_type == CameraType.EQUIRECTANGULAR.value).any()
-        special = special or "fisheye_crop_radius" in (cameras.metadata or {})
-        if special or self.config.patch_size > 1 or self.config.train_num_images_to_sample_from != -1:
+        is_equirectangular = (cameras.camera_type == CameraType.EQUIRECTANGULAR.value).any()
+        # Nerfstudio draws panoramas evenly over the sphere, but with masks evenly over pixels, as the store does.
+        on_sphere = is_equirectangular and dataset._dataparser_outputs.mask_filenames is None
+        if on_sphere or self.config.patch_size > 1 or self.config.train_num_images_to_sample_from != -1:
             super().setup_train()
             return
-        self.pixels = PixelStore.load(self.train_dataset, self.device if self.config.images_on_gpu else "cpu")
-        self.train_pixel_sampler = self._get_pixel_sampler(self.train_dataset, self.config.train_num_rays_per_batch)
+        self.pixels = self._load_pixels(dataset)
+        CONSOLE.log(f"Training on {len(self.pixels):,} pixels of {len(dataset)} images.")
+        self.train_pixel_sampler = self._get_pixel_sampler(dataset, self.config.train_num_rays_per_batch)
         self.train_ray_generator = self._make_rays(cameras)
 
     def setup_eval(self) -> None:
-        """Nerfstudio's set-up with our generator of rays."""
-        super().setup_eval()
-        self.eval_ray_generator = self._make_rays(self.eval_dataset.cameras)
+        """Nerfstudio's loaders of whole pictures, and our generator of rays.
+
+        Only where few of the held-out images at a time are asked for, batches of pixels are Nerfstudio's, too.
+
+        Raises:
+            InputError: if a held-out image of a training, or its mask, cannot be decoded: not in the middle of it.
+        """
+        dataset = self.eval_dataset
+        for index in range(len(dataset)) if self.test_mode == "val" else ():
+            dataset.get_data(index, image_type="uint8")
+        if self.config.eval_num_images_to_sample_from != -1:
+            super().setup_eval()
+        else:
+            workers = self.world_size * 4
+            self.fixed_indices_eval_dataloader = FixedIndicesEvalDataloader(
+                input_dataset=dataset, device=self.device, num_workers=workers
+            )
+            self.eval_dataloader = RandIndicesEvalDataloader(
+                input_dataset=dataset, device=self.device, num_workers=workers
+            )
+            self.eval_pixel_sampler = self._get_pixel_sampler(dataset, self.config.eval_num_rays_per_batch)
+        self.eval_ray_generator = self._make_rays(dataset.cameras)
+
+    def _load_pixels(self, dataset: CheckedDataset) -> PixelStore:
+        return PixelStore.load(dataset, self.device if self.config.images_on_gpu else "cpu")
 
     def _make_rays(self, cameras: Cameras) -> PixelRays:
         try:
@@ -166,6 +171,18 @@ class ZipNerfDataManager(VanillaDataManager[CheckedDataset]):
             images = batch["indices"][:, 0].to(self.image_weights.device)
             batch["loss_weight"] = self.image_weights[images][:, None]
         return bundle, batch
+
+    def next_eval(self, step: int) -> Tuple[RayBundle, Dict]:
+        """A batch of held-out rays and their pixels, drawn uniformly from all that the masks leave.
+
+        The first call reads the held-out images, as that may never come.
+        """
+        if self.config.eval_num_images_to_sample_from != -1:
+            return super().next_eval(step)
+        if self.eval_pixels is None:
+            self.eval_pixels = self._load_pixels(self.eval_dataset)
+        self.eval_count += 1
+        return self.eval_ray_generator.sample(self.eval_pixels, self.get_eval_rays_per_batch())
 
     def _find_image_weights(self) -> Optional[Tensor]:
         """What a pixel of each training image weighs; None where all weigh the same."""
@@ -200,4 +217,7 @@ def _check_outputs(outputs) -> bool:
     cameras = outputs.cameras
     check_cameras(cameras.camera_to_worlds, cameras.fx, cameras.fy, outputs.image_filenames)
     sizes = list(zip(cameras.width.reshape(-1).tolist(), cameras.height.reshape(-1).tolist(), strict=True))
+    if outputs.mask_filenames is not None:
+        check_masks(outputs.mask_filenames, sizes)
+        check_some_used(outputs.mask_filenames)
     return check_images(outputs.image_filenames, sizes)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Sequence, Tuple
+from typing import Iterable, Sequence, Tuple
 
 import numpy as np
 import torch
@@ -15,6 +15,9 @@ from zipnerf_ns.checks import InputError
 
 USED_FROM = 128
 """Least brightness, of 255, of a pixel that is used: what lossy compression leaves in black is still black."""
+
+NOTHING_USED = "the masks leave no pixel: white marks what is used, black what is ignored."
+"""Said of masks that ignore all of every image."""
 
 
 def check_masks(filenames: Sequence[Path], sizes: Sequence[Tuple[int, int]]) -> None:
@@ -28,7 +31,7 @@ def check_masks(filenames: Sequence[Path], sizes: Sequence[Tuple[int, int]]) -> 
     """
     for filename, size in zip(filenames, sizes, strict=True):
         if not Path(filename).is_file():
-            raise InputError(f"mask {filename} is missing. Restore it, or remove mask_path from all frames.")
+            raise InputError(f"mask {filename} is missing. {_mend_missing(Path(filename))}")
         try:
             with Image.open(filename) as mask:
                 found = mask.size
@@ -39,6 +42,29 @@ def check_masks(filenames: Sequence[Path], sizes: Sequence[Tuple[int, int]]) -> 
                 f"mask {filename} has {found[0]}x{found[1]} pixels, its image {size[0]}x{size[1]}. "
                 "Write it in its image's size."
             )
+
+
+def _mend_missing(filename: Path) -> str:
+    """Pictures above 1600 pixels are read at half their size, from folders that Nerfstudio writes; masks are not."""
+    folder, _, factor = filename.parent.name.rpartition("_")
+    if folder and factor.isdigit():
+        original = filename.parent.with_name(folder) / filename.name
+        if original.is_file():
+            return (
+                f"Reduce {original} to 1/{factor} of its width and height for it, or read everything in full size "
+                "with nerfstudio-data --downscale-factor 1 at the end of the command."
+            )
+    return "Restore it, or remove mask_path from all frames."
+
+
+def check_some_used(filenames: Iterable[Path]) -> None:
+    """Checks that masks leave a pixel; they are read one after the other until one does.
+
+    Raises:
+        InputError: if all ignore all, or one cannot be decoded.
+    """
+    if not any(bool(read_mask(filename).any()) for filename in filenames):
+        raise InputError(NOTHING_USED)
 
 
 def read_mask(filename: Path, scale_factor: float = 1.0) -> Bool[Tensor, "height width 1"]:
@@ -52,13 +78,18 @@ def read_mask(filename: Path, scale_factor: float = 1.0) -> Bool[Tensor, "height
     """
     try:
         with Image.open(filename) as mask:
-            brightness = _brightness(mask)
+            used = Image.fromarray(used_pixels(mask))
     except OSError as error:
         raise InputError(f"mask {filename} cannot be decoded ({error}). Replace it.") from error
     if scale_factor != 1.0:
-        size = (int(brightness.width * scale_factor), int(brightness.height * scale_factor))
-        brightness = brightness.resize(size, resample=Image.Resampling.NEAREST)
-    return torch.from_numpy(np.array(brightness) >= USED_FROM)[..., None]
+        size = (int(used.width * scale_factor), int(used.height * scale_factor))
+        used = used.resize(size, resample=Image.Resampling.NEAREST)
+    return torch.from_numpy(np.array(used))[..., None]
+
+
+def used_pixels(mask: Image.Image) -> Bool[np.ndarray, "height width"]:
+    """Which pixels a picture of any mode marks as used."""
+    return np.asarray(_brightness(mask)) >= USED_FROM
 
 
 def _brightness(mask: Image.Image) -> Image.Image:

@@ -40,17 +40,29 @@ class ImageMetrics(nn.Module):
         self._lpips_absent = False
 
     @torch.no_grad()
-    def forward(self, rgb: Tensor, truth: Tensor) -> Dict[str, float]:
-        """Metrics of one picture.
+    def forward(self, rgb: Tensor, truth: Tensor, mask: Optional[Tensor] = None) -> Dict[str, float]:
+        """Metrics of one picture, of what a mask leaves where there is one.
+
+        PSNR is that of the used pixels alone. The other two look at neighbourhoods: the ignored pixels are first
+        replaced by the truth in both pictures, so that nothing within the mask is an error. SSIM is then the mean over
+        the windows around used pixels, LPIPS the mean over the whole picture: the more is ignored, the lower it is.
 
         Args:
             rgb, truth: ``[height, width, 3]`` in [0, 1].
+            mask: ``[height, width, 1]``, true where a pixel counts; all if not given.
+        Returns:
+            Each metric that the picture is large enough for; none at all where the mask leaves no pixel.
         """
+        if mask is not None:
+            if not mask.any():
+                return {}
+            rgb = torch.where(mask, rgb, truth)
         prediction, target = (image.permute(2, 0, 1)[None] for image in (rgb, truth))
-        values = {"psnr": float(psnr(rgb, truth))}
+        used = slice(None) if mask is None else mask[..., 0]
+        values = {"psnr": float(psnr(rgb[used], truth[used]))}
         # The window of 11 pixels does not fit into smaller pictures.
         if min(rgb.shape[:2]) >= 11:
-            values["ssim"] = float(structural_similarity_index_measure(prediction, target, data_range=1.0))
+            values["ssim"] = _ssim(prediction, target, mask)
         # AlexNet's strides leave nothing of smaller pictures.
         network = self._get_lpips(rgb.device) if min(rgb.shape[:2]) >= 31 else None
         if network is not None:
@@ -72,6 +84,14 @@ class ImageMetrics(nn.Module):
                 CONSOLE.log(f"LPIPS is left out: AlexNet's weights are not here and cannot be downloaded ({error}).")
                 return None
         return self._lpips[0].to(device)
+
+
+def _ssim(prediction: Tensor, target: Tensor, mask: Optional[Tensor]) -> float:
+    """SSIM of pictures ``[1, 3, height, width]``: the mean over all windows, or over those around used pixels."""
+    if mask is None:
+        return float(structural_similarity_index_measure(prediction, target, data_range=1.0))
+    _, windows = structural_similarity_index_measure(prediction, target, data_range=1.0, return_full_image=True)
+    return float(windows[0].permute(1, 2, 0)[mask[..., 0]].mean())
 
 
 def _weights_within_reach() -> bool:

@@ -299,9 +299,14 @@ class ZipNerfModel(Model):
     def get_image_metrics_and_images(
         self, outputs: Dict[str, Tensor], batch: Dict[str, Any]
     ) -> Tuple[Dict[str, float], Dict[str, Tensor]]:
-        """PSNR, SSIM and (where its weights are there) LPIPS of a whole image, and pictures to look at."""
-        truth = blend(batch["image"].to(outputs["rgb"].device), self._truth_background(outputs["rgb"].device))
-        return self.metrics(outputs["rgb"].clamp(0.0, 1.0), truth), evaluation_pictures(outputs, truth)
+        """PSNR, SSIM and (where its weights are there) LPIPS of a whole image, and pictures to look at.
+
+        What the batch's mask ignores does not count: see :class:`~zipnerf_ns.metrics.ImageMetrics`.
+        """
+        device = outputs["rgb"].device
+        truth = blend(batch["image"].to(device), self._truth_background(device))
+        mask = batch["mask"].to(device) if "mask" in batch else None
+        return self.metrics(outputs["rgb"].clamp(0.0, 1.0), truth, mask), evaluation_pictures(outputs, truth, mask)
 
     def _truth_background(self, device: torch.device) -> Tensor:
         """What the truth's transparent parts are put over at evaluation; black under "last_sample"."""

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from typing import Dict
+from typing import Dict, Optional
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Bool, Float
 from torch import Tensor
 
 from nerfstudio.utils import colormaps
@@ -33,11 +33,15 @@ def straight_alpha(
 
 
 def evaluation_pictures(
-    outputs: Dict[str, Tensor], truth: Float[Tensor, "height width 3"]
+    outputs: Dict[str, Tensor],
+    truth: Float[Tensor, "height width 3"],
+    mask: Optional[Bool[Tensor, "height width 1"]] = None,
 ) -> Dict[str, Float[Tensor, "height _ 3"]]:
-    """Truth beside rendering, the error, the opacity, and the distances of every round."""
+    """Truth beside rendering, the error (none where a mask is false), the opacity, the distances of every round."""
     rgb = outputs["rgb"].clamp(0.0, 1.0)
     error = (rgb - truth).abs().mean(dim=-1, keepdim=True)
+    if mask is not None:
+        error = error * mask
     pictures = {
         "img": torch.cat([truth, rgb], dim=1),
         "error": colormaps.apply_float_colormap((error * ERROR_GAIN).clamp(0.0, 1.0), "inferno"),

@@ -16,11 +16,17 @@ from torch import Tensor
 from nerfstudio.pipelines.base_pipeline import VanillaPipeline, VanillaPipelineConfig
 from nerfstudio.utils.rich_utils import CONSOLE, get_progress
 
+from zipnerf_ns.checks import InputError
 from zipnerf_ns.messages import quiet_dependencies
 from zipnerf_ns.scales import find_scales, mean_metrics, means_by_scale
 
 PER_IMAGE = "per_image.json"
 """Written beside the pictures of an evaluation: every image's metrics."""
+NONE_HELD_OUT = (
+    "no image is held out, so there is nothing to evaluate on. Nerfstudio's parser holds out one in ten, and none of "
+    "nine or fewer: end the command of the training with nerfstudio-data --eval-mode interval --eval-interval 8."
+)
+"""Said of small captures."""
 
 
 @dataclass
@@ -50,7 +56,11 @@ class ZipNerfPipeline(VanillaPipeline):
             step: of the training.
             output_path: folder for pictures and every image's own metrics.
             get_std: also give standard deviations.
+        Raises:
+            InputError: if no image is held out.
         """
+        if len(self.datamanager.eval_dataset) == 0:
+            raise InputError(NONE_HELD_OUT)
         self.eval()
         per_image: List[Dict[str, float]] = []
         if output_path is not None:

@@ -1,4 +1,4 @@
-"""All training pixels in one flat store on one device, from which batches are drawn uniformly."""
+"""All pixels of a set of images in one flat store on one device, from which batches are drawn uniformly."""
 
 from __future__ import annotations
 
@@ -10,9 +10,9 @@ from jaxtyping import Int, UInt8
 from torch import Tensor
 
 from nerfstudio.data.datasets.base_dataset import InputDataset
-from nerfstudio.utils.rich_utils import CONSOLE
 
 from zipnerf_ns.checks import InputError
+from zipnerf_ns.masks import NOTHING_USED
 
 
 @dataclass
@@ -50,13 +50,10 @@ class PixelStore:
         counts = torch.tensor([0] + [len(color) for color in colors])
         allowed = torch.cat(masks).nonzero()[:, 0] if masks else None
         if allowed is not None and len(allowed) == 0:
-            raise InputError("the masks leave no pixel to train on: white marks what is used, black what is ignored.")
+            raise InputError(NOTHING_USED)
         if allowed is not None and int(counts.sum()) < 2**31:
             # The numbers are larger than the colours that they name: half of that, where it suffices.
             allowed = allowed.int()
-        CONSOLE.log(
-            f"Training on {int(counts.sum()) if allowed is None else len(allowed):,} pixels of {len(colors)} images."
-        )
         return cls(
             torch.cat(colors).to(device),
             counts.cumsum(0)[:-1].to(device),
@@ -64,10 +61,13 @@ class PixelStore:
             None if allowed is None else allowed.to(device),
         )
 
+    def __len__(self) -> int:
+        """Of the pixels that are drawn."""
+        return len(self.colors) if self.allowed is None else len(self.allowed)
+
     def draw(self, num_rays: int) -> Int[Tensor, "rays"]:
         """Numbers of pixels, or of entries of ``allowed`` where there is one: uniform, with replacement."""
-        count = len(self.colors) if self.allowed is None else len(self.allowed)
-        return torch.randint(count, (num_rays,), device=self.colors.device)
+        return torch.randint(len(self), (num_rays,), device=self.colors.device)
 
     def sample(self, num_rays: int) -> Dict[str, Tensor]:
         """Pixels drawn uniformly, with replacement: colours in [0, 1], and camera, row and column."""

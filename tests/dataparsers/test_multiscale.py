@@ -69,10 +69,14 @@ def test_a_colour_next_to_transparency_is_not_darkened():
     np.testing.assert_array_equal(reduce_picture(Image.fromarray(picture), 2), [[[200, 100, 50, 64]]])
 
 
-def test_reduced_masks_keep_only_whole_pixels():
+@pytest.mark.parametrize("mode", ["L", "1", "RGB", "RGBA", "P", "labels", "nearly black"])
+def test_reduced_masks_keep_only_whole_pixels(mode):
+    """Of every kind of mask."""
     mask = np.full((4, 6), 255, dtype=np.uint8)
     mask[1, 3] = 0
-    np.testing.assert_array_equal(reduce_mask(Image.fromarray(mask), 2), [[255, 0, 255], [255, 255, 255]])
+    values = {"labels": mask // 255, "nearly black": np.maximum(mask, 20)}.get(mode, mask)
+    picture = Image.fromarray(values) if values is not mask else Image.fromarray(mask).convert(mode)
+    np.testing.assert_array_equal(reduce_mask(picture, 2), [[255, 0, 255], [255, 255, 255]])
 
 
 def test_views_are_repeated_with_their_cameras(tmp_path):

@@ -65,12 +65,57 @@ def bare_machine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return folder
 
 
-def test_missing_programs_name_package_and_command(bare_machine: Path):
+def test_missing_programs_name_package_and_command(bare_machine: Path, monkeypatch: pytest.MonkeyPatch):
     """Without ffmpeg and COLMAP, the table says what to install and what does not work until then."""
+    monkeypatch.setattr(system_check, "installed_version", lambda _: None)
     ffmpeg, colmap = system_check.check_ffmpeg(), system_check.check_colmap()
     assert (ffmpeg.state, colmap.state) == ("missing", "missing")
     assert "apt-get install ffmpeg" in ffmpeg.detail and "ns-render" in ffmpeg.needed_by
     assert "apt-get install colmap" in colmap.detail and "ns-process-data" in colmap.needed_by
+
+
+def program(path: Path, *lines: str) -> Path:
+    """A program that prints some lines."""
+    path.parent.mkdir(exist_ok=True)
+    path.write_text("#!/bin/sh\n" + "".join(f"echo '{line}'\n" for line in lines))
+    path.chmod(0o755)
+    return path
+
+
+def test_an_ffmpeg_without_the_option_that_nerfstudio_passes(bare_machine: Path):
+    """It renders; for videos of one's own the table gives the command that replaces nerfstudio's."""
+    path = program(bare_machine / "ffmpeg", "-fps_mode  set framerate mode")
+    finding = system_check.check_ffmpeg()
+    assert finding.state == "ok" and str(path) in finding.detail and "first ffmpeg -i clip.mp4 -vf" in finding.detail
+    program(path, "-vsync    set video sync method globally; deprecated, use -fps_mode")
+    assert system_check.check_ffmpeg() == Finding("ffmpeg", "ok", str(path), "ns-render, ns-process-data")
+
+
+COLMAPS = {
+    "none": (None, None, "missing", "apt-get install colmap (without root: pip install 'pycolmap>=4,<5', then"),
+    "known": ("COLMAP 3.12.6 -- Structure-from-Motion", None, "ok", "/colmap"),
+    "known, and the package": ("COLMAP 3.8 -- Structure-from-Motion", "4.2.1", "ok", "/colmap"),
+    "too new": ("COLMAP 3.13.0 -- Structure-from-Motion", None, "missing", "newer than what nerfstudio knows: pip"),
+    "too new by far": (
+        "COLMAP 4.1.0 -- Structure-from-Motion",
+        "4.2.1",
+        "ok",
+        "pycolmap 4.2.1: ns-process-data --colm",
+    ),
+    "of unknown version": ("COLMAP (built from source)", None, "ok", "/colmap"),
+    "the package alone": (None, "4.2.1", "ok", 'ns-process-data --colmap-cmd "python -m zipnerf_ns.tools.colmap"'),
+}
+
+
+@pytest.mark.parametrize("name", COLMAPS)
+def test_colmap_of_every_age(bare_machine: Path, monkeypatch: pytest.MonkeyPatch, name: str):
+    """What works with nerfstudio's options is ok, of the program or of the package; else the mend is named."""
+    said, package, state, detail = COLMAPS[name]
+    if said is not None:
+        program(bare_machine / "colmap", "", said)
+    monkeypatch.setattr(system_check, "installed_version", lambda name: package if name == "pycolmap" else None)
+    finding = system_check.check_colmap()
+    assert finding.state == state and detail in finding.detail
 
 
 def test_ffmpeg_is_linked_once(bare_machine: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):

@@ -16,6 +16,7 @@ import numpy.typing as npt
 from PIL import Image
 
 from zipnerf_ns.checks import InputError
+from zipnerf_ns.masks import used_pixels
 
 
 def reduce_picture(image: Image.Image, scale: int) -> npt.NDArray[np.uint8]:
@@ -31,11 +32,8 @@ def reduce_picture(image: Image.Image, scale: int) -> npt.NDArray[np.uint8]:
 
 
 def reduce_mask(image: Image.Image, scale: int) -> npt.NDArray[np.uint8]:
-    """A mask with pixels ``scale`` times as large: used only where all of the pixel is."""
-    mask = np.asarray(image)
-    if mask.ndim != 2:
-        raise ValueError("a mask has one channel")
-    used = _squares(mask[..., None] != 0, scale).all(axis=(1, 3))[..., 0]
+    """A mask of any kind with pixels ``scale`` times as large: used only where all of the pixel is."""
+    used = _squares(used_pixels(image)[..., None], scale).all(axis=(1, 3))[..., 0]
     return np.where(used, 255, 0).astype(np.uint8)
 
 

@@ -24,6 +24,9 @@ from typing import Literal
 NERFSTUDIO_VERSION = "1.1.5"
 OUR_DISTRIBUTION = "zipnerf-ns"
 OTHER_DISTRIBUTION = "zipnerf"
+COLMAP_RENAMED = (3, 13)
+"""From this version COLMAP does not know the options any more that nerfstudio passes."""
+COLMAP_TOOL = "zipnerf_ns.tools.colmap"
 
 State = Literal["ok", "missing", "wrong"]
 
@@ -57,10 +60,14 @@ def check_ffmpeg() -> Finding:
     """``ns-render`` leaves without ffmpeg before it renders, even when asked for images."""
     needed_by = "ns-render, ns-process-data"
     path = find_program("ffmpeg")
-    if path is not None:
-        return Finding("ffmpeg", "ok", path, needed_by)
-    mend = "apt-get install ffmpeg (without root: pip install imageio-ffmpeg, then this with --link-ffmpeg)"
-    return Finding("ffmpeg", "missing", mend, needed_by)
+    if path is None:
+        mend = "apt-get install ffmpeg (without root: pip install imageio-ffmpeg, then this with --link-ffmpeg)"
+        return Finding("ffmpeg", "missing", mend, needed_by)
+    if "-vsync" not in _output_of(path, "-hide_banner", "-h", "long"):
+        # Newer ones dropped the option, which nerfstudio passes when it cuts a video into frames.
+        frames = "ffmpeg -i clip.mp4 -vf fps=4 -q:v 2 frames/%04d.jpg"
+        return Finding("ffmpeg", "ok", f"{path}, too new for ns-process-data video: first {frames}", needed_by)
+    return Finding("ffmpeg", "ok", path, needed_by)
 
 
 def check_libusb() -> Finding:
@@ -74,12 +81,31 @@ def check_libusb() -> Finding:
 
 
 def check_colmap() -> Finding:
-    """COLMAP finds the camera poses of photographs."""
+    """COLMAP finds the camera poses of photographs: the program, or the package pycolmap by a tool of ours."""
     needed_by = "ns-process-data"
-    path = find_program("colmap")
+    path, package = find_program("colmap"), installed_version("pycolmap")
+    version = None if path is None else _colmap_version(path)
+    if path is not None and (version is None or version < COLMAP_RENAMED):
+        return Finding("colmap", "ok", path, needed_by)
+    option = f'ns-process-data --colmap-cmd "python -m {COLMAP_TOOL}"'
+    if package is not None:
+        return Finding("colmap", "ok", f"pycolmap {package}: {option}", needed_by)
     if path is None:
-        return Finding("colmap", "missing", "apt-get install colmap", needed_by)
-    return Finding("colmap", "ok", path, needed_by)
+        mend = f"apt-get install colmap (without root: pip install 'pycolmap>=4,<5', then {option})"
+    else:
+        mend = f"{path} is newer than what nerfstudio knows: pip install 'pycolmap>=4,<5', then {option}"
+    return Finding("colmap", "missing", mend, needed_by)
+
+
+def _colmap_version(path: str) -> tuple[int, ...] | None:
+    found = re.search(r"^COLMAP (\d+)\.(\d+)", _output_of(path, "-h"), re.MULTILINE)
+    return None if found is None else tuple(int(part) for part in found.groups())
+
+
+def _output_of(*command: str) -> str:
+    """What a program prints, also if it fails."""
+    done = subprocess.run(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, timeout=60, check=False)
+    return done.stdout.decode(errors="replace")
 
 
 def check_torch() -> Finding:

@@ -1,0 +1,165 @@
+"""The commands of COLMAP that ``ns-process-data`` runs, by the package pycolmap: without root, and up to date.
+
+``ns-process-data images --colmap-cmd "python -m zipnerf_ns.tools.colmap" ...`` finds poses after ``pip install
+pycolmap``, where no COLMAP is installed, or one of 3.13 and newer, whose options have other names than those that
+nerfstudio 1.1.5 passes. Where pycolmap was built with CUDA (pycolmap-cuda12) and there is a GPU, features are found
+and matched on it. Of several models that do not hang together, the largest becomes number 0, which is the one that
+nerfstudio reads.
+"""
+
+from __future__ import annotations
+
+import argparse
+import importlib.util
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+SEED = 0
+"""Of COLMAP's random choices, so that the same photographs give the same poses."""
+MATCHERS = ("exhaustive_matcher", "sequential_matcher", "vocab_tree_matcher")
+
+
+class CommandError(Exception):
+    """A command that cannot be carried out; the message says what to do."""
+
+
+def extract_features(options: argparse.Namespace) -> None:
+    """Finds the features of all images in a folder, which one camera took or many, and writes them to a database."""
+    pycolmap = _pycolmap()
+    reader = pycolmap.ImageReaderOptions(camera_model=options.camera_model)
+    if options.camera_mask_path is not None:
+        reader.camera_mask_path = str(options.camera_mask_path)
+    mode = pycolmap.CameraMode.SINGLE if options.single_camera else pycolmap.CameraMode.AUTO
+    pycolmap.extract_features(
+        options.database_path,
+        options.image_path,
+        camera_mode=mode,
+        reader_options=reader,
+        device=_device(pycolmap, options.use_gpu),
+    )
+
+
+def match_features(options: argparse.Namespace) -> None:
+    """Matches features between all images, or those that follow one another.
+
+    Raises:
+        CommandError: for a matcher that needs a vocabulary tree.
+    """
+    if options.command == "vocab_tree_matcher":
+        raise CommandError(
+            "the vocabulary tree that nerfstudio downloads is in the format of COLMAP before 3.12. Give "
+            "--matching-method exhaustive for photographs, --matching-method sequential for a video."
+        )
+    pycolmap = _pycolmap()
+    match = pycolmap.match_exhaustive if options.command == "exhaustive_matcher" else pycolmap.match_sequential
+    match(options.database_path, device=_device(pycolmap, options.use_gpu))
+
+
+def map_incrementally(options: argparse.Namespace) -> None:
+    """Finds poses and points, and writes models into folders 0, 1, ..., the largest first.
+
+    Raises:
+        CommandError: if no two images could be related.
+    """
+    pycolmap = _pycolmap()
+    settings = pycolmap.IncrementalPipelineOptions(ba_global_function_tolerance=options.function_tolerance)
+    models = pycolmap.incremental_mapping(
+        options.database_path, options.image_path, options.output_path, options=settings
+    )
+    if not models:
+        raise CommandError(
+            "no poses were found. Photographs must be sharp, show detail, and each much of what its neighbours show."
+        )
+    largest = max(models, key=lambda number: models[number].num_reg_images())
+    if largest != 0:
+        exchange(options.output_path / "0", options.output_path / str(largest))
+
+
+def adjust_bundle(options: argparse.Namespace) -> None:
+    """Refines a model's poses, points and intrinsics together."""
+    pycolmap = _pycolmap()
+    model = pycolmap.Reconstruction(options.input_path)
+    settings = pycolmap.BundleAdjustmentOptions(refine_principal_point=options.refine_principal_point)
+    pycolmap.bundle_adjustment(model, settings)
+    model.write(options.output_path)
+
+
+def exchange(first: Path, second: Path) -> None:
+    """Exchanges the names of two folders."""
+    aside = first.with_name(f".{first.name}.aside")
+    first.rename(aside)
+    second.rename(first)
+    aside.rename(second)
+
+
+def _pycolmap() -> Any:
+    if importlib.util.find_spec("pycolmap") is None:
+        raise CommandError("pycolmap is not installed: pip install 'pycolmap>=4,<5'.")
+    import pycolmap
+
+    pycolmap.set_random_seed(SEED)
+    return pycolmap
+
+
+def _device(pycolmap: Any, use_gpu: bool) -> Any:
+    # Nerfstudio asks for the GPU by default; the automatic choice is the CPU where there is none.
+    return pycolmap.Device.auto if use_gpu else pycolmap.Device.cpu
+
+
+def _flag(text: str) -> bool:
+    return bool(int(text))
+
+
+def make_parser() -> argparse.ArgumentParser:
+    """Of COLMAP's commands and options, as nerfstudio 1.1.5 spells them."""
+    parser = argparse.ArgumentParser(prog="python -m zipnerf_ns.tools.colmap", description=_version_line())
+    commands = parser.add_subparsers(dest="command", required=True)
+
+    def command(name: str, function: Callable[[argparse.Namespace], None], *paths: str) -> argparse.ArgumentParser:
+        added = commands.add_parser(name)
+        added.set_defaults(function=function)
+        for path in paths:
+            added.add_argument(f"--{path}", type=Path, required=True)
+        return added
+
+    extractor = command("feature_extractor", extract_features, "database_path", "image_path")
+    extractor.add_argument("--ImageReader.single_camera", dest="single_camera", type=_flag, default=False)
+    extractor.add_argument("--ImageReader.camera_model", dest="camera_model", default="SIMPLE_RADIAL")
+    extractor.add_argument("--ImageReader.camera_mask_path", dest="camera_mask_path", type=Path)
+    extractor.add_argument("--SiftExtraction.use_gpu", dest="use_gpu", type=_flag, default=True)
+    for name in MATCHERS:
+        matcher = command(name, match_features, "database_path")
+        matcher.add_argument("--SiftMatching.use_gpu", dest="use_gpu", type=_flag, default=True)
+        matcher.add_argument("--VocabTreeMatching.vocab_tree_path", dest="vocab_tree_path", type=Path)
+    mapper = command("mapper", map_incrementally, "database_path", "image_path", "output_path")
+    mapper.add_argument("--Mapper.ba_global_function_tolerance", dest="function_tolerance", type=float, default=0.0)
+    adjuster = command("bundle_adjuster", adjust_bundle, "input_path", "output_path")
+    adjuster.add_argument(
+        "--BundleAdjustment.refine_principal_point", dest="refine_principal_point", type=_flag, default=False
+    )
+    return parser
+
+
+def _version_line() -> str:
+    """Nerfstudio reads the version from what ``-h`` prints. Without pycolmap the help must not fail: nerfstudio would
+    say that COLMAP is missing, where the first command says what to install."""
+    if importlib.util.find_spec("pycolmap") is None:
+        return "pycolmap is not installed."
+    return f"COLMAP {_pycolmap().__version__} (the package pycolmap)"
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Carries out one command; 1 if it cannot be, with one line that says why."""
+    options = make_parser().parse_args(arguments)
+    try:
+        options.function(options)
+    except CommandError as error:
+        print(f"Error: {error}", file=sys.stderr)
+        return 1
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
