@@ -34,7 +34,7 @@ from zipnerf_ns.model_config import (
     named_grids,
 )
 from zipnerf_ns.monitor import CollisionMonitor, feature_sizes
-from zipnerf_ns.pictures import blend, evaluation_pictures, straight_alpha
+from zipnerf_ns.pictures import blend, depths_of_nothing, evaluation_pictures, straight_alpha
 from zipnerf_ns.rays import Round, rays_of_bundle
 from zipnerf_ns.rendering import ChunkLimit, render_in_chunks
 from zipnerf_ns.sampler import IntervalSampler
@@ -307,7 +307,7 @@ class ZipNerfModel(Model):
         """A whole picture ``[height, width, channels]``, its rays generated chunk by chunk."""
         rays = ImageRays(camera, self.device, obb_box, self.config.implementation)
         outputs = render_in_chunks(self, rays.bundle, len(rays), self.config.eval_num_rays_per_chunk, self.chunk_limit)
-        return {name: output.view(rays.height, rays.width, -1) for name, output in outputs.items()}
+        return {name: out.view(rays.height, rays.width, -1) for name, out in depths_of_nothing(outputs).items()}
 
     @torch.no_grad()
     def get_outputs_for_camera_ray_bundle(self, camera_ray_bundle: RayBundle) -> Dict[str, Tensor]:
@@ -318,7 +318,7 @@ class ZipNerfModel(Model):
             self, lambda start, end: flat[start:end].to(self.device), len(flat),
             self.config.eval_num_rays_per_chunk, self.chunk_limit,
         )  # fmt: skip
-        return {name: output.view(*shape, -1) for name, output in outputs.items()}
+        return {name: out.view(*shape, -1) for name, out in depths_of_nothing(outputs).items()}
 
     def load_state_dict(self, state_dict: Mapping[str, Any], strict: bool = True, assign: bool = False) -> Any:
         """Loads a checkpoint of exactly this configuration.
