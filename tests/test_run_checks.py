@@ -59,13 +59,27 @@ FAULTS: Dict[str, Tuple[Tuple[Callable[[ZipNerfTrainerConfig], None], ...], Tupl
         (set_on("optimizers.hash_tables.optimizer.implementation", "triton"),),
         ("--optimizers.hash-tables.optimizer.implementation triton", "CUDA", "auto or torch"),
     ),
+    "no learning rate": (
+        (set_on("optimizers.networks.optimizer.lr", 0.0),), ("--optimizers.networks.optimizer.lr", "0.0", "positive"),
+    ),
+    "no last learning rate": (
+        (set_on("optimizers.hash_tables.scheduler.lr_final", float("nan")),),
+        ("--optimizers.hash-tables.scheduler.lr-final", "nan", "positive"),
+    ),
+    "no warm-up's start": (
+        (set_on("optimizers.networks.scheduler.warmup_start", -0.1),),
+        ("--optimizers.networks.scheduler.warmup-start", "-0.1", "between 0 and 1"),
+    ),
+    "warm-up longer than the training": (
+        (set_on("optimizers.networks.scheduler.warmup_fraction", 1.5),),
+        ("--optimizers.networks.scheduler.warmup-fraction", "1.5", "between 0 and 1"),
+    ),
     "model's settings": ((set_on("pipeline.model.near_plane", -1.0),), ("near_plane", "positive")),
 }  # fmt: skip
 
 
 def prepare(folder: Path, name: str) -> Tuple[ZipNerfTrainerConfig, Tuple[str, ...]]:
     changes, expected = FAULTS[name]
-    # Methods share what their optimisers' settings are made of only until they are copied.
     config = tiny_config(folder / "scene", folder)
     for change in changes:
         change(config)

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import torch
 
 from zipnerf_ns.checks import InputError
 from zipnerf_ns.model_config import check_config, explain_implementation
+from zipnerf_ns.optimizers import WarmupLogDecayConfig
 
 
 def check_run(config: Any) -> None:
@@ -20,6 +22,7 @@ def check_run(config: Any) -> None:
     """
     _check_steps(config)
     _check_sources(config)
+    _check_schedules(config)
     device = torch.device(config.machine.device_type)
     if device.type == "cuda" and not torch.cuda.is_available():
         raise InputError(
@@ -54,6 +57,24 @@ def _check_sources(config: Any) -> None:
         raise InputError("--load-dir and --load-checkpoint both name a checkpoint. Give one of them.")
     if config.load_step is not None and config.load_dir is None:
         raise InputError(f"--load-step {config.load_step} is of a folder. Give it with --load-dir.")
+
+
+def _check_schedules(config: Any) -> None:
+    for name, group in config.optimizers.items():
+        prefix = f"--optimizers.{name.replace('_', '-')}"
+        # A rate of 0 has no logarithm, by which the schedule goes.
+        rates = {f"{prefix}.optimizer.lr": group["optimizer"].lr}
+        if isinstance(group["scheduler"], WarmupLogDecayConfig):
+            schedule = group["scheduler"]
+            rates[f"{prefix}.scheduler.lr-final"] = schedule.lr_final
+            for share in ("warmup_fraction", "warmup_start"):
+                value = getattr(schedule, share)
+                if not 0.0 <= value <= 1.0:
+                    option = f"{prefix}.scheduler.{share.replace('_', '-')}"
+                    raise InputError(f"{option} is {value}: it must be between 0 and 1.")
+        for option, rate in rates.items():
+            if not 0.0 < rate < math.inf:
+                raise InputError(f"{option} is {rate}: it must be positive and finite.")
 
 
 def _check_without_cuda(config: Any, device: torch.device) -> None:
