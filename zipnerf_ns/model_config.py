@@ -69,7 +69,7 @@ class ZipNerfModelConfig(ModelConfig):
     prompt: tyro.conf.Suppress[Optional[str]] = None
     """Nerfstudio's, for models that read text."""
     eval_num_rays_per_chunk: int = 65536
-    """The most rays rendered at once at evaluation; fewer are where memory is short."""
+    """The most rays rendered at once at evaluation; fewer where memory is short."""
 
     near_plane: float = 0.05
     """Nearest distance that can be seen, world units after the dataparser's scaling."""
