@@ -294,3 +294,25 @@ def test_presets_need_no_dataparser_on_the_command_line(name):
     config = parse(name, "--data", "scene")
     assert type(config.pipeline.datamanager.dataparser) is type(METHODS[name].config.pipeline.datamanager.dataparser)
     assert differences(config, METHODS[name].config) == {"data"}
+
+
+def test_shells_can_complete_the_methods(capsys):
+    """What `ns-install-cli` installs; Nerfstudio's programs print it for every method at once."""
+    with pytest.raises(SystemExit) as ended:
+        parse("--tyro-print-completion", "bash")
+    script = capsys.readouterr().out
+    assert ended.value.code in (None, 0)
+    for name in METHODS:
+        assert f"'{name}'" in script, name
+    assert "--pipeline.model.prefilter" in script and "--use-cuda-graphs" in script
+
+
+def test_help_hides_what_the_model_does_not_read(capsys):
+    """Nerfstudio's base configuration has fields for other models; here they would have no effect."""
+    with pytest.raises(SystemExit) as ended:
+        parse("zipnerf", "--help")
+    said = capsys.readouterr().out
+    assert ended.value.code in (None, 0)
+    shown = ("--pipeline.model.near-plane", "--pipeline.model.proposals.1.grid.max-res", "--max-num-iterations")
+    hidden = ("collider", "loss-coefficients", "--prompt", "model.prompt")
+    assert all(option in said for option in shown) and not [option for option in hidden if option in said]

@@ -147,6 +147,10 @@ def test_ns_train_shows_progress_and_leaves_one_checkpoint(programs):
     assert "Traceback" not in said
     assert f"step {STEPS}/{STEPS} (100%)" in said and "k rays/s" in said and "left" in said
     assert "PSNR train" in said and "dB" in said
+    # Every command of the end is one line, to be pasted.
+    lines = said.splitlines()
+    for words in ("ns-viewer --load-config", "ns-eval --load-config", "ns-render interpolate --load-config"):
+        assert [line for line in lines if words in line and str(programs.config) in line], words
     assert [path.name for path in programs.checkpoint.parent.iterdir()] == [programs.checkpoint.name]
     assert load(programs.checkpoint)["step"] == STEPS - 1
 

@@ -19,6 +19,7 @@ LAYERS: tuple[frozenset[str], ...] = (
     frozenset({"config"}),
     frozenset({"trainer", "datamanager", "pipeline"}),
     frozenset({"dataparsers"}),
+    frozenset({"run_checks"}),
     frozenset({"model", "optimizers", "progress", "graph"}),
     frozenset({"model_config"}),
     frozenset({"metrics", "monitor", "outputs", "pictures", "rendering", "point_query", "viewer_controls"}),

@@ -23,6 +23,12 @@ BAD_SETTINGS = [
     *({name: -0.1} for name in [f.name for f in dataclasses.fields(ZipNerfModelConfig) if f.name.endswith("_mult")]),
     {"proposals": (ProposalConfig(num_samples=1),)},
     {"proposals": (ProposalConfig(), ProposalConfig(blur_halfwidth=0.0))},
+    *({name: float("inf")} for name in ("far_plane", "anneal_slope", "distortion_loss_mult")),
+    {"collision_check_steps": -1},
+    # What would have no effect beside the others.
+    {"enable_collider": True},
+    {"ipe_bandwidth": "scene_scale"},
+    {"progressive_levels": True, "grid": HashGridConfig(4, 2, 4, 32, 9)},
 ]
 
 
@@ -30,6 +36,29 @@ BAD_SETTINGS = [
 def test_settings_that_cannot_work_are_refused_by_name(bad):
     with pytest.raises(InputError, match=list(bad)[0]):
         tiny_config(**bad)
+
+
+@pytest.mark.parametrize(
+    "fits",
+    [
+        {"prefilter": "ipe", "ipe_bandwidth": "scene_scale"},
+        {"progressive_levels": True, "grid": HashGridConfig(5, 2, 4, 64, 9)},
+        # An ablation: nothing but chance and decay shapes the proposals then.
+        {"interlevel_loss_mult": 0.0, "distillation_loss_mult": 0.0},
+        {"background_color": "last_sample", "random_background": True},
+    ],
+    ids=str,
+)
+def test_settings_that_work_together_pass(fits):
+    config = tiny_config(**fits)
+    assert all(getattr(config, name) == value for name, value in fits.items())
+
+
+def test_tinycudann_is_refused_with_a_prefilter_or_grid_that_it_has_not():
+    three = {"grid": HashGridConfig(4, 3, 4, 32, 9), "prefilter": "ipe"}
+    for changes, words in (({"prefilter": "multisample"}, "proposals.0.grid.*prefilter"), (three, "model.grid.*got 3")):
+        with pytest.raises(InputError, match=words):
+            tiny_config(implementation="tcnn", **changes)
 
 
 NO_LEVELS = ProposalConfig(grid=HashGridConfig(num_levels=0))

@@ -53,13 +53,13 @@ def run(time: Time, steps: range, seconds: float, total: int = 100, psnr: float 
 
 def test_a_line_says_step_speed_quality_and_times(time):
     lines, line = run(time, range(0, 20), 0.25)
-    assert lines == ["step 8/100 (8%)  250 ms/step  2.0 k rays/s  PSNR train 20.00  0:02 passed  0:23 left"]
+    assert lines == ["step 8/100 (8%)  250 ms/step  2.0 k rays/s  PSNR train 20.00 dB  0:02 passed  0:23 left"]
     line.test_psnr = 27.314
     time.now += 100.0
     line.update(20, 512, {"psnr": torch.tensor(22.0)})
     # 13 steps since the last line took 103 s; the train PSNR is the mean of the old line's and this one's.
     assert lines[1] == (
-        "step 21/100 (21%)  7923 ms/step  0.1 k rays/s  PSNR train 21.00  test 27.31 dB  1:45 passed  10:26 left"
+        "step 21/100 (21%)  7923 ms/step  0.1 k rays/s  PSNR train 21.00 dB, test 27.31 dB  1:45 passed  10:26 left"
     )
 
 
@@ -102,16 +102,16 @@ def test_the_first_step_compiles_and_says_nothing_about_speed(time):
     line, lines = start(time, total=20_000)
     time.now += 60.0
     line.update(0, 1000, {"psnr": torch.tensor(9.0)})
-    assert lines == ["step 1/20000 (0%)  PSNR train 9.00  1:00 passed"]
+    assert lines == ["step 1/20000 (0%)  PSNR train 9.00 dB  1:00 passed"]
     for step in range(1, 41):
         time.now += 0.25
         line.update(step, 1000, {"psnr": torch.tensor(9.0)})
-    assert lines[1:] == ["step 41/20000 (0%)  250 ms/step  4.0 k rays/s  PSNR train 9.00  1:10 passed  1:23:10 left"]
+    assert lines[1:] == ["step 41/20000 (0%)  250 ms/step  4.0 k rays/s  PSNR train 9.00 dB  1:10 passed  1:23:10 left"]
 
 
 def test_a_resumed_run_counts_its_own_steps_only(time):
     lines, _ = run(time, range(60, 65), 1.0)
-    assert lines == ["step 62/100 (62%)  1000 ms/step  0.5 k rays/s  PSNR train 20.00  0:02 passed  0:38 left"]
+    assert lines == ["step 62/100 (62%)  1000 ms/step  0.5 k rays/s  PSNR train 20.00 dB  0:02 passed  0:38 left"]
 
 
 @pytest.mark.parametrize("recurs", [True, False])

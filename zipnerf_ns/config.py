@@ -60,7 +60,8 @@ def _method(
                 "scheduler": WarmupLogDecayConfig(lr_final=network_lr[1]),
             },
         },
-        logging=LoggingConfig(steps_per_log=50, local_writer=LocalWriterConfig(enable=False)),
+        # Nerfstudio's profile of its own functions would be the last thing that is read; "basic" prints it.
+        logging=LoggingConfig(steps_per_log=50, local_writer=LocalWriterConfig(enable=False), profiler="none"),
         viewer=ViewerConfig(num_rays_per_chunk=1 << 15),
         vis="viewer+tensorboard",
     )

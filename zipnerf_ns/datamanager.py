@@ -21,7 +21,6 @@ from zipnerf_ns.camera_rays import PixelRays
 from zipnerf_ns.checks import InputError, check_cameras, check_images, check_train_split, check_transforms
 from zipnerf_ns.dataparsers.multiscale import source_config
 from zipnerf_ns.dataset import CheckedDataset
-from zipnerf_ns.implementation import Implementation
 from zipnerf_ns.masks import check_masks, check_some_used
 from zipnerf_ns.pixel_store import PixelStore
 from zipnerf_ns.scales import area_weights, find_scales
@@ -36,10 +35,10 @@ class ZipNerfDataManagerConfig(VanillaDataManagerConfig):
     """Datamanager class."""
     images_on_gpu: bool = True
     """Keep the training pixels (8 bits a channel) on the GPU; turn off if they do not fit."""
-    ray_implementation: Implementation = "auto"
-    """Of drawing pixels and generating rays: triton (CUDA), torch (anywhere), auto (the fastest there is)."""
+    ray_implementation: Literal["auto", "triton", "torch"] = "auto"
+    """What draws pixels and generates their rays: triton (CUDA), torch (anywhere), auto (the faster that runs here)."""
     scale_weighting: Literal["even", "area"] = "even"
-    """Of the loss, for data with several scales: every pixel the same, or by its area, every scale the same."""
+    """Weights of the loss for data with several scales: even (every pixel the same) or area (every scale the same)."""
 
 
 class ZipNerfDataManager(VanillaDataManager[CheckedDataset]):

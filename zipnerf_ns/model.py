@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any, Callable, Dict, List, Mapping, Optional, Sequence, Tuple, get_args
+from typing import Any, Callable, Dict, List, Mapping, Optional, Sequence, Tuple
 
 import torch
 from torch import Tensor, nn
@@ -21,21 +21,29 @@ from zipnerf_ns.checks import InputError, check_state_dict, check_table_memory
 from zipnerf_ns.encoding import AntiAliasedHashEncoding, HashGridConfig, Reading
 from zipnerf_ns.field import Radiance, ZipNerfDensityField, ZipNerfField, parameter_groups
 from zipnerf_ns.functional.gradient_scaling import near_camera_scaling, scale_gradient
-from zipnerf_ns.functional.hash_grid import Prefilter
 from zipnerf_ns.functional.normals import normal_colors, ray_normals
 from zipnerf_ns.functional.numerics import TINY
 from zipnerf_ns.functional.table_state import decay_coefficients
 from zipnerf_ns.implementation import Ops, resolve_ops
 from zipnerf_ns.metrics import ImageMetrics, psnr
-from zipnerf_ns.model_config import ZipNerfModelConfig, adapt_resolution, check_config
-from zipnerf_ns.monitor import CollisionMonitor
+from zipnerf_ns.model_config import (
+    MIN_ACTIVE_LEVELS,
+    ZipNerfModelConfig,
+    adapt_resolution,
+    check_config,
+    explain_implementation,
+    make_grid_or_explain,
+    named_grids,
+    prefilters_of,
+)
+from zipnerf_ns.monitor import CollisionMonitor, feature_sizes
 from zipnerf_ns.outputs import Outputs
-from zipnerf_ns.pictures import blend, evaluation_pictures, straight_alpha
+from zipnerf_ns.pictures import blend, depths_of_nothing, evaluation_pictures, straight_alpha
 from zipnerf_ns.rays import Rays, Round, rays_of_bundle
 from zipnerf_ns.rendering import ChunkLimit, evaluating, render_in_chunks
 from zipnerf_ns.sampler import IntervalSampler
 from zipnerf_ns.scene_hints import SceneHints, find_hints
-from zipnerf_ns.tcnn_encoding import TcnnHashEncoding, import_library, why_unsupported
+from zipnerf_ns.tcnn_encoding import TcnnHashEncoding
 from zipnerf_ns.viewer_controls import UNCHANGED, View, ViewerControls
 
 EXTRA_OUTPUTS = ("normals", "prefilter_weight")
@@ -74,8 +82,7 @@ class ZipNerfModel(Model):
         self.register_buffer("background", torch.full((3,), float(self._is_background_white(hints))))
         self.renderer_rgb = RGBRenderer(background_color="random")
 
-        grids = {f"proposals.{i}.grid": proposal.grid for i, proposal in enumerate(config.proposals)}
-        grids["grid"] = config.grid
+        grids = named_grids(config)
         if config.scene_adapted_resolution and hints is not None:
             grids = {name: adapt_resolution(grid, hints.longest_side) for name, grid in grids.items()}
         shapes = {name: make_grid_or_explain(name, grid) for name, grid in grids.items()}
@@ -151,7 +158,7 @@ class ZipNerfModel(Model):
         if not (self.training and self.config.progressive_levels):
             return None
         levels = self.config.grid.num_levels
-        return min(levels, max(4, int(round(levels * self.progress))))
+        return min(levels, max(MIN_ACTIVE_LEVELS, int(round(levels * self.progress))))
 
     def forward(self, ray_bundle: RayBundle) -> Dict[str, Any]:
         """Renders a bundle of rays of any shape ``[..., 3]``; the bundle is not changed."""
@@ -241,6 +248,11 @@ class ZipNerfModel(Model):
         if self.training:
             metrics.update(self.monitor.shares)
         return metrics
+
+    def feature_sizes(self) -> Dict[str, float]:
+        """Root mean square of the features of each hash level, by ``GRID/level_INDEX``; waits for the device."""
+        fields = zip(named_grids(self.config), [*self.proposal_networks, self.field], strict=True)
+        return feature_sizes(dict(fields), resolve_ops(self.config.implementation, self.device))
 
     def _with_background(self, outputs: Dict[str, Any], batch: Dict[str, Any]) -> Tuple[Tensor, Tensor]:
         """Rendered and true colours over the same background, drawn at random in training.
@@ -359,7 +371,7 @@ class ZipNerfModel(Model):
             return {name: output.view(*shape, -1) for name, output in parts.items()}
 
         most = self.config.eval_num_rays_per_chunk
-        outputs = Outputs(rendered(None, most))
+        outputs = Outputs(depths_of_nothing(rendered(None, most)))
         if view.extra_outputs:
             outputs.update(rendered(EXTRA_OUTPUTS, most // EXTRA_COST))
         elif view is UNCHANGED:
@@ -383,33 +395,3 @@ class ZipNerfModel(Model):
                 "Install the zipnerf-ns version that wrote it, or train anew."
             )
         return super().load_state_dict(state_dict, strict=True, assign=assign)
-
-
-def explain_implementation(config: ZipNerfModelConfig, device: torch.device) -> None:
-    """Raises an InputError that names the field if an implementation is unknown or cannot run on the device."""
-    try:
-        resolve_ops(config.implementation, device)
-        if config.implementation == "tcnn":
-            for grid in (config.grid, *(proposal.grid for proposal in config.proposals)):
-                reason = why_unsupported(config.prefilter, grid.features_per_level)
-                if reason is not None:
-                    raise ValueError(reason)
-            import_library()
-    except (ValueError, RuntimeError) as error:
-        raise InputError(f"--pipeline.model.implementation: {error}") from error
-
-
-def prefilters_of(config: ZipNerfModelConfig) -> Tuple[Prefilter, ...]:
-    """The anti-aliasing modes in which a model's tables can be read."""
-    if config.implementation != "tcnn":
-        return get_args(Prefilter)
-    features = config.grid.features_per_level
-    return tuple(mode for mode in get_args(Prefilter) if why_unsupported(mode, features) is None)
-
-
-def make_grid_or_explain(name: str, grid: HashGridConfig) -> Any:
-    """The grid's shape; a grid that cannot be built is an InputError that names its configuration."""
-    try:
-        return grid.make()
-    except ValueError as error:
-        raise InputError(f"--pipeline.model.{name}: {error}") from error

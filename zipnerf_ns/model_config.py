@@ -3,17 +3,26 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 from dataclasses import dataclass, field
-from typing import Literal, Tuple, Type
+from typing import Any, Dict, Literal, Optional, Tuple, Type, get_args
+
+import torch
+import tyro
 
 from nerfstudio.configs.base_config import PrintableConfig
+from nerfstudio.configs.config_utils import to_immutable_dict
 from nerfstudio.models.base_model import ModelConfig
 
 from zipnerf_ns.checks import InputError
 from zipnerf_ns.encoding import HashGridConfig
 from zipnerf_ns.field import Precision
 from zipnerf_ns.functional.hash_grid import Prefilter
-from zipnerf_ns.implementation import Implementation
+from zipnerf_ns.implementation import Implementation, resolve_ops
+from zipnerf_ns.tcnn_encoding import import_library, why_unsupported
+
+MIN_ACTIVE_LEVELS = 4
+"""Levels that progressive training begins with."""
 
 
 def _model_class() -> Type:
@@ -28,7 +37,7 @@ class ProposalConfig(PrintableConfig):
     """One proposal round."""
 
     num_samples: int = 64
-    """Intervals drawn per ray in this round."""
+    """Intervals per ray in this round."""
     grid: HashGridConfig = field(default_factory=lambda: HashGridConfig(6, 1, 16, 512))
     """Hash grid of this round's density."""
     hidden_dim: int = 64
@@ -51,10 +60,16 @@ class ZipNerfModelConfig(ModelConfig):
 
     _target: Type = field(default_factory=lambda: _model_class())
     """Model class."""
-    enable_collider: bool = False
-    """Unused: near_plane and far_plane bound the rays."""
+    enable_collider: tyro.conf.Suppress[bool] = False
+    """Nerfstudio's; near_plane and far_plane bound the rays instead."""
+    collider_params: tyro.conf.Suppress[Optional[Dict[str, float]]] = to_immutable_dict({})
+    """Nerfstudio's; without a collider there are none."""
+    loss_coefficients: tyro.conf.Suppress[Dict[str, float]] = to_immutable_dict({})
+    """Nerfstudio's; each loss has a multiplier of its own below."""
+    prompt: tyro.conf.Suppress[Optional[str]] = None
+    """Nerfstudio's, for models that read text."""
     eval_num_rays_per_chunk: int = 65536
-    """The most rays rendered at once at evaluation; fewer where free memory asks for it."""
+    """The most rays rendered at once at evaluation; fewer where memory is short."""
 
     near_plane: float = 0.05
     """Nearest distance that can be seen, world units after the dataparser's scaling."""
@@ -74,13 +89,14 @@ class ZipNerfModelConfig(ModelConfig):
     num_samples: int = 32
     """Intervals per ray in the rendered round."""
     prefilter: Prefilter = "multisample"
-    """Anti-aliasing: six samples an interval (best), ipe (one look-up, faster), none (for comparison)."""
+    """Anti-aliasing: multisample (six look-ups an interval, best), ipe (one, faster), none (for comparison)."""
     ipe_bandwidth: Literal["one", "scene_scale"] = "one"
-    """Lambda of prefilter ipe: 1, or 0.5 over the mean side of the scene box in world units."""
+    """Lambda of prefilter ipe, for no other: 1, or 0.5 over the mean side of the scene box in world units."""
     implementation: Implementation = "auto"
-    """Of the hot path: triton (CUDA), torch (anywhere), auto (the fastest there is); tcnn: encodings by tinycudann."""
+    """What computes the model: triton (CUDA), torch (anywhere), auto (the faster that runs here), tcnn (as auto, with
+    hash grids by tinycudann)."""
     precision: Precision = "bfloat16"
-    """Of matrix products on CUDA; density and prefilter weights are always float32."""
+    """Number format of matrix products on CUDA; density and prefilter weights are always float32."""
 
     hidden_dim: int = 64
     """Width of the density network's hidden layer."""
@@ -91,34 +107,35 @@ class ZipNerfModelConfig(ModelConfig):
     color_dim: int = 256
     """Width of the colour network's hidden layers."""
     use_appearance: bool = False
-    """Learn an affine transform of the bottleneck per training image (off: benchmarks; on: casual captures)."""
+    """Learn each training image's light and exposure: off for benchmarks, on for casual captures."""
     appearance_dim: int = 4
-    """Length of an image's appearance code."""
+    """Length of an image's appearance code, with use_appearance."""
 
     rgb_loss: Literal["charbonnier", "mse"] = "charbonnier"
-    """Distance between rendered and true colour."""
+    """Distance between rendered and true colour; the weights of the other losses are relative to it."""
     interlevel_loss_mult: float = 0.01
-    """Weight of the anti-aliased interlevel loss (Zip-NeRF, section 4)."""
+    """Weight of the anti-aliased interlevel loss, which trains the proposals (Zip-NeRF, section 4); 0 is off."""
     distillation_loss_mult: float = 0.0
     """Weight of KL + squared difference between the rendered and the proposals' histograms; 0 is off."""
     proposal_catchup: bool = True
-    """Raise the distillation's weight while it exceeds ten times the colour loss."""
+    """Raise the distillation's weight while it exceeds ten times the colour loss; without distillation no effect."""
     distortion_loss_mult: float = 0.01
-    """Weight of the distortion loss, which gathers each ray's weight (mip-NeRF 360)."""
+    """Weight of the distortion loss, which gathers each ray's weight (mip-NeRF 360); 0 is off."""
     hash_decay_mult: float = 0.1
-    """Weight of the decay of hash table values (Zip-NeRF, section 5)."""
+    """Weight of the decay of hash table values (Zip-NeRF, section 5); 0 is off."""
     level_consistency_mult: float = 0.0
     """Weight of the difference between adjacent levels' features; 0 is off."""
 
     use_gradient_scaling: bool = False
-    """Lower the gradients of what is nearer than one world unit, where few pixels see much: against floaters."""
+    """Lower the gradients of what is nearer to a camera than one world unit: against floaters before the cameras."""
 
     anneal_slope: float = 10.0
-    """Slope of the proposal annealing: weights are raised to slope*f/((slope-1)*f+1) (mip-NeRF 360)."""
+    """Slope b of the proposals' annealing: weights to the power b*f/((b-1)*f+1) at share f of the training
+    (mip-NeRF 360)."""
     progressive_levels: bool = False
-    """Switch hash levels on from coarse to fine over the training, never fewer than four."""
+    """Switch hash levels on from coarse to fine over the training, beginning with four."""
     scene_adapted_resolution: bool = False
-    """Resolutions from the longest image side s in pixels: base max(16, s/100), finest min(max_res, 10 s)."""
+    """Resolutions of all grids by the longest image side s, pixels: base max(16, s/100), finest min(max_res, 10 s)."""
     collision_check_steps: int = 5000
     """Steps between measurements of hash collisions; 0 never measures."""
 
@@ -127,33 +144,94 @@ class ZipNerfModelConfig(ModelConfig):
 
 
 def check_config(config: ZipNerfModelConfig) -> None:
-    """Refuses settings that cannot work.
+    """Refuses settings that cannot work, or that would have no effect beside the others.
 
     Raises:
-        InputError: naming the field and its range.
+        InputError: naming the field and its range, or the fields and the mend.
     """
+    _check_ranges(config)
+    for name, grid in named_grids(config).items():
+        make_grid_or_explain(name, grid)
+    _check_combinations(config)
+
+
+def _check_ranges(config: ZipNerfModelConfig) -> None:
     positive = ("near_plane", "far_plane", "hidden_dim", "bottleneck_dim", "color_layers", "color_dim", "anneal_slope",
                 "eval_num_rays_per_chunk", "appearance_dim")  # fmt: skip
     for name in positive:
-        if not getattr(config, name) > 0:
-            raise InputError(f"{name} is {getattr(config, name)}: it must be positive.")
-    if config.near_plane >= config.far_plane:
-        raise InputError(f"near_plane ({config.near_plane}) must be smaller than far_plane ({config.far_plane}).")
+        if not 0 < getattr(config, name) < math.inf:
+            raise InputError(f"{name} is {getattr(config, name)}: it must be positive and finite.")
+    for name in [f.name for f in dataclasses.fields(config) if f.name.endswith("_mult")]:
+        if not 0.0 <= getattr(config, name) < math.inf:
+            raise InputError(f"{name} is {getattr(config, name)}: a loss's weight must be finite, 0 or more.")
     if not config.proposals:
         raise InputError("proposals is empty: the sampler needs at least one proposal round.")
-    for name in [f.name for f in dataclasses.fields(config) if f.name.endswith("_mult")]:
-        if not getattr(config, name) >= 0.0:
-            raise InputError(f"{name} is {getattr(config, name)}: a loss's weight cannot be negative.")
     for index, proposal in enumerate(config.proposals):
-        if proposal.num_samples < 2 or proposal.hidden_dim < 1 or not proposal.blur_halfwidth > 0.0:
+        if proposal.num_samples < 2 or proposal.hidden_dim < 1 or not 0.0 < proposal.blur_halfwidth < math.inf:
             raise InputError(
                 f"proposals.{index}: num_samples must be at least 2, hidden_dim and blur_halfwidth positive."
             )
     if config.num_samples < 2:
         raise InputError(f"num_samples is {config.num_samples}: it must be at least 2.")
+    if config.collision_check_steps < 0:
+        raise InputError(f"collision_check_steps is {config.collision_check_steps}: it must be 0 (never) or more.")
+
+
+def _check_combinations(config: ZipNerfModelConfig) -> None:
+    if config.near_plane >= config.far_plane:
+        raise InputError(f"near_plane ({config.near_plane}) must be smaller than far_plane ({config.far_plane}).")
+    if config.enable_collider:
+        raise InputError("enable_collider: near_plane and far_plane bound this model's rays. Leave the collider out.")
+    if config.ipe_bandwidth != "one" and config.prefilter != "ipe":
+        raise InputError(
+            f"ipe_bandwidth {config.ipe_bandwidth} has no effect with prefilter {config.prefilter}: "
+            "choose prefilter ipe, or leave ipe_bandwidth out."
+        )
+    if config.progressive_levels and config.grid.num_levels <= MIN_ACTIVE_LEVELS:
+        raise InputError(
+            f"progressive_levels begins with {MIN_ACTIVE_LEVELS} levels and grid.num_levels is "
+            f"{config.grid.num_levels}: raise num_levels, or leave progressive_levels out."
+        )
+    if config.implementation == "tcnn":
+        for name, grid in named_grids(config).items():
+            reason = why_unsupported(config.prefilter, grid.features_per_level)
+            if reason is not None:
+                raise InputError(f"--pipeline.model.{name}: {reason}")
+
+
+def named_grids(config: ZipNerfModelConfig) -> Dict[str, HashGridConfig]:
+    """The hash grids of a model by their names in its configuration, in the order of the rounds."""
+    proposals = {f"proposals.{index}.grid": proposal.grid for index, proposal in enumerate(config.proposals)}
+    return {**proposals, "grid": config.grid}
+
+
+def make_grid_or_explain(name: str, grid: HashGridConfig) -> Any:
+    """The grid's shape; a grid that cannot be built is an InputError that names its configuration."""
+    try:
+        return grid.make()
+    except ValueError as error:
+        raise InputError(f"--pipeline.model.{name}: {error}") from error
+
+
+def explain_implementation(config: ZipNerfModelConfig, device: torch.device) -> None:
+    """Raises an InputError that names the field if an implementation is unknown or cannot run on the device."""
+    try:
+        resolve_ops(config.implementation, device)
+        if config.implementation == "tcnn":
+            import_library()
+    except (ValueError, RuntimeError) as error:
+        raise InputError(f"--pipeline.model.implementation: {error}") from error
 
 
 def adapt_resolution(grid: HashGridConfig, longest_side: int) -> HashGridConfig:
     """Resolutions for images of ``longest_side`` pixels: base max(16, s/100), finest min(max_res, 10 s)."""
     base = max(16, round(longest_side / 100))
     return dataclasses.replace(grid, base_res=base, max_res=max(min(grid.max_res, 10 * longest_side), base))
+
+
+def prefilters_of(config: ZipNerfModelConfig) -> Tuple[Prefilter, ...]:
+    """The anti-aliasing modes in which a model's tables can be read."""
+    if config.implementation != "tcnn":
+        return get_args(Prefilter)
+    features = config.grid.features_per_level
+    return tuple(mode for mode in get_args(Prefilter) if why_unsupported(mode, features) is None)

@@ -1,18 +1,19 @@
-"""Measures how crowded the hash tables are: distinct table entries over distinct cells that a batch touches."""
+"""What is measured of the hash tables during training: how crowded they are, and how large their features."""
 
 from __future__ import annotations
 
-from typing import Dict
+from typing import Dict, Mapping
 
 import torch
 from torch import Tensor
 
 from nerfstudio.utils.rich_utils import CONSOLE
 
-from zipnerf_ns.encoding import HashGridConfig
+from zipnerf_ns.encoding import TABLE_GAIN, HashGridConfig
 from zipnerf_ns.field import ZipNerfDensityField
 from zipnerf_ns.functional.cones import Cones, cones_in_cube
 from zipnerf_ns.functional.hash_grid import HASH_PRIMES, HashGrid
+from zipnerf_ns.implementation import Ops
 from zipnerf_ns.rays import Rays
 
 CROWDED = 0.5
@@ -41,6 +42,25 @@ def collision_shares(positions: Tensor, grid: HashGrid) -> Tensor:
         entries = (x * HASH_PRIMES[0] ^ y * HASH_PRIMES[1] ^ z * HASH_PRIMES[2]) & (level.size - 1)
         shares.append(torch.unique(entries).numel() / max(unique.numel(), 1))
     return torch.tensor(shares)
+
+
+@torch.no_grad()
+def feature_sizes(fields: Mapping[str, ZipNerfDensityField], ops: Ops) -> Dict[str, float]:
+    """Root mean square of each hash level's features as they are read, before any prefilter weight.
+
+    The optimiser has left the sums that this takes; reading them waits for the device.
+
+    Args:
+        fields: by the names of their grids.
+        ops: the implementation.
+    Returns:
+        By ``GRID/level_INDEX``.
+    """
+    sizes = {}
+    for name, field in fields.items():
+        levels = (TABLE_GAIN * field.encoding.summary(ops).mean_square.sqrt()).tolist()
+        sizes.update({f"{name}/level_{index}": size for index, size in enumerate(levels)})
+    return sizes
 
 
 class CollisionMonitor:

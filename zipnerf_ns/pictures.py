@@ -12,6 +12,11 @@ from nerfstudio.utils import colormaps
 
 ERROR_GAIN = 4.0
 """Errors are shown this many times larger: a quarter of the full range is already the brightest colour."""
+SOLID = 0.5
+"""A ray with less opacity than this passes through more than it meets: where half of it is reached means nothing."""
+BEHIND_ALL = 2.0
+"""Depth of such rays, in farthest depths of the picture's solid ones: fusion of depths then finds free space there, and
+no wall just behind what is seen."""
 FAR_QUANTILE = 0.95
 """Share of the solid depths that the colours resolve; the sky would swallow the whole range."""
 
@@ -32,6 +37,25 @@ def straight_alpha(
     return torch.cat([color.clamp(0.0, 1.0), alpha], dim=-1)
 
 
+def depths_of_nothing(outputs: Dict[str, Tensor]) -> Dict[str, Tensor]:
+    """A picture's outputs with one depth for all rays that meet nothing, behind all that others meet.
+
+    Their own would be anything between the ends of the ray, up to 1e6: it takes all colours of a depth picture, for its
+    opacity hides it only afterwards, and ``ns-export tsdf`` takes it for a surface. Solid rays keep their depths.
+
+    Args:
+        outputs: ``[..., channels]``; of one picture, for what is behind all is a matter of the whole.
+    """
+    is_solid = outputs["accumulation"] >= SOLID
+    settled = dict(outputs)
+    for name in [name for name in outputs if "depth" in name]:
+        farthest = torch.where(is_solid, outputs[name], 0.0).max()
+        # A picture of nothing at all is left as it is.
+        is_nothing = ~is_solid & (farthest > 0.0)
+        settled[name] = torch.where(is_nothing, BEHIND_ALL * farthest, outputs[name])
+    return settled
+
+
 def evaluation_pictures(
     outputs: Dict[str, Tensor],
     truth: Float[Tensor, "height width 3"],
@@ -48,7 +72,7 @@ def evaluation_pictures(
         "accumulation": colormaps.apply_colormap(outputs["accumulation"]),
     }
     # Distances through the background are arbitrary, and up to the far plane.
-    is_solid = outputs["accumulation"] > 0.5
+    is_solid = outputs["accumulation"] >= SOLID
     for name in [name for name in outputs if "depth" in name and name != "expected_depth"]:
         solid = outputs[name][is_solid] if is_solid.any() else outputs[name].flatten()
         # torch.quantile takes 2^24 numbers at the most.

@@ -139,10 +139,10 @@ class ProgressLine:
         if seconds is not None:
             yield f"{1000.0 * seconds:.{0 if seconds >= 0.02 else 1}f} ms/step"
             yield f"{rays_per_step / seconds / 1000.0:.1f} k rays/s"
-        if self._train_psnr is not None:
-            yield f"PSNR train {self._train_psnr:.2f}"
-        if self.test_psnr is not None:
-            yield f"test {self.test_psnr:.2f} dB"
+        known = {"train": self._train_psnr, "test": self.test_psnr}
+        psnrs = ", ".join(f"{of} {psnr:.2f} dB" for of, psnr in known.items() if psnr is not None)
+        if psnrs:
+            yield f"PSNR {psnrs}"
         yield f"{format_duration(self.clock.passed())} passed"
         if seconds is not None:
             # Evaluations and checkpoints will go on taking the share of the time that they took so far.

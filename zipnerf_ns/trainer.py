@@ -1,18 +1,20 @@
-"""Nerfstudio's trainer with atomic checkpoints, exact resume, and a progress line."""
+"""Nerfstudio's trainer with atomic checkpoints, exact resume, a progress line, and what to do next."""
 
 from __future__ import annotations
 
 import dataclasses
 import functools
+import signal
 import time
-from contextlib import nullcontext
+from contextlib import nullcontext, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Dict, Literal, Optional, Type
 
 import torch
+import tyro
 
-from nerfstudio.engine.callbacks import TrainingCallbackLocation
+from nerfstudio.engine.callbacks import TrainingCallback, TrainingCallbackLocation
 from nerfstudio.engine.optimizers import Optimizers
 from nerfstudio.engine.trainer import TRAIN_INTERATION_OUTPUT, Trainer, TrainerConfig
 from nerfstudio.utils import profiler, writer
@@ -24,9 +26,10 @@ from nerfstudio.utils.writer import EventName, TimeWriter
 from zipnerf_ns.checkpoints import capture_rng, restore_rng, write_whole
 from zipnerf_ns.checks import InputError, latest_checkpoint, load_checkpoint_file
 from zipnerf_ns.graph import GraphedStep
-from zipnerf_ns.messages import out_of_memory, quiet_dependencies, raise_for_user
+from zipnerf_ns.messages import interrupted, next_commands, out_of_memory, quiet_dependencies, raise_for_user
 from zipnerf_ns.optimizers import WarmupLogDecayConfig
 from zipnerf_ns.progress import ProgressLine, StepTimer, TrainingClock
+from zipnerf_ns.run_checks import check_run
 
 EAGER_STEPS = 3
 """Steps before one is captured: they compile kernels, and let libraries set themselves up."""
@@ -38,6 +41,18 @@ class ZipNerfTrainerConfig(TrainerConfig):
 
     _target: Type = field(default_factory=lambda: ZipNerfTrainer)
     """Trainer class."""
+    prompt: tyro.conf.Suppress[Optional[str]] = None
+    """Nerfstudio's, for models that read text."""
+    max_num_iterations: int = 1_000_000
+    """Steps of the whole training, those before a resume among them."""
+    steps_per_save: int = 1000
+    """Steps between checkpoints; one is written at the end in any case."""
+    steps_per_eval_batch: int = 0
+    """Steps between the losses of a batch of held-out rays; 0 is never."""
+    steps_per_eval_image: int = 500
+    """Steps between the pictures and metrics of one held-out view; 0 is never. Needs more than the viewer in --vis."""
+    steps_per_eval_all_images: int = 0
+    """Steps between the mean metrics of all held-out views; 0 is never."""
     use_cuda_graphs: Literal["auto", "on", "off"] = "auto"
     """Replay the training step as one CUDA graph; auto: where everything in it is a kernel of ours, on one GPU."""
 
@@ -75,11 +90,16 @@ class ZipNerfTrainer(Trainer):
 
     config: ZipNerfTrainerConfig
 
-    def setup(self, test_mode: Any = "val") -> None:
-        """Nerfstudio's set-up; what is wrong with the input is told in one line."""
+    def __init__(self, config: ZipNerfTrainerConfig, local_rank: int = 0, world_size: int = 1) -> None:
+        # Before Nerfstudio's own first lines, which warn.
         quiet_dependencies()
+        super().__init__(config, local_rank, world_size)
+
+    def setup(self, test_mode: Any = "val") -> None:
+        """Nerfstudio's set-up; what is wrong with settings or input is told in one line."""
         self._resumed_rng: Optional[Dict[str, Any]] = None
         try:
+            check_run(self.config)
             super().setup(test_mode)
         except InputError as error:
             raise_for_user(error)
@@ -113,19 +133,43 @@ class ZipNerfTrainer(Trainer):
         )
         self._init_viewer_state()
         self.clock = TrainingClock(self._synchronize)
-        self.progress = ProgressLine(
-            self._start_step, total, self.clock, lambda line: CONSOLE.log(line, highlight=False)
-        )
+        self.progress = ProgressLine(self._start_step, total, self.clock, self._say)
         self._log_timer = StepTimer(self.clock)
         self.step = max(self._start_step - 1, 0)
         self.stop_training = False
+        rays = self.pipeline.datamanager.get_train_rays_per_batch() * self.world_size
+        self._say(f"Training {self.config.method_name} on {self.device}: {total} steps of {rays:,} rays.")
         with TimeWriter(writer, EventName.TOTAL_TRAIN_TIME):
             try:
                 self._train_steps(self._start_step, total)
             except torch.cuda.OutOfMemoryError:
                 self.shutdown()
                 raise_for_user(out_of_memory(self.config))
+            except KeyboardInterrupt:
+                if self.world_size > 1:
+                    raise
+                self._say(interrupted(self.step, total, self.checkpoint_dir))
+                raise SystemExit(128 + signal.SIGINT) from None
         self._after_train()
+
+    def _say(self, text: str) -> None:
+        """A line for the person, of any length: broken, its commands could not be copied."""
+        if self.local_rank == 0:
+            CONSOLE.print(text, markup=False, highlight=False, soft_wrap=True)
+
+    def _after_train(self) -> None:
+        """Nerfstudio's end of a training; before it waits with the viewer, it says what can be done next."""
+        num_held_out = len(self.pipeline.datamanager.eval_dataset or ())
+        has_events = self.config.is_tensorboard_enabled()
+        text = next_commands(self.base_dir, self.checkpoint_dir, num_held_out, has_events)
+        end = TrainingCallbackLocation.AFTER_TRAIN
+        self.callbacks = [*self.callbacks, TrainingCallback([end], lambda step: self._say(text))]
+        super()._after_train()
+
+    def _train_complete_viewer(self) -> None:
+        """Nerfstudio's wait with the viewer, whose end by Ctrl-C is no error."""
+        with suppress(KeyboardInterrupt):
+            super()._train_complete_viewer()
 
     def _train_steps(self, first: int, total: int) -> None:
         """The loop. Between two logged steps nothing in it waits for the device, and no event is written."""
@@ -278,8 +322,10 @@ class ZipNerfTrainer(Trainer):
         writer.put_scalar(name="Train Loss", scalar=loss, step=step)
         writer.put_dict(name="Train Loss Dict", scalar_dict=loss_dict, step=step)
         writer.put_dict(name="Train Metrics Dict", scalar_dict=metrics_dict, step=step)
-        memory = torch.cuda.max_memory_allocated() / 2**20
-        writer.put_scalar(name="GPU Memory (MB)", scalar=memory, step=step)
+        writer.put_dict(name="Feature RMS", scalar_dict=self.pipeline.model.feature_sizes(), step=step)
+        if self._device_type == "cuda":
+            memory = torch.cuda.max_memory_allocated() / 2**20
+            writer.put_scalar(name="GPU Memory (MB)", scalar=memory, step=step)
 
     def eval_iteration(self, step: int) -> None:
         """Nerfstudio's evaluation; its last test PSNR also goes into the progress line."""

@@ -118,9 +118,16 @@ def test_weights_gradient():
 
 def test_expected_distance_by_hand():
     starts, ends = as_tensors([0.0, 2.0, 4.0], [2.0, 4.0, 10.0])
-    # Middles 1, 3, 7: (0.1 * 1 + 0.2 * 3 + 0.1 * 7) / 0.4.
-    assert expected_distance(*as_tensors([0.1, 0.2, 0.1]), starts, ends).item() == pytest.approx(3.5)
+    # Middles 1, 3, 7, of which the second weighs as much as the others together: 1^(1/4) * 3^(1/2) * 7^(1/4).
+    mean = expected_distance(*as_tensors([0.1, 0.2, 0.1]), starts, ends).item()
+    assert mean == pytest.approx(math.sqrt(3.0 * math.sqrt(7.0)))
     assert expected_distance(*as_tensors([0.0, 0.0, 1.0]), starts, ends).item() == pytest.approx(7.0)
+
+
+def test_a_little_of_the_far_end_does_not_take_the_mean_away():
+    """The last interval of an unbounded ray ends at 1e6: the plain mean of this one is 15,000."""
+    starts, ends = as_tensors([1.0, 3.0, 5.0], [3.0, 5.0, 1e6])
+    assert 3.0 < expected_distance(*as_tensors([0.0, 0.97, 0.03]), starts, ends).item() < 6.0
 
 
 def test_median_distance_by_hand():
@@ -143,7 +150,7 @@ def test_distances_match_loops(batch):
     assert mean.shape == median.shape == (*batch, 1)
     for ray in np.ndindex(*batch):
         w, t0, t1 = weights[ray].tolist(), starts[ray].tolist(), ends[ray].tolist()
-        truth = sum(a * 0.5 * (b + c) for a, b, c in zip(w, t0, t1, strict=True)) / sum(w)
+        truth = math.exp(sum(a * math.log(0.5 * (b + c)) for a, b, c in zip(w, t0, t1, strict=True)) / sum(w))
         assert mean[ray].item() == pytest.approx(truth, rel=1e-12)
         left, k = 0.5 * sum(w), 0
         while left > w[k]:
@@ -157,8 +164,10 @@ def test_distances_ignore_the_total_weight_and_follow_shift_and_scale(distance):
     weights = density_to_weights(density, starts, ends)
     truth = distance(weights, starts, ends)
     torch.testing.assert_close(distance(0.01 * weights, starts, ends), truth, rtol=1e-9, atol=0.0)
-    moved = distance(weights, 3.0 * starts + 1.0, 3.0 * ends + 1.0)
-    torch.testing.assert_close(moved, 3.0 * truth + 1.0, rtol=1e-9, atol=0.0)
+    # A mean of logarithms follows the scale only.
+    shift = 1.0 if distance is median_distance else 0.0
+    moved = distance(weights, 3.0 * starts + shift, 3.0 * ends + shift)
+    torch.testing.assert_close(moved, 3.0 * truth + shift, rtol=1e-9, atol=0.0)
 
 
 @pytest.mark.parametrize("distance", [expected_distance, median_distance])
@@ -173,9 +182,11 @@ def test_a_wall_is_seen_where_it_stands(distance):
 def test_the_median_of_a_fog_is_where_half_its_opacity_is_reached():
     tdist = torch.linspace(0.0, 100.0, 20_001, dtype=torch.float64)
     weights = density_to_weights(torch.full((20_000,), 0.3, dtype=torch.float64), tdist[:-1], tdist[1:])
-    # exp(-0.3 t) = 1/2, and 1/0.3; 30 optical depths end 1e-13 short of opaque. Intervals are 0.005 long.
+    # exp(-0.3 t) = 1/2, and exp(E log t) = exp(-gamma)/0.3; 30 optical depths end 1e-13 short of opaque.
     assert median_distance(weights, tdist[:-1], tdist[1:]).item() == pytest.approx(math.log(2.0) / 0.3, abs=1e-5)
-    assert expected_distance(weights, tdist[:-1], tdist[1:]).item() == pytest.approx(1.0 / 0.3, abs=1e-5)
+    # Intervals are 0.005 long, and the first one's logarithm is the least exact.
+    mean = expected_distance(weights, tdist[:-1], tdist[1:]).item()
+    assert mean == pytest.approx(math.exp(-np.euler_gamma) / 0.3, abs=2e-3)
 
 
 @pytest.mark.parametrize("distance", [expected_distance, median_distance])

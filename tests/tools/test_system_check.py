@@ -118,6 +118,34 @@ def test_colmap_of_every_age(bare_machine: Path, monkeypatch: pytest.MonkeyPatch
     assert finding.state == state and detail in finding.detail
 
 
+def test_missing_libraries_name_their_packages(monkeypatch: pytest.MonkeyPatch):
+    """Each library that open3d lacks here is one line with Debian's package."""
+
+    def load(name: str) -> None:
+        if name != "libX11.so.6":
+            raise OSError(f"{name}: cannot open shared object file")
+
+    monkeypatch.setattr(system_check.ctypes, "CDLL", load)
+    findings = {finding.name: finding for finding in system_check.check_open3d_libraries()}
+    assert findings.pop("libX11.so.6").state == "ok"
+    assert {name: finding.detail for name, finding in findings.items()} == {
+        "libusb-1.0.so.0": "apt-get install libusb-1.0-0",
+        "libGL.so.1": "apt-get install libgl1",
+        "libEGL.so.1": "apt-get install libegl1",
+    }
+    assert all(finding.state == "missing" and "ns-export" in finding.needed_by for finding in findings.values())
+
+
+def test_a_browser_without_its_driver_is_missing(bare_machine: Path):
+    """Both are needed, under any of the browser's names."""
+    for name, state in (("google-chrome", "missing"), ("chromedriver", "ok")):
+        (bare_machine / name).write_text("#!/bin/sh\n")
+        (bare_machine / name).chmod(0o755)
+        finding = system_check.check_chromium()
+        assert finding.state == state and "make test" in finding.needed_by
+    assert finding.detail == str(bare_machine / "google-chrome")
+
+
 def test_ffmpeg_is_linked_once(bare_machine: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     """The program that a package carries becomes ffmpeg, in place of a link that leads nowhere; then it is left."""
     program = tmp_path / "ffmpeg-linux-v9"

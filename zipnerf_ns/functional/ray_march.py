@@ -118,7 +118,7 @@ def distortion(tdist: Float[Tensor, "rays edges"], weights: Float[Tensor, "rays 
 def median_and_mean_distance(
     weights: Float[Tensor, "rays n"], tdist: Float[Tensor, "rays n+1"]
 ) -> tuple[Float[Tensor, "rays 1"], Float[Tensor, "rays 1"]]:
-    """Median and mean distance along each ray, world units; no gradient. Near for the mean of an empty ray.
+    """Median and geometric mean distance along each ray, world units; no gradient. Near for both of an empty ray.
 
     Args:
         weights: mass of each interval, not necessarily normalised.

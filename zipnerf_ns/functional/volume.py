@@ -27,10 +27,14 @@ def density_to_weights(
 def expected_distance(
     weights: Float[Tensor, "*batch n"], starts: Float[Tensor, "*batch n"], ends: Float[Tensor, "*batch n"]
 ) -> Float[Tensor, "*batch 1"]:
-    """Mean distance of the intervals' middles under the normalised weights; the near end of an empty ray."""
+    """Geometric mean of the intervals' middles under the normalised weights; the near end of an empty ray.
+
+    Of logarithms, as mip-NeRF 360's code takes it: where the last interval ends at 1e6, a hundredth of the weight in it
+    would make the plain mean of any ray thousands.
+    """
     middles = 0.5 * (starts + ends)
     total = weights.sum(dim=-1, keepdim=True)
-    mean = (weights * middles).sum(dim=-1, keepdim=True) / total.clamp_min(TINY)
+    mean = torch.exp((weights * middles.clamp_min(TINY).log()).sum(dim=-1, keepdim=True) / total.clamp_min(TINY))
     return torch.where(
         total > TINY, torch.minimum(torch.maximum(mean, starts[..., :1]), ends[..., -1:]), starts[..., :1]
     )

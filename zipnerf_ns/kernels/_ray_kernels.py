@@ -256,7 +256,7 @@ def distances_kernel(
     RAYS: tl.constexpr,
     N: tl.constexpr,
 ):
-    """Median and mean distance of each ray's histogram; see functional.volume."""
+    """Median and geometric mean distance of each ray's histogram; see functional.volume."""
     rows, live = rows_of(rays, RAYS)
     lanes = tl.arange(0, N)[None, :]
     mask = live[:, None] & (lanes < intervals)
@@ -274,7 +274,8 @@ def distances_kernel(
     last = tl.sum(tl.where(here, end, 0.0), axis=1)
     tl.store(median + rows, first + share * (last - first), mask=live)
     total = tl.sum(weight, axis=1)
-    average = tl.sum(weight * (0.5 * (start + end)), axis=1) / tl.maximum(total, TINY)
+    logs = tl.log(tl.maximum(0.5 * (start + end), TINY))
+    average = tl.exp(tl.sum(weight * logs, axis=1) / tl.maximum(total, TINY))
     near = tl.load(tdist + rows * tdist_stride, mask=live, other=0.0)
     far = tl.load(tdist + rows * tdist_stride + intervals, mask=live, other=0.0)
     average = tl.minimum(tl.maximum(average, near), far)

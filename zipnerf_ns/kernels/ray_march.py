@@ -140,7 +140,7 @@ def distortion(tdist: Float[Tensor, "rays edges"], weights: Float[Tensor, "rays 
 def median_and_mean_distance(
     weights: Float[Tensor, "rays n"], tdist: Float[Tensor, "rays n+1"]
 ) -> tuple[Float[Tensor, "rays 1"], Float[Tensor, "rays 1"]]:
-    """Median and mean distance along each ray; see ``functional.ray_march.median_and_mean_distance``."""
+    """Median and geometric mean distance along each ray; see ``functional.ray_march.median_and_mean_distance``."""
     _require_triton(weights.device)
     rays, n = weights.shape
     _check_shape("tdist", tdist, rays, n + 1)

@@ -1,7 +1,9 @@
 """What this machine offers and what is missing: system packages, versions, clashes of names.
 
 ``python -m zipnerf_ns.tools.system_check`` prints one table and ends with status 1 when something that
-training itself needs is wrong. ``--link-ffmpeg`` puts the program inside the package imageio-ffmpeg beside
+training itself needs is wrong. Training needs no system package; Nerfstudio's programs stop by themselves where one
+of theirs is missing, some without a word on what to install, and before any of our code runs: this table says it for
+all of them beforehand. ``--link-ffmpeg`` puts the program inside the package imageio-ffmpeg beside
 the Python interpreter under the name ``ffmpeg``, for machines where nobody may install system packages.
 """
 
@@ -27,6 +29,14 @@ OTHER_DISTRIBUTION = "zipnerf"
 COLMAP_RENAMED = (3, 13)
 """From this version COLMAP does not know the options any more that nerfstudio passes."""
 COLMAP_TOOL = "zipnerf_ns.tools.colmap"
+
+OPEN3D_LIBRARIES = {
+    "libusb-1.0.so.0": "libusb-1.0-0",
+    "libGL.so.1": "libgl1",
+    "libEGL.so.1": "libegl1",
+    "libX11.so.6": "libx11-6",
+}
+"""What open3d is linked against and does not carry, and Debian's packages with it."""
 
 State = Literal["ok", "missing", "wrong"]
 
@@ -57,8 +67,8 @@ def find_program(name: str) -> str | None:
 
 
 def check_ffmpeg() -> Finding:
-    """``ns-render`` leaves without ffmpeg before it renders, even when asked for images."""
-    needed_by = "ns-render, ns-process-data"
+    """``ns-render`` leaves without ffmpeg before it renders a path, even when asked for images."""
+    needed_by = "ns-render (all but dataset), ns-process-data"
     path = find_program("ffmpeg")
     if path is None:
         mend = "apt-get install ffmpeg (without root: pip install imageio-ffmpeg, then this with --link-ffmpeg)"
@@ -70,14 +80,26 @@ def check_ffmpeg() -> Finding:
     return Finding("ffmpeg", "ok", path, needed_by)
 
 
-def check_libusb() -> Finding:
-    """open3d, which these programs import, is linked against libusb-1.0 and does not carry it."""
-    needed_by = "ns-export, ns-process-data"
-    try:
-        ctypes.CDLL("libusb-1.0.so.0")
-    except OSError:
-        return Finding("libusb-1.0.so.0", "missing", "apt-get install libusb-1.0-0", needed_by)
-    return Finding("libusb-1.0.so.0", "ok", "found", needed_by)
+def check_open3d_libraries() -> list[Finding]:
+    """open3d, which these programs import, does not load without them; training does not import it."""
+    findings = []
+    for library, package in OPEN3D_LIBRARIES.items():
+        try:
+            ctypes.CDLL(library)
+            state, detail = "ok", "found"
+        except OSError:
+            state, detail = "missing", f"apt-get install {package}"
+        findings.append(Finding(library, state, detail, "ns-export, ns-process-data"))
+    return findings
+
+
+def check_chromium() -> Finding:
+    """A browser that a program can drive; people's own browsers need nothing of this machine."""
+    needed_by = "make test (else the viewer's tests skip)"
+    browsers = [path for name in ("chromium", "chromium-browser", "google-chrome") if (path := find_program(name))]
+    if browsers and find_program("chromedriver"):
+        return Finding("chromium", "ok", browsers[0], needed_by)
+    return Finding("chromium", "missing", "apt-get install chromium chromium-driver", needed_by)
 
 
 def check_colmap() -> Finding:
@@ -195,7 +217,7 @@ def check_all() -> list[Finding]:
     """Every check, in the order of the table."""
     python = Finding("python", "ok", f"{sys.version.split()[0]} ({sys.executable})")
     mine = [python, check_name_clash(), check_nerfstudio(), check_torch(), check_triton()]
-    return [*mine, check_ffmpeg(), check_libusb(), check_colmap()]
+    return [*mine, check_ffmpeg(), *check_open3d_libraries(), check_colmap(), check_chromium()]
 
 
 def link_ffmpeg() -> Path | None:
