@@ -166,7 +166,7 @@ def schedules_seen(model, step: int, total: int = 100) -> tuple:
     anneals, actives = [], []
     handles = [model.sampler.register_forward_pre_hook(lambda _, args: anneals.append(args[3]))]
     for field in [*model.proposal_networks, model.field]:
-        handles.append(field.encoding.register_forward_pre_hook(lambda _, args: actives.append(args[2])))
+        handles.append(field.encoding.register_forward_pre_hook(lambda _, args: actives.append(args[2].num_active)))
     model(make_bundle(3))
     for handle in handles:
         handle.remove()

@@ -116,8 +116,8 @@ def test_a_checkpoint_restores_every_picture():
         other.load_state_dict(source.state_dict())
         after = other(bundle)
     assert not torch.allclose(before["rgb"], expected["rgb"])
-    for name, value in expected.items():
-        assert torch.equal(after[name], value), name
+    for name in expected:
+        assert torch.equal(after[name], expected[name]), name
 
 
 @pytest.mark.parametrize("strict", [True, False])

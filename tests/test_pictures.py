@@ -64,8 +64,9 @@ def test_a_scenes_pictures_are_settled_however_they_are_asked_for():
     assert 1.5 < seen.min() and seen.max() < 3.5
     assert whole["depth"].max() == BEHIND_ALL * whole["depth"][whole["accumulation"] >= 0.5].max()
     bundle = camera.generate_rays(camera_indices=0, keep_shape=True)
-    for name, value in model.get_outputs_for_camera_ray_bundle(bundle).items():
-        torch.testing.assert_close(whole[name], value, msg=name)
+    other = model.get_outputs_for_camera_ray_bundle(bundle)
+    for name in other:
+        torch.testing.assert_close(whole[name], other[name], msg=name)
 
 
 def ball(part) -> None:
