@@ -88,7 +88,8 @@ def test_an_ffmpeg_without_the_option_that_nerfstudio_passes(bare_machine: Path)
     finding = system_check.check_ffmpeg()
     assert finding.state == "ok" and str(path) in finding.detail and "first ffmpeg -i clip.mp4 -vf" in finding.detail
     program(path, "-vsync    set video sync method globally; deprecated, use -fps_mode")
-    assert system_check.check_ffmpeg() == Finding("ffmpeg", "ok", str(path), "ns-render (all but dataset), ns-process-data")
+    needed_by = "ns-render (all but dataset), ns-process-data"
+    assert system_check.check_ffmpeg() == Finding("ffmpeg", "ok", str(path), needed_by)
 
 
 COLMAPS = {
