@@ -21,7 +21,7 @@ from nerfstudio.utils.misc import step_check
 from nerfstudio.utils.rich_utils import CONSOLE
 from nerfstudio.utils.writer import EventName, TimeWriter
 
-from zipnerf_ns.checkpoints import capture_rng, restore_rng, write_whole
+from zipnerf_ns.checkpoints import CheckpointWriter, Snapshot, capture_rng, restore_rng
 from zipnerf_ns.checks import InputError, latest_checkpoint, load_checkpoint_file
 from zipnerf_ns.graph import GraphedStep
 from zipnerf_ns.messages import out_of_memory, quiet_dependencies, raise_for_user
@@ -78,6 +78,7 @@ class ZipNerfTrainer(Trainer):
     def setup(self, test_mode: Any = "val") -> None:
         """Nerfstudio's set-up; what is wrong with the input is told in one line."""
         quiet_dependencies()
+        self.checkpoints = CheckpointWriter()
         self._resumed_rng: Optional[Dict[str, Any]] = None
         try:
             super().setup(test_mode)
@@ -125,6 +126,9 @@ class ZipNerfTrainer(Trainer):
             except torch.cuda.OutOfMemoryError:
                 self.shutdown()
                 raise_for_user(out_of_memory(self.config))
+            finally:
+                # Also when the training is interrupted: what was begun is worth having.
+                self.checkpoints.wait()
         self._after_train()
 
     def _train_steps(self, first: int, total: int) -> None:
@@ -153,7 +157,8 @@ class ZipNerfTrainer(Trainer):
                     self.eval_iteration(step)
             if step_check(step, self.config.steps_per_save):
                 with self.clock.pause():
-                    self.save_checkpoint(step)
+                    self.begin_checkpoint(step)
+            self.checkpoints.check()
             # The viewer's thread writes events, too.
             if writer.EVENT_STORAGE:
                 writer.write_out_storage()
@@ -317,23 +322,36 @@ class ZipNerfTrainer(Trainer):
         self._resumed_rng = state.get("rng")
         CONSOLE.print(f"Resuming after step {state['step']} of {path}")
 
-    @check_main_thread
     def save_checkpoint(self, step: int) -> None:
         """Writes a checkpoint so that a kill at any moment leaves either the old one or the new one, whole."""
+        self.begin_checkpoint(step)
+        self.checkpoints.wait()
+
+    @check_main_thread
+    def begin_checkpoint(self, step: int) -> None:
+        """What :meth:`save_checkpoint` does, but the state is written while the training goes on."""
+        # Before the copy is made, for there is memory for one.
+        self.checkpoints.wait()
         self.checkpoint_dir.mkdir(parents=True, exist_ok=True)
         pipeline = getattr(self.pipeline, "module", self.pipeline)
-        state = {
-            "step": step,
-            "pipeline": pipeline.state_dict(),
-            "optimizers": {name: optimizer.state_dict() for name, optimizer in self.optimizers.optimizers.items()},
-            "schedulers": {name: scheduler.state_dict() for name, scheduler in self.optimizers.schedulers.items()},
-            "scalers": self.grad_scaler.state_dict(),
-            "rng": capture_rng(),
-        }
+        snapshot = Snapshot(
+            {
+                "step": step,
+                "pipeline": pipeline.state_dict(),
+                "optimizers": {name: optimizer.state_dict() for name, optimizer in self.optimizers.optimizers.items()},
+                "schedulers": {name: scheduler.state_dict() for name, scheduler in self.optimizers.schedulers.items()},
+                "scalers": self.grad_scaler.state_dict(),
+                "rng": capture_rng(),
+            }
+        )
+        only_this = self.config.save_only_latest_checkpoint
+        self.checkpoints.submit(lambda: self._write_checkpoint(snapshot, step, only_this))
+
+    def _write_checkpoint(self, snapshot: Snapshot, step: int, only_this: bool) -> None:
         path = self.checkpoint_dir / f"step-{step:09d}.ckpt"
         # Unfinished, it lies beside the folder, not in it: ns-eval takes any file in there for a checkpoint.
-        write_whole(state, path, self.checkpoint_dir.parent / f".{path.name}.unfinished")
-        if self.config.save_only_latest_checkpoint:
+        snapshot.write(path, self.checkpoint_dir.parent / f".{path.name}.unfinished")
+        if only_this:
             for other in self.checkpoint_dir.glob("*.ckpt"):
                 if other != path:
                     other.unlink()
