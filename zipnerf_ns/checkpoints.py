@@ -64,6 +64,11 @@ class CheckpointWriter:
         self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="checkpoint")
         self._pending: Optional[Future] = None
 
+    @property
+    def is_writing(self) -> bool:
+        """Whether a file is not done yet."""
+        return self._pending is not None and not self._pending.done()
+
     def submit(self, write: Callable[[], None]) -> None:
         """Begins to write; first waits for what is still being written, so that two snapshots are never held."""
         self.wait()
@@ -71,7 +76,7 @@ class CheckpointWriter:
 
     def check(self) -> None:
         """Raises what went wrong with the last file, if it is done; never waits."""
-        if self._pending is not None and self._pending.done():
+        if not self.is_writing:
             self.wait()
 
     def wait(self) -> None:
