@@ -25,7 +25,7 @@ from zipnerf_ns.checkpoints import CheckpointWriter, Snapshot, capture_rng, rest
 from zipnerf_ns.checks import InputError, latest_checkpoint, load_checkpoint_file
 from zipnerf_ns.graph import GraphedStep
 from zipnerf_ns.messages import out_of_memory, quiet_dependencies, raise_for_user
-from zipnerf_ns.optimizers import WarmupLogDecayConfig
+from zipnerf_ns.optimizers import DecayingAdam, WarmupLogDecayConfig
 from zipnerf_ns.progress import ProgressLine, StepTimer, TrainingClock
 
 EAGER_STEPS = 3
@@ -202,7 +202,7 @@ class ZipNerfTrainer(Trainer):
         model = self.pipeline.model
         # What was true of the model at set-up need not be any more: its configuration can be changed between steps.
         is_eager = self._graph is None or not model.uses_kernels or model.monitor.is_due()
-        if is_eager or self._eager_steps < EAGER_STEPS:
+        if is_eager or self._eager_steps < EAGER_STEPS or not self._graph.has_current_tables():
             self._eager_steps += 1
             self.optimizers.zero_grad_some([name for name, steps in every.items() if step % steps == 0])
             loss, loss_dict, metrics_dict = self._losses_and_gradients(step)
@@ -256,6 +256,10 @@ class ZipNerfTrainer(Trainer):
             return "the gradients' scale changes during training."
         if self.pipeline.model.config.implementation == "tcnn" or not self.pipeline.model.uses_kernels:
             return "the implementation is not triton."
+        tables = [p for p in self.pipeline.model.parameters() if hasattr(p, "table_state")]
+        ours = [o for o in self.optimizers.optimizers.values() if isinstance(o, DecayingAdam)]
+        if not {*tables} <= {p for optimizer in ours for group in optimizer.param_groups for p in group["params"]}:
+            return "the hash tables' optimiser is not DecayingAdam, which keeps their mean squares current."
         if not getattr(self.pipeline.datamanager, "is_capturable", False):
             return "pixels or rays are not made by our kernels on the GPU."
         return None
