@@ -8,7 +8,7 @@ import time
 from contextlib import nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Dict, Literal, Optional, Type
+from typing import Any, ContextManager, Dict, Literal, Optional, Type
 
 import torch
 
@@ -26,10 +26,13 @@ from zipnerf_ns.checks import InputError, latest_checkpoint, load_checkpoint_fil
 from zipnerf_ns.graph import GraphedStep
 from zipnerf_ns.messages import out_of_memory, quiet_dependencies, raise_for_user
 from zipnerf_ns.optimizers import DecayingAdam, WarmupLogDecayConfig
-from zipnerf_ns.progress import ProgressLine, StepTimer, TrainingClock
+from zipnerf_ns.progress import ProgressLine, StepTimer, TrainingClock, told_if_slow
 
 EAGER_STEPS = 3
 """Steps before one is captured: they compile kernels, and let libraries set themselves up."""
+SLOW_START = 2.0
+"""Seconds after which a person is told what the first step is waiting for."""
+COMPILING = "Compiling the kernels: about a minute at the first use on this machine, later they are read from disk."
 
 
 @dataclass
@@ -144,7 +147,8 @@ class ZipNerfTrainer(Trainer):
                 if not (self.pipeline.training and self.pipeline.model.training):
                     self.pipeline.train()
                 self._run_callbacks(step, TrainingCallbackLocation.BEFORE_TRAIN_ITERATION)
-                result = self.train_iteration(step)
+                with self._explained_if_slow() if step == first else nullcontext():
+                    result = self.train_iteration(step)
                 self._run_callbacks(step, TrainingCallbackLocation.AFTER_TRAIN_ITERATION)
             rays = datamanager.get_train_rays_per_batch() * self.world_size
             self._update_viewer_state(step)
@@ -162,6 +166,12 @@ class ZipNerfTrainer(Trainer):
             # The viewer's thread writes events, too.
             if writer.EVENT_STORAGE:
                 writer.write_out_storage()
+
+    def _explained_if_slow(self) -> ContextManager[None]:
+        """For the first step, in which kernels are compiled where they run."""
+        if self.local_rank > 0 or not self.pipeline.model.uses_kernels:
+            return nullcontext()
+        return told_if_slow(CONSOLE.log, COMPILING, SLOW_START)
 
     @property
     def _device_type(self) -> str:
