@@ -41,6 +41,34 @@ def test_a_snapshot_is_of_the_state_as_it_was(tmp_path):
     assert found["tensors"]._metadata == {"": {"version": 2}} and not found["tensors"]["table"].requires_grad
 
 
+@pytest.mark.parametrize("device", [None, torch.device("cpu")], ids=["where they are", "in main memory"])
+def test_copies_share_nothing_with_what_they_were_made_of(device):
+    state = {"a": torch.ones(3), "b": [torch.ones(2, 2).t()]}
+    copied = checkpoints._copy(state, device)
+    state["a"].zero_(), state["b"][0].zero_(), state["b"].append(None)
+    assert torch.equal(copied["a"], torch.ones(3)) and len(copied["b"]) == 1
+    assert torch.equal(copied["b"][0], torch.ones(2, 2))
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+@pytest.mark.parametrize("fits", [True, False], ids=["copied on the GPU", "copied to main memory"])
+def test_a_snapshot_of_a_gpu_is_of_the_state_as_it_was(tmp_path, monkeypatch, fits):
+    monkeypatch.setattr(checkpoints, "_fits_twice", lambda *_: fits)
+    table = torch.arange(2.0**22, device="cuda")
+    snapshot = Snapshot({"table": table, "step": torch.tensor(3.0)})
+    assert snapshot.state["table"].is_cuda == fits
+    for _ in range(50):
+        table.mul_(0.5)
+    writer = CheckpointWriter()
+    writer.submit(lambda: snapshot.write(tmp_path / "state.ckpt", tmp_path / "unfinished"))
+    # Written meanwhile, and by a stream of its own.
+    for _ in range(200):
+        table.add_(1.0)
+    writer.wait()
+    found = torch.load(tmp_path / "state.ckpt", weights_only=True, map_location="cpu")
+    assert torch.equal(found["table"], torch.arange(2.0**22)) and float(found["step"]) == 3.0
+
+
 def test_files_are_written_one_at_a_time_and_in_order():
     writer, written, may_end = CheckpointWriter(), [], threading.Event()
 

@@ -82,6 +82,25 @@ def test_a_parameter_that_has_moved_is_captured_anew(played_graphs):
     assert len(played_graphs) == 2
 
 
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+def test_a_gpus_own_graph_is_captured_anew_for_a_parameter_that_has_moved():
+    parameter = nn.Parameter(torch.tensor([1.0, 2.0], device="cuda"))
+    step = GraphedStep([parameter])
+
+    def compute() -> Tensor:
+        loss = parameter.square().sum()
+        loss.backward()
+        return loss.detach()
+
+    compute()
+    for values in ([1.0, 2.0], [4.0, 5.0]):
+        parameter.data = torch.tensor(values, device="cuda")
+        for factor in (1.0, 3.0):
+            parameter.data.mul_(factor)
+            assert float(step("a", compute)) == sum(value**2 for value in values) * factor**2
+            assert parameter.grad.tolist() == [2.0 * factor * value for value in values]
+
+
 class Replays(GraphedStep):
     """Notes which steps were replayed, and computes them as eager ones are."""
 

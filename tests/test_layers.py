@@ -19,7 +19,7 @@ LAYERS: tuple[frozenset[str], ...] = (
     frozenset({"config"}),
     frozenset({"trainer", "datamanager", "pipeline"}),
     frozenset({"dataparsers"}),
-    frozenset({"model", "optimizers", "progress", "graph"}),
+    frozenset({"model", "optimizers", "progress", "graph", "resumable"}),
     frozenset({"model_config"}),
     frozenset({"metrics", "monitor", "pictures", "rendering", "point_query", "viewer_controls"}),
     frozenset({"sampler", "losses", "field", "tcnn_encoding"}),

@@ -1,4 +1,4 @@
-"""Nerfstudio's trainer with atomic checkpoints, exact resume, and a progress line."""
+"""Nerfstudio's trainer with exact resume, a captured step, and a progress line."""
 
 from __future__ import annotations
 
@@ -7,26 +7,26 @@ import functools
 import time
 from contextlib import nullcontext
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any, ContextManager, Dict, Literal, Optional, Type
 
 import torch
 
 from nerfstudio.engine.callbacks import TrainingCallbackLocation
 from nerfstudio.engine.optimizers import Optimizers
-from nerfstudio.engine.trainer import TRAIN_INTERATION_OUTPUT, Trainer, TrainerConfig
+from nerfstudio.engine.trainer import TRAIN_INTERATION_OUTPUT, TrainerConfig
 from nerfstudio.utils import profiler, writer
 from nerfstudio.utils.decorators import check_main_thread
 from nerfstudio.utils.misc import step_check
 from nerfstudio.utils.rich_utils import CONSOLE
 from nerfstudio.utils.writer import EventName, TimeWriter
 
-from zipnerf_ns.checkpoints import CheckpointWriter, Snapshot, capture_rng, restore_rng
-from zipnerf_ns.checks import InputError, latest_checkpoint, load_checkpoint_file
+from zipnerf_ns.checkpoints import restore_rng
+from zipnerf_ns.checks import InputError
 from zipnerf_ns.graph import GraphedStep
 from zipnerf_ns.messages import out_of_memory, quiet_dependencies, raise_for_user
 from zipnerf_ns.optimizers import DecayingAdam, WarmupLogDecayConfig
 from zipnerf_ns.progress import ProgressLine, StepTimer, TrainingClock, told_if_slow
+from zipnerf_ns.resumable import ResumableTrainer
 
 EAGER_STEPS = 3
 """Steps before one is captured: they compile kernels, and let libraries set themselves up."""
@@ -73,7 +73,7 @@ def gradient_norms(model: torch.nn.Module) -> Dict[str, torch.Tensor]:
     return {**norms, "Gradients/Total": sum(norms.values(), torch.zeros(()))}
 
 
-class ZipNerfTrainer(Trainer):
+class ZipNerfTrainer(ResumableTrainer):
     """Trainer whose interrupted and resumed run equals the uninterrupted one."""
 
     config: ZipNerfTrainerConfig
@@ -81,8 +81,6 @@ class ZipNerfTrainer(Trainer):
     def setup(self, test_mode: Any = "val") -> None:
         """Nerfstudio's set-up; what is wrong with the input is told in one line."""
         quiet_dependencies()
-        self.checkpoints = CheckpointWriter()
-        self._resumed_rng: Optional[Dict[str, Any]] = None
         try:
             super().setup(test_mode)
         except InputError as error:
@@ -308,64 +306,3 @@ class ZipNerfTrainer(Trainer):
                 self.progress.test_psnr = float(event["event"]["psnr"])
                 writer.put_scalar(name=EventName.CURR_TEST_PSNR, scalar=self.progress.test_psnr, step=step)
                 return
-
-    def _load_checkpoint(self) -> None:
-        """Loads a checkpoint strictly, random state included."""
-        path: Optional[Path] = self.config.load_checkpoint
-        if self.config.load_dir is not None:
-            step = self.config.load_step
-            folder = self.config.load_dir
-            path = latest_checkpoint(folder) if step is None else folder / f"step-{step:09d}.ckpt"
-        if path is None:
-            CONSOLE.print("No checkpoint to load: training from scratch.")
-            return
-        state = load_checkpoint_file(path)
-        absent = sorted(set(self.optimizers.optimizers) - set(state["optimizers"]))
-        if absent:
-            raise InputError(
-                f"checkpoint {path} lacks the optimiser state of {', '.join(absent)}: it is of another configuration. "
-                "Load it with the options it was trained with (its config.yml), or train anew without it."
-            )
-        self._start_step = state["step"] + 1
-        self.pipeline.load_pipeline(state["pipeline"], state["step"])
-        self.optimizers.load_optimizers(state["optimizers"])
-        if "schedulers" in state and self.config.load_scheduler:
-            self.optimizers.load_schedulers(state["schedulers"])
-        if "scalers" in state:
-            self.grad_scaler.load_state_dict(state["scalers"])
-        self._resumed_rng = state.get("rng")
-        CONSOLE.print(f"Resuming after step {state['step']} of {path}")
-
-    def save_checkpoint(self, step: int) -> None:
-        """Writes a checkpoint so that a kill at any moment leaves either the old one or the new one, whole."""
-        self.begin_checkpoint(step)
-        self.checkpoints.wait()
-
-    @check_main_thread
-    def begin_checkpoint(self, step: int) -> None:
-        """What :meth:`save_checkpoint` does, but the state is written while the training goes on."""
-        # Before the copy is made, for there is memory for one.
-        self.checkpoints.wait()
-        self.checkpoint_dir.mkdir(parents=True, exist_ok=True)
-        pipeline = getattr(self.pipeline, "module", self.pipeline)
-        snapshot = Snapshot(
-            {
-                "step": step,
-                "pipeline": pipeline.state_dict(),
-                "optimizers": {name: optimizer.state_dict() for name, optimizer in self.optimizers.optimizers.items()},
-                "schedulers": {name: scheduler.state_dict() for name, scheduler in self.optimizers.schedulers.items()},
-                "scalers": self.grad_scaler.state_dict(),
-                "rng": capture_rng(),
-            }
-        )
-        only_this = self.config.save_only_latest_checkpoint
-        self.checkpoints.submit(lambda: self._write_checkpoint(snapshot, step, only_this))
-
-    def _write_checkpoint(self, snapshot: Snapshot, step: int, only_this: bool) -> None:
-        path = self.checkpoint_dir / f"step-{step:09d}.ckpt"
-        # Unfinished, it lies beside the folder, not in it: ns-eval takes any file in there for a checkpoint.
-        snapshot.write(path, self.checkpoint_dir.parent / f".{path.name}.unfinished")
-        if only_this:
-            for other in self.checkpoint_dir.glob("*.ckpt"):
-                if other != path:
-                    other.unlink()
