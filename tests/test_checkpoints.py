@@ -12,7 +12,8 @@ import torch
 from _scenes import checkpoint, load, start, tiny_config, write_scene
 
 from zipnerf_ns import checkpoints
-from zipnerf_ns.checkpoints import CheckpointWriter, Snapshot
+from zipnerf_ns.background import BackgroundWriter
+from zipnerf_ns.checkpoints import Snapshot
 
 PATIENCE = 20.0
 """Seconds after which a test that waits for another thread fails."""
@@ -59,7 +60,7 @@ def test_a_snapshot_of_a_gpu_is_of_the_state_as_it_was(tmp_path, monkeypatch, fi
     assert snapshot.state["table"].is_cuda == fits
     for _ in range(50):
         table.mul_(0.5)
-    writer = CheckpointWriter()
+    writer = BackgroundWriter()
     writer.submit(lambda: snapshot.write(tmp_path / "state.ckpt", tmp_path / "unfinished"))
     # Written meanwhile, and by a stream of its own.
     for _ in range(200):
@@ -70,7 +71,7 @@ def test_a_snapshot_of_a_gpu_is_of_the_state_as_it_was(tmp_path, monkeypatch, fi
 
 
 def test_files_are_written_one_at_a_time_and_in_order():
-    writer, written, may_end = CheckpointWriter(), [], threading.Event()
+    writer, written, may_end = BackgroundWriter(), [], threading.Event()
 
     def slow() -> None:
         assert may_end.wait(PATIENCE)
@@ -89,7 +90,7 @@ def test_files_are_written_one_at_a_time_and_in_order():
 
 @pytest.mark.parametrize("meet", ["check", "wait", "submit"])
 def test_an_error_is_raised_once_where_the_training_next_looks(meet):
-    writer, done = CheckpointWriter(), threading.Event()
+    writer, done = BackgroundWriter(), threading.Event()
 
     def fail() -> None:
         done.set()

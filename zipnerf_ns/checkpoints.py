@@ -8,9 +8,8 @@ from __future__ import annotations
 import copy
 import os
 import random
-from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
-from typing import Any, Callable, Dict, Iterator, Optional
+from typing import Any, Dict, Iterator, Optional
 
 import numpy as np
 import torch
@@ -52,41 +51,6 @@ def restore_rng(state: Dict[str, Any]) -> None:
     torch.set_rng_state(state["torch"])
     if state["cuda"] and len(state["cuda"]) == torch.cuda.device_count():
         torch.cuda.set_rng_state_all(state["cuda"])
-
-
-class CheckpointWriter:
-    """Writes files by a thread of its own, one at a time, in the order in which they are asked for.
-
-    Whoever asked hears of an error at the next :meth:`check`, :meth:`submit` or :meth:`wait`, once.
-    """
-
-    def __init__(self) -> None:
-        self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="checkpoint")
-        self._pending: Optional[Future] = None
-
-    @property
-    def is_writing(self) -> bool:
-        """Whether a file is not done yet."""
-        return self._pending is not None and not self._pending.done()
-
-    def submit(self, write: Callable[[], None]) -> None:
-        """Begins to write; first waits for what is still being written, so that two snapshots are never held."""
-        self.wait()
-        self._pending = self._thread.submit(write)
-
-    def check(self) -> None:
-        """Raises what went wrong with the last file, if it is done; never waits."""
-        if not self.is_writing:
-            self.wait()
-
-    def wait(self) -> None:
-        """Waits for the last file; raises what went wrong with it."""
-        pending = self._pending
-        if pending is not None:
-            # Still pending while this waits: an interrupted wait can be taken up again.
-            pending.exception()
-            self._pending = None
-            pending.result()
 
 
 class Snapshot:

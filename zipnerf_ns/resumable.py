@@ -9,7 +9,8 @@ from nerfstudio.engine.trainer import Trainer
 from nerfstudio.utils.decorators import check_main_thread
 from nerfstudio.utils.rich_utils import CONSOLE
 
-from zipnerf_ns.checkpoints import CheckpointWriter, Snapshot, capture_rng
+from zipnerf_ns.background import BackgroundWriter
+from zipnerf_ns.checkpoints import Snapshot, capture_rng
 from zipnerf_ns.checks import InputError, latest_checkpoint, load_checkpoint_file
 
 
@@ -22,7 +23,7 @@ class ResumableTrainer(Trainer):
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
-        self.checkpoints = CheckpointWriter()
+        self.checkpoints = BackgroundWriter()
         self._resumed_rng: Optional[Dict[str, Any]] = None
 
     def _load_checkpoint(self) -> None:

@@ -20,8 +20,10 @@ from nerfstudio.utils.misc import step_check
 from nerfstudio.utils.rich_utils import CONSOLE
 from nerfstudio.utils.writer import EventName, TimeWriter
 
+from zipnerf_ns.background import BackgroundWriter
 from zipnerf_ns.checkpoints import restore_rng
 from zipnerf_ns.checks import InputError
+from zipnerf_ns.event_pictures import take_pictures, write_pictures
 from zipnerf_ns.graph import GraphedStep
 from zipnerf_ns.messages import out_of_memory, quiet_dependencies, raise_for_user
 from zipnerf_ns.optimizers import DecayingAdam, WarmupLogDecayConfig
@@ -119,6 +121,7 @@ class ZipNerfTrainer(ResumableTrainer):
             self._start_step, total, self.clock, lambda line: CONSOLE.log(line, highlight=False)
         )
         self._log_timer = StepTimer(self.clock)
+        self._pictures = BackgroundWriter()
         self.step = max(self._start_step - 1, 0)
         self.stop_training = False
         with TimeWriter(writer, EventName.TOTAL_TRAIN_TIME):
@@ -130,6 +133,7 @@ class ZipNerfTrainer(ResumableTrainer):
             finally:
                 # Also when the training is interrupted: what was begun is worth having.
                 self.checkpoints.wait()
+                self._pictures.wait()
         self._after_train()
 
     def _train_steps(self, first: int, total: int) -> None:
@@ -163,7 +167,14 @@ class ZipNerfTrainer(ResumableTrainer):
             self.checkpoints.check()
             # The viewer's thread writes events, too.
             if writer.EVENT_STORAGE:
-                writer.write_out_storage()
+                self._write_events()
+
+    def _write_events(self) -> None:
+        """What waits to be written, pictures beside the training."""
+        pictures = take_pictures()
+        if pictures:
+            self._pictures.submit(lambda: write_pictures(pictures))
+        writer.write_out_storage()
 
     def _explained_if_slow(self) -> ContextManager[None]:
         """For the first step, in which kernels are compiled where they run."""
