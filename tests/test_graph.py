@@ -11,8 +11,12 @@ import torch
 from _scenes import checkpoint, start, tiny_config, write_scene
 from torch import Tensor, nn
 
+from nerfstudio.engine.optimizers import AdamOptimizerConfig
+
+from zipnerf_ns.datamanager import ZipNerfDataManager
 from zipnerf_ns.graph import GraphedStep
 from zipnerf_ns.model import ZipNerfModel
+from zipnerf_ns.trainer import ZipNerfTrainer
 
 
 class PlayedGraph:
@@ -139,3 +143,19 @@ def test_the_step_after_a_checkpoint_was_loaded_is_not_replayed(tmp_path: Path, 
     trainer.train_iteration = iteration
     trainer.train()
     assert len(kept) == 2 and graph.steps == [3, 4, 5, 7, 8]
+
+
+def test_tables_that_another_optimiser_writes_are_not_replayed(tmp_path: Path, monkeypatch, fresh_writers):
+    """Torch's Adam leaves what is kept of them stale; the reason is said, and asking for graphs is refused."""
+    scene = write_scene(tmp_path / "scene")
+    monkeypatch.setattr(ZipNerfModel, "uses_kernels", property(lambda self: True))
+    monkeypatch.setattr(ZipNerfTrainer, "_device_type", "cuda")
+    monkeypatch.setattr(ZipNerfDataManager, "is_capturable", True)
+    monkeypatch.setattr(ZipNerfTrainer, "_set_up_graph", lambda self: None)
+    reasons = []
+    for group in (None, "networks", "hash_tables"):
+        config = tiny_config(scene, tmp_path, timestamp=str(group))
+        if group is not None:
+            config.optimizers[group]["optimizer"] = AdamOptimizerConfig(lr=0.01, eps=1e-15)
+        reasons.append(start(config)._why_no_graph())
+    assert reasons[:2] == [None, None] and "DecayingAdam" in reasons[2]
