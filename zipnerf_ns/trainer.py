@@ -32,8 +32,8 @@ from zipnerf_ns.resumable import ResumableTrainer
 
 EAGER_STEPS = 3
 """Steps before one is captured: they compile kernels, and let libraries set themselves up."""
-SLOW_START = 2.0
-"""Seconds after which a person is told what the first step is waiting for."""
+SLOW_START = 5.0
+"""Seconds after which a person is told what the first step waits for; kernels are read from disk in less."""
 COMPILING = "Compiling the kernels: about a minute at the first use on this machine, later they are read from disk."
 
 

@@ -289,7 +289,7 @@ def test_the_loops_time_is_told_apart_from_evaluations_and_checkpoints(small: Be
     def evaluate(step: int) -> None:
         time.sleep(0.2)
         events.append(step)
-        writer.EVENT_STORAGE.append({})
+        writer.EVENT_STORAGE.append({"write_type": writer.EventType.SCALAR})
 
     def write_out() -> None:
         time.sleep(0.2 if events else 0.0)
@@ -370,7 +370,7 @@ def test_the_full_table_fits_a_screen():
     assert line[6:] == (
         "-0.500 ms a step beside the bare one; evaluation 1234 ms / 2000 steps, checkpoint 12.3 ms / 1000"
     )
-    assert any(line.startswith("start-up: 43.2 s") for line in lines)
+    assert any(line.startswith("start-up: 43.2 s ") for line in lines)
     assert steps["4,096"][:2] == ["40.0", "1000"] and steps["4,096"][-2:] == ["9.99", "1000"]
     assert next(line for line in lines if line.startswith("8192 ")).split() == "8192 2.50 2469 0.500".split()
     assert lines[-1] == "left out: step 65536 rays, torch: expected to take 99 s with its warm-up"

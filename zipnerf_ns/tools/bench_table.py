@@ -45,8 +45,8 @@ def _head(about: dict[str, Any]) -> list[str]:
         f"products {rates['products'] / 1e12:.3g} TFLOP/s, atomics {rates['atomics'] / 1e9:.3g} G/s"
     )
     start = (
-        f"start-up: {number(about['first_steps_seconds'])} s until the first step that is replayed; kernels are "
-        "compiled once a machine"
+        f"start-up: {number(about['first_steps_seconds'])} s of first steps, in which kernels are compiled or read "
+        "from disk, and the step is captured"
     )
     return [f"{about['device']}; {versions}", *textwrap.wrap(about["setup"], WIDTH), ceilings, start]
 
