@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import struct
 import zlib
-from typing import Any, Dict, List
+from typing import Any, List
 
 import numpy as np
 from jaxtyping import Float
@@ -18,6 +18,9 @@ from torch.utils.tensorboard.summary import Summary
 # Not from where it lies: the two modules import each other, and only this one may come first.
 from nerfstudio.configs.base_config import writer
 
+Event = Any
+"""A dictionary, as Nerfstudio's writer keeps it. (A checker of types that draws entries at random, as the tests' does,
+would draw by another thread, and from the generator that training resumes with.)"""
 COMPRESSION = 1
 """Zlib's level, 0 to 9: higher ones take several times as long for files that are hardly smaller."""
 COLOR_TYPES = {1: 0, 3: 2, 4: 6}
@@ -26,7 +29,7 @@ DIFFERENCE_TO_ROW_ABOVE = 2
 """PNG's number for the filter that leaves small numbers of smooth pictures (section 9.2)."""
 
 
-def take_pictures() -> List[Dict[str, Any]]:
+def take_pictures() -> List[Event]:
     """Takes the pictures out of Nerfstudio's waiting events; none if some writer is not TensorBoard's.
 
     Others want their events in the order of the steps, which pictures that come later would break.
@@ -40,7 +43,7 @@ def take_pictures() -> List[Dict[str, Any]]:
     return [waiting.pop(index) for index in reversed(numbers)][::-1]
 
 
-def write_pictures(pictures: List[Dict[str, Any]]) -> None:
+def write_pictures(pictures: List[Event]) -> None:
     """Writes what :func:`take_pictures` took, with the tags and pixels that Nerfstudio would write."""
     for event in pictures:
         height, width, channels = event["event"].shape
