@@ -20,7 +20,7 @@ LAYERS: tuple[frozenset[str], ...] = (
     frozenset({"trainer", "datamanager", "pipeline"}),
     frozenset({"dataparsers"}),
     frozenset({"run_checks"}),
-    frozenset({"model", "optimizers", "progress", "graph"}),
+    frozenset({"model", "optimizers", "progress", "graph", "resumable", "event_pictures"}),
     frozenset({"model_config"}),
     frozenset({"metrics", "monitor", "outputs", "pictures", "rendering", "point_query", "viewer_controls"}),
     frozenset({"sampler", "losses", "field", "tcnn_encoding"}),
@@ -28,7 +28,7 @@ LAYERS: tuple[frozenset[str], ...] = (
     frozenset({"implementation"}),
     frozenset({"kernels", "rays", "pixel_store", "dataset", "messages"}),
     frozenset({"scales", "masks"}),
-    frozenset({"functional", "checks", "checkpoints", "scene_hints"}),
+    frozenset({"functional", "checks", "checkpoints", "background", "scene_hints"}),
     frozenset({""}),
 )
 """The first part of a module's name within the package; the package itself is the empty name."""

@@ -16,8 +16,9 @@ Result = TypeVar("Result")
 class GraphedStep:
     """Replays a computation that leaves gradients in some parameters.
 
-    What the computation reads must stay in the same memory: parameters, and tensors that are written in place. Random
-    numbers are drawn anew by every replay. Its result is the same tensors every time, with new values in them.
+    What the computation reads must stay in the same memory, as tensors do that are written in place. Parameters that
+    have moved are noticed, and it is captured anew. Random numbers are drawn anew by every replay. Its result is the
+    same tensors every time, with new values in them.
 
     Args:
         parameters: those that may receive gradients.
@@ -25,8 +26,10 @@ class GraphedStep:
 
     def __init__(self, parameters: Sequence[nn.Parameter]) -> None:
         self.parameters = list(parameters)
+        self._tables = [parameter for parameter in self.parameters if hasattr(parameter, "table_state")]
         self._graph: Optional[torch.cuda.CUDAGraph] = None
         self._key: Optional[Hashable] = None
+        self._addresses: List[int] = []
         self._result: object = None
         self._gradients: List[Tuple[nn.Parameter, Optional[Tensor]]] = []
 
@@ -39,7 +42,7 @@ class GraphedStep:
         Raises:
             RuntimeError: if the computation does something that cannot be captured, such as waiting for the device.
         """
-        if self._graph is None or key != self._key:
+        if self._graph is None or key != self._key or self._addresses != self._find_addresses():
             self._capture(key, compute)
         self._graph.replay()
         for parameter, gradient in self._gradients:
@@ -48,7 +51,18 @@ class GraphedStep:
 
     def forget(self) -> None:
         """Gives the graph and its memory back."""
-        self._graph, self._key, self._result, self._gradients = None, None, None, []
+        self._graph, self._key, self._result, self._gradients, self._addresses = None, None, None, [], []
+
+    def has_current_tables(self) -> bool:
+        """Whether what the look-ups keep of every hash table is of its present values.
+
+        The optimiser leaves it so. A checkpoint that was loaded since has not: a replay would read what is kept of the
+        values before, and only Python, which it does without, would notice.
+        """
+        return all(table.table_state.is_current(table) for table in self._tables)
+
+    def _find_addresses(self) -> List[int]:
+        return [parameter.data_ptr() for parameter in self.parameters]
 
     def _capture(self, key: Hashable, compute: Callable[[], Result]) -> None:
         self.forget()
@@ -60,5 +74,5 @@ class GraphedStep:
         # Other threads may go on to use the device: the viewer's, and those that pin memory.
         with torch.cuda.graph(graph, capture_error_mode="thread_local"):
             result = compute()
-        self._graph, self._key, self._result = graph, key, result
+        self._graph, self._key, self._result, self._addresses = graph, key, result, self._find_addresses()
         self._gradients = [(parameter, parameter.grad) for parameter in self.parameters]

@@ -1,4 +1,4 @@
-"""Nerfstudio's trainer with atomic checkpoints, exact resume, a progress line, and what to do next."""
+"""Nerfstudio's trainer with exact resume, a captured step, a progress line, and what to do next."""
 
 from __future__ import annotations
 
@@ -8,31 +8,36 @@ import signal
 import time
 from contextlib import nullcontext, suppress
 from dataclasses import dataclass, field
-from pathlib import Path
-from typing import Any, Dict, Literal, Optional, Type
+from typing import Any, ContextManager, Dict, Literal, Optional, Type
 
 import torch
 import tyro
 
 from nerfstudio.engine.callbacks import TrainingCallback, TrainingCallbackLocation
 from nerfstudio.engine.optimizers import Optimizers
-from nerfstudio.engine.trainer import TRAIN_INTERATION_OUTPUT, Trainer, TrainerConfig
+from nerfstudio.engine.trainer import TRAIN_INTERATION_OUTPUT, TrainerConfig
 from nerfstudio.utils import profiler, writer
 from nerfstudio.utils.decorators import check_main_thread
 from nerfstudio.utils.misc import step_check
 from nerfstudio.utils.rich_utils import CONSOLE
 from nerfstudio.utils.writer import EventName, TimeWriter
 
-from zipnerf_ns.checkpoints import capture_rng, restore_rng, write_whole
-from zipnerf_ns.checks import InputError, latest_checkpoint, load_checkpoint_file
+from zipnerf_ns.background import BackgroundWriter
+from zipnerf_ns.checkpoints import restore_rng
+from zipnerf_ns.checks import InputError
+from zipnerf_ns.event_pictures import take_pictures, write_pictures
 from zipnerf_ns.graph import GraphedStep
 from zipnerf_ns.messages import interrupted, next_commands, out_of_memory, quiet_dependencies, raise_for_user
-from zipnerf_ns.optimizers import WarmupLogDecayConfig
-from zipnerf_ns.progress import ProgressLine, StepTimer, TrainingClock
+from zipnerf_ns.optimizers import DecayingAdam, WarmupLogDecayConfig
+from zipnerf_ns.progress import ProgressLine, StepTimer, TrainingClock, told_if_slow
+from zipnerf_ns.resumable import ResumableTrainer
 from zipnerf_ns.run_checks import check_run
 
 EAGER_STEPS = 3
 """Steps before one is captured: they compile kernels, and let libraries set themselves up."""
+SLOW_START = 5.0
+"""Seconds after which a person is told what the first step waits for; kernels are read from disk in less."""
+COMPILING = "Compiling the kernels: about a minute at the first use on this machine, later they are read from disk."
 
 
 @dataclass
@@ -85,7 +90,7 @@ def gradient_norms(model: torch.nn.Module) -> Dict[str, torch.Tensor]:
     return {**norms, "Gradients/Total": sum(norms.values(), torch.zeros(()))}
 
 
-class ZipNerfTrainer(Trainer):
+class ZipNerfTrainer(ResumableTrainer):
     """Trainer whose interrupted and resumed run equals the uninterrupted one."""
 
     config: ZipNerfTrainerConfig
@@ -97,7 +102,6 @@ class ZipNerfTrainer(Trainer):
 
     def setup(self, test_mode: Any = "val") -> None:
         """Nerfstudio's set-up; what is wrong with settings or input is told in one line."""
-        self._resumed_rng: Optional[Dict[str, Any]] = None
         try:
             check_run(self.config)
             super().setup(test_mode)
@@ -135,6 +139,7 @@ class ZipNerfTrainer(Trainer):
         self.clock = TrainingClock(self._synchronize)
         self.progress = ProgressLine(self._start_step, total, self.clock, self._say)
         self._log_timer = StepTimer(self.clock)
+        self._pictures = BackgroundWriter()
         self.step = max(self._start_step - 1, 0)
         self.stop_training = False
         rays = self.pipeline.datamanager.get_train_rays_per_batch() * self.world_size
@@ -148,9 +153,18 @@ class ZipNerfTrainer(Trainer):
             except KeyboardInterrupt:
                 if self.world_size > 1:
                     raise
+                self._finish_writing()
                 self._say(interrupted(self.step, total, self.checkpoint_dir))
                 raise SystemExit(128 + signal.SIGINT) from None
+            finally:
+                # Also when the training is interrupted: what was begun is worth having.
+                self._finish_writing()
         self._after_train()
+
+    def _finish_writing(self) -> None:
+        """Waits until checkpoints and pictures are on disk; their errors are raised here."""
+        self.checkpoints.wait()
+        self._pictures.wait()
 
     def _say(self, text: str) -> None:
         """A line for the person, of any length: broken, its commands could not be copied."""
@@ -184,7 +198,8 @@ class ZipNerfTrainer(Trainer):
                 if not (self.pipeline.training and self.pipeline.model.training):
                     self.pipeline.train()
                 self._run_callbacks(step, TrainingCallbackLocation.BEFORE_TRAIN_ITERATION)
-                result = self.train_iteration(step)
+                with self._explained_if_slow() if step == first else nullcontext():
+                    result = self.train_iteration(step)
                 self._run_callbacks(step, TrainingCallbackLocation.AFTER_TRAIN_ITERATION)
             rays = datamanager.get_train_rays_per_batch() * self.world_size
             self._update_viewer_state(step)
@@ -197,10 +212,24 @@ class ZipNerfTrainer(Trainer):
                     self.eval_iteration(step)
             if step_check(step, self.config.steps_per_save):
                 with self.clock.pause():
-                    self.save_checkpoint(step)
+                    self.begin_checkpoint(step)
+            self.checkpoints.check()
             # The viewer's thread writes events, too.
             if writer.EVENT_STORAGE:
-                writer.write_out_storage()
+                self._write_events()
+
+    def _write_events(self) -> None:
+        """What waits to be written, pictures beside the training."""
+        pictures = take_pictures()
+        if pictures:
+            self._pictures.submit(lambda: write_pictures(pictures))
+        writer.write_out_storage()
+
+    def _explained_if_slow(self) -> ContextManager[None]:
+        """For the first step, in which kernels are compiled where they run."""
+        if self.local_rank > 0 or not self.pipeline.model.uses_kernels:
+            return nullcontext()
+        return told_if_slow(CONSOLE.log, COMPILING, SLOW_START)
 
     @property
     def _device_type(self) -> str:
@@ -241,7 +270,7 @@ class ZipNerfTrainer(Trainer):
         model = self.pipeline.model
         # What was true of the model at set-up need not be any more: its configuration can be changed between steps.
         is_eager = self._graph is None or not model.uses_kernels or model.monitor.is_due()
-        if is_eager or self._eager_steps < EAGER_STEPS:
+        if is_eager or self._eager_steps < EAGER_STEPS or not self._graph.has_current_tables():
             self._eager_steps += 1
             self.optimizers.zero_grad_some([name for name, steps in every.items() if step % steps == 0])
             loss, loss_dict, metrics_dict = self._losses_and_gradients(step)
@@ -295,6 +324,10 @@ class ZipNerfTrainer(Trainer):
             return "the gradients' scale changes during training."
         if self.pipeline.model.config.implementation == "tcnn" or not self.pipeline.model.uses_kernels:
             return "the implementation is not triton."
+        tables = [p for p in self.pipeline.model.parameters() if hasattr(p, "table_state")]
+        ours = [o for o in self.optimizers.optimizers.values() if isinstance(o, DecayingAdam)]
+        if not {*tables} <= {p for optimizer in ours for group in optimizer.param_groups for p in group["params"]}:
+            return "the hash tables' optimiser is not DecayingAdam, which keeps their mean squares current."
         if not getattr(self.pipeline.datamanager, "is_capturable", False):
             return "pixels or rays are not made by our kernels on the GPU."
         return None
@@ -335,51 +368,3 @@ class ZipNerfTrainer(Trainer):
                 self.progress.test_psnr = float(event["event"]["psnr"])
                 writer.put_scalar(name=EventName.CURR_TEST_PSNR, scalar=self.progress.test_psnr, step=step)
                 return
-
-    def _load_checkpoint(self) -> None:
-        """Loads a checkpoint strictly, random state included."""
-        path: Optional[Path] = self.config.load_checkpoint
-        if self.config.load_dir is not None:
-            step = self.config.load_step
-            folder = self.config.load_dir
-            path = latest_checkpoint(folder) if step is None else folder / f"step-{step:09d}.ckpt"
-        if path is None:
-            CONSOLE.print("No checkpoint to load: training from scratch.")
-            return
-        state = load_checkpoint_file(path)
-        absent = sorted(set(self.optimizers.optimizers) - set(state["optimizers"]))
-        if absent:
-            raise InputError(
-                f"checkpoint {path} lacks the optimiser state of {', '.join(absent)}: it is of another configuration. "
-                "Load it with the options it was trained with (its config.yml), or train anew without it."
-            )
-        self._start_step = state["step"] + 1
-        self.pipeline.load_pipeline(state["pipeline"], state["step"])
-        self.optimizers.load_optimizers(state["optimizers"])
-        if "schedulers" in state and self.config.load_scheduler:
-            self.optimizers.load_schedulers(state["schedulers"])
-        if "scalers" in state:
-            self.grad_scaler.load_state_dict(state["scalers"])
-        self._resumed_rng = state.get("rng")
-        CONSOLE.print(f"Resuming after step {state['step']} of {path}")
-
-    @check_main_thread
-    def save_checkpoint(self, step: int) -> None:
-        """Writes a checkpoint so that a kill at any moment leaves either the old one or the new one, whole."""
-        self.checkpoint_dir.mkdir(parents=True, exist_ok=True)
-        pipeline = getattr(self.pipeline, "module", self.pipeline)
-        state = {
-            "step": step,
-            "pipeline": pipeline.state_dict(),
-            "optimizers": {name: optimizer.state_dict() for name, optimizer in self.optimizers.optimizers.items()},
-            "schedulers": {name: scheduler.state_dict() for name, scheduler in self.optimizers.schedulers.items()},
-            "scalers": self.grad_scaler.state_dict(),
-            "rng": capture_rng(),
-        }
-        path = self.checkpoint_dir / f"step-{step:09d}.ckpt"
-        # Unfinished, it lies beside the folder, not in it: ns-eval takes any file in there for a checkpoint.
-        write_whole(state, path, self.checkpoint_dir.parent / f".{path.name}.unfinished")
-        if self.config.save_only_latest_checkpoint:
-            for other in self.checkpoint_dir.glob("*.ckpt"):
-                if other != path:
-                    other.unlink()

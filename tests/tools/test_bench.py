@@ -11,6 +11,8 @@ from pathlib import Path
 import pytest
 import torch
 
+from zipnerf_ns import checkpoints
+from zipnerf_ns import trainer as trainer_module
 from zipnerf_ns.config import zipnerf
 from zipnerf_ns.encoding import HashGridConfig
 from zipnerf_ns.functional.cones import Cones, cones_in_cube
@@ -19,6 +21,7 @@ from zipnerf_ns.implementation import TORCH_OPS
 from zipnerf_ns.tools import (
     bench,
     bench_floors,
+    bench_loop,
     bench_parts,
     bench_scaling,
     bench_setup,
@@ -69,7 +72,8 @@ def test_everything_is_measured(tmp_path: Path, capsys: pytest.CaptureFixture, f
     assert report["implementations"] == ["torch"] and set(report["counting"]) > set(report["ceilings"])
     assert all(rate > 0.0 for rate in report["ceilings"].values())
     assert "8+8+4 intervals" in report["setup"] and "trained 3 steps" in report["setup"]
-    assert report["versions"]["torch"] == torch.__version__ and report["device"] and report["seconds"] > 0.0
+    assert report["versions"]["torch"] == torch.__version__ and report["device"]
+    assert report["seconds"] > report["first_steps_seconds"] > 0.0
     table = capsys.readouterr().out.split("done\n")[-1].strip().splitlines()
     check_table(table)
     assert table[0].startswith(report["device"])
@@ -81,6 +85,8 @@ def check_row(row: dict) -> None:
         assert row["values"] == {"torch GiB": None} and row["notes"] == ["counted on CUDA only"]
         return
     values = {name: value for name, value in row["values"].items() if name not in ("exponent", "verdict")}
+    # A difference of two times.
+    assert values.pop("evaluation_ms", 0.0) >= 0.0
     numbers = [row["ms"]["torch"]] if row["part"] != "scaling" else []
     for value in values.values():
         numbers += value if isinstance(value, list) else [value]
@@ -97,6 +103,7 @@ def check_row(row: dict) -> None:
         assert math.isfinite(row["values"]["exponent"]) and "linear" in row["values"]["verdict"].lower()
     if row["part"] == "loop":
         assert {"bare_ms", "loop_only_ms", "evaluation_ms", "checkpoint_ms"} < row["values"].keys()
+        assert row["values"]["checkpoint_ms"] >= row["values"]["checkpoint_blocked_ms"]
 
 
 def check_table(lines: list[str]) -> None:
@@ -271,6 +278,35 @@ def test_exponents_are_found(exponent: float, word: str):
     assert found == pytest.approx(exponent) and bench_scaling.verdict(found) == word
 
 
+def test_the_loops_time_is_told_apart_from_evaluations_and_checkpoints(small: Bench, monkeypatch: pytest.MonkeyPatch):
+    """An evaluation counts with what follows from it; a checkpoint with the wait for the copy, not with its writing."""
+    trainer, events, writer = small.trainer, [], trainer_module.writer
+
+    def iterate(step: int) -> tuple:
+        time.sleep(0.01)
+        return None, {}, {}
+
+    def evaluate(step: int) -> None:
+        time.sleep(0.2)
+        events.append(step)
+        writer.EVENT_STORAGE.append({"write_type": writer.EventType.SCALAR})
+
+    def write_out() -> None:
+        time.sleep(0.2 if events else 0.0)
+        writer.EVENT_STORAGE.clear()
+
+    monkeypatch.setattr(writer, "write_out_storage", write_out)
+    trainer.eval_iteration, trainer._log, trainer.train_iteration = evaluate, lambda *_: None, iterate
+    loop = bench_loop.time_loop(small, 5, 3)
+    assert events == [2000] and 10.0 <= loop.step_ms < 60.0 and loop.evaluation_ms >= 300.0
+    assert not list(trainer.checkpoint_dir.glob("*"))
+    whole, trainer.train_iteration = checkpoints.write_whole, iterate
+    monkeypatch.setattr(checkpoints, "write_whole", lambda *state: (time.sleep(0.3), whole(*state)))
+    times = bench_loop.time_checkpoint(small, 10.0)
+    assert times.write_ms >= 300.0 and times.blocked_ms <= times.cost_ms < 250.0
+    assert len(list(trainer.checkpoint_dir.glob("*"))) == 1
+
+
 def test_a_resized_camera_sees_as_much_from_left_to_right(small: Bench):
     """Width over focal length stays; pixels are square and the axis is in the middle."""
     camera = small.trainer.pipeline.datamanager.eval_dataset.cameras[:1]
@@ -278,6 +314,12 @@ def test_a_resized_camera_sees_as_much_from_left_to_right(small: Bench):
     assert torch.allclose(other.width / other.fx, camera.width / camera.fx) and torch.equal(other.fx, other.fy)
     assert (float(other.cx), float(other.cy), int(other.width), int(other.height)) == (80.0, 45.0, 160, 90)
     assert torch.equal(other.camera_to_worlds, camera.camera_to_worlds)
+
+
+LOOP_VALUES = {
+    "bare_ms": 40.0, "loop_only_ms": 39.5, "evaluation_ms": 1234.0, "steps_per_evaluation": 2000,
+    "checkpoint_ms": 12.34, "steps_per_checkpoint": 1000,
+}  # fmt: skip
 
 
 def full_rows() -> list[Row]:
@@ -295,7 +337,7 @@ def full_rows() -> list[Row]:
         rows.append(Row("step", f"{rays} rays", rays, "whole", {"triton": 40.0, "torch": twin}, 10.0))
         rows[-1].values = {"triton rays/s": rays / 0.04, "torch rays/s": 1.0}
         rows[-1].notes = [] if twin else ["torch: expected to take 99 s with its warm-up"]
-        rows.append(Row("loop", f"{rays} rays", rays, "whole", {"triton": 44.0}, values={"bare_ms": 40.0}))
+        rows.append(Row("loop", f"{rays} rays", rays, "whole", {"triton": 44.0}, values=dict(LOOP_VALUES)))
         rows.append(Row("memory", f"{rays} rays", rays, "whole", values={"triton GiB": 9.99, "torch GiB": twin}))
     for name in ("800x800", "1920x1080"):
         rows.append(Row("render", name, 640_000, "whole", {"triton": 200.0, "torch": 9e3}, 20.0))
@@ -314,6 +356,7 @@ def test_the_full_table_fits_a_screen():
         "setup": "zipnerf, " + "the paper's sizes, " * 12,
         "implementations": ["triton", "torch"],
         "ceilings": {"memory": 2.9e12, "cache": 5.5e12, "products": 7e14, "atomics": 3.5e10},
+        "first_steps_seconds": 43.21,
     }
     lines = format_report(about, full_rows()).splitlines()
     assert len(lines) <= 60 and max(map(len, lines)) <= 110
@@ -322,6 +365,12 @@ def test_the_full_table_fits_a_screen():
     assert table["optimizer hash tables"][3:] == "1.25 - 1.25 1234 - 1234 0.250 - 0.250 5.00".split()
     steps = {line.split()[0]: line.split()[1:] for line in lines if line.startswith(("4,096", "16,384", "65,536"))}
     assert steps["65,536"] == "40.0 - 10.0 4.00 1.64 44.0 1.10 9.99 -".split()
+    # Below zero: the loop's steps were measured at another moment than the bare ones.
+    (line,) = (line for line in lines if line.startswith("loop: "))
+    assert line[6:] == (
+        "-0.500 ms a step beside the bare one; evaluation 1234 ms / 2000 steps, checkpoint 12.3 ms / 1000"
+    )
+    assert any(line.startswith("start-up: 43.2 s ") for line in lines)
     assert steps["4,096"][:2] == ["40.0", "1000"] and steps["4,096"][-2:] == ["9.99", "1000"]
     assert next(line for line in lines if line.startswith("8192 ")).split() == "8192 2.50 2469 0.500".split()
     assert lines[-1] == "left out: step 65536 rays, torch: expected to take 99 s with its warm-up"

@@ -22,6 +22,7 @@ from typing import Any
 import torch
 
 from zipnerf_ns.tools.bench_floors import COUNTING, measure_ceilings
+from zipnerf_ns.tools.bench_loop import measure_loops
 from zipnerf_ns.tools.bench_parts import WORK_PARTS, measure_optimizer, measure_works
 from zipnerf_ns.tools.bench_scaling import measure_scaling
 from zipnerf_ns.tools.bench_setup import (
@@ -34,7 +35,7 @@ from zipnerf_ns.tools.bench_setup import (
     start_trainer,
     warm_up,
 )
-from zipnerf_ns.tools.bench_steps import measure_loops, measure_pictures, measure_steps
+from zipnerf_ns.tools.bench_steps import measure_pictures, measure_steps
 from zipnerf_ns.tools.bench_table import format_report
 from zipnerf_ns.tools.demo_scene import write_scene
 from zipnerf_ns.tools.system_check import installed_version
@@ -111,13 +112,14 @@ def run(options: argparse.Namespace, folder: Path) -> tuple[dict[str, Any], str]
     tell("ceilings")
     ceilings = measure_ceilings(device, options.tiny)
     tell(f"{options.warm_steps} training steps")
-    warm_up(trainer, options.warm_steps)
+    first_steps = warm_up(trainer, options.warm_steps)
     rays = tuple(sorted(set(options.rays or sizes.rays)))
     implementations = choose_implementations(options.implementation, device, not options.no_twin)
     bench = Bench(trainer, implementations, ceilings, sizes, rays, options.twin_seconds)
     measure(bench, options.only, tell)
     tell("done")
-    about = describe(bench, options, data) | {"seconds": time.monotonic() - begin}
+    seconds = {"first_steps_seconds": first_steps, "seconds": time.monotonic() - begin}
+    about = describe(bench, options, data) | seconds
     return {**about, "rows": [dataclasses.asdict(row) for row in bench.rows]}, format_report(about, bench.rows)
 
 

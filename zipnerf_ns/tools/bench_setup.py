@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import dataclasses
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -25,8 +26,8 @@ from zipnerf_ns.model import ZipNerfModel
 from zipnerf_ns.model_config import ProposalConfig, ZipNerfModelConfig
 from zipnerf_ns.rays import Rays, Round, rays_of_bundle
 from zipnerf_ns.tools.bench_floors import Ceilings, Cost
-from zipnerf_ns.tools.timing import BRIEF, THOROUGH, TINY, Effort
-from zipnerf_ns.trainer import ZipNerfTrainer, ZipNerfTrainerConfig
+from zipnerf_ns.tools.timing import BRIEF, THOROUGH, TINY, Effort, synchronize
+from zipnerf_ns.trainer import EAGER_STEPS, ZipNerfTrainer, ZipNerfTrainerConfig
 
 PAPER_GRIDS = ((6, 1, 16, 512, 21), (8, 1, 16, 2048, 21), (10, 4, 16, 8192, 21))
 """Levels, features, coarsest and finest resolution and log2 of the entries a level, round by round (Zip-NeRF)."""
@@ -233,13 +234,22 @@ def start_trainer(config: ZipNerfTrainerConfig) -> ZipNerfTrainer:
     return trainer
 
 
-def warm_up(trainer: ZipNerfTrainer, steps: int) -> None:
-    """Trains, so that rays meet surfaces and intervals lie where they lie in practice."""
+def warm_up(trainer: ZipNerfTrainer, steps: int) -> float:
+    """Trains, so that rays meet surfaces and intervals lie where they lie in practice.
+
+    Returns:
+        Seconds of the first steps, up to the first that is replayed: kernels are compiled in them, or read from disk.
+    """
     trainer.pipeline.train()
+    device, begin, first_seconds = trainer.pipeline.model.device, time.perf_counter(), 0.0
     for step in range(steps):
         for callback in trainer.callbacks:
             callback.run_callback_at_location(step, TrainingCallbackLocation.BEFORE_TRAIN_ITERATION)
         trainer.train_iteration(step)
+        if step <= EAGER_STEPS:
+            synchronize(device)
+            first_seconds = time.perf_counter() - begin
+    return first_seconds
 
 
 def choose_implementations(implementation: str, device: torch.device, with_twin: bool) -> tuple[Ops, ...]:

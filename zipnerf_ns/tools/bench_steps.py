@@ -1,11 +1,9 @@
-"""The benchmark's parts that time whole steps, the trainer's own loop around them, and pictures."""
+"""The benchmark's parts that time whole steps and pictures."""
 
 from __future__ import annotations
 
-import statistics
-import time
-from collections.abc import Callable, Collection
-from typing import Any, Optional
+from collections.abc import Collection
+from typing import Optional
 
 import torch
 
@@ -17,14 +15,12 @@ from zipnerf_ns.tools.bench_floors import Cost
 from zipnerf_ns.tools.bench_parts import optimizer_cost
 from zipnerf_ns.tools.bench_setup import Bench, Row, capture, set_rays
 from zipnerf_ns.tools.bench_works import count_rounds, pixel_work, works
-from zipnerf_ns.tools.timing import TINY, Effort, synchronize, time_calls
+from zipnerf_ns.tools.timing import TINY, Effort, time_calls
 
 STEP_EFFORT = Effort(4, 10, 100, 0.6)
 TWIN_STEP_EFFORT = Effort(1, 1, 4, 1.0)
 PICTURE_EFFORT = Effort(1, 3, 10, 0.8)
 TWIN_PICTURE_EFFORT = Effort(0, 1, 1, 0.0)
-PREPARATION_STEPS = 10
-"""Of the loop, before its time is taken."""
 GIB = 2**30
 
 
@@ -92,103 +88,6 @@ def step_floor(bench: Bench, rays: int) -> float:
 
 def _sum_of_floors(bench: Bench, costs: list[Cost]) -> float:
     return sum(bench.ceilings.floor(cost)[0] for cost in costs)
-
-
-def measure_loops(bench: Bench) -> None:
-    """The trainer's own loop: logging in it, an evaluation and a checkpoint each spread over the steps between two."""
-    for rays in bench.rays:
-        set_rays(bench.trainer, rays)
-        bench.model.train()
-        bare = time_step(bench, TINY if bench.sizes.is_tiny else STEP_EFFORT)
-        row = _row(bench, "loop", rays)
-        least, most = bench.sizes.loop_steps
-        # As many as take two seconds.
-        steps = min(max(int(2e3 / bare) // least * least, least), most)
-        loop, evaluation, saving = _time_loop(bench, steps)
-        config = bench.trainer.config
-        spread = evaluation / config.steps_per_eval_image + saving / config.steps_per_save
-        name = bench.implementations[0].name
-        row.ms[name] = loop + spread
-        row.values.update(
-            bare_ms=bare, loop_only_ms=loop, evaluation_ms=evaluation, checkpoint_ms=saving, steps=steps,
-            steps_per_evaluation=config.steps_per_eval_image, steps_per_checkpoint=config.steps_per_save,
-        )  # fmt: skip
-        row.values[f"{name} rays/s"] = rays / row.ms[name] * 1e3
-
-
-def _time_loop(bench: Bench, steps: int) -> tuple[float, float, float]:
-    """Wall-clock times of the loop alone a step, of an evaluation and of a checkpoint, ms.
-
-    The steps are numbered so that an evaluation falls among them.
-    """
-    trainer, config = bench.trainer, bench.trainer.config
-    middle = config.steps_per_eval_image * max(1, -(-steps // config.steps_per_eval_image))
-    begin = middle - steps // 2
-    trainer._start_step = max(begin - PREPARATION_STEPS, 0)
-    config.max_num_iterations = begin + steps + 1
-    with _LoopWatch(bench, begin, begin + steps) as watch:
-        trainer.train()
-        # The first evaluation of a process compiles what only evaluations use.
-        for _ in range(2):
-            trainer.eval_iteration(middle)
-    return watch.loop_ms(), watch.median_ms("eval_iteration"), watch.median_ms("save_checkpoint")
-
-
-class _LoopWatch:
-    """Takes a trainer's times from outside: between two steps, and of what it does now and then.
-
-    Args:
-        bench: whose trainer.
-        begin, end: the first step that counts, and the one after the last.
-    """
-
-    def __init__(self, bench: Bench, begin: int, end: int) -> None:
-        self._device, self._trainer = bench.device, bench.trainer
-        self._begin, self._end = begin, end
-        self._marks: dict[int, float] = {}
-        self._pauses: dict[str, list[float]] = {"eval_iteration": [], "save_checkpoint": []}
-        self._paused_in_loop = 0.0
-
-    def __enter__(self) -> "_LoopWatch":
-        self._trainer.train_iteration = self._marked(self._trainer.train_iteration)
-        for name, pauses in self._pauses.items():
-            setattr(self._trainer, name, self._timed(pauses, getattr(self._trainer, name)))
-        return self
-
-    def __exit__(self, *_: Any) -> None:
-        for name in ("train_iteration", *self._pauses):
-            delattr(self._trainer, name)
-
-    def _now(self) -> float:
-        synchronize(self._device)
-        return time.perf_counter() * 1e3
-
-    def _marked(self, iterate: Callable[[int], Any]) -> Callable[[int], Any]:
-        def iteration(step: int) -> Any:
-            if step in (self._begin, self._end):
-                self._marks[step] = self._now()
-            return iterate(step)
-
-        return iteration
-
-    def _timed(self, pauses: list[float], call: Callable[[int], Any]) -> Callable[[int], Any]:
-        def timed(step: int) -> Any:
-            begin = self._now()
-            result = call(step)
-            pauses.append(self._now() - begin)
-            if self._begin in self._marks and self._end not in self._marks:
-                self._paused_in_loop += pauses[-1]
-            return result
-
-        return timed
-
-    def loop_ms(self) -> float:
-        """Of a step, without evaluations and checkpoints."""
-        return (self._marks[self._end] - self._marks[self._begin] - self._paused_in_loop) / (self._end - self._begin)
-
-    def median_ms(self, name: str) -> float:
-        """Of evaluations or checkpoints, in the loop and after it."""
-        return statistics.median(self._pauses[name])
 
 
 def measure_pictures(bench: Bench) -> None:

@@ -44,7 +44,11 @@ def _head(about: dict[str, Any]) -> list[str]:
         f"measured ceilings: copy {rates['memory'] / 1e12:.3g} TB/s, cache {rates['cache'] / 1e12:.3g} TB/s, "
         f"products {rates['products'] / 1e12:.3g} TFLOP/s, atomics {rates['atomics'] / 1e9:.3g} G/s"
     )
-    return [f"{about['device']}; {versions}", *textwrap.wrap(about["setup"], WIDTH), ceilings]
+    start = (
+        f"start-up: {number(about['first_steps_seconds'])} s of first steps, in which kernels are compiled or read "
+        "from disk, and the step is captured"
+    )
+    return [f"{about['device']}; {versions}", *textwrap.wrap(about["setup"], WIDTH), ceilings, start]
 
 
 def _pieces(parts: dict[str, list[Row]], names: Sequence[str]) -> list[str]:
@@ -112,7 +116,16 @@ def _steps(parts: dict[str, list[Row]], names: Sequence[str]) -> list[str]:
             _ratio(loop_ms, loop.values.get("bare_ms")), *(number(peak.values.get(f"{name} GiB")) for name in names),
         ]  # fmt: skip
         lines.append(f"{rays:,}".ljust(11) + "".join(cell.rjust(11) for cell in cells))
-    return lines
+    return lines + [_loop(loops[rays].values) for rays in sizes if rays in loops][:1]
+
+
+def _loop(values: dict[str, Any]) -> str:
+    """Where a loop's time goes beside its bare steps, which hardly depends on the number of rays."""
+    return (
+        f"loop: {number(values['loop_only_ms'] - values['bare_ms'])} ms a step beside the bare one; evaluation "
+        f"{number(values['evaluation_ms'])} ms / {values['steps_per_evaluation']} steps, checkpoint "
+        f"{number(values['checkpoint_ms'])} ms / {values['steps_per_checkpoint']}"
+    )
 
 
 def _pictures(rows: list[Row], names: Sequence[str]) -> list[str]:
@@ -169,7 +182,8 @@ def number(value: Optional[float]) -> str:
     """Three digits, never an exponent."""
     if value is None:
         return "-"
-    digits = 0 if value >= 100 else 1 if value >= 10 else 2 if value >= 1 else 3
+    size = abs(value)
+    digits = 0 if size >= 100 else 1 if size >= 10 else 2 if size >= 1 else 3
     return f"{value:.{digits}f}"
 
 

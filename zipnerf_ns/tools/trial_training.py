@@ -79,7 +79,7 @@ def set_up(config: Any, split: str = "test") -> Tuple[Any, float]:
     with without_own_lpips():
         trainer = config.setup(local_rank=0, world_size=1)
         trainer.setup(split)
-    trainer.save_checkpoint = lambda step: None
+    trainer.save_checkpoint = trainer.begin_checkpoint = lambda step: None
     synchronise(trainer.device)
     return trainer, time.perf_counter() - start
 
