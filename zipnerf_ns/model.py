@@ -15,7 +15,7 @@ from nerfstudio.model_components import renderers
 from nerfstudio.model_components.renderers import RGBRenderer
 from nerfstudio.models.base_model import Model
 
-from zipnerf_ns import losses
+from zipnerf_ns import camera_poses, losses
 from zipnerf_ns.camera_rays import ImageRays
 from zipnerf_ns.checks import InputError, check_state_dict, check_table_memory
 from zipnerf_ns.encoding import AntiAliasedHashEncoding, HashGridConfig
@@ -83,6 +83,7 @@ class ZipNerfModel(Model):
             encodings[-1], aabb, config.hidden_dim, config.precision, config.bottleneck_dim, config.color_layers,
             config.color_dim, self.num_train_data if config.use_appearance else 0, config.appearance_dim,
         )  # fmt: skip
+        self.camera_optimizer = config.camera_optimizer.setup(num_cameras=self.num_train_data, device="cpu")
         self.sampler = IntervalSampler([*(proposal.num_samples for proposal in config.proposals), config.num_samples])
         self.view = ViewerControls(len(encodings[-1].grid.levels))
         self.metrics = ImageMetrics()
@@ -113,9 +114,11 @@ class ZipNerfModel(Model):
         return resolve_ops(self.config.implementation, self.device).name == "triton"
 
     def get_param_groups(self) -> Dict[str, List[nn.Parameter]]:
-        """Hash tables and networks, which take different learning rates."""
+        """Hash tables, networks and, where they are optimised, cameras, which take different learning rates."""
         tables, networks = parameter_groups([*self.proposal_networks, self.field])
-        return {"hash_tables": tables, "networks": networks}
+        groups = {"hash_tables": tables, "networks": networks}
+        self.camera_optimizer.get_param_groups(groups)
+        return groups
 
     def get_training_callbacks(
         self, training_callback_attributes: TrainingCallbackAttributes
@@ -156,6 +159,8 @@ class ZipNerfModel(Model):
         """
         config = self.config
         view = UNCHANGED if self.training else self.view.read()
+        if self.training:
+            ray_bundle = camera_poses.corrected_bundle(ray_bundle, self.camera_optimizer)
         rays = rays_of_bundle(ray_bundle, config.near_plane, config.far_plane, self.aabb)
         if view.cone_scale != 1.0:
             rays = rays._replace(radius=rays.radius * view.cone_scale)
@@ -163,8 +168,8 @@ class ZipNerfModel(Model):
         num_active = self.num_active_levels()
         density_fns = [lambda rays, tdist, network=network: network.density(rays, tdist, ops, num_active)
                        for network in self.proposal_networks]  # fmt: skip
-        # At evaluation the training counts as done.
-        sampled = self.sampler(rays, density_fns, ops, self.anneal if self.training else 1.0)
+        # At evaluation the training counts as done. Proposals follow the rays and must not move the cameras.
+        sampled = self.sampler(rays.detach(), density_fns, ops, self.anneal if self.training else 1.0)
         num_active = num_active if view.num_active is None else view.num_active
         radiance: Radiance = self.field(rays, sampled.tdist, ops, num_active)
         if self.training and config.use_gradient_scaling:
@@ -211,6 +216,7 @@ class ZipNerfModel(Model):
         metrics = {"psnr": psnr(prediction.detach(), target)}
         if self.training:
             metrics.update(self.monitor.shares)
+            metrics.update(camera_poses.correction_metrics(self.camera_optimizer))
         return metrics
 
     def _with_background(self, outputs: Dict[str, Any], batch: Dict[str, Any]) -> Tuple[Tensor, Tensor]:
@@ -265,6 +271,7 @@ class ZipNerfModel(Model):
             fields = [*self.proposal_networks, self.field]
             decay = losses.hash_decay([network.encoding.summary(ops).mean_square for network in fields])
             loss_dict["hash_decay"] = config.hash_decay_mult * decay
+        self.camera_optimizer.get_loss_dict(loss_dict)
         return loss_dict
 
     def get_image_metrics_and_images(

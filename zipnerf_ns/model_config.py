@@ -6,6 +6,7 @@ import dataclasses
 from dataclasses import dataclass, field
 from typing import Literal, Tuple, Type
 
+from nerfstudio.cameras.camera_optimizers import CameraOptimizerConfig
 from nerfstudio.configs.base_config import PrintableConfig
 from nerfstudio.models.base_model import ModelConfig
 
@@ -94,6 +95,8 @@ class ZipNerfModelConfig(ModelConfig):
     """Learn an affine transform of the bottleneck per training image (off: benchmarks; on: casual captures)."""
     appearance_dim: int = 4
     """Length of an image's appearance code."""
+    camera_optimizer: CameraOptimizerConfig = field(default_factory=CameraOptimizerConfig)
+    """Corrects the training cameras' poses while the scene is learnt: mode SO3xR3; off for benchmarks."""
 
     rgb_loss: Literal["charbonnier", "mse"] = "charbonnier"
     """Distance between rendered and true colour."""
