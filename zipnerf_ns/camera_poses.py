@@ -33,8 +33,10 @@ def corrected_bundle(bundle: RayBundle, optimizer: CameraOptimizer) -> RayBundle
     if not is_on(optimizer):
         return bundle
     shape = bundle.origins.shape
-    corrections = optimizer(bundle.camera_indices.reshape(-1))
-    turned = (corrections[:, :, :3] @ bundle.directions.reshape(-1, 3, 1)).view(shape)
+    # Half precision has too few digits for directions.
+    with torch.autocast(bundle.origins.device.type, enabled=False):
+        corrections = optimizer(bundle.camera_indices.reshape(-1))
+        turned = (corrections[:, :, :3] @ bundle.directions.reshape(-1, 3, 1)).view(shape)
     return dataclasses.replace(bundle, origins=bundle.origins + corrections[:, :, 3].view(shape), directions=turned)
 
 

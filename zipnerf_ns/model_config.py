@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from dataclasses import dataclass, field
-from typing import Literal, Tuple, Type
+from typing import Any, Dict, Literal, Tuple, Type
 
 from nerfstudio.cameras.camera_optimizers import CameraOptimizerConfig
 from nerfstudio.configs.base_config import PrintableConfig
@@ -15,6 +15,9 @@ from zipnerf_ns.encoding import HashGridConfig
 from zipnerf_ns.field import Precision
 from zipnerf_ns.functional.hash_grid import Prefilter
 from zipnerf_ns.implementation import Implementation
+
+CAMERA_MODES = ("off", "SO3xR3", "SE3")
+"""Nerfstudio's forms of a camera's correction."""
 
 
 def _model_class() -> Type:
@@ -128,6 +131,10 @@ class ZipNerfModelConfig(ModelConfig):
     def __post_init__(self) -> None:
         check_config(self)
 
+    def __setstate__(self, state: Dict[str, Any]) -> None:
+        # A config.yml from before cameras could be optimised did not optimise them.
+        self.__dict__.update({"camera_optimizer": CameraOptimizerConfig(), **state})
+
 
 def check_config(config: ZipNerfModelConfig) -> None:
     """Refuses settings that cannot work.
@@ -152,6 +159,8 @@ def check_config(config: ZipNerfModelConfig) -> None:
             raise InputError(
                 f"proposals.{index}: num_samples must be at least 2, hidden_dim and blur_halfwidth positive."
             )
+    if config.camera_optimizer.mode not in CAMERA_MODES:
+        raise InputError(f"camera_optimizer.mode is {config.camera_optimizer.mode}: choose one of {CAMERA_MODES}.")
     if config.num_samples < 2:
         raise InputError(f"num_samples is {config.num_samples}: it must be at least 2.")
 

@@ -251,6 +251,8 @@ class ZipNerfTrainer(Trainer):
             return "the gradients' scale changes during training."
         if self.pipeline.model.config.implementation == "tcnn" or not self.pipeline.model.uses_kernels:
             return "the implementation is not triton."
+        if self.pipeline.model.config.camera_optimizer.mode == "SE3":
+            return "camera optimiser mode SE3 copies from the CPU at every step, which mode SO3xR3 does not."
         if not getattr(self.pipeline.datamanager, "is_capturable", False):
             return "pixels or rays are not made by our kernels on the GPU."
         return None

@@ -36,10 +36,10 @@ def align_cameras(source: Float[Tensor, "cameras 3 4"], target: Float[Tensor, "c
     Args:
         source, target: camera-to-world matrices of the same cameras, in the same order.
     Raises:
-        ValueError: without a camera, or with two different numbers of them.
+        ValueError: if there is no camera.
     """
-    if len(source) == 0 or source.shape != target.shape:
-        raise ValueError(f"two sets of the same cameras are needed, got {len(source)} and {len(target)} cameras.")
+    if len(source) == 0:
+        raise ValueError("without a camera there is nothing to align.")
     source, target = source.double(), target.double()
     centre_x, x = _centred(source[:, :, 3])
     centre_y, y = _centred(target[:, :, 3])

@@ -136,7 +136,7 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("scene", type=Path, help="folder with a transforms.json")
     parser.add_argument("output", type=Path, help="folder to write; must not exist")
     parser.add_argument("--degrees", type=float, default=1.0, help="by which every camera is turned")
-    parser.add_argument("--percent", type=float, default=1.0, help="shift, of the mean distance from the cameras' centre")
+    parser.add_argument("--percent", type=float, default=1.0, help="shift, of their mean distance from their centre")
     parser.add_argument("--seed", type=int, default=0, help="of axes and directions")
     parser.add_argument("--splits", choices=("all", "train"), default="all", help="whose poses are disturbed")
     parser.add_argument("--copy-files", action="store_true", help="copy the scene's other files, do not link to them")
