@@ -13,6 +13,7 @@ from _scenes import tiny_config as trainer_config
 
 from nerfstudio.cameras.camera_optimizers import CameraOptimizerConfig
 from nerfstudio.cameras.cameras import Cameras
+from nerfstudio.cameras.lie_groups import exp_map_SO3xR3
 from nerfstudio.utils.rich_utils import CONSOLE
 
 from zipnerf_ns.camera_poses import corrected_poses
@@ -34,7 +35,8 @@ def looking_at_origin(count: int, size: int = 20) -> Cameras:
     """Cameras at distance 1.5."""
     eyes = torch.nn.functional.normalize(normal((count, 3), 5), dim=-1) * 1.5
     back = torch.nn.functional.normalize(eyes, dim=-1)
-    right = torch.nn.functional.normalize(torch.linalg.cross(torch.tensor([[0.0, 0.0, 1.0]]).expand_as(back), back), dim=-1)
+    right = torch.linalg.cross(torch.tensor([[0.0, 0.0, 1.0]]).expand_as(back), back)
+    right = torch.nn.functional.normalize(right, dim=-1)
     poses = torch.stack([right, torch.linalg.cross(back, right), back, eyes], dim=-1)
     return Cameras(poses, 1.2 * size, 1.2 * size, size / 2, size / 2, size, size)
 
@@ -107,9 +109,10 @@ def test_a_pose_is_found_on_its_own_photo(blob_model):
     image = blob_model.get_outputs_for_camera(camera)["rgb"]
     assert float(image.std()) > 0.02
     wrong = copy.copy(camera)
+    turn = exp_map_SO3xR3(torch.tensor([[0.0, 0.0, 0.0, 0.01, 0.02, -0.01]]))[0, :, :3]
     wrong.camera_to_worlds = move_cameras(
-        Similarity(torch.tensor(1.0), CameraOptimizerConfig(mode="SO3xR3").setup(1, "cpu")(torch.zeros(1).long())[0, :, :3],
-                   torch.tensor([0.01, 0.02, -0.01])), camera.camera_to_worlds)  # fmt: skip
+        Similarity(torch.tensor(1.0), turn, torch.tensor([0.01, 0.02, -0.01])), camera.camera_to_worlds
+    )
     kept = wrong.camera_to_worlds.clone()
     state = torch.get_rng_state()
     found = refine(blob_model, wrong, {"image": image}, 60)
@@ -164,7 +167,7 @@ def test_scores_do_not_depend_on_a_common_drift(scene, tmp_path):
     given = pipeline.datamanager.eval_dataset.cameras.camera_to_worlds
     with CONSOLE.capture() as said:
         averages = pipeline.get_average_eval_image_metrics()
-    assert "moved with the optimised training cameras (scale 1.0000, turn 0.000 degrees" in " ".join(said.get().split())
+    assert "moved with the optimised training cameras (scale 1.0000, turn 0.000" in " ".join(said.get().split())
     torch.testing.assert_close(torch.cat(looked), given)
     assert not any(name.startswith("pose_refined") for name in averages)
     with torch.no_grad():
@@ -198,7 +201,7 @@ def test_photos_are_looked_at_only_where_it_is_asked_for_and_told(scene, tmp_pat
     pipeline = started(scene, tmp_path, mode, steps=2)
     with CONSOLE.capture() as said:
         averages = pipeline.get_average_eval_image_metrics(output_path=tmp_path / "pictures")
-    assert "refined in 2 steps on the very photos that they are scored on" in " ".join(said.get().split())
+    assert "refined in 2 steps on the very photos" in " ".join(said.get().split())
     assert averages["pose_refined_degrees"] > 0.0 and averages["pose_refined_distance"] > 0.0
     rows = json.loads((tmp_path / "pictures/per_image.json").read_text())
     assert all({"pose_refined_degrees", "pose_refined_distance", "psnr"} <= set(row) for row in rows)
