@@ -15,8 +15,7 @@ from zipnerf_ns.camera_poses import corrected_bundle, corrected_poses, correctio
 
 def make_optimizer(mode: str = "SO3xR3", cameras: int = 3, size: float = 0.2) -> CameraOptimizer:
     optimizer = CameraOptimizerConfig(mode=mode).setup(num_cameras=cameras, device="cpu")
-    if mode != "off":
-        torch.nn.init.normal_(optimizer.pose_adjustment, std=size)
+    torch.nn.init.normal_(optimizer.pose_adjustment, std=size)
     return optimizer
 
 
@@ -68,12 +67,11 @@ def test_half_precision_does_not_reach_the_rays():
 
 
 def test_off_changes_nothing_and_has_no_state():
-    optimizer, bundle = make_optimizer("off"), make_bundle(4)
-    assert corrected_bundle(bundle, optimizer) is bundle and correction_metrics(optimizer) == {}
-    poses = torch.rand(4, 3, 4)
-    assert corrected_poses(poses, optimizer) is poses
-    assert dict(optimizer.state_dict()) == {}
-    assert not any("camera" in name for name in make_model().state_dict())
+    bundle, poses, model = make_bundle(4), torch.rand(4, 3, 4), make_model()
+    assert model.corrections is None and not hasattr(model, "camera_optimizer")
+    assert corrected_bundle(bundle, None) is bundle and correction_metrics(None) == {}
+    assert corrected_poses(poses, None) is poses
+    assert not any("camera" in name for name in model.state_dict())
 
 
 def test_metrics_are_nerfstudios():

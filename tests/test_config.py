@@ -180,6 +180,13 @@ def test_lite_is_smaller_and_takes_one_lookup():
     assert lite.datamanager.train_num_rays_per_batch < base.datamanager.train_num_rays_per_batch
 
 
+def test_cameras_are_optimised_by_one_flag():
+    config = parse("zipnerf", "--pipeline.model.camera-optimizer.mode", "SO3xR3")
+    assert differences(config, methods.zipnerf.config) == {"pipeline.model.camera_optimizer.mode"}
+    assert config.optimizers["camera_opt"]["optimizer"].lr > config.optimizers["camera_opt"]["scheduler"].lr_final > 0.0
+    assert all(specification.config.pipeline.model.camera_optimizer.mode == "off" for specification in METHODS.values())
+
+
 def test_methods_share_no_mutable_part():
     """Changing one method's config, as Nerfstudio does while it runs, must not reach another."""
     kept = {name: copy.deepcopy(specification.config) for name, specification in METHODS.items()}

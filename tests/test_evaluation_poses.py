@@ -53,7 +53,7 @@ def test_drift_is_the_corrections_similarity():
         model.camera_optimizer.pose_adjustment[:, 3:] = turn
         rotation = model.camera_optimizer(torch.zeros(1, dtype=torch.int64))[0, :, :3]
         model.camera_optimizer.pose_adjustment[:, :3] = poses[:, :, 3] @ (1.2 * rotation - torch.eye(3)).T + shift
-    found = drift(model.camera_optimizer, poses)
+    found = drift(model.corrections, poses)
     torch.testing.assert_close(found.rotation.float(), rotation, atol=1e-6, rtol=0.0)
     assert float(found.scale) == pytest.approx(1.2, abs=1e-6)
     torch.testing.assert_close(found.translation.float(), shift, atol=1e-6, rtol=0.0)
@@ -63,7 +63,7 @@ def test_drift_is_the_corrections_similarity():
 
 def test_without_optimised_cameras_nothing_moves():
     model, cameras, bundle = make_model(), looking_at_origin(3), make_bundle(3)
-    assert drift(model.camera_optimizer, cameras.camera_to_worlds) is None
+    assert drift(model.corrections, cameras.camera_to_worlds) is None
     assert moved_camera(cameras, None) is cameras and moved_bundle(bundle, None) is bundle
     assert describe(None, 0) is None
 

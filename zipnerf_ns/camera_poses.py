@@ -8,7 +8,7 @@ device at every step; hence the functions here. In mode SO3xR3 nothing in them w
 from __future__ import annotations
 
 import dataclasses
-from typing import Dict
+from typing import Dict, Optional
 
 import torch
 from jaxtyping import Float
@@ -18,19 +18,14 @@ from nerfstudio.cameras.camera_optimizers import CameraOptimizer
 from nerfstudio.cameras.rays import RayBundle
 
 
-def is_on(optimizer: CameraOptimizer) -> bool:
-    """Whether there are any corrections."""
-    return optimizer.config.mode != "off"
-
-
-def corrected_bundle(bundle: RayBundle, optimizer: CameraOptimizer) -> RayBundle:
+def corrected_bundle(bundle: RayBundle, optimizer: Optional[CameraOptimizer]) -> RayBundle:
     """The rays as the corrected cameras see them, with a gradient to the corrections; the bundle is left as it is.
 
     Args:
         bundle: of any shape, with ``camera_indices``.
-        optimizer: holds a correction for each of these cameras.
+        optimizer: holds a correction for each of these cameras; none where cameras are not optimised.
     """
-    if not is_on(optimizer):
+    if optimizer is None:
         return bundle
     shape = bundle.origins.shape
     # Half precision has too few digits for directions.
@@ -41,15 +36,15 @@ def corrected_bundle(bundle: RayBundle, optimizer: CameraOptimizer) -> RayBundle
 
 
 def corrected_poses(
-    poses: Float[Tensor, "cameras 3 4"], optimizer: CameraOptimizer
+    poses: Float[Tensor, "cameras 3 4"], optimizer: Optional[CameraOptimizer]
 ) -> Float[Tensor, "cameras 3 4"]:
     """Camera-to-world matrices with the corrections applied, on the optimiser's device; no gradient.
 
     Args:
         poses: as the data have them, one for each of the optimiser's cameras.
-        optimizer: holds the corrections.
+        optimizer: holds the corrections, or none.
     """
-    if not is_on(optimizer):
+    if optimizer is None:
         return poses
     with torch.no_grad():
         corrections = optimizer(torch.arange(len(poses), device=optimizer.pose_adjustment.device))
@@ -57,9 +52,9 @@ def corrected_poses(
         return torch.cat([corrections[:, :, :3] @ poses[:, :, :3], poses[:, :, 3:] + corrections[:, :, 3:]], dim=-1)
 
 
-def correction_metrics(optimizer: CameraOptimizer) -> Dict[str, Tensor]:
+def correction_metrics(optimizer: Optional[CameraOptimizer]) -> Dict[str, Tensor]:
     """Mean and largest shift (world units) and turn (degrees) of all cameras, under Nerfstudio's names."""
-    if not is_on(optimizer):
+    if optimizer is None:
         return {}
     shifts, turns = optimizer.pose_adjustment.detach().split(3, dim=-1)
     shift, turn = shifts.norm(dim=-1), torch.rad2deg(turns.norm(dim=-1))

@@ -15,11 +15,11 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from nerfstudio.cameras.camera_optimizers import CameraOptimizerConfig
+from nerfstudio.cameras.camera_optimizers import CameraOptimizer, CameraOptimizerConfig
 from nerfstudio.cameras.cameras import Cameras
 from nerfstudio.cameras.rays import RayBundle
 
-from zipnerf_ns.camera_poses import corrected_bundle, corrected_poses, is_on
+from zipnerf_ns.camera_poses import corrected_bundle, corrected_poses
 from zipnerf_ns.camera_rays import PixelRays
 from zipnerf_ns.functional.similarity import Similarity, align_cameras, angle, move_cameras, move_rays, pose_errors
 
@@ -39,14 +39,14 @@ class Refined(NamedTuple):
     """By which it was shifted, world units."""
 
 
-def drift(optimizer: nn.Module, train_poses: Float[Tensor, "cameras 3 4"]) -> Optional[Similarity]:
+def drift(optimizer: Optional[CameraOptimizer], train_poses: Float[Tensor, "cameras 3 4"]) -> Optional[Similarity]:
     """The similarity by which the optimised training cameras have drifted; None where cameras are not optimised.
 
     Args:
-        optimizer: Nerfstudio's camera optimiser.
+        optimizer: holds the cameras' corrections, or none.
         train_poses: of the training cameras, as the data have them.
     """
-    if not is_on(optimizer):
+    if optimizer is None:
         return None
     return align_cameras(train_poses, corrected_poses(train_poses, optimizer).to(train_poses.device))
 

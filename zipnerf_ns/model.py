@@ -7,6 +7,7 @@ from typing import Any, Dict, List, Mapping, Optional, Tuple
 import torch
 from torch import Tensor, nn
 
+from nerfstudio.cameras.camera_optimizers import CameraOptimizer
 from nerfstudio.cameras.cameras import Cameras
 from nerfstudio.cameras.rays import RayBundle
 from nerfstudio.data.scene_box import OrientedBox
@@ -83,7 +84,8 @@ class ZipNerfModel(Model):
             encodings[-1], aabb, config.hidden_dim, config.precision, config.bottleneck_dim, config.color_layers,
             config.color_dim, self.num_train_data if config.use_appearance else 0, config.appearance_dim,
         )  # fmt: skip
-        self.camera_optimizer = config.camera_optimizer.setup(num_cameras=self.num_train_data, device="cpu")
+        if config.camera_optimizer.mode != "off":
+            self.camera_optimizer = config.camera_optimizer.setup(num_cameras=self.num_train_data, device="cpu")
         self.sampler = IntervalSampler([*(proposal.num_samples for proposal in config.proposals), config.num_samples])
         self.view = ViewerControls(len(encodings[-1].grid.levels))
         self.metrics = ImageMetrics()
@@ -109,6 +111,14 @@ class ZipNerfModel(Model):
         return encoding
 
     @property
+    def corrections(self) -> Optional[CameraOptimizer]:
+        """Of the training cameras' poses; None where they are not optimised.
+
+        The attribute is then absent: a model that has it makes Nerfstudio's viewer move every camera again and again.
+        """
+        return getattr(self, "camera_optimizer", None)
+
+    @property
     def uses_kernels(self) -> bool:
         """Whether Triton's kernels run the hot path where the model is now."""
         return resolve_ops(self.config.implementation, self.device).name == "triton"
@@ -117,7 +127,8 @@ class ZipNerfModel(Model):
         """Hash tables, networks and, where they are optimised, cameras, which take different learning rates."""
         tables, networks = parameter_groups([*self.proposal_networks, self.field])
         groups = {"hash_tables": tables, "networks": networks}
-        self.camera_optimizer.get_param_groups(groups)
+        if self.corrections is not None:
+            groups["camera_opt"] = list(self.corrections.parameters())
         return groups
 
     def get_training_callbacks(
@@ -160,7 +171,7 @@ class ZipNerfModel(Model):
         config = self.config
         view = UNCHANGED if self.training else self.view.read()
         if self.training:
-            ray_bundle = camera_poses.corrected_bundle(ray_bundle, self.camera_optimizer)
+            ray_bundle = camera_poses.corrected_bundle(ray_bundle, self.corrections)
         rays = rays_of_bundle(ray_bundle, config.near_plane, config.far_plane, self.aabb)
         if view.cone_scale != 1.0:
             rays = rays._replace(radius=rays.radius * view.cone_scale)
@@ -216,7 +227,7 @@ class ZipNerfModel(Model):
         metrics = {"psnr": psnr(prediction.detach(), target)}
         if self.training:
             metrics.update(self.monitor.shares)
-            metrics.update(camera_poses.correction_metrics(self.camera_optimizer))
+            metrics.update(camera_poses.correction_metrics(self.corrections))
         return metrics
 
     def _with_background(self, outputs: Dict[str, Any], batch: Dict[str, Any]) -> Tuple[Tensor, Tensor]:
@@ -271,7 +282,8 @@ class ZipNerfModel(Model):
             fields = [*self.proposal_networks, self.field]
             decay = losses.hash_decay([network.encoding.summary(ops).mean_square for network in fields])
             loss_dict["hash_decay"] = config.hash_decay_mult * decay
-        self.camera_optimizer.get_loss_dict(loss_dict)
+        if self.corrections is not None:
+            self.corrections.get_loss_dict(loss_dict)
         return loss_dict
 
     def get_image_metrics_and_images(

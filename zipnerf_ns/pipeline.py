@@ -79,7 +79,7 @@ class ZipNerfPipeline(VanillaPipeline):
         return {**metrics, **moves, "num_rays": int(camera.height) * int(camera.width)}, pictures
 
     def _drift(self) -> Optional[Similarity]:
-        return drift(self.model.camera_optimizer, self.datamanager.train_dataset.cameras.camera_to_worlds)
+        return drift(self.model.corrections, self.datamanager.train_dataset.cameras.camera_to_worlds)
 
     def _say_what_is_done(self, similarity: Optional[Similarity]) -> None:
         sentence = describe(similarity, self.config.eval_pose_steps)
