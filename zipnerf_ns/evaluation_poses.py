@@ -2,7 +2,8 @@
 
 Optimised cameras and their scene may have drifted together, and a held-out photo's own pose is as wrong as the training
 poses were. The first is undone for every evaluation and looks at no held-out photo; the second is found on the photo
-itself, as BARF (ICCV 2021) and NeRF-- (2021) do, and only where that is asked for.
+itself, as BARF (ICCV 2021) and NeRF-- (2021) do, and only where that is asked for. All this is for scores: the viewer
+and ``ns-render`` look from the poses that they are given.
 """
 
 from __future__ import annotations
