@@ -193,7 +193,7 @@ def test_a_write_that_fails_ends_the_training_soon(scene, tmp_path, monkeypatch,
     assert steps in ([0, 1, 2], [0, 1, 2, 3], [0, 1, 2, 3, 4])
 
 
-def test_an_interrupted_training_still_finishes_its_checkpoint(scene, tmp_path, monkeypatch, fresh_writers):
+def test_an_interrupted_training_still_finishes_its_checkpoint(scene, tmp_path, monkeypatch, fresh_writers, capsys):
     config = tiny_config(scene, tmp_path, steps=9, steps_per_save=2)
     trainer = start(config)
     held = HeldWrites(monkeypatch)
@@ -204,8 +204,9 @@ def test_an_interrupted_training_still_finishes_its_checkpoint(scene, tmp_path, 
             raise KeyboardInterrupt
 
     steps = before_steps(trainer, interrupt)
-    with pytest.raises(KeyboardInterrupt):
+    with pytest.raises(SystemExit):
         trainer.train()
     assert steps == [0, 1, 2]
+    assert "step-000000002.ckpt" in capsys.readouterr().out, "the checkpoint to go on from is the finished one"
     assert [path.name for path in config.get_checkpoint_dir().iterdir()] == ["step-000000002.ckpt"]
     assert load(checkpoint(config, 2))["step"] == 2

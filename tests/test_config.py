@@ -143,8 +143,8 @@ def test_big_is_the_default_on_the_papers_schedule():
         "optimizers.networks.optimizer.lr", "optimizers.networks.scheduler.lr_final",
     }  # fmt: skip
     assert (big.pipeline.datamanager.train_num_rays_per_batch, big.max_num_iterations) == (65_536, 25_000)
-    rates = [(group["optimizer"].lr, group["scheduler"].lr_final) for group in big.optimizers.values()]
-    assert rates == [(0.01, 0.001)] * 2
+    groups = [big.optimizers[name] for name in ("hash_tables", "networks")]
+    assert [(group["optimizer"].lr, group["scheduler"].lr_final) for group in groups] == [(0.01, 0.001)] * 2
     assert big.pipeline.model == ZipNerfModelConfig()
 
 
@@ -178,6 +178,13 @@ def test_lite_is_smaller_and_takes_one_lookup():
     assert names == {"grid", "proposals", "num_samples", "prefilter", "bottleneck_dim", "color_layers", "color_dim",
                      "eval_num_rays_per_chunk"}  # fmt: skip
     assert lite.datamanager.train_num_rays_per_batch < base.datamanager.train_num_rays_per_batch
+
+
+def test_cameras_are_optimised_by_one_flag():
+    config = parse("zipnerf", "--pipeline.model.camera-optimizer.mode", "SO3xR3")
+    assert differences(config, methods.zipnerf.config) == {"pipeline.model.camera_optimizer.mode"}
+    assert config.optimizers["camera_opt"]["optimizer"].lr > config.optimizers["camera_opt"]["scheduler"].lr_final > 0.0
+    assert all(specification.config.pipeline.model.camera_optimizer.mode == "off" for specification in METHODS.values())
 
 
 def test_methods_share_no_mutable_part():

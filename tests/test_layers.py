@@ -22,12 +22,17 @@ LAYERS: tuple[frozenset[str], ...] = (
     frozenset({"run_checks"}),
     frozenset({"model", "optimizers", "progress", "graph", "resumable", "event_pictures"}),
     frozenset({"model_config"}),
-    frozenset({"metrics", "monitor", "outputs", "pictures", "rendering", "point_query", "viewer_controls"}),
+    frozenset(
+        {
+            "metrics", "monitor", "outputs", "pictures", "rendering", "point_query", "viewer_controls",
+            "evaluation_poses",
+        }
+    ),  # fmt: skip
     frozenset({"sampler", "losses", "field", "tcnn_encoding"}),
     frozenset({"encoding", "camera_rays"}),
     frozenset({"implementation"}),
     frozenset({"kernels", "rays", "pixel_store", "dataset", "messages"}),
-    frozenset({"scales", "masks"}),
+    frozenset({"scales", "masks", "camera_poses"}),
     frozenset({"functional", "checks", "checkpoints", "background", "scene_hints"}),
     frozenset({""}),
 )

@@ -9,6 +9,8 @@ import pytest
 import torch
 from _rays import make_bundle, make_model, tiny_config
 
+from nerfstudio.cameras.camera_optimizers import CameraOptimizerConfig
+
 from zipnerf_ns.checks import InputError
 from zipnerf_ns.encoding import HashGridConfig
 from zipnerf_ns.model_config import ProposalConfig, ZipNerfModelConfig
@@ -20,6 +22,7 @@ BAD_SETTINGS = [
     {"near_plane": 2.0, "far_plane": 1.0},
     {"proposals": ()},
     {"num_samples": 1},
+    {"camera_optimizer": CameraOptimizerConfig(mode="SO2")},
     *({name: -0.1} for name in [f.name for f in dataclasses.fields(ZipNerfModelConfig) if f.name.endswith("_mult")]),
     {"proposals": (ProposalConfig(num_samples=1),)},
     {"proposals": (ProposalConfig(), ProposalConfig(blur_halfwidth=0.0))},

@@ -31,6 +31,7 @@ def _method(
     num_steps: int,
     table_lr: Tuple[float, float] = (0.01, 0.001),
     network_lr: Tuple[float, float] = (0.002, 0.0002),
+    camera_lr: Tuple[float, float] = (0.001, 0.0001),
 ) -> MethodSpecification:
     """A method from its model and schedule; learning rates are given as (peak, final)."""
     config = ZipNerfTrainerConfig(
@@ -58,6 +59,11 @@ def _method(
             "networks": {
                 "optimizer": DecayingAdamConfig(lr=network_lr[0]),
                 "scheduler": WarmupLogDecayConfig(lr_final=network_lr[1]),
+            },
+            # Of use only with --pipeline.model.camera-optimizer.mode SO3xR3.
+            "camera_opt": {
+                "optimizer": DecayingAdamConfig(lr=camera_lr[0]),
+                "scheduler": WarmupLogDecayConfig(lr_final=camera_lr[1]),
             },
         },
         # Nerfstudio's profile of its own functions would be the last thing that is read; "basic" prints it.

@@ -7,6 +7,7 @@ from typing import Any, Callable, Dict, List, Mapping, Optional, Sequence, Tuple
 import torch
 from torch import Tensor, nn
 
+from nerfstudio.cameras.camera_optimizers import CameraOptimizer
 from nerfstudio.cameras.cameras import Cameras
 from nerfstudio.cameras.rays import RayBundle
 from nerfstudio.data.scene_box import OrientedBox
@@ -15,7 +16,7 @@ from nerfstudio.model_components import renderers
 from nerfstudio.model_components.renderers import RGBRenderer
 from nerfstudio.models.base_model import Model
 
-from zipnerf_ns import losses
+from zipnerf_ns import camera_poses, losses
 from zipnerf_ns.camera_rays import ImageRays
 from zipnerf_ns.checks import InputError, check_state_dict, check_table_memory
 from zipnerf_ns.encoding import AntiAliasedHashEncoding, HashGridConfig, Reading
@@ -99,6 +100,8 @@ class ZipNerfModel(Model):
             encodings[-1], aabb, config.hidden_dim, config.precision, config.bottleneck_dim, config.color_layers,
             config.color_dim, num_photos, config.appearance_dim,
         )  # fmt: skip
+        if config.camera_optimizer.mode != "off":
+            self.camera_optimizer = config.camera_optimizer.setup(num_cameras=self.num_train_data, device="cpu")
         self.sampler = IntervalSampler([*(proposal.num_samples for proposal in config.proposals), config.num_samples])
         self.view = ViewerControls(len(encodings[-1].grid.levels), num_photos, prefilters_of(config))
         self.metrics = ImageMetrics()
@@ -124,14 +127,25 @@ class ZipNerfModel(Model):
         return encoding
 
     @property
+    def corrections(self) -> Optional[CameraOptimizer]:
+        """Of the training cameras' poses; None where they are not optimised.
+
+        The attribute is then absent: a model that has it makes Nerfstudio's viewer move every camera again and again.
+        """
+        return getattr(self, "camera_optimizer", None)
+
+    @property
     def uses_kernels(self) -> bool:
         """Whether Triton's kernels run the hot path where the model is now."""
         return resolve_ops(self.config.implementation, self.device).name == "triton"
 
     def get_param_groups(self) -> Dict[str, List[nn.Parameter]]:
-        """Hash tables and networks, which take different learning rates."""
+        """Hash tables, networks and, where they are optimised, cameras, which take different learning rates."""
         tables, networks = parameter_groups([*self.proposal_networks, self.field])
-        return {"hash_tables": tables, "networks": networks}
+        groups = {"hash_tables": tables, "networks": networks}
+        if self.corrections is not None:
+            groups["camera_opt"] = list(self.corrections.parameters())
+        return groups
 
     def get_training_callbacks(
         self, training_callback_attributes: TrainingCallbackAttributes
@@ -175,6 +189,8 @@ class ZipNerfModel(Model):
     def _render(self, ray_bundle: RayBundle, view: View) -> Dict[str, Any]:
         """:meth:`get_outputs` with the viewer's differences."""
         config = self.config
+        if self.training:
+            ray_bundle = camera_poses.corrected_bundle(ray_bundle, self.corrections)
         rays = rays_of_bundle(ray_bundle, config.near_plane, config.far_plane, self.aabb)
         if view.cone_scale != 1.0:
             rays = rays._replace(radius=rays.radius * view.cone_scale)
@@ -182,8 +198,8 @@ class ZipNerfModel(Model):
         reading = Reading(self.num_active_levels(), view.prefilter)
         density_fns = [lambda rays, tdist, network=network: network.density(rays, tdist, ops, reading)
                        for network in self.proposal_networks]  # fmt: skip
-        # At evaluation the training counts as done.
-        sampled = self.sampler(rays, density_fns, ops, self.anneal if self.training else 1.0)
+        # At evaluation the training counts as done. Proposals follow the rays and must not move the cameras.
+        sampled = self.sampler(rays.detach(), density_fns, ops, self.anneal if self.training else 1.0)
         if view.num_active is not None:
             reading = reading._replace(num_active=view.num_active)
         radiance: Radiance = self.field(rays, sampled.tdist, ops, reading, view.photo)
@@ -247,6 +263,7 @@ class ZipNerfModel(Model):
         metrics = {"psnr": psnr(prediction.detach(), target)}
         if self.training:
             metrics.update(self.monitor.shares)
+            metrics.update(camera_poses.correction_metrics(self.corrections))
         return metrics
 
     def feature_sizes(self) -> Dict[str, float]:
@@ -306,6 +323,8 @@ class ZipNerfModel(Model):
             fields = [*self.proposal_networks, self.field]
             decay = losses.hash_decay([network.encoding.summary(ops).mean_square for network in fields])
             loss_dict["hash_decay"] = config.hash_decay_mult * decay
+        if self.corrections is not None:
+            self.corrections.get_loss_dict(loss_dict)
         return loss_dict
 
     def get_image_metrics_and_images(

@@ -10,6 +10,7 @@ from typing import Any, Dict, Literal, Optional, Tuple, Type, get_args
 import torch
 import tyro
 
+from nerfstudio.cameras.camera_optimizers import CameraOptimizerConfig
 from nerfstudio.configs.base_config import PrintableConfig
 from nerfstudio.configs.config_utils import to_immutable_dict
 from nerfstudio.models.base_model import ModelConfig
@@ -23,6 +24,9 @@ from zipnerf_ns.tcnn_encoding import import_library, why_unsupported
 
 MIN_ACTIVE_LEVELS = 4
 """Levels that progressive training begins with."""
+
+CAMERA_MODES = ("off", "SO3xR3", "SE3")
+"""Nerfstudio's forms of a camera's correction."""
 
 
 def _model_class() -> Type:
@@ -110,6 +114,8 @@ class ZipNerfModelConfig(ModelConfig):
     """Learn each training image's light and exposure: off for benchmarks, on for casual captures."""
     appearance_dim: int = 4
     """Length of an image's appearance code, with use_appearance."""
+    camera_optimizer: CameraOptimizerConfig = field(default_factory=CameraOptimizerConfig)
+    """Corrects the training cameras' poses while the scene is learnt: mode SO3xR3; off for benchmarks."""
 
     rgb_loss: Literal["charbonnier", "mse"] = "charbonnier"
     """Distance between rendered and true colour; the weights of the other losses are relative to it."""
@@ -142,6 +148,10 @@ class ZipNerfModelConfig(ModelConfig):
     def __post_init__(self) -> None:
         check_config(self)
 
+    def __setstate__(self, state: Dict[str, Any]) -> None:
+        # A config.yml from before cameras could be optimised did not optimise them.
+        self.__dict__.update({"camera_optimizer": CameraOptimizerConfig(), **state})
+
 
 def check_config(config: ZipNerfModelConfig) -> None:
     """Refuses settings that cannot work, or that would have no effect beside the others.
@@ -171,6 +181,8 @@ def _check_ranges(config: ZipNerfModelConfig) -> None:
             raise InputError(
                 f"proposals.{index}: num_samples must be at least 2, hidden_dim and blur_halfwidth positive."
             )
+    if config.camera_optimizer.mode not in CAMERA_MODES:
+        raise InputError(f"camera_optimizer.mode is {config.camera_optimizer.mode}: choose one of {CAMERA_MODES}.")
     if config.num_samples < 2:
         raise InputError(f"num_samples is {config.num_samples}: it must be at least 2.")
     if config.collision_check_steps < 0:

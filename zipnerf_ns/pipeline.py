@@ -1,4 +1,4 @@
-"""Nerfstudio's pipeline whose evaluation also says how each scale does, and what each image got."""
+"""Nerfstudio's pipeline whose evaluation finds held-out cameras, and says how each scale and each image does."""
 
 from __future__ import annotations
 
@@ -13,10 +13,13 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from nerfstudio.cameras.cameras import Cameras
 from nerfstudio.pipelines.base_pipeline import VanillaPipeline, VanillaPipelineConfig
 from nerfstudio.utils.rich_utils import CONSOLE, get_progress
 
 from zipnerf_ns.checks import InputError
+from zipnerf_ns.evaluation_poses import describe, drift, moved_bundle, moved_camera, refine
+from zipnerf_ns.functional.similarity import Similarity
 from zipnerf_ns.messages import quiet_dependencies
 from zipnerf_ns.scales import find_scales, mean_metrics, means_by_scale
 
@@ -35,10 +38,19 @@ class ZipNerfPipelineConfig(VanillaPipelineConfig):
 
     _target: Type = field(default_factory=lambda: ZipNerfPipeline)
     """Pipeline class."""
+    eval_pose_steps: int = 0
+    """Gradient steps that fit each test pose to its own test photo before scoring on it; 0 never looks at the photo."""
+
+    def __post_init__(self) -> None:
+        if self.eval_pose_steps < 0:
+            raise InputError(f"eval_pose_steps is {self.eval_pose_steps}: it must not be negative.")
 
 
 class ZipNerfPipeline(VanillaPipeline):
-    """Pipeline that adds ``psnr_scale_2`` and its like to the averages of data with several scales."""
+    """Pipeline that adds ``psnr_scale_2`` and its like to the averages of data with several scales.
+
+    Where cameras are optimised, held-out ones are moved by the similarity by which the training ones have drifted.
+    """
 
     config: ZipNerfPipelineConfig
 
@@ -46,6 +58,56 @@ class ZipNerfPipeline(VanillaPipeline):
         # Here, for every program makes a pipeline.
         quiet_dependencies()
         super().__init__(*args, **kwargs)
+
+    def get_eval_loss_dict(self, step: int) -> Tuple[Any, Dict[str, Any], Dict[str, Any]]:
+        """Outputs, losses and metrics of a batch of held-out pixels.
+
+        Args:
+            step: of the training.
+        """
+        self.eval()
+        bundle, batch = self.datamanager.next_eval(step)
+        outputs = self.model(moved_bundle(bundle, self._drift()))
+        metrics = self.model.get_metrics_dict(outputs, batch)
+        losses = self.model.get_loss_dict(outputs, batch, metrics)
+        self.train()
+        return outputs, losses, metrics
+
+    def get_eval_image_metrics_and_images(self, step: int) -> Tuple[Dict[str, Any], Dict[str, Tensor]]:
+        """Metrics and pictures of one held-out image.
+
+        Args:
+            step: of the training.
+        """
+        self.eval()
+        camera, batch = self.datamanager.next_eval_image(step)
+        similarity = self._drift()
+        self._say_what_is_done(similarity)
+        camera, moves = self._found_camera(camera, batch, similarity)
+        outputs = self.model.get_outputs_for_camera(camera)
+        metrics, pictures = self.model.get_image_metrics_and_images(outputs, batch)
+        self.train()
+        return {**metrics, **moves, "num_rays": int(camera.height) * int(camera.width)}, pictures
+
+    def _drift(self) -> Optional[Similarity]:
+        return drift(self.model.corrections, self.datamanager.train_dataset.cameras.camera_to_worlds)
+
+    def _say_what_is_done(self, similarity: Optional[Similarity]) -> None:
+        sentence = describe(similarity, self.config.eval_pose_steps)
+        if sentence is not None:
+            CONSOLE.log(sentence, highlight=False)
+
+    def _found_camera(
+        self, camera: Cameras, batch: Dict[str, Any], similarity: Optional[Similarity]
+    ) -> Tuple[Cameras, Dict[str, float]]:
+        """A held-out camera where it is scored, and how far its own photo has moved it."""
+        camera = moved_camera(camera, similarity)
+        if self.config.eval_pose_steps == 0:
+            return camera, {}
+        refined = refine(self.model, camera, batch, self.config.eval_pose_steps)
+        return refined.camera, {
+            "pose_refined_degrees": refined.degrees, "pose_refined_distance": refined.distance,
+        }  # fmt: skip
 
     def get_average_eval_image_metrics(
         self, step: Optional[int] = None, output_path: Optional[Path] = None, get_std: bool = False
@@ -66,8 +128,11 @@ class ZipNerfPipeline(VanillaPipeline):
         if output_path is not None:
             output_path.mkdir(exist_ok=True, parents=True)
         views = self.datamanager.fixed_indices_eval_dataloader
+        similarity = self._drift()
+        self._say_what_is_done(similarity)
         with get_progress("Evaluating all images") as progress:
             for index, (camera, batch) in enumerate(progress.track(views, total=len(views))):
+                camera, moves = self._found_camera(camera, batch, similarity)
                 start = perf_counter()
                 outputs = self.model.get_outputs_for_camera(camera=camera)
                 metrics, pictures = self.model.get_image_metrics_and_images(outputs, batch)
@@ -76,7 +141,7 @@ class ZipNerfPipeline(VanillaPipeline):
                         _save_picture(picture, output_path / f"eval_{name}_{index:04d}.png")
                 frames = 1.0 / (perf_counter() - start)
                 num_rays = int(camera.height) * int(camera.width)
-                per_image.append({**metrics, "num_rays_per_sec": frames * num_rays, "fps": frames})
+                per_image.append({**metrics, **moves, "num_rays_per_sec": frames * num_rays, "fps": frames})
         dataset = self.datamanager.eval_dataset
         scales = find_scales(dataset.image_filenames, dataset.metadata, Path(self.datamanager.get_datapath()))
         if output_path is not None:

@@ -37,6 +37,13 @@ class Rays(NamedTuple):
     camera_indices: Optional[Int[Tensor, "rays 1"]] = None
     """Training image of each ray."""
 
+    def detach(self) -> Rays:
+        """The same rays without a gradient to the cameras that they come from."""
+        return self._replace(
+            origins=self.origins.detach(), directions=self.directions.detach(),
+            near=self.near.detach(), far=self.far.detach(),
+        )  # fmt: skip
+
 
 class Round(NamedTuple):
     """The intervals of one round of sampling, with their weights."""

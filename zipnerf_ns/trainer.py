@@ -328,6 +328,8 @@ class ZipNerfTrainer(ResumableTrainer):
         ours = [o for o in self.optimizers.optimizers.values() if isinstance(o, DecayingAdam)]
         if not {*tables} <= {p for optimizer in ours for group in optimizer.param_groups for p in group["params"]}:
             return "the hash tables' optimiser is not DecayingAdam, which keeps their mean squares current."
+        if self.pipeline.model.config.camera_optimizer.mode == "SE3":
+            return "camera optimiser mode SE3 copies from the CPU at every step, which mode SO3xR3 does not."
         if not getattr(self.pipeline.datamanager, "is_capturable", False):
             return "pixels or rays are not made by our kernels on the GPU."
         return None

@@ -214,6 +214,18 @@ def test_harmonics_are_orthonormal():
     torch.testing.assert_close(values.T @ (area * values), torch.eye(16, dtype=torch.float64), rtol=0.0, atol=1e-12)
 
 
+def test_harmonics_have_their_gradient():
+    """In float64; none of the sixteen is without one somewhere but the first, which is constant."""
+    directions = torch.nn.functional.normalize(torch.randn(5, 3, dtype=torch.float64), dim=-1).requires_grad_()
+
+    def harmonics(vectors: Tensor) -> Tensor:
+        return mlp.spherical_harmonics(vectors, torch.float64)
+
+    assert torch.autograd.gradcheck(harmonics, directions)
+    sizes = torch.autograd.functional.jacobian(harmonics, directions).transpose(0, 1).flatten(1).norm(dim=-1)
+    assert float(sizes[0]) == 0.0 and (sizes[1:] > 0.1).all()
+
+
 def _gauss_legendre(points: int):
     """Nodes and weights on [-1, 1], by the eigenvalues of Legendre's recurrence."""
     k = torch.arange(1, points, dtype=torch.float64)

@@ -14,7 +14,12 @@ import torch
 from _rays import make_bundle, make_model, tiny_config, uniform
 from _twins import DEVICE, RUNS_KERNELS
 
+from nerfstudio.cameras.camera_optimizers import CameraOptimizerConfig
+
 from zipnerf_ns.encoding import HashGridConfig
+from zipnerf_ns.functional import mlp
+from zipnerf_ns.kernels import cone_encode as cone_kernels
+from zipnerf_ns.kernels import mlp as kernels
 from zipnerf_ns.model import ZipNerfModel
 from zipnerf_ns.model_config import ProposalConfig
 
@@ -76,10 +81,14 @@ def test_pictures_are_the_same(changes):
 @runs_kernels
 @pytest.mark.parametrize("changes", [
     {"far_plane": 20.0},
+    {"far_plane": 20.0, "camera_optimizer": CameraOptimizerConfig(mode="SO3xR3")},
+    {"far_plane": 20.0, "camera_optimizer": CameraOptimizerConfig(mode="SO3xR3"), "prefilter": "ipe",
+     "scene_bounds": "box"},
     {"far_plane": 20.0, "prefilter": "ipe", "distillation_loss_mult": 0.1, "level_consistency_mult": 0.1,
      "progressive_levels": True, "grid": HashGridConfig(6, 2, 4, 64, 9), "use_appearance": True},
 ])  # fmt: skip
 def test_losses_and_gradients_are_the_same(changes):
+    """Those to cameras among them, where cameras are optimised."""
     bundle, image, results = make_bundle(RAYS).to(DEVICE), uniform((RAYS, 3), 5).to(DEVICE), []
     for model in both(**changes):
         model.train().progress = 0.3
@@ -90,9 +99,33 @@ def test_losses_and_gradients_are_the_same(changes):
         results.append((loss_dict, gradients))
     (truth, v_truth), (found, v_found) = results
     assert list(found) == list(truth) and list(v_found) == list(v_truth)
+    assert ("camera_optimizer.pose_adjustment" in v_truth) == ("camera_optimizer" in changes)
     for name, value in truth.items():
         assert_close(found[name].detach(), value.detach(), name, 1e-5)
     for name, value in v_truth.items():
         assert value.any() or "appearance.affine.weight" in name, name
         # A weight that rounding moves by 1e-6 of itself moves the intervals drawn from it, and all that follows.
         assert_close(v_found[name], value, name, 1e-4)
+
+
+@runs_kernels
+def test_only_the_rendered_round_leaves_the_fused_path(monkeypatch):
+    """Positions are made in memory where rays need a gradient: the proposals' rays do not."""
+    looked_up = []
+    plain = cone_kernels.hash_encode
+    monkeypatch.setattr(cone_kernels, "hash_encode", lambda *args: looked_up.append(args[0]) or plain(*args))
+    model = kernel_model("triton", camera_optimizer=CameraOptimizerConfig(mode="SO3xR3")).train()
+    model(make_bundle(RAYS).to(DEVICE))
+    assert [table is model.field.encoding.hash_table for table in looked_up] == [True]
+    with torch.no_grad():
+        model.eval()(make_bundle(RAYS).to(DEVICE))
+    assert len(looked_up) == 1
+
+
+@runs_kernels
+def test_harmonics_give_directions_their_gradient():
+    directions = torch.nn.functional.normalize(torch.randn(7, 3, device=DEVICE), dim=-1).requires_grad_()
+    v = torch.randn(7, 16, device=DEVICE)
+    found = torch.autograd.grad(kernels.spherical_harmonics(directions), directions, v)[0]
+    truth = torch.autograd.grad(mlp.spherical_harmonics(directions), directions, v)[0]
+    assert torch.equal(found, truth) and (found.norm(dim=-1) > 0.1).all()

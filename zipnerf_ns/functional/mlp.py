@@ -151,10 +151,10 @@ def spherical_harmonics(
     """The real spherical harmonics of the degrees 0 to 3, orthonormal over the sphere, in nerfstudio's order and signs.
 
     Args:
-        directions: unit vectors; receives no gradient.
+        directions: unit vectors; they receive the polynomials' gradient.
         dtype: of the result.
     """
-    x, y, z = directions.detach().unbind(dim=-1)
+    x, y, z = directions.unbind(dim=-1)
     xx, yy, zz = x * x, y * y, z * z
     harmonics = [
         torch.full_like(x, 0.28209479177387814),

@@ -16,6 +16,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from zipnerf_ns.functional import mlp
 from zipnerf_ns.functional.mlp import NUM_HARMONICS, Precision, RadianceWeights, intervals_per_ray
 from zipnerf_ns.kernels.hash_encode import why_unavailable
 from zipnerf_ns.kernels.mlp_autograd import DensityMlp, Options, RadianceMlp, flatten, launches, radiance_forward
@@ -152,10 +153,15 @@ def spherical_harmonics(
 ) -> Float[Tensor, "rays 16"]:
     """Real spherical harmonics of unit vectors: computes what ``functional.mlp.spherical_harmonics`` defines.
 
+    Directions that need a gradient, as those of cameras that are optimised, get it from the twin: once a ray, the
+    harmonics are a small part of a step.
+
     Raises:
         RuntimeError: if the kernel cannot run on the directions' device; the message says what to install.
     """
     _check_device(directions.device)
+    if torch.is_grad_enabled() and directions.requires_grad:
+        return mlp.spherical_harmonics(directions, dtype)
     directions = directions.detach()
     if directions.stride(1) != 1:
         directions = directions.contiguous()

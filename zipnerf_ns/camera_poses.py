@@ -1,0 +1,64 @@
+"""Corrections of the training cameras' poses, learnt together with the scene; the parameters are Nerfstudio's.
+
+A correction turns a camera about its own centre and shifts it, both along the world's axes. Nerfstudio's
+``apply_to_raybundle`` changes the bundle that it is given and fails on a single ray, and its metrics wait for the
+device at every step; hence the functions here. In mode SO3xR3 nothing in them waits for the device.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Dict, Optional
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from nerfstudio.cameras.camera_optimizers import CameraOptimizer
+from nerfstudio.cameras.rays import RayBundle
+
+
+def corrected_bundle(bundle: RayBundle, optimizer: Optional[CameraOptimizer]) -> RayBundle:
+    """The rays as the corrected cameras see them, with a gradient to the corrections; the bundle is left as it is.
+
+    Args:
+        bundle: of any shape, with ``camera_indices``.
+        optimizer: holds a correction for each of these cameras; none where cameras are not optimised.
+    """
+    if optimizer is None:
+        return bundle
+    shape = bundle.origins.shape
+    # Half precision has too few digits for directions.
+    with torch.autocast(bundle.origins.device.type, enabled=False):
+        corrections = optimizer(bundle.camera_indices.reshape(-1))
+        turned = (corrections[:, :, :3] @ bundle.directions.reshape(-1, 3, 1)).view(shape)
+    return dataclasses.replace(bundle, origins=bundle.origins + corrections[:, :, 3].view(shape), directions=turned)
+
+
+def corrected_poses(
+    poses: Float[Tensor, "cameras 3 4"], optimizer: Optional[CameraOptimizer]
+) -> Float[Tensor, "cameras 3 4"]:
+    """Camera-to-world matrices with the corrections applied, on the optimiser's device; no gradient.
+
+    Args:
+        poses: as the data have them, one for each of the optimiser's cameras.
+        optimizer: holds the corrections, or none.
+    """
+    if optimizer is None:
+        return poses
+    with torch.no_grad():
+        corrections = optimizer(torch.arange(len(poses), device=optimizer.pose_adjustment.device))
+        poses = poses.to(corrections)
+        return torch.cat([corrections[:, :, :3] @ poses[:, :, :3], poses[:, :, 3:] + corrections[:, :, 3:]], dim=-1)
+
+
+def correction_metrics(optimizer: Optional[CameraOptimizer]) -> Dict[str, Tensor]:
+    """Mean and largest shift (world units) and turn (degrees) of all cameras, under Nerfstudio's names."""
+    if optimizer is None:
+        return {}
+    shifts, turns = optimizer.pose_adjustment.detach().split(3, dim=-1)
+    shift, turn = shifts.norm(dim=-1), torch.rad2deg(turns.norm(dim=-1))
+    return {
+        "camera_opt_translation_mean": shift.mean(), "camera_opt_translation_max": shift.max(),
+        "camera_opt_rotation_mean": turn.mean(), "camera_opt_rotation_max": turn.max(),
+    }  # fmt: skip
