@@ -37,7 +37,7 @@ $(READY): pyproject.toml
 	@touch $@
 
 test: setup lint ## lint, then all tests
-	$(BIN)/python -m pytest -n $(JOBS) --dist loadfile
+	$(BIN)/python -m pytest -n $(JOBS) --dist loadfile --no-loadscope-reorder
 
 lint: setup ## style check
 	$(BIN)/ruff check .

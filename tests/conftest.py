@@ -23,6 +23,16 @@ os.environ.setdefault("OMP_NUM_THREADS", str(max(1, min(os.cpu_count() or 1, 4) 
 torch.set_num_threads(int(os.environ["OMP_NUM_THREADS"]))
 
 
+LONG = ("test_viewer_browser", "test_end_to_end_exports", "test_end_to_end", "test_own_photos")
+"""Files whose tests mostly wait for programs."""
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Long files first: begun last, one of them would keep a single worker busy at the end."""
+    place = {name: index for index, name in enumerate(LONG)}
+    items.sort(key=lambda item: place.get(item.path.stem, len(LONG)))
+
+
 @pytest.fixture(autouse=True)
 def seed() -> int:
     """Every test draws the same numbers whichever tests ran before it."""

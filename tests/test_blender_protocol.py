@@ -26,5 +26,6 @@ def test_training_on_the_published_layout(tmp_path):
     assert np.isfinite(pipeline.get_average_eval_image_metrics()["psnr"])
     for camera, _ in pipeline.datamanager.fixed_indices_eval_dataloader:
         outputs = model.get_outputs_for_camera(camera)
-        seen = outputs["accumulation"] > 0.01
+        # What meets nothing has a depth behind everything.
+        seen = outputs["accumulation"] > 0.5
         assert ((outputs["depth"][seen] >= 2.0) & (outputs["depth"][seen] <= 6.0)).all()
