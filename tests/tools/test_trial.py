@@ -12,6 +12,8 @@ import torch
 from _scenes import write_blender_scene
 from PIL import Image
 
+from nerfstudio.cameras.camera_optimizers import CameraOptimizerConfig
+
 from zipnerf_ns.tools import trial as trials
 from zipnerf_ns.tools.trial import Trial, load_trial, read_result, run_trial, save_json
 from zipnerf_ns.tools.trial_config import change, prepare, set_steps
@@ -110,6 +112,27 @@ def other_methods_pipeline(tmp_path):
     trainer, _ = set_up(set_steps(prepared, 2, stretch=True))
     yield trainer.pipeline, scene
     release(trainer)
+
+
+def test_views_follow_what_optimised_cameras_have_drifted(other_methods_pipeline, monkeypatch):
+    """Every training camera corrected by the same shift: held-out ones stand that much farther, too."""
+    pipeline, _ = other_methods_pipeline
+    given = []
+    model, original = pipeline.model, pipeline.model.get_outputs_for_camera
+    monkeypatch.setattr(
+        model, "get_outputs_for_camera", lambda camera: given.append(camera.camera_to_worlds) or original(camera)
+    )
+    list(render_views(pipeline, over_white=True))
+    cameras = pipeline.datamanager.train_dataset.cameras
+    optimizer = CameraOptimizerConfig(mode="SO3xR3").setup(num_cameras=len(cameras), device="cpu")
+    shift = torch.tensor([0.1, -0.2, 0.05])
+    optimizer.pose_adjustment.data[:, :3] = shift
+    monkeypatch.setattr(model, "camera_optimizer", optimizer)
+    list(render_views(pipeline, over_white=True))
+    half = len(given) // 2
+    for before, after in zip(given[:half], given[half:], strict=True):
+        torch.testing.assert_close(after[..., :3], before[..., :3], rtol=0.0, atol=1e-5)
+        torch.testing.assert_close(after[..., 3], before[..., 3] + shift, rtol=0.0, atol=1e-5)
 
 
 def test_another_method_is_measured_over_white(other_methods_pipeline, tmp_path):

@@ -15,6 +15,8 @@ from torch import Tensor, nn
 
 from nerfstudio.model_components import renderers
 
+from zipnerf_ns.evaluation_poses import drift, moved_camera
+from zipnerf_ns.functional.similarity import Similarity
 from zipnerf_ns.metrics import ImageMetrics, psnr
 from zipnerf_ns.pictures import blend
 
@@ -69,6 +71,8 @@ def synchronise(device: torch.device | str) -> None:
 def render_views(pipeline: Any, over_white: bool) -> Iterator[View]:
     """All held-out views, one at a time, in the order of the dataset; the pipeline is training again afterwards.
 
+    Where the method has optimised its training cameras, held-out ones are moved by what those have drifted together.
+
     Args:
         pipeline: of any of nerfstudio's methods.
         over_white: composite rendering and truth over white; else pictures have no alpha.
@@ -77,12 +81,13 @@ def render_views(pipeline: Any, over_white: bool) -> Iterator[View]:
     device = model.device
     white = torch.ones(3, device=device)
     pipeline.eval()
+    moved = _drift(pipeline)
     try:
         with _white_background(model, white) if over_white else contextlib.nullcontext():
             for camera, batch in pipeline.datamanager.fixed_indices_eval_dataloader:
                 synchronise(device)
                 start = time.perf_counter()
-                rendering = model.get_outputs_for_camera(camera.to(device))["rgb"]
+                rendering = model.get_outputs_for_camera(moved_camera(camera, moved).to(device))["rgb"]
                 synchronise(device)
                 seconds = time.perf_counter() - start
                 image = batch["image"].to(device)
@@ -90,6 +95,13 @@ def render_views(pipeline: Any, over_white: bool) -> Iterator[View]:
                 yield View(quantise(blend(image, white)), quantise(rendering[..., :3]), seconds)
     finally:
         pipeline.train()
+
+
+def _drift(pipeline: Any) -> Optional[Similarity]:
+    optimizer = getattr(pipeline.model, "camera_optimizer", None)
+    if optimizer is None or optimizer.config.mode == "off":
+        return None
+    return drift(optimizer, pipeline.datamanager.train_dataset.cameras.camera_to_worlds)
 
 
 @contextlib.contextmanager
