@@ -2,13 +2,8 @@
 
 from __future__ import annotations
 
-import os
-import subprocess
-import sys
-
-import pytest
 import torch
-from _twins import DEVICE, RUNS_KERNELS
+from _twins import DEVICE
 from torch import Tensor
 
 from zipnerf_ns.functional import ray_march as twins
@@ -21,23 +16,6 @@ TOLERANCE = 3e-6
 SIZES = [(1, 2, 2), (2, 16, 17), (5, 64, 64), (6, 64, 32), (5, 32, 64), (9, 5, 3), (3, 48, 200), (2, 512, 130)]
 SIZES += [(0, 64, 32)]
 """Rays, intervals, and intervals of the other histogram: odd ones, one ray, none, more than a program works on."""
-
-runs_kernels = pytest.mark.skipif(
-    not RUNS_KERNELS, reason="no GPU: test_under_the_interpreter runs it in a process of its own"
-)
-
-
-def run_under_the_interpreter(file: str) -> None:
-    """All tests of a file in a process whose triton interprets.
-
-    The interpreter has to be chosen before triton is imported, and choosing it here would make
-    ``implementation="auto"`` pick it in other tests.
-    """
-    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", file]
-    environment = {**os.environ, "TRITON_INTERPRET": "1"}
-    result = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=600)
-    assert result.returncode == 0, result.stdout[-5000:] + result.stderr[-2000:]
-    assert " passed" in result.stdout
 
 
 def histogram(rays: int, bins: int, empty: float = 0.0) -> tuple[Tensor, Tensor]:

@@ -12,6 +12,7 @@ import sys
 
 import pytest
 import torch
+from _interpreter import needs_interpreter, run_under_the_interpreter, runs_kernels
 from _tables import (
     BETAS,
     EPS,
@@ -28,7 +29,7 @@ from _tables import (
     run,
     two_levels,
 )
-from _twins import DEVICE, RUNS_KERNELS
+from _twins import DEVICE
 
 from zipnerf_ns.functional import adam as twins
 from zipnerf_ns.functional.adam import TableUpdate
@@ -36,20 +37,13 @@ from zipnerf_ns.functional.table_state import TableState, summarise
 from zipnerf_ns.kernels import adam as kernels
 from zipnerf_ns.optimizers import DecayingAdam
 
-runs_kernels = pytest.mark.skipif(
-    not RUNS_KERNELS, reason="no GPU: test_under_the_interpreter runs it in a process of its own"
-)
 GRIDS = [(aligned_grid, 1), (aligned_grid, 4), (odd_grid, 1), (odd_grid, 2), (odd_grid, 3)]
 """Every alignment of levels: four values, two, one; chunks that are full and that are not."""
 
 
-@pytest.mark.skipif(RUNS_KERNELS, reason="the other tests run the kernels themselves")
+@needs_interpreter
 def test_under_the_interpreter():
-    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", __file__]
-    environment = {**os.environ, "TRITON_INTERPRET": "1"}
-    result = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=600)
-    assert result.returncode == 0, result.stdout[-5000:] + result.stderr[-2000:]
-    assert " passed" in result.stdout
+    run_under_the_interpreter(__file__)
 
 
 def on_device(grid, **settings) -> torch.nn.Parameter:

@@ -8,9 +8,6 @@ float64, so that an error is the kernels' own.
 from __future__ import annotations
 
 import itertools
-import os
-import subprocess
-import sys
 
 import pytest
 import torch
@@ -24,7 +21,8 @@ from _cone_twins import (
     random_cotangent,
     truth_of,
 )
-from _twins import BLOCK, DEVICE, INTERPRETED, RUNS_KERNELS, even_grid, odd_grid, one_way, random_table
+from _interpreter import needs_interpreter, run_under_the_interpreter, runs_kernels
+from _twins import BLOCK, DEVICE, INTERPRETED, even_grid, odd_grid, one_way, random_table
 from torch import Tensor
 
 from zipnerf_ns.functional import cones as twins
@@ -34,18 +32,10 @@ from zipnerf_ns.functional.spacing import s_to_t
 from zipnerf_ns.kernels import cone_encode as kernels
 from zipnerf_ns.kernels.tuning import Launch, Plan, Tuning
 
-runs_kernels = pytest.mark.skipif(
-    not RUNS_KERNELS, reason="no GPU: test_under_the_interpreter runs it in a process of its own"
-)
 
-
-@pytest.mark.skipif(RUNS_KERNELS, reason="the other tests run the kernels themselves")
+@needs_interpreter
 def test_under_the_interpreter():
-    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", __file__]
-    environment = {**os.environ, "TRITON_INTERPRET": "1"}
-    result = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=600)
-    assert result.returncode == 0, result.stdout[-5000:] + result.stderr[-2000:]
-    assert " passed" in result.stdout
+    run_under_the_interpreter(__file__)
 
 
 # --- all that an encoding can be asked for ---

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import pytest
 import torch
+from _interpreter import needs_interpreter, run_under_the_interpreter, runs_kernels
 from _ray_twins import (
     EPS,
     SIZES,
@@ -15,11 +16,9 @@ from _ray_twins import (
     assert_equals_twin,
     fenceposts,
     histogram,
-    run_under_the_interpreter,
-    runs_kernels,
     spiky_histogram,
 )
-from _twins import DEVICE, RUNS_KERNELS
+from _twins import DEVICE
 from torch import Tensor
 
 from zipnerf_ns.functional import ray_march as twins
@@ -27,7 +26,7 @@ from zipnerf_ns.functional.spacing import s_to_t
 from zipnerf_ns.kernels import ray_march as kernels
 
 
-@pytest.mark.skipif(RUNS_KERNELS, reason="the other tests run the kernels themselves")
+@needs_interpreter
 def test_under_the_interpreter():
     run_under_the_interpreter(__file__)
 

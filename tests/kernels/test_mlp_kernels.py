@@ -16,8 +16,9 @@ from typing import Any, Callable
 import pytest
 import torch
 from _half_networks import half_density_mlp, half_radiance_mlp
+from _interpreter import needs_interpreter, run_under_the_interpreter, runs_kernels
 from _networks import named_leaves, random_weights
-from _twins import DEVICE, INTERPRETED, RUNS_KERNELS
+from _twins import DEVICE, INTERPRETED
 from torch import Tensor
 
 from zipnerf_ns.functional import mlp as twins
@@ -44,18 +45,11 @@ each layer's 2^-8 adds up, and units whose activation changes sides count in ful
 test of half precision is the one against the same roundings; this one is for what both might have misunderstood."""
 PADDING = 0.001
 
-runs_kernels = pytest.mark.skipif(
-    not RUNS_KERNELS, reason="no GPU: test_under_the_interpreter runs it in a process of its own"
-)
 
 
-@pytest.mark.skipif(RUNS_KERNELS, reason="the other tests run the kernels themselves")
+@needs_interpreter
 def test_under_the_interpreter():
-    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", __file__]
-    environment = {**os.environ, "TRITON_INTERPRET": "1"}
-    result = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=600)
-    assert result.returncode == 0, result.stdout[-5000:] + result.stderr[-2000:]
-    assert " passed" in result.stdout
+    run_under_the_interpreter(__file__)
 
 
 def random_features(rows: int, channels: int, channel_major: bool = True, dtype=torch.float32) -> Tensor:

@@ -5,14 +5,11 @@ Each kernel has been compared with its twin; here they are handed each other's r
 
 from __future__ import annotations
 
-import os
-import subprocess
-import sys
-
 import pytest
 import torch
+from _interpreter import needs_interpreter, run_under_the_interpreter, runs_kernels
 from _rays import make_bundle, make_model, tiny_config, uniform
-from _twins import DEVICE, RUNS_KERNELS
+from _twins import DEVICE
 
 from nerfstudio.cameras.camera_optimizers import CameraOptimizerConfig
 
@@ -25,18 +22,11 @@ from zipnerf_ns.model_config import ProposalConfig
 
 RAYS = 500 if DEVICE.type == "cuda" else 5
 
-runs_kernels = pytest.mark.skipif(
-    not RUNS_KERNELS, reason="no GPU: test_under_the_interpreter runs it in a process of its own"
-)
 
 
-@pytest.mark.skipif(RUNS_KERNELS, reason="the other tests run the kernels themselves")
+@needs_interpreter
 def test_under_the_interpreter():
-    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", __file__]
-    environment = {**os.environ, "TRITON_INTERPRET": "1"}
-    result = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=600)
-    assert result.returncode == 0, result.stdout[-5000:] + result.stderr[-2000:]
-    assert " passed" in result.stdout
+    run_under_the_interpreter(__file__)
 
 
 def kernel_model(implementation: str, **changes) -> ZipNerfModel:

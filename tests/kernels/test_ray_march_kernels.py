@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import pytest
 import torch
+from _interpreter import needs_interpreter, run_under_the_interpreter, runs_kernels
 from _ray_twins import (
     EPS,
     SIZES,
@@ -16,16 +17,14 @@ from _ray_twins import (
     histogram,
     outcome,
     rays_to_march,
-    run_under_the_interpreter,
-    runs_kernels,
 )
-from _twins import DEVICE, INTERPRETED, RUNS_KERNELS
+from _twins import DEVICE, INTERPRETED
 
 from zipnerf_ns.functional import ray_march as twins
 from zipnerf_ns.kernels import ray_march as kernels
 
 
-@pytest.mark.skipif(RUNS_KERNELS, reason="the other tests run the kernels themselves")
+@needs_interpreter
 def test_under_the_interpreter():
     run_under_the_interpreter(__file__)
 

@@ -5,14 +5,13 @@ Without a GPU, one test runs all the others in a process of their own, as for th
 
 from __future__ import annotations
 
-import os
-import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 import torch
-from _twins import DEVICE, HAS_GPU, RUNS_KERNELS
+from _interpreter import needs_interpreter, run_under_the_interpreter, runs_kernels
+from _twins import DEVICE, HAS_GPU
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from _cameras import (  # noqa: E402
@@ -32,22 +31,15 @@ from zipnerf_ns.camera_rays import ImageRays, PixelRays, full_image_rays, pack  
 from zipnerf_ns.kernels import camera_rays as kernels  # noqa: E402
 from zipnerf_ns.pixel_store import PixelStore  # noqa: E402
 
-runs_kernels = pytest.mark.skipif(
-    not RUNS_KERNELS, reason="no GPU: test_under_the_interpreter runs it in a process of its own"
-)
 DIRECTION = 5e-7
 """Absolute, of unit vectors: a few roundings of 6e-8, and the two Newton's iterations stop at different ones."""
 AREA = 5e-5
 """Relative: the area is a product of two differences of 1/50 between unit vectors that are rounded by 1e-7."""
 
 
-@pytest.mark.skipif(RUNS_KERNELS, reason="the other tests run the kernels themselves")
+@needs_interpreter
 def test_under_the_interpreter():
-    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", __file__]
-    environment = {**os.environ, "TRITON_INTERPRET": "1"}
-    result = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=600)
-    assert result.returncode == 0, result.stdout[-5000:] + result.stderr[-2000:]
-    assert " passed" in result.stdout
+    run_under_the_interpreter(__file__)
 
 
 MIXTURES = {

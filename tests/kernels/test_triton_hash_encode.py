@@ -14,11 +14,11 @@ import sys
 
 import pytest
 import torch
+from _interpreter import needs_interpreter, run_under_the_interpreter, runs_kernels
 from _twins import (
     BLOCK,
     DEVICE,
     INTERVALS,
-    RUNS_KERNELS,
     TOLERANCE,
     assert_equals_twin,
     cone_samples,
@@ -35,18 +35,10 @@ from zipnerf_ns.functional.hash_grid import make_hash_grid
 from zipnerf_ns.kernels import hash_encode as kernels
 from zipnerf_ns.kernels.tuning import Launch, Plan, Tuning
 
-runs_kernels = pytest.mark.skipif(
-    not RUNS_KERNELS, reason="no GPU: test_under_the_interpreter runs it in a process of its own"
-)
 
-
-@pytest.mark.skipif(RUNS_KERNELS, reason="the other tests run the kernels themselves")
+@needs_interpreter
 def test_under_the_interpreter():
-    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", __file__]
-    environment = {**os.environ, "TRITON_INTERPRET": "1"}
-    result = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=600)
-    assert result.returncode == 0, result.stdout[-5000:] + result.stderr[-2000:]
-    assert " passed" in result.stdout
+    run_under_the_interpreter(__file__)
 
 
 @runs_kernels
