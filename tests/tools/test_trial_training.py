@@ -12,7 +12,7 @@ from _scenes import make_datamanager, write_scene
 from zipnerf_ns.tools import trial_training, trial_worker
 from zipnerf_ns.tools.trial import Trial
 from zipnerf_ns.tools.trial_config import Prepared
-from zipnerf_ns.tools.trial_training import Clock, Course, draw_same_rays, train
+from zipnerf_ns.tools.trial_training import Clock, Course, draw_same_rays, scrambled, train
 
 STEP, FIRST_STEP, EVALUATION = 1.0, 50.0, 7.0
 """Seconds that each takes in the tests' own time."""
@@ -136,10 +136,39 @@ def test_rays_of_methods_that_render_pictures(own_time):
     assert train(trainer).rays == 1200
 
 
-def test_same_rays_whoever_else_draws(tmp_path):
-    """The same pixels for the same seed and step, other ones for others; the rest draws as if nothing were."""
+def splitmix(number: int) -> int:
+    """Its published form, in Python's integers."""
+    mask = 2**64 - 1
+    number = number * 0x9E3779B97F4A7C15 & mask
+    number = (number ^ number >> 30) * 0xBF58476D1CE4E5B9 & mask
+    number = (number ^ number >> 27) * 0x94D049BB133111EB & mask
+    return (number ^ number >> 31) & mask >> 1
+
+
+def test_scrambled_numbers_are_splitmixs():
+    numbers = [0, 1, 2, 12345, 2**24, 2**40 + 7, 2**62, -1, -(2**63)]
+    assert scrambled(torch.tensor(numbers)).tolist() == [splitmix(number % 2**64) for number in numbers]
+
+
+def test_pixels_of_scrambled_numbers_are_drawn_evenly(tmp_path):
+    manager = make_datamanager(write_scene(tmp_path / "scene"))
+    draw_same_rays(manager, 3)
+    count = len(manager.pixels)
+    drawn = torch.cat([manager.pixels.draw(10 * count) for _ in range(10)])
+    counts = torch.bincount(drawn, minlength=count).double()
+    # Chi squared has the mean count - 1 and the variance twice that.
+    chi_squared = float(((counts - 100.0) ** 2 / 100.0).sum())
+    assert abs(chi_squared - count + 1) < 5.0 * (2.0 * count) ** 0.5
+
+
+@pytest.mark.parametrize("has_store", [True, False])
+def test_same_rays_whoever_else_draws(tmp_path, has_store):
+    """The same pixels for the same seed and batch, other ones for others; the rest draws as if nothing were."""
     scene = write_scene(tmp_path / "scene")
-    managers = [make_datamanager(scene) for _ in range(3)]
+    # Patches are drawn by Nerfstudio's own sampler.
+    changes = {} if has_store else {"patch_size": 8, "train_num_rays_per_batch": 2048}
+    managers = [make_datamanager(scene, **changes) for _ in range(3)]
+    assert all((manager.pixels is not None) == has_store for manager in managers)
     for manager, seed in zip(managers, (5, 5, 6), strict=True):
         draw_same_rays(manager, seed)
     drawn = []

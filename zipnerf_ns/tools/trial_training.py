@@ -8,6 +8,8 @@ from dataclasses import dataclass, field
 from typing import Any, Callable, Dict, List, Optional, Tuple
 
 import torch
+from jaxtyping import Int
+from torch import Tensor
 
 from nerfstudio.engine.callbacks import TrainingCallback, TrainingCallbackLocation
 from nerfstudio.scripts.train import _set_random_seed
@@ -179,7 +181,21 @@ def renders_pictures(pipeline: Any) -> bool:
 
 
 def draw_same_rays(datamanager: Any, seed: int) -> None:
-    """From now on the rays of a step depend on the seed and the step alone, not on who else draws random numbers."""
+    """From now on a training's n-th batch of rays depends on the seed and n alone, not on who else draws.
+
+    Our store of pixels counts its batches on the device, so that this also holds of batches that a CUDA graph draws.
+    """
+    pixels = getattr(datamanager, "pixels", None)
+    if pixels is not None:
+        batches = torch.zeros((), dtype=torch.int64, device=pixels.colors.device)
+
+        def draw(num_rays: int) -> Int[Tensor, "rays"]:
+            batches.add_(1)
+            numbers = torch.arange(num_rays, device=batches.device)
+            return scrambled((seed << 56) + (batches << 24) + numbers) % len(pixels)
+
+        pixels.draw = draw
+        return
     drawn = datamanager.next_train
 
     def next_train(step: int) -> Any:
@@ -189,3 +205,19 @@ def draw_same_rays(datamanager: Any, seed: int) -> None:
             return drawn(step)
 
     datamanager.next_train = next_train
+
+
+def scrambled(numbers: Int[Tensor, "*shape"]) -> Int[Tensor, "*shape"]:
+    """A one-to-one map of 64 bits whose values look random, without the last sign: in [0, 2^63).
+
+    Steele, Lea and Flood, "Fast splittable pseudorandom number generators" (OOPSLA 2014), as SplitMix64.
+    """
+    numbers = numbers * _signed(0x9E3779B97F4A7C15)
+    for shift, factor in ((30, 0xBF58476D1CE4E5B9), (27, 0x94D049BB133111EB)):
+        numbers = (numbers ^ (numbers >> shift & (1 << 64 - shift) - 1)) * _signed(factor)
+    return (numbers ^ (numbers >> 31 & (1 << 33) - 1)) & (1 << 63) - 1
+
+
+def _signed(bits: int) -> int:
+    """64 bits as torch's integers have them."""
+    return bits - (1 << 64) if bits >= 1 << 63 else bits
