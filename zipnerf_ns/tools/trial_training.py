@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import random
 import time
 from dataclasses import dataclass, field
 from typing import Any, Callable, Dict, List, Optional, Tuple
@@ -188,21 +189,30 @@ def draw_same_rays(datamanager: Any, seed: int) -> None:
     pixels = getattr(datamanager, "pixels", None)
     if pixels is not None:
         batches = torch.zeros((), dtype=torch.int64, device=pixels.colors.device)
+        # Far from the numbers of other seeds, whatever these are.
+        first = scrambled(torch.full_like(batches, seed))
 
         def draw(num_rays: int) -> Int[Tensor, "rays"]:
             batches.add_(1)
             numbers = torch.arange(num_rays, device=batches.device)
-            return scrambled((seed << 56) + (batches << 24) + numbers) % len(pixels)
+            return scrambled(first + (batches << 24) + numbers) % len(pixels)
 
         pixels.draw = draw
         return
     drawn = datamanager.next_train
 
     def next_train(step: int) -> Any:
-        with torch.random.fork_rng(range(torch.cuda.device_count())):
-            # In 32 bits, all that torch takes of a seed on a CPU; a prime keeps seeds apart.
-            torch.manual_seed((seed * 1_000_003 + step) % 2**32)
-            return drawn(step)
+        # In 32 bits, all that torch takes of a seed on a CPU; a prime keeps seeds apart.
+        own = (seed * 1_000_003 + step) % 2**32
+        before = random.getstate()
+        try:
+            with torch.random.fork_rng(range(torch.cuda.device_count())):
+                torch.manual_seed(own)
+                # Nerfstudio's samplers draw from both.
+                random.seed(own)
+                return drawn(step)
+        finally:
+            random.setstate(before)
 
     datamanager.next_train = next_train
 
