@@ -44,10 +44,10 @@ def drift(optimizer: Optional[CameraOptimizer], train_poses: Float[Tensor, "came
     """The similarity by which the optimised training cameras have drifted; None where cameras are not optimised.
 
     Args:
-        optimizer: holds the cameras' corrections, or none.
+        optimizer: holds the cameras' corrections, or none; other methods have one that is off.
         train_poses: of the training cameras, as the data have them.
     """
-    if optimizer is None:
+    if optimizer is None or optimizer.config.mode == "off":
         return None
     return align_cameras(train_poses, corrected_poses(train_poses, optimizer).to(train_poses.device))
 

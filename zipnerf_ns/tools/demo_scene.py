@@ -111,7 +111,7 @@ def write_scene(
     # Drawn beside its place and moved there whole: an interrupted run leaves nothing that looks like a scene.
     with tempfile.TemporaryDirectory(prefix=f".{output.name}.", dir=output.parent) as scratch:
         folder = Path(scratch) / "scene"
-        views, pinhole = _views(settings), _pinhole(settings)
+        views, pinhole = _views(settings), scene_pinhole(settings.width, settings.height)
         for downscale in DOWNSCALES:
             _pictures(folder, downscale).mkdir(parents=True)
         _draw(functools.partial(_write_view, folder, pinhole, settings), views, workers)
@@ -123,9 +123,23 @@ def write_scene(
     return output
 
 
-def _pinhole(settings: _Settings) -> Pinhole:
-    focal = 0.5 * settings.width / math.tan(_FIELD_OF_VIEW / 2)
-    return Pinhole(focal, focal, settings.width / 2, settings.height / 2, settings.width, settings.height)
+def scene_pinhole(width: int, height: int) -> Pinhole:
+    """The camera that takes the scene's pictures, for pictures of a size in pixels."""
+    focal = 0.5 * width / math.tan(_FIELD_OF_VIEW / 2)
+    return Pinhole(focal, focal, width / 2, height / 2, width, height)
+
+
+def camera_pose(eye: np.ndarray, back: np.ndarray) -> np.ndarray:
+    """Camera to world, ``[3, 4]``, with OpenGL's axes, of an upright camera.
+
+    Args:
+        eye: where it stands, world units.
+        back: away from what it looks at, of any length, not straight up or down.
+    """
+    back = back / np.linalg.norm(back)
+    right = np.cross([0.0, 0.0, 1.0], back)
+    right /= np.linalg.norm(right)
+    return np.stack([right, np.cross(back, right), back, eye], axis=1)
 
 
 def _views(settings: _Settings) -> list[_View]:
@@ -148,11 +162,7 @@ def _pose(index: int, shift: np.ndarray, random: np.random.Generator) -> np.ndar
     azimuth, elevation, radius = 2 * math.pi * azimuth, math.radians(8 + 44 * height**1.4), 2.25 + 0.75 * radius
     flat = math.cos(elevation)
     eye = radius * np.array([flat * math.cos(azimuth), flat * math.sin(azimuth), math.sin(elevation)])
-    back = eye - random.uniform(-0.12, 0.12, 3)
-    back /= np.linalg.norm(back)
-    right = np.cross([0.0, 0.0, 1.0], back)
-    right /= np.linalg.norm(right)
-    return np.stack([right, np.cross(back, right), back, eye], axis=1)
+    return camera_pose(eye, eye - random.uniform(-0.12, 0.12, 3))
 
 
 def _already_there(output: Path, settings: _Settings) -> bool:

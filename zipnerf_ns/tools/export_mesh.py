@@ -19,7 +19,6 @@ import trimesh
 from jaxtyping import Float
 
 from zipnerf_ns.checks import InputError
-from zipnerf_ns.messages import quiet_dependencies
 from zipnerf_ns.point_query import query_density, query_points
 from zipnerf_ns.tools.density_mesh import (
     MeshReport,
@@ -28,6 +27,7 @@ from zipnerf_ns.tools.density_mesh import (
     opacity_to_density,
     paint,
 )
+from zipnerf_ns.tools.saved_run import data_frame, load_run
 
 if TYPE_CHECKING:
     from nerfstudio.pipelines.base_pipeline import Pipeline
@@ -75,13 +75,7 @@ def load_pipeline(config: Path) -> Pipeline:
     Raises:
         InputError: if there is no such run, or its method is another one's.
     """
-    if not config.is_file():
-        raise InputError(f"{config} does not exist. Give the config.yml that ns-train wrote.")
-    quiet_dependencies()
-    # Late: it loads every method's entry point, which takes seconds.
-    from nerfstudio.utils.eval_utils import eval_setup
-
-    pipeline = eval_setup(config, test_mode="inference")[1]
+    pipeline = load_run(config)
     if not hasattr(pipeline.model, "field") or not hasattr(pipeline.model.field, "encoding"):
         raise InputError(f"{config} is of another method: this exports the models of zipnerf-ns.")
     return pipeline
@@ -128,9 +122,7 @@ def export(pipeline: Pipeline, options: argparse.Namespace) -> tuple[Path, MeshR
         model.device,
     )
     if options.save_world_frame:
-        outputs = pipeline.datamanager.train_dataparser_outputs
-        transform = outputs.dataparser_transform.double().numpy()
-        mesh.vertices = to_world_frame(np.asarray(mesh.vertices), transform, float(outputs.dataparser_scale))
+        mesh.vertices = to_world_frame(np.asarray(mesh.vertices), *data_frame(pipeline))
     options.output_dir.mkdir(parents=True, exist_ok=True)
     path = options.output_dir / f"{NAME}.{options.output_format}"
     write_mesh(mesh, path)

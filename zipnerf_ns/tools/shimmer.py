@@ -21,15 +21,15 @@ from jaxtyping import Float
 from nerfstudio.cameras.cameras import Cameras
 
 from zipnerf_ns.checks import InputError
-from zipnerf_ns.messages import quiet_dependencies
 from zipnerf_ns.tools.demo_render import Pinhole, render_view
+from zipnerf_ns.tools.demo_scene import camera_pose, scene_pinhole
+from zipnerf_ns.tools.saved_run import data_frame, load_run
 
 if TYPE_CHECKING:
     from nerfstudio.pipelines.base_pipeline import Pipeline
 
 RADIUS, ELEVATION = 2.5, math.radians(25)
 """Of the camera about the origin, in the scene's units: among the training cameras."""
-FIELD_OF_VIEW = math.radians(55)
 STEP = 0.3
 """How far the camera turns about the scene from frame to frame, in pixels seen from the camera."""
 TRUTH_SAMPLES = 256
@@ -65,10 +65,7 @@ def orbit(count: int, pinhole: Pinhole) -> list[Float[np.ndarray, "3 4"]]:
         azimuth = 0.4 + index * STEP / pinhole.fx
         flat = math.cos(ELEVATION)
         eye = RADIUS * np.array([flat * math.cos(azimuth), flat * math.sin(azimuth), math.sin(ELEVATION)])
-        back = eye / np.linalg.norm(eye)
-        right = np.cross([0.0, 0.0, 1.0], back)
-        right /= np.linalg.norm(right)
-        poses.append(np.stack([right, np.cross(back, right), back, eye], axis=1))
+        poses.append(camera_pose(eye, eye))
     return poses
 
 
@@ -95,8 +92,7 @@ def to_model_frame(
 
 def rendered_frames(pipeline: Pipeline, poses: Sequence[np.ndarray], pinhole: Pinhole) -> Frames:
     """A run's pictures from poses in the scene's frame."""
-    outputs = pipeline.datamanager.train_dataparser_outputs
-    transform, scale = outputs.dataparser_transform.double().numpy(), float(outputs.dataparser_scale)
+    transform, scale = data_frame(pipeline)
     model = pipeline.model.eval()
     frames = []
     for pose in poses:
@@ -154,13 +150,7 @@ def load(config: Path) -> Pipeline:
     Raises:
         InputError: if there is no such run, or its scene is not the built-in one.
     """
-    if not config.is_file():
-        raise InputError(f"{config} does not exist. Give the config.yml that ns-train wrote.")
-    quiet_dependencies()
-    # Late: it loads every method's entry point, which takes seconds.
-    from nerfstudio.utils.eval_utils import eval_setup
-
-    pipeline = eval_setup(config, test_mode="inference")[1]
+    pipeline = load_run(config)
     data = Path(pipeline.datamanager.get_datapath())
     transforms = data if data.is_file() else data / "transforms.json"
     if not transforms.is_file() or '"demo_scene"' not in transforms.read_text(encoding="utf-8"):
@@ -174,8 +164,7 @@ def load(config: Path) -> Pipeline:
 def main(arguments: list[str] | None = None) -> int:
     """The measurement; 0 if it was made."""
     options = parse(arguments)
-    focal = 0.5 * options.width / math.tan(FIELD_OF_VIEW / 2)
-    pinhole = Pinhole(focal, focal, options.width / 2, options.height / 2, options.width, options.height)
+    pinhole = scene_pinhole(options.width, options.height)
     try:
         pipelines = [(str(config), load(config)) for config in options.load_config]
     except InputError as error:

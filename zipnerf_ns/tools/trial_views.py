@@ -16,7 +16,6 @@ from torch import Tensor, nn
 from nerfstudio.model_components import renderers
 
 from zipnerf_ns.evaluation_poses import drift, moved_camera
-from zipnerf_ns.functional.similarity import Similarity
 from zipnerf_ns.metrics import ImageMetrics, psnr
 from zipnerf_ns.pictures import blend
 
@@ -81,7 +80,8 @@ def render_views(pipeline: Any, over_white: bool) -> Iterator[View]:
     device = model.device
     white = torch.ones(3, device=device)
     pipeline.eval()
-    moved = _drift(pipeline)
+    cameras = pipeline.datamanager.train_dataset.cameras
+    moved = drift(getattr(model, "camera_optimizer", None), cameras.camera_to_worlds)
     try:
         with _white_background(model, white) if over_white else contextlib.nullcontext():
             for camera, batch in pipeline.datamanager.fixed_indices_eval_dataloader:
@@ -95,13 +95,6 @@ def render_views(pipeline: Any, over_white: bool) -> Iterator[View]:
                 yield View(quantise(blend(image, white)), quantise(rendering[..., :3]), seconds)
     finally:
         pipeline.train()
-
-
-def _drift(pipeline: Any) -> Optional[Similarity]:
-    optimizer = getattr(pipeline.model, "camera_optimizer", None)
-    if optimizer is None or optimizer.config.mode == "off":
-        return None
-    return drift(optimizer, pipeline.datamanager.train_dataset.cameras.camera_to_worlds)
 
 
 @contextlib.contextmanager
