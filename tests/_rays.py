@@ -167,14 +167,18 @@ def tiny_config(**changes: Any) -> ZipNerfModelConfig:
 
 
 def make_model(
-    config: Optional[ZipNerfModelConfig] = None, hints: Optional[SceneHints] = None, side: float = 2.0, seed: int = 0
+    config: Optional[ZipNerfModelConfig] = None,
+    hints: Optional[SceneHints] = None,
+    side: float = 2.0,
+    seed: int = 0,
+    device: torch.device | str = "cpu",
 ) -> ZipNerfModel:
-    """The model of a configuration for a scene box of this side, in evaluation mode."""
+    """The model of a configuration for a scene box of this side, in evaluation mode, on its device."""
     torch.manual_seed(seed)
     box = SceneBox(aabb=torch.tensor([[-1.0] * 3, [1.0] * 3]) * (side / 2.0))
     metadata = {} if hints is None else {SCENE_HINTS: hints}
-    model = ZipNerfModel(config or tiny_config(), scene_box=box, num_train_data=3, metadata=metadata, device="cpu")
-    return model.eval()
+    model = ZipNerfModel(config or tiny_config(), scene_box=box, num_train_data=3, metadata=metadata, device=device)
+    return model.to(device).eval()
 
 
 def sphere_batch(count: int, seed: int, channels: int = 3) -> Tuple[RayBundle, dict]:

