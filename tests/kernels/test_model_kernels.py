@@ -99,6 +99,34 @@ def test_losses_and_gradients_are_the_same(changes):
 
 
 @runs_kernels
+@pytest.mark.parametrize(
+    "prefilter,scene_bounds,camera_mode",
+    [("multisample", "unbounded", "SO3xR3"), ("ipe", "box", "SO3xR3"), ("multisample", "box", "off")],
+)
+def test_a_step_makes_no_tensor_of_the_hosts_numbers(monkeypatch, prefilter, scene_bounds, camera_mode):
+    """Such a tensor is copied to the GPU, which waits for it and which a CUDA graph cannot capture."""
+    changes = {"prefilter": prefilter, "scene_bounds": scene_bounds, "random_background": True}
+    model = kernel_model("triton", camera_optimizer=CameraOptimizerConfig(mode=camera_mode), **changes).train()
+    bundle, image = make_bundle(RAYS).to(DEVICE), uniform((RAYS, 3), 5).to(DEVICE)
+
+    def step() -> None:
+        outputs = model(bundle)
+        model.get_metrics_dict(outputs, {"image": image})
+        sum(model.get_loss_dict(outputs, {"image": image}).values()).backward()
+
+    # What stays the same is copied at the first step.
+    step()
+
+    def refused(*_: object, **__: object) -> None:
+        raise AssertionError("made from the host's numbers")
+
+    for name in ("tensor", "as_tensor", "from_numpy"):
+        monkeypatch.setattr(torch, name, refused)
+    monkeypatch.setattr(torch.Tensor, "new_tensor", refused)
+    step()
+
+
+@runs_kernels
 def test_only_the_rendered_round_leaves_the_fused_path(monkeypatch):
     """Positions are made in memory where rays need a gradient: the proposals' rays do not."""
     looked_up = []

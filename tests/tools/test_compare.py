@@ -11,7 +11,7 @@ import torch
 from _trials import SMALL, result
 from PIL import Image
 
-from zipnerf_ns.tools import compare
+from zipnerf_ns.tools import compare, trial_queue
 from zipnerf_ns.tools.compare import main, parse, parse_changes, plan, trial_folder
 from zipnerf_ns.tools.compare_figures import CELL, MARGIN, TEXT, heat, save_crops, save_curves, worst_square
 from zipnerf_ns.tools.compare_report import comparison
@@ -57,6 +57,8 @@ def test_defaults_are_what_the_issue_of_a_comparison_is(tmp_path):
         ([".", "--moments", "0"], "--moments"),
         ([".", "--set", "near_plane=1"], "is not METHOD:FIELD=VALUE"),
         ([".", "."], "must have different names"),
+        ([".", "--device", "cpu", "--gpus", "0"], "--gpus is for --device cuda"),
+        ([".", "--device", "cuda", "--gpus", "1", "1"], "--gpus must be different"),
     ],
 )
 def test_command_lines_that_cannot_work(capsys, arguments, words):
@@ -169,11 +171,11 @@ def test_two_methods_through_the_whole_of_it(tiny_scene, tmp_path, monkeypatch):
 
     asked = []
 
-    def run_again(trial, folder, timeout):
+    def run_again(trial, folder, timeout, gpu):
         asked.append(trial.method)
         return failed
 
-    monkeypatch.setattr(compare, "run_trial", run_again)
+    monkeypatch.setattr(trial_queue, "run_trial", run_again)
     assert main(command) == 0 and asked == ["in2n"]
     assert json.loads((tmp_path / "out/results.json").read_text())["results"][0] == done
     assert main([word for word in command if word != "--resume"]) == 1 and asked == ["in2n", "zipnerf-lite", "in2n"]

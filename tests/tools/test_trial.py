@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import json
 from pathlib import Path
 
@@ -17,6 +18,7 @@ from nerfstudio.cameras.camera_optimizers import CameraOptimizerConfig
 from zipnerf_ns.tools import trial as trials
 from zipnerf_ns.tools.trial import Trial, load_trial, read_result, run_trial, save_json
 from zipnerf_ns.tools.trial_config import change, prepare, set_steps
+from zipnerf_ns.tools.trial_queue import Planned, run_all
 from zipnerf_ns.tools.trial_training import release, set_up
 from zipnerf_ns.tools.trial_views import measure, quantise, render_views, save_view, spread
 
@@ -26,6 +28,9 @@ WORKERS = {
     "crash": "import sys\nprint('the last word')\nprint()\nsys.exit(3)",
     "kill": "import os, signal\nprint('x')\nos.kill(os.getpid(), signal.SIGKILL)",
     "hang": "import time\ntime.sleep(60)",
+    "gpu": "import os, sys, time\nfrom zipnerf_ns.tools.trial import save_json\nfrom pathlib import Path\n"
+    "begin = time.time()\ntime.sleep(1.0)\nresult = {'status': 'done', 'span': [begin, time.time()]}\n"
+    "result['gpu'] = os.environ.get('CUDA_VISIBLE_DEVICES')\nsave_json(Path(sys.argv[1]) / 'result.json', result)",
     "good": "import sys\nfrom zipnerf_ns.tools.trial import load_trial, save_json\nfrom pathlib import Path\n"
     "folder = Path(sys.argv[1])\nresult = {'status': 'done', 'steps': load_trial(folder).steps}\n"
     "save_json(folder / 'result.json', result)",
@@ -68,6 +73,29 @@ def test_an_earlier_result_is_no_result_of_this_trial(tmp_path, worker):
     assert run_trial(steps, tmp_path / "trial") == {"status": "done", "steps": 7}
     worker("crash")
     assert run_trial(steps, tmp_path / "trial")["status"] == "failed"
+
+
+def test_each_gpu_has_one_trial_at_a_time(tmp_path, worker):
+    worker("gpu")
+    planned = [Planned(dataclasses.replace(TRIAL, seed=seed), tmp_path / f"t{seed}", "") for seed in range(5)]
+    finished = list(run_all(planned, 60.0, False, ["3", "5"]))
+    assert sorted(each.index for each in finished) == list(range(5)) and not any(each.was_there for each in finished)
+    spans = {gpu: sorted(e.result["span"] for e in finished if e.result["gpu"] == gpu) for gpu in ("3", "5")}
+    assert sum(map(len, spans.values())) == 5 and all(len(each) >= 2 for each in spans.values())
+    for own in spans.values():
+        assert all(end <= begin for (_, end), (begin, _) in itertools.pairwise(own))
+    (a, b), (c, d) = spans["3"][0], spans["5"][0]
+    assert max(a, c) < min(b, d), "the GPUs did not work at the same time"
+
+
+def test_kept_results_come_first_and_the_others_are_run(tmp_path, worker, monkeypatch):
+    worker("gpu")
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "7")
+    planned = [Planned(dataclasses.replace(TRIAL, seed=seed), tmp_path / f"t{seed}", "") for seed in range(2)]
+    save_json(planned[1].folder / "result.json", {"status": "done", "trial": dataclasses.asdict(planned[1].trial)})
+    kept, run = run_all(planned, None, True)
+    assert (kept.index, kept.was_there, run.index, run.was_there) == (1, True, 0, False)
+    assert run.result["gpu"] == "7"
 
 
 def test_trials_come_back_from_their_folder(tmp_path):

@@ -98,7 +98,9 @@ def multisamples(
         points in the world frame, and their standard deviations in world units.
     """
     t = multisample_distances(starts, ends)
-    turns = torch.tensor(MULTISAMPLE_TURNS, device=t.device, dtype=t.dtype) * (math.pi / 3.0)
+    # MULTISAMPLE_TURNS, computed where the rays are: numbers from the host would keep a step out of a CUDA graph.
+    j = torch.arange(NUM_MULTISAMPLES, device=t.device)
+    turns = torch.remainder(2 * j + 3 * (j >= 3), 6).to(t.dtype) * (math.pi / 3.0)
     angles = torch.where(reverse[..., None], turns.flip(0), turns) + rotation[..., None]
     off_axis = t * (radius[..., None] / math.sqrt(2.0))
     across_u, across_v = orthonormal_basis(directions)

@@ -15,10 +15,11 @@ from typing import Any, Dict, List, Mapping, Optional, Sequence, Tuple
 from zipnerf_ns.checks import InputError
 from zipnerf_ns.scales import FRAME_KEY
 from zipnerf_ns.tools.ablate_variants import BASE, NEEDS_SCALES, VARIANTS
-from zipnerf_ns.tools.compare import add_trial_arguments, checked, perform, say, trial_fields, trial_folder
+from zipnerf_ns.tools.compare import add_trial_arguments, checked, say, trial_fields, trial_folder
 from zipnerf_ns.tools.compare_report import METRICS, budget, metric_cells, seconds_cell, table
 from zipnerf_ns.tools.trial import Trial, save_json
 from zipnerf_ns.tools.trial_config import change, registered, value_of
+from zipnerf_ns.tools.trial_queue import Planned, run_all
 
 CLOSE_CALL = 2.0
 """A difference smaller than this many standard errors of the difference is marked as not told apart."""
@@ -87,6 +88,14 @@ def difference(values: Mapping[int, float], base: Mapping[int, float]) -> str:
     return f"{mean:+.2f} ± {error:.2f}{' (not told apart)' if abs(mean) < CLOSE_CALL * error else ''}"
 
 
+def by_variant(rows: Sequence[Mapping[str, Any]]) -> Dict[str, Dict[int, Any]]:
+    """Results by variant and seed, in the order of the rows."""
+    results: Dict[str, Dict[int, Any]] = {}
+    for row in rows:
+        results.setdefault(row["variant"], {})[row["seed"]] = row
+    return results
+
+
 def report(options: argparse.Namespace, results: Mapping[str, Mapping[int, Any]], left_out: Mapping[str, str]) -> str:
     """The ablation table as Markdown.
 
@@ -95,7 +104,7 @@ def report(options: argparse.Namespace, results: Mapping[str, Mapping[int, Any]]
         results: of trials, by variant and seed.
         left_out: variants that were not trained, and why.
     """
-    any_result = next(iter(results[BASE].values()))
+    any_result = next(iter(next(iter(results.values())).values()))
     done = {name: _done(by_seed) for name, by_seed in results.items()}
     scales = sorted(
         {int(scale) for by_seed in done.values() for each in by_seed.values() for scale in each["by_scale"]}
@@ -165,25 +174,25 @@ def main(arguments: Optional[List[str]] = None) -> int:
     has_scales = len(options.scales) > 1 or shows_scales(scene)
     reasons = {name: why_left_out(method, name, has_scales) for name in names}
     left_out = {name: reason for name, reason in reasons.items() if reason is not None}
-    results: Dict[str, Dict[int, Any]] = {}
     # Seed by seed: a whole table stands after the first.
-    for seed in options.seeds:
-        for name in (name for name in names if name not in left_out):
-            trial = Trial(
-                str(scene), options.method, seed=seed, same_rays=True, moments=1, changes=VARIANTS[name],
-                **trial_fields(options),
-            )  # fmt: skip
-            folder = trial_folder(options.output, trial, f"{name.replace(' ', '_')}_seed{seed}")
-            result, was_there = perform(trial, folder, options.timeout, options.resume)
-            results.setdefault(name, {})[seed] = result
-            say(result, f"{name}, seed {seed}", folder, was_there)
-            rows = [
-                {"variant": each, "seed": own, **result} for each in results for own, result in results[each].items()
-            ]
-            save_json(options.output / "ablation.json", {"left_out": left_out, "results": rows})
-            (options.output / "ablation.md").write_text(report(options, results, left_out), encoding="utf-8")
+    variants = [(name, seed) for seed in options.seeds for name in names if name not in left_out]
+    planned = []
+    for name, seed in variants:
+        trial = Trial(
+            str(scene), options.method, seed=seed, same_rays=True, moments=1, changes=VARIANTS[name],
+            **trial_fields(options),
+        )  # fmt: skip
+        folder = trial_folder(options.output, trial, f"{name.replace(' ', '_')}_seed{seed}")
+        planned.append(Planned(trial, folder, f"{name}, seed {seed}"))
+    done: Dict[int, Any] = {}
+    for index, result, was_there in run_all(planned, options.timeout, options.resume, options.gpus):
+        done[index] = result
+        say(result, planned[index].name, planned[index].folder, was_there)
+        rows = [{"variant": variants[each][0], "seed": variants[each][1], **done[each]} for each in sorted(done)]
+        save_json(options.output / "ablation.json", {"left_out": left_out, "results": rows})
+        (options.output / "ablation.md").write_text(report(options, by_variant(rows), left_out), encoding="utf-8")
     print(f"All results: {options.output}")
-    return 0 if _done(results[BASE]) else 1
+    return 0 if _done(by_variant(rows).get(BASE, {})) else 1
 
 
 def shows_scales(scene: Path) -> bool:

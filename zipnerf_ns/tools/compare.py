@@ -11,19 +11,18 @@ import argparse
 import shlex
 import sys
 from pathlib import Path
-from typing import Any, Dict, List, Optional, Sequence, Tuple
+from typing import Any, Dict, List, Optional, Sequence
 
 import torch
 import yaml
 
 from zipnerf_ns.tools.compare_figures import save_crops, save_curves
 from zipnerf_ns.tools.compare_report import comparison, scene_name, short_name
-from zipnerf_ns.tools.trial import Trial, read_result, run_trial, save_json
+from zipnerf_ns.tools.trial import Trial, save_json
+from zipnerf_ns.tools.trial_queue import Planned, run_all
 
 METHODS = ("zipnerf", "zipnerf-lite", "nerfacto", "splatfacto", "instant-ngp")
 DEFAULT_SECONDS = 120.0
-SET_UP_LIMIT, LIMIT_FACTOR = 900.0, 4.0
-"""A trial is ended after this many seconds, and this many times those that it trains."""
 
 
 def add_trial_arguments(parser: argparse.ArgumentParser) -> None:
@@ -35,6 +34,8 @@ def add_trial_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--half-side", type=float, default=1.5, help="of the cube that holds a scene with alpha")
     parser.add_argument("--kept-views", type=int, default=4, help="held-out views whose pictures are kept")
     parser.add_argument("--device", choices=("cuda", "cpu"), default="cuda" if torch.cuda.is_available() else "cpu")
+    parser.add_argument("--gpus", nargs="+", default=[], metavar="NUMBER",
+                        help="such as 0 1 2 3: trials on each at the same time, one GPU for each trial")  # fmt: skip
     parser.add_argument("--timeout", type=float, help="seconds after which one training counts as failed")
     parser.add_argument("--resume", action="store_true", help="keep results of the same trials in the output folder")
 
@@ -54,6 +55,10 @@ def checked(parser: argparse.ArgumentParser, options: argparse.Namespace) -> arg
         parser.error("--seconds must be positive")
     if options.steps is not None and options.steps < 2:
         parser.error("--steps must be at least 2: the clock starts when the first is done")
+    if options.gpus and options.device != "cuda":
+        parser.error("--gpus is for --device cuda")
+    if len(set(options.gpus)) < len(options.gpus):
+        parser.error("--gpus must be different")
     for scene in options.scenes:
         if not scene.exists():
             parser.error(f"{scene} does not exist")
@@ -127,15 +132,6 @@ def trial_folder(output: Path, trial: Trial, name: str) -> Path:
     return output / short_name(Path(trial.scene)).replace("/", "_") / name
 
 
-def perform(trial: Trial, folder: Path, timeout: Optional[float], resume: bool) -> Tuple[Dict[str, Any], bool]:
-    """A trial's result, and whether it was there already."""
-    if resume and (result := read_result(folder, trial)) is not None:
-        return result, True
-    if timeout is None and trial.seconds is not None:
-        timeout = SET_UP_LIMIT + LIMIT_FACTOR * trial.seconds
-    return run_trial(trial, folder, timeout), False
-
-
 def say(result: Dict[str, Any], name: str, folder: Path, was_there: bool) -> None:
     """One line about a trial."""
     if result["status"] != "done":
@@ -151,12 +147,14 @@ def say(result: Dict[str, Any], name: str, folder: Path, was_there: bool) -> Non
 def main(arguments: Optional[List[str]] = None) -> int:
     """Runs all trials and writes the reports after each; 0 unless none succeeded."""
     options = parse(arguments)
-    shown: List[Tuple[Dict[str, Any], Path]] = []
-    for trial in plan(options):
-        folder = trial_folder(options.output, trial, trial.method)
-        result, was_there = perform(trial, folder, options.timeout, options.resume)
-        shown.append((result, folder))
-        say(result, trial.method, folder, was_there)
+    planned = [
+        Planned(trial, trial_folder(options.output, trial, trial.method), trial.method) for trial in plan(options)
+    ]
+    done: Dict[int, Dict[str, Any]] = {}
+    for index, result, was_there in run_all(planned, options.timeout, options.resume, options.gpus):
+        done[index] = result
+        say(result, planned[index].name, planned[index].folder, was_there)
+        shown = [(done[each], planned[each].folder) for each in sorted(done)]
         results = [each for each, _ in shown]
         command = shlex.join(sys.argv[1:] if arguments is None else arguments)
         save_json(options.output / "results.json", {"command": command, "results": results})
@@ -165,7 +163,7 @@ def main(arguments: Optional[List[str]] = None) -> int:
             save_curves(options.output / "curves.png", results)
             save_crops(options.output / "crops.png", shown)
     print(f"All results: {options.output}")
-    return 0 if any(result["status"] == "done" for result, _ in shown) else 1
+    return 0 if any(result["status"] == "done" for result in done.values()) else 1
 
 
 if __name__ == "__main__":

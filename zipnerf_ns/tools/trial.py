@@ -84,7 +84,9 @@ def read_result(folder: Path, trial: Trial) -> Optional[Dict[str, Any]]:
     return result if same and result["status"] == "done" else None
 
 
-def run_trial(trial: Trial, folder: Path, timeout: Optional[float] = None) -> Dict[str, Any]:
+def run_trial(
+    trial: Trial, folder: Path, timeout: Optional[float] = None, gpu: Optional[str] = None
+) -> Dict[str, Any]:
     """Runs a trial in its own process and returns its result, which is also in the folder.
 
     What the process printed is in the folder's log. A failure is a result too, with ``status`` "failed" and a
@@ -94,11 +96,13 @@ def run_trial(trial: Trial, folder: Path, timeout: Optional[float] = None) -> Di
         trial: what to run.
         folder: of this trial alone.
         timeout: seconds after which it is ended.
+        gpu: the only one that it sees, as CUDA_VISIBLE_DEVICES names it; None for what this process sees.
     """
     (folder / RESULT_FILE).unlink(missing_ok=True)
     content = dataclasses.asdict(trial)
     save_json(folder / TRIAL_FILE, content)
     environment = {"PYTHONWARNINGS": "ignore", **script_environment(), "PYTHONUNBUFFERED": "1"}
+    environment |= {} if gpu is None else {"CUDA_VISIBLE_DEVICES": gpu}
     with (folder / LOG_FILE).open("wb") as log:
         process = subprocess.Popen(
             [sys.executable, "-m", WORKER, str(folder)],
