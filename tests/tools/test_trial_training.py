@@ -13,7 +13,7 @@ from _scenes import make_datamanager, write_scene
 from zipnerf_ns.tools import trial_training, trial_worker
 from zipnerf_ns.tools.trial import Trial
 from zipnerf_ns.tools.trial_config import Prepared
-from zipnerf_ns.tools.trial_training import Clock, Course, draw_same_rays, scrambled, train
+from zipnerf_ns.tools.trial_training import Clock, Course, draw_same_rays, scrambled, speed_of_later_half, train
 
 STEP, FIRST_STEP, EVALUATION = 1.0, 50.0, 7.0
 """Seconds that each takes in the tests' own time."""
@@ -190,6 +190,12 @@ def test_same_rays_whoever_else_draws(tmp_path, has_store):
     assert torch.equal(after, torch.rand(4))
 
 
+@pytest.mark.parametrize("passed,speed", [([0.0, 2.0, 2.5, 3.0, 3.5], 2.0), ([0.0, 4.0, 4.5, 5.0], 2.0),
+                                          ([0.0, 0.5], 2.0)])  # fmt: skip
+def test_what_starts_in_the_first_steps_is_not_the_speed(passed, speed):
+    assert speed_of_later_half(passed) == pytest.approx(speed)
+
+
 def test_steps_that_fit_are_those_of_a_rehearsal(monkeypatch):
     """The warm-up says how many steps make a rehearsal, and the rehearsal's speed how many make the training."""
     seen = []
@@ -198,9 +204,7 @@ def test_steps_that_fit_are_those_of_a_rehearsal(monkeypatch):
     monkeypatch.setattr(trial_worker, "set_up", lambda config: (seen.append(config) or config, 1.0))
     monkeypatch.setattr(trial_worker, "release", lambda trainer: None)
     # Ten steps a second in the warm-up; half as fast over a whole schedule.
-    monkeypatch.setattr(
-        trial_worker, "train", lambda trainer, seconds: Course(steps=trainer[0] + 1, seconds=trainer[0] / 5.0)
-    )
+    monkeypatch.setattr(trial_worker, "train", lambda trainer, seconds: Course(steps_per_second=5.0))
     trial = Trial(scene="", method="", seconds=120.0)
-    steps = trial_worker.steps_that_fit(trial, prepared, Course(steps=21, seconds=2.0))
+    steps = trial_worker.steps_that_fit(trial, prepared, Course(steps_per_second=10.0))
     assert seen == [(100, True)] and steps == 600

@@ -23,11 +23,21 @@ def first_value(level, ROW: tl.constexpr, WIDE: tl.constexpr):
 
 @triton.jit
 @no_type_check
+def block_of(ROW: tl.constexpr, COLUMNS: tl.constexpr):
+    """The number of this program's block of intervals: programs for the columns of one row stand side by side.
+
+    A row of eight values is one sector of memory, which is then still in the cache for the second half.
+    """
+    return tl.program_id(0) // (ROW // COLUMNS)
+
+
+@triton.jit
+@no_type_check
 def columns_of(ROW: tl.constexpr, COLUMNS: tl.constexpr):
     """The columns of the table that this program works on."""
     columns = tl.arange(0, COLUMNS)[None, :]
     if COLUMNS < ROW:
-        columns += tl.program_id(2) * COLUMNS
+        columns += (tl.program_id(0) % (ROW // COLUMNS)) * COLUMNS
     return columns
 
 

@@ -12,7 +12,7 @@ from typing import no_type_check
 import triton
 import triton.language as tl
 
-from zipnerf_ns.kernels._access import columns_of, first_value, gather, scatter, sum_runs, times
+from zipnerf_ns.kernels._access import block_of, columns_of, first_value, gather, scatter, sum_runs, times
 from zipnerf_ns.kernels._cells import MAX_EXPONENT, corner_rows, erf, load_level, locate3
 from zipnerf_ns.kernels._cones import prepare, sample_of
 
@@ -128,7 +128,7 @@ def forward_kernel(
     interval * step + level * stride + k * channel_stride, its weight at interval * weight_step + level * weight_stride.
     Without READ the features are zeros. SCALED stores weight features, (2w - 1) * weight_scales[level], not weights.
     """
-    first = tl.program_id(0).to(tl.int64) * BLOCK
+    first = block_of(ROW, COLUMNS).to(tl.int64) * BLOCK
     lanes = tl.arange(0, BLOCK)
     mask = lanes < intervals - first
     columns = columns_of(ROW, COLUMNS)
@@ -217,7 +217,7 @@ def backward_kernel(
     (a segmented scan over the lanes), and only the last lane of such a run writes. At coarse levels, where a whole
     ray crosses a handful of cells that all rays share, this is what keeps thousands of lanes off one address.
     """
-    first = tl.program_id(0).to(tl.int64) * BLOCK
+    first = block_of(ROW, COLUMNS).to(tl.int64) * BLOCK
     lanes = tl.arange(0, BLOCK)
     remaining = tl.minimum(intervals - first, BLOCK).to(tl.int32)
     mask = lanes < remaining

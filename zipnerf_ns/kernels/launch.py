@@ -240,12 +240,11 @@ def _parts(plan: Plan, grid: HashGrid, end: int) -> list[tuple[Launch, int, int]
     return [(launch, first, last) for launch, first, last in parts if first < last]
 
 
-def _programs(launch: Launch, intervals: int, levels: int, features: int) -> tuple[int, int, int]:
+def _programs(launch: Launch, intervals: int, levels: int, features: int) -> tuple[int, int]:
     """Blocks of intervals vary fastest, so that the programs that run together read the same levels."""
     return (
-        triton.cdiv(intervals, launch.block),
+        triton.cdiv(intervals, launch.block) * triton.cdiv(features, MAX_COLUMNS),
         triton.cdiv(levels, launch.levels_per_program),
-        triton.cdiv(features, MAX_COLUMNS),
     )
 
 

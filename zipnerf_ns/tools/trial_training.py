@@ -6,7 +6,7 @@ import gc
 import random
 import time
 from dataclasses import dataclass, field
-from typing import Any, Callable, Dict, List, Optional, Tuple
+from typing import Any, Callable, Dict, List, Optional, Sequence, Tuple
 
 import torch
 from jaxtyping import Int
@@ -63,6 +63,8 @@ class Course:
     """During which the clock stood still."""
     peak_gpu_bytes: int = 0
     """Allocated by torch at most in training; 0 without a GPU."""
+    steps_per_second: float = 0.0
+    """Of the later half of the steps: what is started in the first ones does not count."""
     curve: List[Dict[str, float]] = field(default_factory=list)
     """Step, seconds and PSNR of held-out views at each moment."""
 
@@ -139,6 +141,7 @@ def train(
     clock, memory = Clock(trainer.device), PeakMemory()
     due = [0.5**power for power in range(moments - 1, 0, -1)] if evaluate is not None else []
     entered = time.perf_counter()
+    passed: List[float] = []
 
     def after_step(step: int) -> None:
         course.steps, course.rays = step + 1, course.rays + rays_of_step(trainer.pipeline)
@@ -146,10 +149,12 @@ def train(
             synchronise(trainer.device)
             course.first_step_seconds = time.perf_counter() - entered
             clock.start()
+        passed.append(clock.seconds)
         done = step + 1 >= planned or (seconds is not None and clock.seconds >= seconds)
         share = (step + 1) / planned if seconds is None else clock.seconds / seconds
         if done:
             course.seconds = clock.stop()
+            course.steps_per_second = speed_of_later_half([*passed[:-1], course.seconds])
             memory.end()
             trainer.stop_training = True
         elif due and share >= due[0]:
@@ -166,6 +171,16 @@ def train(
     trainer.train()
     course.peak_gpu_bytes = memory.bytes
     return course
+
+
+def speed_of_later_half(passed: Sequence[float]) -> float:
+    """Steps a second of the later half of a training.
+
+    Args:
+        passed: seconds at the end of each step.
+    """
+    middle = (len(passed) - 1) // 2
+    return max(len(passed) - 1 - middle, 1) / max(passed[-1] - passed[middle], 1e-6)
 
 
 def rays_of_step(pipeline: Any) -> int:

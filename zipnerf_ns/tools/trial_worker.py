@@ -37,13 +37,12 @@ def warm_up(trial: Trial, prepared: Prepared) -> Course:
 
 def steps_that_fit(trial: Trial, prepared: Prepared, first: Course) -> int:
     """The number of steps that the seconds are enough for, from the speed of a small whole training."""
-    speed = max(first.steps - 1, 1) / max(first.seconds, 1e-6)
     short = trial.seconds * REHEARSAL_SHARE
-    steps = max(round(speed * short), 2)
+    steps = max(round(first.steps_per_second * short), 2)
     trainer, _ = set_up(set_steps(prepared, steps, trial.schedule == "stretched"))
     course = train(trainer, 3.0 * short)
     release(trainer)
-    return max(round(max(course.steps - 1, 1) / max(course.seconds, 1e-6) * trial.seconds), 2)
+    return max(round(course.steps_per_second * trial.seconds), 2)
 
 
 def perform(trial: Trial, folder: Path) -> Dict[str, Any]:
