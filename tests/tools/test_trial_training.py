@@ -13,7 +13,7 @@ from _scenes import make_datamanager, write_scene
 from zipnerf_ns.tools import trial_training, trial_worker
 from zipnerf_ns.tools.trial import Trial
 from zipnerf_ns.tools.trial_config import Prepared
-from zipnerf_ns.tools.trial_training import Clock, Course, draw_same_rays, scrambled, speed_of_later_half, train
+from zipnerf_ns.tools.trial_training import Clock, Course, draw_same_rays, scrambled, train
 
 STEP, FIRST_STEP, EVALUATION = 1.0, 50.0, 7.0
 """Seconds that each takes in the tests' own time."""
@@ -32,8 +32,8 @@ class OwnTrainer:
 
     device = "cpu"
 
-    def __init__(self, time: OwnTime, steps: int) -> None:
-        self.time, self.callbacks = time, []
+    def __init__(self, time: OwnTime, steps: int, slow_steps: int = 0) -> None:
+        self.time, self.callbacks, self.slow_steps = time, [], slow_steps
         self.config = SimpleNamespace(max_num_iterations=steps)
         manager = SimpleNamespace(get_train_rays_per_batch=lambda: 100)
         self.pipeline = SimpleNamespace(datamanager=manager, model=SimpleNamespace())
@@ -44,7 +44,7 @@ class OwnTrainer:
         for step in range(self.config.max_num_iterations):
             if self.stop_training:
                 break
-            self.time.now += FIRST_STEP if step == 0 else STEP
+            self.time.now += FIRST_STEP if step == 0 else 5.0 * STEP if step < self.slow_steps else STEP
             self.taken += 1
             for callback in self.callbacks:
                 callback.run_callback(step)
@@ -98,6 +98,18 @@ def test_the_clock_ends_a_training(own_time):
 def test_a_training_that_ends_before_its_time(own_time):
     course = train(OwnTrainer(own_time, 5), 100.0, 4, evaluation(own_time, []))
     assert (course.steps, course.seconds, course.curve) == (5, 4.0, [])
+
+
+@pytest.mark.parametrize("steps,seconds", [(40, None), (40, 500.0), (1000, 60.0)])
+def test_what_starts_in_the_first_steps_is_not_the_speed(own_time, steps, seconds):
+    course = train(OwnTrainer(own_time, steps, slow_steps=6), seconds)
+    assert course.steps_per_second == pytest.approx(1.0 / STEP)
+    assert (course.steps - 1) / course.seconds < 0.8 / STEP
+
+
+def test_evaluation_in_the_later_half_does_not_slow_it(own_time):
+    course = train(OwnTrainer(own_time, 40), None, 4, evaluation(own_time, []))
+    assert course.steps_per_second == pytest.approx(1.0 / STEP)
 
 
 def test_memory_of_evaluation_is_not_trainings(own_time, monkeypatch):
@@ -190,12 +202,6 @@ def test_same_rays_whoever_else_draws(tmp_path, has_store):
     assert torch.equal(after, torch.rand(4))
 
 
-@pytest.mark.parametrize("passed,speed", [([0.0, 2.0, 2.5, 3.0, 3.5], 2.0), ([0.0, 4.0, 4.5, 5.0], 2.0),
-                                          ([0.0, 0.5], 2.0)])  # fmt: skip
-def test_what_starts_in_the_first_steps_is_not_the_speed(passed, speed):
-    assert speed_of_later_half(passed) == pytest.approx(speed)
-
-
 def test_steps_that_fit_are_those_of_a_rehearsal(monkeypatch):
     """The warm-up says how many steps make a rehearsal, and the rehearsal's speed how many make the training."""
     seen = []
@@ -205,6 +211,8 @@ def test_steps_that_fit_are_those_of_a_rehearsal(monkeypatch):
     monkeypatch.setattr(trial_worker, "release", lambda trainer: None)
     # Ten steps a second in the warm-up; half as fast over a whole schedule.
     monkeypatch.setattr(trial_worker, "train", lambda trainer, seconds: Course(steps_per_second=5.0))
-    trial = Trial(scene="", method="", seconds=120.0)
-    steps = trial_worker.steps_that_fit(trial, prepared, Course(steps_per_second=10.0))
-    assert seen == [(100, True)] and steps == 600
+    for seconds, rehearsal, fitting in ((120.0, 100, 600), (12.0, 20, 60), (1.0, 10, 5)):
+        seen.clear()
+        trial = Trial(scene="", method="", seconds=seconds)
+        steps = trial_worker.steps_that_fit(trial, prepared, Course(steps_per_second=10.0))
+        assert seen == [(rehearsal, True)] and steps == fitting

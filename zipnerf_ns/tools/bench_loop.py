@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import io
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, redirect_stdout
 from typing import Any, NamedTuple
 
 from zipnerf_ns.tools.bench_setup import Bench, Row, set_rays
@@ -73,7 +74,8 @@ def time_loop(bench: Bench, steps: int, rest: int) -> LoopTimes:
     evaluated = config.steps_per_eval_image * max(1, -(-(steps + PREPARATION_STEPS) // config.steps_per_eval_image))
     first = evaluated - steps
     trainer._start_step, config.max_num_iterations = first - PREPARATION_STEPS, evaluated + rest + 1
-    with _marks(bench, {first, evaluated, evaluated + rest}) as marks:
+    # What the trainer says to whoever trains would drown the benchmark's table.
+    with _marks(bench, {first, evaluated, evaluated + rest}) as marks, redirect_stdout(io.StringIO()):
         trainer.train()
     step_ms = (marks[evaluated] - marks[first]) / steps
     return LoopTimes(step_ms, max(marks[evaluated + rest] - marks[evaluated] - rest * step_ms, 0.0))

@@ -6,7 +6,7 @@ import gc
 import random
 import time
 from dataclasses import dataclass, field
-from typing import Any, Callable, Dict, List, Optional, Sequence, Tuple
+from typing import Any, Callable, Dict, List, Optional, Tuple
 
 import torch
 from jaxtyping import Int
@@ -141,23 +141,29 @@ def train(
     clock, memory = Clock(trainer.device), PeakMemory()
     due = [0.5**power for power in range(moments - 1, 0, -1)] if evaluate is not None else []
     entered = time.perf_counter()
-    passed: List[float] = []
+    middle: Optional[Tuple[int, float]] = None
 
     def after_step(step: int) -> None:
+        nonlocal middle
         course.steps, course.rays = step + 1, course.rays + rays_of_step(trainer.pipeline)
         if step == 0:
             synchronise(trainer.device)
             course.first_step_seconds = time.perf_counter() - entered
             clock.start()
-        passed.append(clock.seconds)
         done = step + 1 >= planned or (seconds is not None and clock.seconds >= seconds)
         share = (step + 1) / planned if seconds is None else clock.seconds / seconds
         if done:
             course.seconds = clock.stop()
-            course.steps_per_second = speed_of_later_half([*passed[:-1], course.seconds])
+            first, begin = middle or (0, 0.0)
+            course.steps_per_second = max(step - first, 1) / max(course.seconds - begin, 1e-6)
             memory.end()
             trainer.stop_training = True
-        elif due and share >= due[0]:
+            return
+        if middle is None and max(share, (step + 1) / planned) >= 0.5:
+            # The device may lag far behind the processor, which only asks for a captured step to be replayed.
+            middle = step, clock.stop()
+            clock.start()
+        if due and share >= due[0]:
             while due and share >= due[0]:
                 due.pop(0)
             counted, start = clock.stop(), time.perf_counter()
@@ -171,16 +177,6 @@ def train(
     trainer.train()
     course.peak_gpu_bytes = memory.bytes
     return course
-
-
-def speed_of_later_half(passed: Sequence[float]) -> float:
-    """Steps a second of the later half of a training.
-
-    Args:
-        passed: seconds at the end of each step.
-    """
-    middle = (len(passed) - 1) // 2
-    return max(len(passed) - 1 - middle, 1) / max(passed[-1] - passed[middle], 1e-6)
 
 
 def rays_of_step(pipeline: Any) -> int:

@@ -20,8 +20,9 @@ from zipnerf_ns.tools.trial_views import LPIPS_VARIANT, View, mean_psnr, measure
 
 WARM_UP_SECONDS, WARM_UP_STEPS = 2.0, 3
 """Of a first, discarded training, for what is compiled at first use and a first idea of the speed."""
-REHEARSAL_SHARE = 1.0 / 12.0
-"""Of the seconds: a discarded training with its whole schedule in that time, whose speed is the whole one's."""
+REHEARSAL_SHARE, REHEARSAL_SECONDS = 1.0 / 12.0, 2.0
+"""Of the seconds, and at least: a discarded training with its whole schedule in that time, whose speed is the whole
+one's."""
 
 
 def warm_up(trial: Trial, prepared: Prepared) -> Course:
@@ -37,7 +38,7 @@ def warm_up(trial: Trial, prepared: Prepared) -> Course:
 
 def steps_that_fit(trial: Trial, prepared: Prepared, first: Course) -> int:
     """The number of steps that the seconds are enough for, from the speed of a small whole training."""
-    short = trial.seconds * REHEARSAL_SHARE
+    short = min(max(trial.seconds * REHEARSAL_SHARE, REHEARSAL_SECONDS), trial.seconds)
     steps = max(round(first.steps_per_second * short), 2)
     trainer, _ = set_up(set_steps(prepared, steps, trial.schedule == "stretched"))
     course = train(trainer, 3.0 * short)
