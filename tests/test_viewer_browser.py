@@ -46,6 +46,8 @@ def training(tiny_scene, tmp_path_factory) -> Iterator[Training]:
             stdin=subprocess.DEVNULL,
             stdout=stream,
             stderr=subprocess.STDOUT,
+            # Where the tests run in a shell's background, Ctrl-C is ignored, also by what they start.
+            preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler),
         )
         try:
             yield Training(process, f"http://127.0.0.1:{port}", log)
