@@ -16,6 +16,7 @@ from zipnerf_ns.functional.frustum import (
     cone_gaussians,
     cone_radius,
     gaussian_moments,
+    multisample_turns,
     orthonormal_basis,
 )
 
@@ -170,3 +171,7 @@ def test_orthonormal_basis_has_a_gradient_at_the_poles():
     for pole in (1.0, -1.0):
         _, (grad,) = gradients(orthonormal_basis, [torch.tensor([[0.0, 0.0, pole]])], seed=28)
         assert torch.isfinite(grad).all() and grad.abs().sum() > 0.0
+
+
+def test_multisamples_turn_as_in_the_paper():
+    assert multisample_turns(torch.device("cpu")).tolist() == [0, 2, 4, 3, 5, 1]

@@ -6,13 +6,11 @@ import math
 from typing import Tuple
 
 import torch
-from jaxtyping import Bool, Float
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 NUM_MULTISAMPLES = 6
 """Points per conical frustum (Zip-NeRF, section 2)."""
-MULTISAMPLE_TURNS = (0, 2, 4, 3, 5, 1)
-"""Angle of each multisample in sixths of a turn: two triangles, the second one offset (Zip-NeRF, section 2)."""
 STD_SCALE = 0.5
 """Standard deviation of a multisample over its distance from the cone's axis (Zip-NeRF, section 2)."""
 
@@ -77,6 +75,15 @@ def multisample_distances(starts: Float[Tensor, "*batch"], ends: Float[Tensor, "
     return starts[..., None] + ends[..., None] * relative
 
 
+def multisample_turns(device: torch.device) -> Int[Tensor, "6"]:
+    """Angle of each multisample in sixths of a turn, 0, 2, 4, 3, 5, 1: two triangles, one offset (Zip-NeRF, section 2).
+
+    Computed on the device: a copy of the host's numbers would keep a step out of a CUDA graph.
+    """
+    j = torch.arange(NUM_MULTISAMPLES, device=device)
+    return torch.remainder(2 * j + 3 * (j >= 3), 6)
+
+
 def multisamples(
     origins: Float[Tensor, "*batch 3"],
     directions: Float[Tensor, "*batch 3"],
@@ -98,9 +105,7 @@ def multisamples(
         points in the world frame, and their standard deviations in world units.
     """
     t = multisample_distances(starts, ends)
-    # MULTISAMPLE_TURNS, computed where the rays are: numbers from the host would keep a step out of a CUDA graph.
-    j = torch.arange(NUM_MULTISAMPLES, device=t.device)
-    turns = torch.remainder(2 * j + 3 * (j >= 3), 6).to(t.dtype) * (math.pi / 3.0)
+    turns = multisample_turns(t.device).to(t.dtype) * (math.pi / 3.0)
     angles = torch.where(reverse[..., None], turns.flip(0), turns) + rotation[..., None]
     off_axis = t * (radius[..., None] / math.sqrt(2.0))
     across_u, across_v = orthonormal_basis(directions)
