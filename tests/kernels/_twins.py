@@ -21,7 +21,7 @@ RUNS_KERNELS = HAS_GPU or INTERPRETED
 DEVICE = torch.device("cuda" if HAS_GPU and not INTERPRETED else "cpu")
 BLOCK = 32
 INTERVALS = 1000 if DEVICE.type == "cuda" else 21
-"""The interpreter takes 50 ms for a sample at a level, for up to BLOCK intervals at a time."""
+"""The interpreter takes tens of milliseconds for a sample at a level, for up to BLOCK intervals at a time."""
 TOLERANCE = 1e-5
 """Relative L2. Fractions of a cell differ by 6e-8 * 40 cells where the GPU fuses a product and a sum."""
 
