@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import json
 import os
 import random
@@ -9,6 +10,9 @@ import subprocess
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from types import ModuleType, SimpleNamespace
+from typing import Any
+from unittest import mock
 
 import numpy as np
 import pytest
@@ -21,6 +25,45 @@ ROOT = Path(__file__).resolve().parents[1]
 WORKERS = int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", "1"))
 os.environ.setdefault("OMP_NUM_THREADS", str(max(1, min(os.cpu_count() or 1, 4) // WORKERS)))
 torch.set_num_threads(int(os.environ["OMP_NUM_THREADS"]))
+
+
+def read_only_its_own_bytecode_apart() -> None:
+    """Keeps all that zipnerf_ns imports out of jaxtyping's bytecode.
+
+    While one of its modules is imported, jaxtyping renames every bytecode file, those of torch and nerfstudio too:
+    they would be compiled from source, in every process anew where Python may not write bytecode.
+    """
+    from jaxtyping import _import_hook
+
+    loader = _import_hook._JaxtypingLoader
+
+    def exec_module(self: Any, module: ModuleType) -> None:
+        name = functools.partial(_import_hook._optimized_cache_from_source, self._typechecker.get_hash())
+        with mock.patch("importlib._bootstrap_external.cache_from_source", name):
+            code = self.get_code(module.__name__)
+        exec(code, module.__dict__)
+
+    if {"exec_module", "source_to_code"} <= vars(loader).keys():
+        loader.exec_module = exec_module
+
+
+def spare_nerfstudio_its_look_at_the_stack() -> None:
+    """For each method that others offer nerfstudio asks for its caller's name, once: inspect would first look for the
+    source of every function below it, which under pytest takes longer than all else that is imported."""
+    from nerfstudio.configs import external_methods
+
+    def stack() -> list[SimpleNamespace]:
+        frame, callers = sys._getframe(1), []
+        while frame is not None:
+            callers.append(SimpleNamespace(function=frame.f_code.co_name))
+            frame = frame.f_back
+        return callers
+
+    external_methods.inspect = SimpleNamespace(stack=stack)
+
+
+read_only_its_own_bytecode_apart()
+spare_nerfstudio_its_look_at_the_stack()
 
 
 LONG = ("test_viewer_browser", "test_end_to_end_exports", "test_end_to_end", "test_own_photos")
