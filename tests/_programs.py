@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import json
 import subprocess
-from collections.abc import Callable
+import sys
+from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 
@@ -40,6 +42,7 @@ class Programs:
         self.config = self.run_folder / "config.yml"
         self.pool = ThreadPoolExecutor(2)
         self.begun: dict[str, Future] = {}
+        self.copies: set[str] = set()
         self.run_program = run_program
 
     def run(self, *command: object) -> subprocess.CompletedProcess:
@@ -56,8 +59,31 @@ class Programs:
 
         self.begun[name] = self.pool.submit(wait_and_work)
 
+    def begin_in_copies(self, commands: dict[str, Sequence[object]], after: str) -> None:
+        """Queues programs that are begun together by one that has imported what all of them do."""
+
+        def work() -> dict[str, subprocess.CompletedProcess]:
+            folder = self.folder / "copies"
+            folder.mkdir()
+            lines = json.dumps([[str(word) for word in command] for command in commands.values()])
+            program = (sys.executable, Path(__file__).with_name("_in_copies.py"), folder)
+            said = self.run_program(*program, timeout=500, input=lines, OMP_NUM_THREADS="1")
+            assert said.returncode == 0, said.stdout[-4000:]
+            return {
+                name: subprocess.CompletedProcess(
+                    command, int((folder / f"{index}.code").read_text()), (folder / f"{index}.log").read_text()
+                )
+                for index, (name, command) in enumerate(commands.items())
+            }
+
+        self.begin("copies", work, after=after)
+        self.copies = set(commands)
+
+    def __contains__(self, name: str) -> bool:
+        return name in self.begun or name in self.copies
+
     def __getitem__(self, name: str) -> object:
-        return self.begun[name].result()
+        return self.begun["copies"].result()[name] if name in self.copies else self.begun[name].result()
 
     def output_of(self, name: str) -> str:
         """What a program printed, which must have succeeded."""

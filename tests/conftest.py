@@ -10,13 +10,14 @@ import subprocess
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from types import ModuleType, SimpleNamespace
+from types import ModuleType
 from typing import Any
 from unittest import mock
 
 import numpy as np
 import pytest
 import torch
+from _imports import spare_nerfstudio_its_look_at_the_stack
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -35,7 +36,9 @@ def read_only_its_own_bytecode_apart() -> None:
     """
     from jaxtyping import _import_hook
 
-    loader = _import_hook._JaxtypingLoader
+    loader = getattr(_import_hook, "_JaxtypingLoader", None)
+    if loader is None or not hasattr(_import_hook, "_optimized_cache_from_source"):
+        return
 
     def exec_module(self: Any, module: ModuleType) -> None:
         name = functools.partial(_import_hook._optimized_cache_from_source, self._typechecker.get_hash())
@@ -43,23 +46,7 @@ def read_only_its_own_bytecode_apart() -> None:
             code = self.get_code(module.__name__)
         exec(code, module.__dict__)
 
-    if {"exec_module", "source_to_code"} <= vars(loader).keys():
-        loader.exec_module = exec_module
-
-
-def spare_nerfstudio_its_look_at_the_stack() -> None:
-    """For each method that others offer nerfstudio asks for its caller's name, once: inspect would first look for the
-    source of every function below it, which under pytest takes longer than all else that is imported."""
-    from nerfstudio.configs import external_methods
-
-    def stack() -> list[SimpleNamespace]:
-        frame, callers = sys._getframe(1), []
-        while frame is not None:
-            callers.append(SimpleNamespace(function=frame.f_code.co_name))
-            frame = frame.f_back
-        return callers
-
-    external_methods.inspect = SimpleNamespace(stack=stack)
+    loader.exec_module = exec_module
 
 
 read_only_its_own_bytecode_apart()
@@ -124,12 +111,14 @@ def run_program() -> Callable[..., subprocess.CompletedProcess]:
     """
     from zipnerf_ns.tools.system_check import script_environment
 
-    def run(*command: str | Path, timeout: float = 600.0, **environment: str) -> subprocess.CompletedProcess:
+    def run(
+        *command: str | Path, timeout: float = 600.0, input: str = "", **environment: str
+    ) -> subprocess.CompletedProcess:
         return subprocess.run(
             [str(part) for part in command],
             env={**script_environment(), "PYTHONUNBUFFERED": "1", **environment},
             cwd=ROOT,
-            stdin=subprocess.DEVNULL,
+            input=input,
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
             text=True,

@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any, Dict, Tuple
 
+import numpy as np
 import pytest
 import torch
 from _scenes import (
@@ -12,9 +13,12 @@ from _scenes import (
     checkpoint,
     folder_bytes,
     load,
+    pose,
+    read_meta,
     said_when_started,
     start,
     tiny_config,
+    write_meta,
     write_scene,
 )
 
@@ -27,10 +31,34 @@ from zipnerf_ns.model_config import ProposalConfig, ZipNerfModelConfig
 from zipnerf_ns.trainer import ZipNerfTrainerConfig
 
 
-def test_trainer_prints_one_line_and_ends(tmp_path):
+def missing_image(folder: Path) -> None:
+    (folder / "images/002.png").unlink()
+
+
+def unreadable_image(folder: Path) -> None:
+    (folder / "images/000.png").write_text("not an image")
+
+
+def nan_pose(folder: Path) -> None:
+    meta = read_meta(folder)
+    matrix = np.array(pose(0, 8))
+    matrix[1, 2] = np.nan
+    meta["frames"][2]["transform_matrix"] = matrix.tolist()
+    write_meta(folder, meta)
+
+
+@pytest.mark.parametrize(
+    "breaking,expected",
+    [
+        (missing_image, ("images/002.png", "missing", "Restore")),
+        (unreadable_image, ("images/000.png", "cannot be read", "Replace")),
+        (nan_pose, ("transforms.json", "frame 2", "NaN", "estimate its pose again")),
+    ],
+)
+def test_trainer_prints_one_line_and_ends(tmp_path, breaking, expected):
     scene = write_scene(tmp_path / "scene")
-    (scene / "images/002.png").unlink()
-    assert_clear(said_when_started(tiny_config(scene, tmp_path)), ("002.png", "missing"))
+    breaking(scene)
+    assert_clear(said_when_started(tiny_config(scene, tmp_path)), expected)
 
 
 def test_message_keeps_brackets_of_paths(tmp_path):

@@ -62,34 +62,35 @@ def programs(tmp_path_factory, run_program) -> Iterator[Programs]:
     here.begin("train", here.run, *train_command(scene, folder / "out", *options))
     saved = ("--load-config", here.config)
 
-    def begin(name: str, *command: object) -> None:
-        here.begin(name, here.run, *command, after="train")
-
     mesh = ("--resolution", 112, "--save-world-frame", "--output-dir", folder / "mesh")
-    begin("mesh", sys.executable, "-m", "zipnerf_ns.tools.export_mesh", *saved, *mesh)
+    here.begin("mesh", here.run, sys.executable, "-m", "zipnerf_ns.tools.export_mesh", *saved, *mesh, after="train")
+    commands = {}
     if has_libusb():
         rays = ("--num-rays-per-batch", 4096, "--normal-method")
-        cloud = ("--num-points", 20_000, "--save-world-frame", "True", *rays, "model_output")
-        begin("pointcloud", "ns-export", "pointcloud", *saved, "--output-dir", folder / "cloud", *cloud)
         # Unwrapping a mesh takes seconds for every thousand faces.
         texture = ("--texture-method", "nerf", "--num-pixels-per-side", 128, "--target-num-faces", 1500)
         tsdf = ("--downscale-factor", 1, "--resolution", 96, *texture)
-        begin("tsdf", "ns-export", "tsdf", *saved, "--output-dir", folder / "tsdf", *tsdf)
+        commands["tsdf"] = ("ns-export", "tsdf", *saved, "--output-dir", folder / "tsdf", *tsdf)
         poisson = ("--num-points", 20_000, "--texture-method", "point_cloud", *rays, "open3d")
-        begin("poisson", "ns-export", "poisson", *saved, "--output-dir", folder / "poisson", *poisson)
-        begin("cameras", "ns-export", "cameras", *saved, "--output-dir", folder / "cameras")
+        commands["poisson"] = ("ns-export", "poisson", *saved, "--output-dir", folder / "poisson", *poisson)
+        commands["cameras"] = ("ns-export", "cameras", *saved, "--output-dir", folder / "cameras")
     if shutil.which("ffmpeg", path=script_environment()["PATH"]):
         (folder / "path.json").write_text(json.dumps(camera_path()))
         path = ("--camera-path-filename", folder / "path.json", "--rendered-output-names", "rgb", "depth")
-        begin("path", "ns-render", "camera-path", *saved, *path, "--output-path", folder / "path.mp4")
+        commands["path"] = ("ns-render", "camera-path", *saved, *path, "--output-path", folder / "path.mp4")
         spiral = ("--seconds", 1, "--frame-rate", VIEWS, "--output-format", "images", "--image-format", "png")
-        begin("spiral", "ns-render", "spiral", *saved, *spiral, "--output-path", folder / "spiral")
+        commands["spiral"] = ("ns-render", "spiral", *saved, *spiral, "--output-path", folder / "spiral")
+    here.begin_in_copies(commands, after="train")
+    if has_libusb():
+        cloud = ("--num-points", 20_000, "--save-world-frame", "True", *rays, "model_output")
+        command = ("ns-export", "pointcloud", *saved, "--output-dir", folder / "cloud", *cloud)
+        here.begin("pointcloud", here.run, *command, after="train")
     yield here
     here.pool.shutdown(cancel_futures=True)
 
 
 def said(programs: Programs, name: str) -> str:
-    if name not in programs.begun:
+    if name not in programs:
         needs = "ffmpeg" if name in ("path", "spiral") else "libusb-1.0-0"
         pytest.skip(f"{name} needs {needs}, which is not installed")
     return programs.output_of(name)
