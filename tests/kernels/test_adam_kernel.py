@@ -12,7 +12,7 @@ import sys
 
 import pytest
 import torch
-from _interpreter import needs_interpreter, run_under_the_interpreter, runs_kernels
+from _interpreter import imports_afresh, needs_interpreter, run_under_the_interpreter, runs_kernels
 from _tables import (
     BETAS,
     EPS,
@@ -268,6 +268,7 @@ def test_what_is_missing_is_named(monkeypatch):
             run_it()
 
 
+@imports_afresh
 def test_triton_is_imported_on_first_use_only():
     program = (
         "import sys; import torch; before = 'triton' in sys.modules\n"

@@ -16,7 +16,7 @@ from typing import Any, Callable
 import pytest
 import torch
 from _half_networks import half_density_mlp, half_radiance_mlp
-from _interpreter import needs_interpreter, run_under_the_interpreter, runs_kernels
+from _interpreter import imports_afresh, needs_interpreter, run_under_the_interpreter, runs_kernels
 from _networks import named_leaves, random_weights
 from _twins import DEVICE, INTERPRETED
 from torch import Tensor
@@ -410,6 +410,7 @@ def test_what_is_missing_is_named(monkeypatch):
         kernels.spherical_harmonics(torch.zeros(2, 3))
 
 
+@imports_afresh
 def test_triton_is_imported_on_first_use_only():
     program = (
         "import sys; import torch; before = 'triton' in sys.modules\n"

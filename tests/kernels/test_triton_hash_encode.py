@@ -14,7 +14,7 @@ import sys
 
 import pytest
 import torch
-from _interpreter import needs_interpreter, run_under_the_interpreter, runs_kernels
+from _interpreter import imports_afresh, needs_interpreter, run_under_the_interpreter, runs_kernels
 from _quick_interpreter import TRITONS_OWN
 from _twins import (
     BLOCK,
@@ -298,6 +298,7 @@ def test_what_is_missing_is_named(monkeypatch):
     assert "found: 3.3.1" in kernels.why_unavailable(torch.device("cpu"))
 
 
+@imports_afresh
 def test_triton_is_imported_on_first_use_only():
     program = (
         "import sys; import torch; before = 'triton' in sys.modules\n"
