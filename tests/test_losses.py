@@ -12,6 +12,7 @@ from _rays import make_encoding, make_round, normal, random_posts, random_weight
 from zipnerf_ns.implementation import TORCH_OPS
 from zipnerf_ns.losses import (
     charbonnier,
+    color_loss,
     distillation_loss,
     distortion_loss,
     hash_decay,
@@ -82,6 +83,39 @@ def test_charbonnier_and_squared_error_are_their_formulas():
         assert float(smooth[index]) == pytest.approx(expected, rel=1e-12)
         assert float(square[index]) == pytest.approx(sum(e * e for e in errors) / 3.0, rel=1e-12, abs=1e-30)
     assert float(smooth[0, 0]) == pytest.approx(0.001)
+
+
+@pytest.mark.parametrize("weighted", [False, True])
+def test_color_losses_are_weighted_means_over_the_rays(weighted):
+    prediction, target = uniform((7, 3), 0, dtype=torch.float64), uniform((7, 3), 1, dtype=torch.float64)
+    weights = uniform((7,), 2, dtype=torch.float64) if weighted else None
+    absolute = squared = 0.0
+    for ray in range(7):
+        weight = float(weights[ray]) if weighted else 1.0
+        errors = [float(prediction[ray, channel] - target[ray, channel]) for channel in range(3)]
+        absolute += weight * sum(math.sqrt(e * e + 0.001**2) for e in errors) / 21.0
+        squared += weight * sum(e * e for e in errors) / 21.0
+    for name, expected in (("charbonnier", absolute), ("mse", squared), ("rmse", math.sqrt(squared + 0.001**2))):
+        assert float(color_loss(name, prediction, target, weights)) == pytest.approx(expected, rel=1e-12), name
+
+
+def test_rmse_descends_where_mse_does_at_a_size_that_does_not_fade_with_the_errors():
+    target, errors = uniform((7, 3), 1, dtype=torch.float64), normal((7, 3), 2, dtype=torch.float64)
+    gradients = {}
+    for size in (1.0, 0.1):
+        for name in ("mse", "rmse"):
+            prediction = (target + size * errors).requires_grad_()
+            (gradients[name, size],) = torch.autograd.grad(color_loss(name, prediction, target), prediction)
+        cosine = torch.nn.functional.cosine_similarity(
+            gradients["mse", size].flatten(), gradients["rmse", size].flatten(), dim=0
+        )
+        assert float(cosine) == pytest.approx(1.0, rel=1e-12)
+    # The padding alone makes a difference.
+    torch.testing.assert_close(gradients["rmse", 0.1], gradients["rmse", 1.0], rtol=1e-4, atol=0.0)
+    torch.testing.assert_close(gradients["mse", 0.1], 0.1 * gradients["mse", 1.0])
+    still = target.clone().requires_grad_()
+    color_loss("rmse", still, target).backward()
+    assert bool((still.grad == 0.0).all()), "finite where there is no error"
 
 
 def test_charbonnier_has_a_bounded_gradient_where_the_error_is_zero():

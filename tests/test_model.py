@@ -147,11 +147,41 @@ def test_lagging_proposals_catch_up():
     torch.testing.assert_close(helped["distillation_loss"], factor * plain)
 
 
-def test_mse_can_be_chosen():
-    model = make_model(tiny_config(rgb_loss="mse", random_background=False))
+@pytest.mark.parametrize("name", ["charbonnier", "mse", "rmse"])
+def test_a_colour_loss_can_be_chosen(name):
+    model = make_model(tiny_config(rgb_loss=name, random_background=False), hints(bounded=True))
     outputs, batch = train_outputs(model)
-    expected = (outputs["rgb"] - batch["image"]).square().mean()
+    expected = losses.color_loss(name, outputs["rgb"], batch["image"])
     torch.testing.assert_close(model.get_loss_dict(outputs, batch)["rgb_loss"], expected)
+
+
+@pytest.mark.parametrize("bounded, name", [(True, "rmse"), (False, "charbonnier"), (None, "charbonnier")])
+def test_the_automatic_colour_loss_follows_the_scenes_bounds(bounded, name):
+    assert tiny_config().rgb_loss == "auto"
+    assert make_model(hints=None if bounded is None else hints(bounded)).color_loss == name
+    # What the model does is decisive, not what the data say.
+    setting = "unbounded" if bounded else "box"
+    model = make_model(tiny_config(scene_bounds=setting), None if bounded is None else hints(bounded))
+    assert model.color_loss == ("charbonnier" if bounded else "rmse")
+
+
+def table_gradient(near_plane: float, far_plane: float, scaled: bool) -> tuple:
+    planes = {"near_plane": near_plane, "far_plane": far_plane}
+    model = make_model(tiny_config(use_gradient_scaling=scaled, random_background=False, **planes))
+    outputs, batch = train_outputs(model)
+    model.get_loss_dict(outputs, batch)["rgb_loss"].backward()
+    return outputs["rgb"].detach(), model.field.encoding.hash_table.grad
+
+
+@pytest.mark.parametrize("near_plane, far_plane, largest", [(0.05, 0.8, 0.8**2), (1.0, 1e6, None)])
+def test_gradient_scaling_lowers_what_is_near_and_leaves_what_is_a_unit_away(near_plane, far_plane, largest):
+    plain, plain_gradient = table_gradient(near_plane, far_plane, scaled=False)
+    scaled, scaled_gradient = table_gradient(near_plane, far_plane, scaled=True)
+    assert torch.equal(plain, scaled), "no picture is changed"
+    if largest is None:
+        torch.testing.assert_close(scaled_gradient, plain_gradient)
+    else:
+        assert 0.0 < float(scaled_gradient.norm()) < largest * float(plain_gradient.norm())
 
 
 # --- schedules ---

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Sequence
+from typing import Literal, Optional, Sequence
 
 import torch
 from jaxtyping import Float
@@ -14,11 +14,14 @@ from zipnerf_ns.implementation import Ops
 from zipnerf_ns.rays import Round
 
 CHARBONNIER_PADDING = 0.001
-"""Errors below this are treated as squared, above as absolute (Zip-NeRF, section 5)."""
+"""Errors below this are treated as squared, above as absolute (Zip-NeRF, section 5); rmse's root begins there, too."""
 INTERLEVEL_EPS = 1e-5
 """Keeps the interlevel loss's division finite; well below any weight that shows."""
 LOG_EPS = 1e-6
 """Floor of a probability inside the distillation's logarithm."""
+
+ColorLoss = Literal["charbonnier", "mse", "rmse"]
+"""Distances between rendered and true colours."""
 
 
 def charbonnier(prediction: Float[Tensor, "*batch 3"], target: Float[Tensor, "*batch 3"]) -> Float[Tensor, "*batch"]:
@@ -29,6 +32,29 @@ def charbonnier(prediction: Float[Tensor, "*batch 3"], target: Float[Tensor, "*b
 def squared_error(prediction: Float[Tensor, "*batch 3"], target: Float[Tensor, "*batch 3"]) -> Float[Tensor, "*batch"]:
     """Squared error, mean over the channels: unreduced over the rays."""
     return (prediction - target).square().mean(dim=-1)
+
+
+def color_loss(
+    name: ColorLoss,
+    prediction: Float[Tensor, "*batch 3"],
+    target: Float[Tensor, "*batch 3"],
+    ray_weights: Optional[Float[Tensor, "*batch"]] = None,
+) -> Float[Tensor, ""]:
+    """The mean distance of colours over a step's rays.
+
+    "rmse" is the root of the mean squared error: the gradient's direction is that of "mse", its size does not fade as
+    the errors become small, so that the other losses keep their share, as they do beside "charbonnier".
+
+    Args:
+        name: of the distance.
+        prediction, target: of the same rays.
+        ray_weights: of each ray in the mean, 1 on average; None for equal ones.
+    """
+    per_ray = charbonnier(prediction, target) if name == "charbonnier" else squared_error(prediction, target)
+    if ray_weights is not None:
+        per_ray = per_ray * ray_weights
+    mean = per_ray.mean()
+    return torch.sqrt(mean + CHARBONNIER_PADDING**2) if name == "rmse" else mean
 
 
 def interlevel_loss(rounds: Sequence[Round], blur_halfwidths: Sequence[float], ops: Ops) -> Float[Tensor, ""]:

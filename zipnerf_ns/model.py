@@ -79,6 +79,9 @@ class ZipNerfModel(Model):
         )
         aabb = self.scene_box.aabb.clone() if bounded else None
         self.register_buffer("aabb", aabb, persistent=False)
+        self.color_loss: losses.ColorLoss = config.rgb_loss
+        if config.rgb_loss == "auto":
+            self.color_loss = "rmse" if bounded else "charbonnier"
         self.register_buffer("format_version", torch.tensor(FORMAT_VERSION))
         self.register_buffer("background", torch.full((3,), float(self._is_background_white(hints))))
         self.renderer_rgb = RGBRenderer(background_color="random")
@@ -298,11 +301,10 @@ class ZipNerfModel(Model):
         """Every loss, scaled; at evaluation only the colour's."""
         config = self.config
         prediction, target = self._with_background(outputs, batch)
-        rgb_loss = losses.charbonnier if config.rgb_loss == "charbonnier" else losses.squared_error
-        per_ray = rgb_loss(prediction, target)
+        ray_weights = None
         if self.training and "loss_weight" in batch:
-            per_ray = per_ray * batch["loss_weight"].to(per_ray.device)[:, 0]
-        loss_dict = {"rgb_loss": per_ray.mean()}
+            ray_weights = batch["loss_weight"].to(prediction.device)[:, 0]
+        loss_dict = {"rgb_loss": losses.color_loss(self.color_loss, prediction, target, ray_weights)}
         if not self.training:
             return loss_dict
         rounds, ops = outputs["rounds"], outputs["ops"]

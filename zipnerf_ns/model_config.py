@@ -117,23 +117,25 @@ class ZipNerfModelConfig(ModelConfig):
     camera_optimizer: CameraOptimizerConfig = field(default_factory=CameraOptimizerConfig)
     """Corrects the training cameras' poses while the scene is learnt: mode SO3xR3; off for benchmarks."""
 
-    rgb_loss: Literal["charbonnier", "mse"] = "charbonnier"
-    """Distance between rendered and true colour; the weights of the other losses are relative to it."""
+    rgb_loss: Literal["auto", "charbonnier", "mse", "rmse"] = "auto"
+    """Distance of rendered and true colours, beside which the other losses count: charbonnier (the paper's), mse, rmse
+    of a step's rays; auto: rmse within the scene box, charbonnier in unbounded scenes, as measured best."""
     interlevel_loss_mult: float = 0.01
     """Weight of the anti-aliased interlevel loss, which trains the proposals (Zip-NeRF, section 4); 0 is off."""
     distillation_loss_mult: float = 0.0
     """Weight of KL + squared difference between the rendered and the proposals' histograms; 0 is off."""
     proposal_catchup: bool = True
     """Raise the distillation's weight while it exceeds ten times the colour loss; without distillation no effect."""
-    distortion_loss_mult: float = 0.01
-    """Weight of the distortion loss, which gathers each ray's weight (mip-NeRF 360); 0 is off."""
+    distortion_loss_mult: float = 0.05
+    """Weight of the distortion loss, which gathers each ray's weight (mip-NeRF 360, with 0.01); 0 is off."""
     hash_decay_mult: float = 0.1
     """Weight of the decay of hash table values (Zip-NeRF, section 5); 0 is off."""
     level_consistency_mult: float = 0.0
     """Weight of the difference between adjacent levels' features; 0 is off."""
 
-    use_gradient_scaling: bool = False
-    """Lower the gradients of what is nearer to a camera than one world unit: against floaters before the cameras."""
+    use_gradient_scaling: bool = True
+    """Lower the gradients of what is nearer to a camera than one world unit: against floaters before the cameras (not
+    in the paper)."""
 
     anneal_slope: float = 10.0
     """Slope b of the proposals' annealing: weights to the power b*f/((b-1)*f+1) at share f of the training
