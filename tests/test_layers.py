@@ -21,6 +21,7 @@ LAYERS: tuple[frozenset[str], ...] = (
     frozenset({"dataparsers"}),
     frozenset({"run_checks"}),
     frozenset({"model", "optimizers", "progress", "graph", "resumable", "event_pictures"}),
+    frozenset({"objective"}),
     frozenset({"model_config"}),
     frozenset(
         {

@@ -23,7 +23,6 @@ from zipnerf_ns.encoding import AntiAliasedHashEncoding, HashGridConfig, Reading
 from zipnerf_ns.field import Radiance, ZipNerfDensityField, ZipNerfField, parameter_groups
 from zipnerf_ns.functional.gradient_scaling import near_camera_scaling, scale_gradient
 from zipnerf_ns.functional.normals import normal_colors, ray_normals
-from zipnerf_ns.functional.numerics import TINY
 from zipnerf_ns.functional.table_state import decay_coefficients
 from zipnerf_ns.implementation import Ops, resolve_ops
 from zipnerf_ns.metrics import ImageMetrics, psnr
@@ -38,7 +37,8 @@ from zipnerf_ns.model_config import (
     prefilters_of,
 )
 from zipnerf_ns.monitor import CollisionMonitor, feature_sizes
-from zipnerf_ns.outputs import Outputs
+from zipnerf_ns.objective import regularisers
+from zipnerf_ns.outputs import Outputs, depths_of_rounds, seen_prefilter_weight
 from zipnerf_ns.pictures import blend, depths_of_nothing, evaluation_pictures, straight_alpha
 from zipnerf_ns.rays import Rays, Round, rays_of_bundle
 from zipnerf_ns.rendering import ChunkLimit, evaluating, render_in_chunks
@@ -216,9 +216,11 @@ class ZipNerfModel(Model):
         rounds = [*sampled.proposals, Round(sampled.sdist, sampled.tdist, weights)]
         if not self.training:
             rgb = self._over_background(rgb, accumulation, radiance.colors, view)
-            outputs = Outputs(rgb=rgb, accumulation=accumulation, **self._distances(rounds, ops))
+            outputs = Outputs(rgb=rgb, accumulation=accumulation, **depths_of_rounds(rounds, ops))
             outputs.defer("normals", lambda: self._normals(rays, rounds[-1], ops, reading))
-            outputs.defer("prefilter_weight", lambda: self._prefilter_weight(radiance, weights, ops))
+            outputs.defer("prefilter_weight", lambda: seen_prefilter_weight(
+                self.field.encoding.prefilter_weights(radiance.channels, ops), weights
+            ))  # fmt: skip
             return outputs
         if config.background_color == "last_sample" and not config.random_background:
             rgb = torch.addcmul(rgb, 1.0 - accumulation, radiance.colors[:, -1].to(rgb.dtype))
@@ -242,23 +244,6 @@ class ZipNerfModel(Model):
         with evaluating(self), torch.no_grad():
             normals = self.field.normals(rays, rendered.tdist, ops, reading)
             return normal_colors(ray_normals(rendered.weights, normals))
-
-    def _prefilter_weight(self, radiance: Radiance, weights: Tensor, ops: Ops) -> Tensor:
-        """How much of the hash levels the prefilter leaves where rays see something: 1 for all, 0 for none."""
-        with torch.no_grad():
-            of_intervals = self.field.encoding.prefilter_weights(radiance.channels, ops).mean(dim=-1)
-            seen = (weights * of_intervals.view_as(weights)).sum(dim=-1, keepdim=True)
-            return (seen / weights.sum(dim=-1, keepdim=True).clamp_min(TINY)).clamp(0.0, 1.0)
-
-    @staticmethod
-    def _distances(rounds: List[Round], ops: Ops) -> Dict[str, Tensor]:
-        """Depths of all rounds, the rendered ones first: Nerfstudio's viewer lists outputs in order."""
-        *proposals, main = rounds
-        depth, expected = ops.median_and_mean_distance(main.weights, main.tdist)
-        distances = {"depth": depth, "expected_depth": expected}
-        for index, proposal in enumerate(proposals):
-            distances[f"prop_depth_{index}"] = ops.median_and_mean_distance(proposal.weights, proposal.tdist)[0]
-        return distances
 
     def get_metrics_dict(self, outputs: Dict[str, Any], batch: Dict[str, Any]) -> Dict[str, Tensor]:
         """PSNR of the batch, distortion and the latest collision shares."""
@@ -299,7 +284,6 @@ class ZipNerfModel(Model):
         metrics_dict: Optional[Dict[str, Tensor]] = None,
     ) -> Dict[str, Tensor]:
         """Every loss, scaled; at evaluation only the colour's."""
-        config = self.config
         prediction, target = self._with_background(outputs, batch)
         ray_weights = None
         if self.training and "loss_weight" in batch:
@@ -307,24 +291,10 @@ class ZipNerfModel(Model):
         loss_dict = {"rgb_loss": losses.color_loss(self.color_loss, prediction, target, ray_weights)}
         if not self.training:
             return loss_dict
-        rounds, ops = outputs["rounds"], outputs["ops"]
-        if config.interlevel_loss_mult > 0.0:
-            widths = [proposal.blur_halfwidth for proposal in config.proposals]
-            loss_dict["interlevel_loss"] = config.interlevel_loss_mult * losses.interlevel_loss(rounds, widths, ops)
-        if config.distillation_loss_mult > 0.0:
-            distillation = config.distillation_loss_mult * losses.distillation_loss(rounds)
-            if config.proposal_catchup:
-                distillation = distillation * losses.proposal_catchup(distillation, loss_dict["rgb_loss"])
-            loss_dict["distillation_loss"] = distillation
-        if config.distortion_loss_mult > 0.0:
-            loss_dict["distortion_loss"] = config.distortion_loss_mult * losses.distortion_loss(rounds[-1], ops)
-        if config.level_consistency_mult > 0.0:
-            consistency = losses.level_consistency(outputs["per_level"][0])
-            loss_dict["level_consistency_loss"] = config.level_consistency_mult * consistency
-        if config.hash_decay_mult > 0.0:
-            fields = [*self.proposal_networks, self.field]
-            decay = losses.hash_decay([network.encoding.summary(ops).mean_square for network in fields])
-            loss_dict["hash_decay"] = config.hash_decay_mult * decay
+        encodings = [network.encoding for network in (*self.proposal_networks, self.field)]
+        loss_dict.update(regularisers(
+            self.config, loss_dict["rgb_loss"], outputs["rounds"], outputs["per_level"], encodings, outputs["ops"]
+        ))  # fmt: skip
         if self.corrections is not None:
             self.corrections.get_loss_dict(loss_dict)
         return loss_dict

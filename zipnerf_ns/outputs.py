@@ -2,9 +2,15 @@
 
 from __future__ import annotations
 
-from typing import Any, Callable, Dict, NamedTuple
+from typing import Any, Callable, Dict, NamedTuple, Sequence
 
+import torch
+from jaxtyping import Float
 from torch import Tensor
+
+from zipnerf_ns.functional.numerics import TINY
+from zipnerf_ns.implementation import Ops
+from zipnerf_ns.rays import Round
 
 
 class Deferred(NamedTuple):
@@ -33,3 +39,32 @@ class Outputs(Dict[str, Any]):
     def get(self, name: str, default: Any = None) -> Any:
         """The output, computed if need be, or the default where there is none of that name."""
         return self[name] if name in self else default
+
+
+def depths_of_rounds(rounds: Sequence[Round], ops: Ops) -> Dict[str, Float[Tensor, "rays 1"]]:
+    """Distances along the rays, world units: the rendered round's first, for Nerfstudio's viewer lists them in order.
+
+    Args:
+        rounds: the rendered one last.
+        ops: the implementation.
+    """
+    *proposals, main = rounds
+    depth, expected = ops.median_and_mean_distance(main.weights, main.tdist)
+    distances = {"depth": depth, "expected_depth": expected}
+    for index, proposal in enumerate(proposals):
+        distances[f"prop_depth_{index}"] = ops.median_and_mean_distance(proposal.weights, proposal.tdist)[0]
+    return distances
+
+
+@torch.no_grad()
+def seen_prefilter_weight(
+    of_levels: Float[Tensor, "intervals levels"], weights: Float[Tensor, "rays n"]
+) -> Float[Tensor, "rays 1"]:
+    """How much of the hash levels the prefilter leaves where rays see something: 1 for all, 0 for none.
+
+    Args:
+        of_levels: of every interval of the rays, one ray's after another's.
+        weights: of the rendered round.
+    """
+    seen = (weights * of_levels.mean(dim=-1).view_as(weights)).sum(dim=-1, keepdim=True)
+    return (seen / weights.sum(dim=-1, keepdim=True).clamp_min(TINY)).clamp(0.0, 1.0)
