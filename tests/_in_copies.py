@@ -15,8 +15,6 @@ import shutil
 import sys
 from pathlib import Path
 
-from _imports import spare_nerfstudio_its_look_at_the_stack
-
 AT_ONCE = 2
 
 
@@ -49,7 +47,6 @@ def wait_for_one(running: dict[int, int], folder: Path) -> None:
 
 
 if __name__ == "__main__":
-    spare_nerfstudio_its_look_at_the_stack()
     import nerfstudio.configs.method_configs
     import nerfstudio.scripts.eval
     import nerfstudio.scripts.render

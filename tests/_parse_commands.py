@@ -14,7 +14,6 @@ import sys
 from pathlib import Path
 
 import tyro
-from _imports import spare_nerfstudio_its_look_at_the_stack
 
 from nerfstudio.utils import install_checks
 
@@ -52,7 +51,6 @@ def problem(command: list[str]) -> str | None:
     return "it did not parse its arguments with tyro"
 
 
-spare_nerfstudio_its_look_at_the_stack()
 tyro.cli = stop_after_parsing(tyro.cli)
 # ns-process-data looks for COLMAP while its arguments are read; they are right or wrong without it.
 for name in ("check_colmap_installed", "check_ffmpeg_installed", "check_curl_installed"):

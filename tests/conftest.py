@@ -17,7 +17,6 @@ from unittest import mock
 import numpy as np
 import pytest
 import torch
-from _imports import spare_nerfstudio_its_look_at_the_stack
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -50,7 +49,6 @@ def read_only_its_own_bytecode_apart() -> None:
 
 
 read_only_its_own_bytecode_apart()
-spare_nerfstudio_its_look_at_the_stack()
 
 
 LONG = ("test_viewer_browser", "test_end_to_end_exports", "test_end_to_end", "test_own_photos")

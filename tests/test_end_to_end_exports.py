@@ -82,7 +82,7 @@ def programs(tmp_path_factory, run_program) -> Iterator[Programs]:
         commands["spiral"] = ("ns-render", "spiral", *saved, *spiral, "--output-path", folder / "spiral")
     here.begin_in_copies(commands, after="train")
     if has_libusb():
-        cloud = ("--num-points", 20_000, "--save-world-frame", "True", *rays, "model_output")
+        cloud = ("--num-points", 8000, "--save-world-frame", "True", *rays, "model_output")
         command = ("ns-export", "pointcloud", *saved, "--output-dir", folder / "cloud", *cloud)
         here.begin("pointcloud", here.run, *command, after="train")
     yield here

@@ -34,7 +34,7 @@ LAYERS: tuple[frozenset[str], ...] = (
     frozenset({"implementation"}),
     frozenset({"kernels", "rays", "pixel_store", "dataset", "messages"}),
     frozenset({"scales", "masks", "camera_poses"}),
-    frozenset({"functional", "checks", "checkpoints", "background", "scene_hints"}),
+    frozenset({"functional", "checks", "checkpoints", "background", "scene_hints", "startup"}),
     frozenset({""}),
 )
 """The first part of a module's name within the package; the package itself is the empty name."""

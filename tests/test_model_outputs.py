@@ -346,14 +346,14 @@ def test_a_picture_in_chunks_is_the_picture_at_once(monkeypatch):
     whole = model.get_outputs_for_camera_ray_bundle(bundle)
     assert whole["rgb"].shape == (7, 9, 3) and whole["depth"].shape == (7, 9, 1)
     expected = {name: whole[name] for name in OUTPUTS}
-    model.config.eval_num_rays_per_chunk = 10
+    model.config.eval_num_rays_per_chunk = 24
     original = model._render
     monkeypatch.setattr(model, "_render", lambda rays, view: sizes.append(len(rays)) or original(rays, view))
     outputs = model.get_outputs_for_camera_ray_bundle(bundle)
-    assert sizes == [10] * 6 + [3]
+    assert sizes == [24, 24, 15]
     for name, value in expected.items():
         torch.testing.assert_close(outputs[name], value, msg=name)
-    assert sizes[7:] == 2 * ([2] * 31 + [1]), "what costs more, in smaller chunks"
+    assert sizes[3:] == 2 * ([6] * 10 + [3]), "what costs more, in smaller chunks"
 
 
 def small_camera() -> Cameras:
@@ -362,7 +362,7 @@ def small_camera() -> Cameras:
 
 
 @pytest.mark.parametrize("crop", [None, OrientedBox(torch.eye(3), torch.zeros(3), torch.full((3,), 0.8))])
-@pytest.mark.parametrize("chunk", [10, 4096])
+@pytest.mark.parametrize("chunk", [24, 4096])
 def test_a_cameras_picture_is_that_of_its_rays(crop, chunk):
     model = make_model(tiny_config(eval_num_rays_per_chunk=chunk))
     found = model.get_outputs_for_camera(small_camera(), obb_box=crop)

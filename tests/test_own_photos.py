@@ -18,7 +18,7 @@ from PIL import Image
 from zipnerf_ns.tools.system_check import COLMAP_TOOL, check_colmap, find_program
 
 COUNT = 8
-STEPS = 60
+STEPS = 30
 OPTIONS = {"colmap": ("--no-gpu",), "pycolmap": ("--colmap-cmd", f"python -m {COLMAP_TOOL}")}
 """Of ns-process-data, for each tool that finds poses."""
 

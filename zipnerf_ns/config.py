@@ -20,7 +20,10 @@ from zipnerf_ns.encoding import HashGridConfig
 from zipnerf_ns.model_config import ProposalConfig, ZipNerfModelConfig
 from zipnerf_ns.optimizers import DecayingAdamConfig, WarmupLogDecayConfig
 from zipnerf_ns.pipeline import ZipNerfPipelineConfig
+from zipnerf_ns.startup import spare_nerfstudio_its_look_at_the_stack
 from zipnerf_ns.trainer import ZipNerfTrainerConfig
+
+spare_nerfstudio_its_look_at_the_stack()
 
 
 def _method(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import math
 
@@ -9,10 +10,11 @@ import numpy as np
 import pytest
 from _trials import SMALL, result
 
-from zipnerf_ns.tools import ablate, ablate_variants
+from zipnerf_ns.tools import ablate, ablate_variants, trial_queue, trial_worker
 from zipnerf_ns.tools.ablate import difference, main, mean_and_error, parse, report, shows_scales, why_left_out
 from zipnerf_ns.tools.ablate_variants import BASE, VARIANTS
 from zipnerf_ns.tools.demo_scene import write_scene as write_built_in
+from zipnerf_ns.tools.trial import TRIAL_FILE, read_result, save_json
 from zipnerf_ns.tools.trial_config import registered
 
 MODEL = "pipeline.model."
@@ -126,7 +128,15 @@ def test_methods_that_are_not_there(capsys, tmp_path):
 
 
 def test_two_variants_through_the_whole_of_it(tiny_scene, tmp_path, monkeypatch):
-    """The base and a variant, each in its process, on the same rays; the base comes along by itself."""
+    """The base and a variant, on the same rays; the base comes along by itself. (In this process: the comparison's test
+    has each in its own.)"""
+
+    def run_here(trial, folder, timeout, gpu):
+        save_json(folder / TRIAL_FILE, dataclasses.asdict(trial))
+        assert trial_worker.main([str(folder)]) == 0
+        return read_result(folder, trial)
+
+    monkeypatch.setattr(trial_queue, "run_trial", run_here)
     small = {f"pipeline.{path}": value for path, value in SMALL.items()}
     variants = {BASE: small, "prefilter none": {**small, MODEL + "prefilter": "none"}, "not asked for": {}}
     monkeypatch.setattr(ablate, "VARIANTS", variants)
