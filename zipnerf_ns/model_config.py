@@ -20,6 +20,7 @@ from zipnerf_ns.encoding import HashGridConfig
 from zipnerf_ns.field import Precision
 from zipnerf_ns.functional.hash_grid import Prefilter
 from zipnerf_ns.implementation import Implementation, resolve_ops
+from zipnerf_ns.losses import ColorLoss
 from zipnerf_ns.tcnn_encoding import import_library, why_unsupported
 
 MIN_ACTIVE_LEVELS = 4
@@ -117,7 +118,7 @@ class ZipNerfModelConfig(ModelConfig):
     camera_optimizer: CameraOptimizerConfig = field(default_factory=CameraOptimizerConfig)
     """Corrects the training cameras' poses while the scene is learnt: mode SO3xR3; off for benchmarks."""
 
-    rgb_loss: Literal["auto", "charbonnier", "mse", "rmse"] = "auto"
+    rgb_loss: Literal["auto", ColorLoss] = "auto"
     """Distance of rendered and true colours, beside which the other losses count: charbonnier (the paper's), mse, rmse
     of a step's rays; auto: rmse within the scene box, charbonnier in unbounded scenes, as measured best."""
     interlevel_loss_mult: float = 0.01

@@ -65,7 +65,8 @@ VARIANTS: Dict[str, Dict[str, Any]] = {
     "scales weighted by area": {"pipeline.datamanager.scale_weighting": "area"},
     "scales weighted evenly": {"pipeline.datamanager.scale_weighting": "even"},
 }
-"""Fields by their dotted names. A variant that changes nothing, because the method is so already, is not trained."""
+"""Fields by their dotted names. A variant that changes nothing, because the method is so already, is not trained; of
+the colour losses the one that "auto" stands for is, for only the scene tells which that is."""
 
 NEEDS_SCALES: Tuple[str, ...] = ("scales weighted by area", "scales weighted evenly")
 """Variants that are the base on scenes of one scale."""
