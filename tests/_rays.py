@@ -12,7 +12,7 @@ from torch import Tensor
 from nerfstudio.cameras.rays import RayBundle
 from nerfstudio.data.scene_box import SceneBox
 
-from zipnerf_ns.datamanager import SCENE_HINTS, SceneHints
+from zipnerf_ns.data.datamanager import SCENE_HINTS, SceneHints
 from zipnerf_ns.encoding import AntiAliasedHashEncoding, HashGridConfig
 from zipnerf_ns.functional.cones import Cones
 from zipnerf_ns.model import ZipNerfModel

@@ -20,10 +20,10 @@ from nerfstudio.scripts.train import _set_random_seed
 from nerfstudio.utils.rich_utils import CONSOLE
 
 from zipnerf_ns.config import zipnerf_lite
-from zipnerf_ns.datamanager import ZipNerfDataManager
+from zipnerf_ns.data.datamanager import ZipNerfDataManager
 from zipnerf_ns.encoding import HashGridConfig
+from zipnerf_ns.engine.trainer import ZipNerfTrainer, ZipNerfTrainerConfig
 from zipnerf_ns.model_config import ProposalConfig
-from zipnerf_ns.trainer import ZipNerfTrainer, ZipNerfTrainerConfig
 
 WIDTH, HEIGHT = 24, 16
 

@@ -23,9 +23,9 @@ from nerfstudio.data.dataparsers.colmap_dataparser import ColmapDataParserConfig
 from nerfstudio.data.dataparsers.nerfstudio_dataparser import NerfstudioDataParserConfig
 
 from zipnerf_ns import config as methods
-from zipnerf_ns.checks import InputError
-from zipnerf_ns.dataparsers.mipnerf360 import MipNerf360DataParserConfig
+from zipnerf_ns.data.dataparsers.mipnerf360 import MipNerf360DataParserConfig
 from zipnerf_ns.encoding import HashGridConfig
+from zipnerf_ns.errors import InputError
 from zipnerf_ns.model import ZipNerfModel
 from zipnerf_ns.model_config import ZipNerfModelConfig
 

@@ -11,10 +11,10 @@ from torch import Tensor
 from torch.func import functional_call
 
 from zipnerf_ns.encoding import WHOLE, AntiAliasedHashEncoding, HashGridConfig, Reading
+from zipnerf_ns.engine.optimizers import DecayingAdam
 from zipnerf_ns.functional.cones import Cones, cones_in_cube
 from zipnerf_ns.functional.hash_grid import hash_encode
-from zipnerf_ns.implementation import TORCH_OPS
-from zipnerf_ns.optimizers import DecayingAdam
+from zipnerf_ns.ops import TORCH_OPS
 
 PREFILTERS = ["multisample", "ipe", "none"]
 DOUBLE = torch.float64

@@ -12,7 +12,7 @@ from _rays import make_encoding, short_intervals
 from zipnerf_ns.encoding import Reading
 from zipnerf_ns.field import ZipNerfDensityField, ZipNerfField, parameter_groups
 from zipnerf_ns.functional import cones as cones_module
-from zipnerf_ns.implementation import TORCH_OPS
+from zipnerf_ns.ops import TORCH_OPS
 
 BOX = torch.tensor([[-2.0, -1.0, -1.5], [1.0, 2.0, 1.5]])
 

@@ -11,8 +11,8 @@ from _rays import make_encoding, make_rays, normal, short_intervals, unit_vector
 
 from zipnerf_ns import field as field_module
 from zipnerf_ns.field import AffineAppearance, ZipNerfDensityField, ZipNerfField
-from zipnerf_ns.implementation import TORCH_OPS
-from zipnerf_ns.kernels.mlp import why_density_unsupported, why_radiance_unsupported
+from zipnerf_ns.kernels.mlp.networks import why_density_unsupported, why_radiance_unsupported
+from zipnerf_ns.ops import TORCH_OPS
 
 # --- colour ---
 

@@ -17,30 +17,22 @@ ROOT = Path(__file__).resolve().parents[1] / PACKAGE
 LAYERS: tuple[frozenset[str], ...] = (
     frozenset({"tools"}),
     frozenset({"config"}),
-    frozenset({"trainer", "datamanager", "pipeline"}),
-    frozenset({"dataparsers"}),
-    frozenset({"run_checks"}),
-    frozenset({"model", "optimizers", "progress", "graph", "resumable", "event_pictures"}),
+    frozenset({"engine"}),
+    frozenset({"model"}),
     frozenset({"objective"}),
-    frozenset({"model_config"}),
-    frozenset(
-        {
-            "metrics", "monitor", "outputs", "pictures", "rendering", "point_query", "viewer_controls",
-            "evaluation_poses",
-        }
-    ),  # fmt: skip
-    frozenset({"sampler", "losses", "field", "tcnn_encoding"}),
-    frozenset({"encoding", "camera_rays"}),
-    frozenset({"implementation"}),
-    frozenset({"kernels", "rays", "pixel_store", "dataset", "messages"}),
-    frozenset({"scales", "masks", "camera_poses"}),
-    frozenset({"functional", "checks", "checkpoints", "background", "scene_hints", "startup"}),
+    frozenset({"render", "model_config"}),
+    frozenset({"field", "sampler", "losses", "tcnn_encoding"}),
+    frozenset({"encoding", "data"}),
+    frozenset({"cameras"}),
+    frozenset({"ops"}),
+    frozenset({"kernels"}),
+    frozenset({"rays", "functional", "errors"}),
     frozenset({""}),
 )
 """The first part of a module's name within the package; the package itself is the empty name."""
-FOLDERS = frozenset({"tools", "kernels", "functional", "dataparsers"})
+FOLDERS = frozenset({"tools", "engine", "render", "data", "cameras", "kernels", "functional"})
 FUNCTIONAL_MAY_IMPORT = frozenset({"torch", "jaxtyping", "numpy"})
-TRAINER_CONFIG_USERS = frozenset({"config", "trainer"})
+TRAINER_CONFIG_USERS = frozenset({"config", "engine"})
 LATE_UPWARDS = frozenset({(f"{PACKAGE}.model_config", f"{PACKAGE}.model")})
 """A configuration names the class that it builds, which is made of it: imported within a function."""
 LATE_IMPORTS_ONLY = ("nerfstudio.configs.method_configs", "nerfstudio.utils.eval_utils")
@@ -129,7 +121,7 @@ def outer_violation(source: str, found: Import) -> str | None:
     if part(source) == "functional" and top not in FUNCTIONAL_MAY_IMPORT | sys.stdlib_module_names:
         return "functional knows torch, jaxtyping and numpy only"
     if found.name == "TrainerConfig" and part(source) not in TRAINER_CONFIG_USERS:
-        return "TrainerConfig belongs to config and trainer"
+        return "TrainerConfig belongs to config and engine"
     names = {found.target, f"{found.target}.{found.name}"}
     if found.at_top and names & set(LATE_IMPORTS_ONLY):
         return "loads every entry point while one is loading"

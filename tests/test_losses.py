@@ -9,7 +9,6 @@ import pytest
 import torch
 from _rays import make_encoding, make_round, normal, random_posts, random_weights, uniform
 
-from zipnerf_ns.implementation import TORCH_OPS
 from zipnerf_ns.losses import (
     charbonnier,
     color_loss,
@@ -21,6 +20,7 @@ from zipnerf_ns.losses import (
     proposal_catchup,
     squared_error,
 )
+from zipnerf_ns.ops import TORCH_OPS
 from zipnerf_ns.rays import Round
 
 RAYS, BINS = 3, (9, 7, 6)

@@ -11,8 +11,8 @@ from _rays import make_bundle, make_model, tiny_config
 
 from nerfstudio.cameras.camera_optimizers import CameraOptimizerConfig
 
-from zipnerf_ns.checks import InputError
 from zipnerf_ns.encoding import HashGridConfig
+from zipnerf_ns.errors import InputError
 from zipnerf_ns.model_config import ProposalConfig, ZipNerfModelConfig
 
 BAD_SETTINGS = [

@@ -10,7 +10,7 @@ from _rays import assert_same_bundle, copy_bundle, make_bundle, missed_crop, uni
 
 from nerfstudio.cameras.rays import RayBundle
 
-from zipnerf_ns.rays import rays_of_bundle
+from zipnerf_ns.cameras.rays import rays_of_bundle
 
 AABB = torch.tensor([[-0.5, -0.3, -0.4], [0.6, 0.7, 0.2]])
 

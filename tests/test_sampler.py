@@ -8,7 +8,7 @@ import pytest
 import torch
 from _rays import make_rays, normal, uniform
 
-from zipnerf_ns.implementation import TORCH_OPS
+from zipnerf_ns.ops import TORCH_OPS
 from zipnerf_ns.rays import Rays, Round
 from zipnerf_ns.sampler import IntervalSampler
 

@@ -13,11 +13,11 @@ from _rays import normal, uniform, unit_vectors
 from _tinycudann import make_library, side
 
 from zipnerf_ns.encoding import AntiAliasedHashEncoding, HashGridConfig, Reading
+from zipnerf_ns.engine.optimizers import DecayingAdam
 from zipnerf_ns.functional.cones import Cones, cones_in_cube
 from zipnerf_ns.functional.hash_grid import hash_encode, make_hash_grid
 from zipnerf_ns.functional.table_state import decay_coefficients
-from zipnerf_ns.implementation import TORCH_OPS
-from zipnerf_ns.optimizers import DecayingAdam
+from zipnerf_ns.ops import TORCH_OPS
 from zipnerf_ns.tcnn_encoding import TcnnHashEncoding, growth, library_levels, why_unsupported
 
 CONFIG = HashGridConfig(num_levels=4, features_per_level=2, base_res=4, max_res=32, log2_hashmap_size=9)

@@ -14,14 +14,14 @@ from nerfstudio.data.dataparsers.blender_dataparser import BlenderDataParserConf
 from nerfstudio.data.dataparsers.nerfstudio_dataparser import NerfstudioDataParserConfig
 from nerfstudio.plugins.types import MethodSpecification
 
-from zipnerf_ns.datamanager import ZipNerfDataManagerConfig
-from zipnerf_ns.dataparsers.mipnerf360 import MipNerf360DataParserConfig
+from zipnerf_ns.data.datamanager import ZipNerfDataManagerConfig
+from zipnerf_ns.data.dataparsers.mipnerf360 import MipNerf360DataParserConfig
 from zipnerf_ns.encoding import HashGridConfig
+from zipnerf_ns.engine.optimizers import DecayingAdamConfig, WarmupLogDecayConfig
+from zipnerf_ns.engine.pipeline import ZipNerfPipelineConfig
+from zipnerf_ns.engine.startup import spare_nerfstudio_its_look_at_the_stack
+from zipnerf_ns.engine.trainer import ZipNerfTrainerConfig
 from zipnerf_ns.model_config import ProposalConfig, ZipNerfModelConfig
-from zipnerf_ns.optimizers import DecayingAdamConfig, WarmupLogDecayConfig
-from zipnerf_ns.pipeline import ZipNerfPipelineConfig
-from zipnerf_ns.startup import spare_nerfstudio_its_look_at_the_stack
-from zipnerf_ns.trainer import ZipNerfTrainerConfig
 
 spare_nerfstudio_its_look_at_the_stack()
 

@@ -14,7 +14,7 @@ from nerfstudio.configs.base_config import PrintableConfig
 from zipnerf_ns.functional.cones import Cones, HalfTable, Lookup
 from zipnerf_ns.functional.hash_grid import HashGrid, Prefilter, make_hash_grid
 from zipnerf_ns.functional.table_state import HALF_SCALE, TableState
-from zipnerf_ns.implementation import Ops
+from zipnerf_ns.ops import Ops
 
 TABLE_GAIN = 10.0
 """Table values are multiplied by this when read, which multiplies Adam's effective step on them (Zip-NeRF)."""

@@ -18,8 +18,8 @@ from zipnerf_ns.functional.cones import Cones, separate_intervals
 from zipnerf_ns.functional.mlp import RadianceWeights
 from zipnerf_ns.functional.normals import density_normals
 from zipnerf_ns.functional.numerics import bounded_exp
-from zipnerf_ns.implementation import Ops
-from zipnerf_ns.kernels.mlp import why_density_unsupported, why_radiance_unsupported
+from zipnerf_ns.kernels.mlp.networks import why_density_unsupported, why_radiance_unsupported
+from zipnerf_ns.ops import Ops
 from zipnerf_ns.rays import Rays
 
 DENSITY_SHIFT = -1.0

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from zipnerf_ns.functional.numerics import TINY
 from zipnerf_ns.functional.stepfun import resample
-from zipnerf_ns.implementation import Ops
+from zipnerf_ns.ops import Ops
 from zipnerf_ns.rays import Round
 
 CHARBONNIER_PADDING = 0.001

@@ -16,36 +16,39 @@ from nerfstudio.model_components import renderers
 from nerfstudio.model_components.renderers import RGBRenderer
 from nerfstudio.models.base_model import Model
 
-from zipnerf_ns import camera_poses, losses
-from zipnerf_ns.camera_rays import ImageRays
-from zipnerf_ns.checks import InputError, check_state_dict, check_table_memory
+from zipnerf_ns import losses
+from zipnerf_ns.cameras import corrections as camera_poses
+from zipnerf_ns.cameras.rays import ImageRays, rays_of_bundle
+from zipnerf_ns.data.hints import SceneHints, find_hints
 from zipnerf_ns.encoding import AntiAliasedHashEncoding, HashGridConfig, Reading
+from zipnerf_ns.errors import InputError
 from zipnerf_ns.field import Radiance, ZipNerfDensityField, ZipNerfField, parameter_groups
 from zipnerf_ns.functional.gradient_scaling import near_camera_scaling, scale_gradient
 from zipnerf_ns.functional.normals import normal_colors, ray_normals
 from zipnerf_ns.functional.table_state import decay_coefficients
-from zipnerf_ns.implementation import Ops, resolve_ops
-from zipnerf_ns.metrics import ImageMetrics, psnr
 from zipnerf_ns.model_config import (
     MIN_ACTIVE_LEVELS,
     ZipNerfModelConfig,
     adapt_resolution,
     check_config,
+    check_state_dict,
+    check_table_memory,
     explain_implementation,
     make_grid_or_explain,
     named_grids,
     prefilters_of,
 )
-from zipnerf_ns.monitor import CollisionMonitor, feature_sizes
 from zipnerf_ns.objective import regularisers
-from zipnerf_ns.outputs import Outputs, depths_of_rounds, seen_prefilter_weight
-from zipnerf_ns.pictures import blend, depths_of_nothing, evaluation_pictures, straight_alpha
-from zipnerf_ns.rays import Rays, Round, rays_of_bundle
-from zipnerf_ns.rendering import ChunkLimit, evaluating, render_in_chunks
+from zipnerf_ns.ops import Ops, resolve_ops
+from zipnerf_ns.rays import Rays, Round
+from zipnerf_ns.render.chunks import ChunkLimit, evaluating, render_in_chunks
+from zipnerf_ns.render.metrics import ImageMetrics, psnr
+from zipnerf_ns.render.monitor import CollisionMonitor, feature_sizes
+from zipnerf_ns.render.outputs import Outputs, depths_of_rounds, seen_prefilter_weight
+from zipnerf_ns.render.pictures import blend, depths_of_nothing, evaluation_pictures, straight_alpha
+from zipnerf_ns.render.viewer import UNCHANGED, View, ViewerControls
 from zipnerf_ns.sampler import IntervalSampler
-from zipnerf_ns.scene_hints import SceneHints, find_hints
 from zipnerf_ns.tcnn_encoding import TcnnHashEncoding
-from zipnerf_ns.viewer_controls import UNCHANGED, View, ViewerControls
 
 EXTRA_OUTPUTS = ("normals", "prefilter_weight")
 """Outputs that are rendered for whoever asks for them."""
@@ -304,7 +307,7 @@ class ZipNerfModel(Model):
     ) -> Tuple[Dict[str, float], Dict[str, Tensor]]:
         """PSNR, SSIM and (where its weights are there) LPIPS of a whole image, and pictures to look at.
 
-        What the batch's mask ignores does not count: see :class:`~zipnerf_ns.metrics.ImageMetrics`.
+        What the batch's mask ignores does not count: see :class:`~zipnerf_ns.render.metrics.ImageMetrics`.
         """
         device = outputs["rgb"].device
         truth = blend(batch["image"].to(device), self._truth_background(device))

@@ -5,23 +5,27 @@ from __future__ import annotations
 import dataclasses
 import math
 from dataclasses import dataclass, field
-from typing import Any, Dict, Literal, Optional, Tuple, Type, get_args
+from typing import Any, Dict, Literal, Mapping, Optional, Tuple, Type, get_args
 
 import torch
 import tyro
+from torch import Tensor
 
 from nerfstudio.cameras.camera_optimizers import CameraOptimizerConfig
 from nerfstudio.configs.base_config import PrintableConfig
 from nerfstudio.configs.config_utils import to_immutable_dict
 from nerfstudio.models.base_model import ModelConfig
 
-from zipnerf_ns.checks import InputError
 from zipnerf_ns.encoding import HashGridConfig
+from zipnerf_ns.errors import InputError, shorten
 from zipnerf_ns.field import Precision
 from zipnerf_ns.functional.hash_grid import Prefilter
-from zipnerf_ns.implementation import Implementation, resolve_ops
 from zipnerf_ns.losses import ColorLoss
+from zipnerf_ns.ops import Implementation, resolve_ops
 from zipnerf_ns.tcnn_encoding import import_library, why_unsupported
+
+BYTES_PER_TABLE_VALUE = 16
+"""float32 value, gradient and Adam's two moments."""
 
 MIN_ACTIVE_LEVELS = 4
 """Levels that progressive training begins with."""
@@ -250,3 +254,44 @@ def prefilters_of(config: ZipNerfModelConfig) -> Tuple[Prefilter, ...]:
         return get_args(Prefilter)
     features = config.grid.features_per_level
     return tuple(mode for mode in get_args(Prefilter) if why_unsupported(mode, features) is None)
+
+
+def check_table_memory(num_values: Mapping[str, int], device: torch.device) -> None:
+    """Checks that hash tables with gradients and optimiser state fit into the device's memory.
+
+    Args:
+        num_values: table values (entries times features) of each grid, by the grid's name in the configuration.
+        device: where they will live.
+    Raises:
+        InputError: naming the largest grid's setting.
+    """
+    needed = BYTES_PER_TABLE_VALUE * sum(num_values.values())
+    if device.type == "cuda":
+        available = torch.cuda.mem_get_info(device)[0]
+    else:
+        available = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    if needed > available:
+        largest = max(num_values, key=lambda name: num_values[name])
+        raise InputError(
+            f"the hash tables need {needed / 2**30:.1f} GiB with gradients and optimiser state, {device} has "
+            f"{available / 2**30:.1f} GiB. Lower --pipeline.model.{largest}.log2-hashmap-size (or features-per-level)."
+        )
+
+
+def check_state_dict(loaded: Mapping[str, Tensor], own: Mapping[str, Tensor]) -> None:
+    """Checks that a checkpoint belongs to a model: the same names and shapes.
+
+    Raises:
+        InputError: naming what differs.
+    """
+    mend = "Load it with the options it was trained with (its config.yml), or train anew without it."
+    missing, unexpected = sorted(set(own) - set(loaded)), sorted(set(loaded) - set(own))
+    if missing or unexpected:
+        parts = [f"{word} {shorten(names)}" for word, names in (("lacks", missing), ("has", unexpected)) if names]
+        raise InputError(f"the checkpoint is of another configuration: it {' and '.join(parts)}. {mend}")
+    for name, value in own.items():
+        if loaded[name].shape != value.shape:
+            raise InputError(
+                f"the checkpoint is of another configuration: {name} has shape {tuple(loaded[name].shape)}, "
+                f"this configuration makes {tuple(value.shape)}. {mend}"
+            )

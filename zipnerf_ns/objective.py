@@ -9,8 +9,8 @@ from torch import Tensor
 
 from zipnerf_ns import losses
 from zipnerf_ns.encoding import AntiAliasedHashEncoding
-from zipnerf_ns.implementation import Ops
 from zipnerf_ns.model_config import ZipNerfModelConfig
+from zipnerf_ns.ops import Ops
 from zipnerf_ns.rays import Round
 
 

@@ -8,7 +8,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from zipnerf_ns.implementation import Ops
+from zipnerf_ns.ops import Ops
 from zipnerf_ns.rays import Rays, Round
 
 DensityFn = Callable[[Rays, Tensor], Tensor]

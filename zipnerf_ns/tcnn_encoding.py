@@ -25,7 +25,7 @@ from zipnerf_ns.encoding import FEATURE_INIT, TABLE_GAIN, WHOLE, AntiAliasedHash
 from zipnerf_ns.functional.cones import Cones, Lookup, channels, cones_in_cube
 from zipnerf_ns.functional.hash_grid import HashGrid, Level, Prefilter, count_active, prefilter_weights
 from zipnerf_ns.functional.table_state import TableState
-from zipnerf_ns.implementation import Ops
+from zipnerf_ns.ops import Ops
 
 INSTALL = "pip install git+https://github.com/NVlabs/tiny-cuda-nn/#subdirectory=bindings/torch"
 ROUND_TO = 8

@@ -10,8 +10,8 @@ from zipnerf_ns.functional import cones as twins
 from zipnerf_ns.functional.cones import Cones, Lookup
 from zipnerf_ns.functional.hash_grid import HashGrid
 from zipnerf_ns.functional.spacing import s_to_t
-from zipnerf_ns.kernels import cone_encode as kernels
-from zipnerf_ns.kernels.tuning import Launch, Tuning
+from zipnerf_ns.kernels.encode import cone_encode as kernels
+from zipnerf_ns.kernels.encode.tuning import Launch, Tuning
 
 RAYS = 200 if DEVICE.type == "cuda" else 5
 TOLERANCE = 1e-5 if DEVICE.type == "cuda" else 5e-6

@@ -12,8 +12,8 @@ from zipnerf_ns.functional.contraction import contract_points
 from zipnerf_ns.functional.frustum import multisamples
 from zipnerf_ns.functional.hash_grid import HashGrid, make_hash_grid
 from zipnerf_ns.functional.spacing import s_to_t
-from zipnerf_ns.kernels import hash_encode as kernels
-from zipnerf_ns.kernels.tuning import Launch, Plan, Tuning
+from zipnerf_ns.kernels.encode import hash_encode as kernels
+from zipnerf_ns.kernels.encode.tuning import Launch, Plan, Tuning
 
 HAS_GPU = torch.cuda.is_available()
 INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"

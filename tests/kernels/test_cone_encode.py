@@ -29,8 +29,8 @@ from zipnerf_ns.functional import cones as twins
 from zipnerf_ns.functional.cones import Cones, HalfTable, Lookup, cones_in_cube
 from zipnerf_ns.functional.hash_grid import make_hash_grid
 from zipnerf_ns.functional.spacing import s_to_t
-from zipnerf_ns.kernels import cone_encode as kernels
-from zipnerf_ns.kernels.tuning import Launch, Plan, Tuning
+from zipnerf_ns.kernels.encode import cone_encode as kernels
+from zipnerf_ns.kernels.encode.tuning import Launch, Plan, Tuning
 
 
 @needs_interpreter

@@ -23,7 +23,7 @@ from torch import Tensor
 
 from zipnerf_ns.functional import ray_march as twins
 from zipnerf_ns.functional.spacing import s_to_t
-from zipnerf_ns.kernels import ray_march as kernels
+from zipnerf_ns.kernels.march import ray_march as kernels
 
 
 @needs_interpreter

@@ -23,8 +23,8 @@ from torch import Tensor
 
 from zipnerf_ns.functional import mlp as twins
 from zipnerf_ns.functional.numerics import MAX_EXPONENT
-from zipnerf_ns.kernels import mlp as kernels
-from zipnerf_ns.kernels.mlp_tuning import (
+from zipnerf_ns.kernels.mlp import networks as kernels
+from zipnerf_ns.kernels.mlp.tuning import (
     DensityTuning,
     RadianceTuning,
     RowLaunch,
@@ -414,8 +414,8 @@ def test_what_is_missing_is_named(monkeypatch):
 def test_triton_is_imported_on_first_use_only():
     program = (
         "import sys; import torch; before = 'triton' in sys.modules\n"
-        "import zipnerf_ns.kernels.mlp as kernels; kernels.why_density_unsupported(12, 64)\n"
-        "assert before or 'triton' not in sys.modules; assert 'zipnerf_ns.kernels.mlp_launch' not in sys.modules"
+        "import zipnerf_ns.kernels.mlp.networks as kernels; kernels.why_density_unsupported(12, 64)\n"
+        "assert before or 'triton' not in sys.modules; assert 'zipnerf_ns.kernels.mlp.launch' not in sys.modules"
     )
     environment = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
     result = subprocess.run([sys.executable, "-c", program], env=environment, capture_output=True, text=True)

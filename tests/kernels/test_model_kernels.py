@@ -15,8 +15,8 @@ from nerfstudio.cameras.camera_optimizers import CameraOptimizerConfig
 
 from zipnerf_ns.encoding import HashGridConfig
 from zipnerf_ns.functional import mlp
-from zipnerf_ns.kernels import cone_encode as cone_kernels
-from zipnerf_ns.kernels import mlp as kernels
+from zipnerf_ns.kernels.encode import cone_encode as cone_kernels
+from zipnerf_ns.kernels.mlp import networks as kernels
 from zipnerf_ns.model import ZipNerfModel
 from zipnerf_ns.model_config import ProposalConfig
 

@@ -21,7 +21,7 @@ from _ray_twins import (
 from _twins import DEVICE, INTERPRETED
 
 from zipnerf_ns.functional import ray_march as twins
-from zipnerf_ns.kernels import ray_march as kernels
+from zipnerf_ns.kernels.march import ray_march as kernels
 
 
 @needs_interpreter

@@ -27,9 +27,9 @@ from _cameras import (  # noqa: E402
 
 from nerfstudio.cameras.cameras import Cameras  # noqa: E402
 
-from zipnerf_ns.camera_rays import ImageRays, PixelRays, full_image_rays, pack  # noqa: E402
-from zipnerf_ns.kernels import camera_rays as kernels  # noqa: E402
-from zipnerf_ns.pixel_store import PixelStore  # noqa: E402
+from zipnerf_ns.cameras.rays import ImageRays, PixelRays, full_image_rays, pack  # noqa: E402
+from zipnerf_ns.data.pixels import PixelStore  # noqa: E402
+from zipnerf_ns.kernels.camera import camera_rays as kernels
 
 DIRECTION = 5e-7
 """Absolute, of unit vectors: a few roundings of 6e-8, and the two Newton's iterations stop at different ones."""

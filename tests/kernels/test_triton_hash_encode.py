@@ -34,8 +34,8 @@ from _twins import (
 
 from zipnerf_ns.functional import hash_grid
 from zipnerf_ns.functional.hash_grid import make_hash_grid
-from zipnerf_ns.kernels import hash_encode as kernels
-from zipnerf_ns.kernels.tuning import Launch, Plan, Tuning
+from zipnerf_ns.kernels.encode import hash_encode as kernels
+from zipnerf_ns.kernels.encode.tuning import Launch, Plan, Tuning
 
 
 @needs_interpreter
@@ -302,8 +302,8 @@ def test_what_is_missing_is_named(monkeypatch):
 def test_triton_is_imported_on_first_use_only():
     program = (
         "import sys; import torch; before = 'triton' in sys.modules\n"
-        "import zipnerf_ns.kernels.hash_encode as kernels; kernels.why_unavailable(torch.device('cpu'))\n"
-        "assert before or 'triton' not in sys.modules; assert 'zipnerf_ns.kernels.launch' not in sys.modules"
+        "import zipnerf_ns.kernels.encode.hash_encode as kernels; kernels.why_unavailable(torch.device('cpu'))\n"
+        "assert before or 'triton' not in sys.modules; assert 'zipnerf_ns.kernels.encode.launch' not in sys.modules"
     )
     environment = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
     result = subprocess.run([sys.executable, "-c", program], env=environment, capture_output=True, text=True)

@@ -10,12 +10,15 @@ import numpy as np
 import pytest
 from _trials import SMALL, result
 
-from zipnerf_ns.tools import ablate, ablate_variants, trial_queue, trial_worker
+from zipnerf_ns.tools import ablate
 from zipnerf_ns.tools.ablate import difference, main, mean_and_error, parse, report, shows_scales, why_left_out
-from zipnerf_ns.tools.ablate_variants import BASE, VARIANTS
 from zipnerf_ns.tools.demo_scene import write_scene as write_built_in
-from zipnerf_ns.tools.trial import TRIAL_FILE, read_result, save_json
-from zipnerf_ns.tools.trial_config import registered
+from zipnerf_ns.tools.trials import gpu_queue as trial_queue
+from zipnerf_ns.tools.trials import variants as ablate_variants
+from zipnerf_ns.tools.trials import worker as trial_worker
+from zipnerf_ns.tools.trials.config import registered
+from zipnerf_ns.tools.trials.trial import TRIAL_FILE, read_result, save_json
+from zipnerf_ns.tools.trials.variants import BASE, VARIANTS
 
 MODEL = "pipeline.model."
 

@@ -11,27 +11,25 @@ from pathlib import Path
 import pytest
 import torch
 
-from zipnerf_ns import checkpoints
-from zipnerf_ns import trainer as trainer_module
 from zipnerf_ns.config import zipnerf
 from zipnerf_ns.encoding import HashGridConfig
+from zipnerf_ns.engine import checkpoints
+from zipnerf_ns.engine import trainer as trainer_module
 from zipnerf_ns.functional.cones import Cones, cones_in_cube
 from zipnerf_ns.functional.hash_grid import level_corners
-from zipnerf_ns.implementation import TORCH_OPS
-from zipnerf_ns.tools import (
-    bench,
-    bench_floors,
-    bench_loop,
-    bench_parts,
-    bench_scaling,
-    bench_setup,
-    bench_steps,
-    bench_works,
-    timing,
-)
-from zipnerf_ns.tools.bench_floors import Ceilings, Cost, LevelCount, count_levels
-from zipnerf_ns.tools.bench_setup import TINY_SIZES, Bench, BenchError, Row, bench_config, capture
-from zipnerf_ns.tools.bench_table import format_report
+from zipnerf_ns.ops import TORCH_OPS
+from zipnerf_ns.tools import bench
+from zipnerf_ns.tools.benchmark import floors as bench_floors
+from zipnerf_ns.tools.benchmark import loop as bench_loop
+from zipnerf_ns.tools.benchmark import parts as bench_parts
+from zipnerf_ns.tools.benchmark import scaling as bench_scaling
+from zipnerf_ns.tools.benchmark import setup as bench_setup
+from zipnerf_ns.tools.benchmark import steps as bench_steps
+from zipnerf_ns.tools.benchmark import timing
+from zipnerf_ns.tools.benchmark import works as bench_works
+from zipnerf_ns.tools.benchmark.floors import Ceilings, Cost, LevelCount, count_levels
+from zipnerf_ns.tools.benchmark.setup import TINY_SIZES, Bench, BenchError, Row, bench_config, capture
+from zipnerf_ns.tools.benchmark.table import format_report
 
 CPU = torch.device("cpu")
 ROUNDS = ("proposal 0", "proposal 1", "NeRF")

@@ -11,11 +11,12 @@ import torch
 from _trials import SMALL, result
 from PIL import Image
 
-from zipnerf_ns.tools import compare, trial_queue
+from zipnerf_ns.tools import compare
 from zipnerf_ns.tools.compare import main, parse, parse_changes, plan, trial_folder
-from zipnerf_ns.tools.compare_figures import CELL, MARGIN, TEXT, heat, save_crops, save_curves, worst_square
-from zipnerf_ns.tools.compare_report import comparison
-from zipnerf_ns.tools.trial_views import View, save_view
+from zipnerf_ns.tools.trials import gpu_queue as trial_queue
+from zipnerf_ns.tools.trials.figures import CELL, MARGIN, TEXT, heat, save_crops, save_curves, worst_square
+from zipnerf_ns.tools.trials.report import comparison
+from zipnerf_ns.tools.trials.views import View, save_view
 
 
 def small_settings(method: str) -> list[str]:

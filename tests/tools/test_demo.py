@@ -11,8 +11,9 @@ import pytest
 import torch
 from PIL import Image
 
-from zipnerf_ns.tools import demo, demo_commands
-from zipnerf_ns.tools.demo_commands import (
+from zipnerf_ns.tools import demo
+from zipnerf_ns.tools import programs as demo_commands
+from zipnerf_ns.tools.programs import (
     CPU,
     CUDA,
     EXPERIMENT,

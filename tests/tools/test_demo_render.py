@@ -5,9 +5,9 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from zipnerf_ns.tools import demo_render
-from zipnerf_ns.tools.demo_render import cast_rays, radiance, render_view
-from zipnerf_ns.tools.demo_world import bodies, surface_distance
+from zipnerf_ns.tools.scene import render as demo_render
+from zipnerf_ns.tools.scene.render import cast_rays, radiance, render_view
+from zipnerf_ns.tools.scene.world import bodies, surface_distance
 
 WIDTH, HEIGHT, FOCAL = 64, 48, 60.0
 

@@ -10,8 +10,7 @@ import pytest
 import torch
 import trimesh
 
-from zipnerf_ns.checks import InputError
-from zipnerf_ns.tools.demo_world import surface_distance
+from zipnerf_ns.errors import InputError
 from zipnerf_ns.tools.density_mesh import (
     VoxelGrid,
     density_mesh,
@@ -20,6 +19,7 @@ from zipnerf_ns.tools.density_mesh import (
     opacity_to_density,
     paint,
 )
+from zipnerf_ns.tools.scene.world import surface_distance
 
 STILL_LIFE = ((-1.3, -1.3, -0.6), (1.3, 1.3, 0.9))
 THRESHOLD = 30.0

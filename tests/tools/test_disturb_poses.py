@@ -10,7 +10,7 @@ import pytest
 import torch
 from _scenes import folder_bytes, make_datamanager, read_meta, write_meta, write_scene
 
-from zipnerf_ns.checks import InputError
+from zipnerf_ns.errors import InputError
 from zipnerf_ns.functional.similarity import pose_errors
 from zipnerf_ns.tools.disturb_poses import disturb_meta, disturb_scene, main
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from zipnerf_ns.tools.procedural import (
+from zipnerf_ns.tools.scene.procedural import (
     Box,
     Cylinder,
     Ground,

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from zipnerf_ns.tools import shimmer
-from zipnerf_ns.tools.demo_render import Pinhole
+from zipnerf_ns.tools.scene.render import Pinhole
 
 PINHOLE = Pinhole(30.0, 30.0, 16.0, 12.0, 32, 24)
 

@@ -15,12 +15,12 @@ from PIL import Image
 
 from nerfstudio.cameras.camera_optimizers import CameraOptimizerConfig
 
-from zipnerf_ns.tools import trial as trials
-from zipnerf_ns.tools.trial import Trial, load_trial, read_result, run_trial, save_json
-from zipnerf_ns.tools.trial_config import change, prepare, set_steps
-from zipnerf_ns.tools.trial_queue import Planned, run_all
-from zipnerf_ns.tools.trial_training import release, set_up
-from zipnerf_ns.tools.trial_views import measure, quantise, render_views, save_view, spread
+from zipnerf_ns.tools.trials import trial as trials
+from zipnerf_ns.tools.trials.config import change, prepare, set_steps
+from zipnerf_ns.tools.trials.gpu_queue import Planned, run_all
+from zipnerf_ns.tools.trials.training import release, set_up
+from zipnerf_ns.tools.trials.trial import Trial, load_trial, read_result, run_trial, save_json
+from zipnerf_ns.tools.trials.views import measure, quantise, render_views, save_view, spread
 
 TRIAL = Trial(scene="scene", method="zipnerf", scales=(1, 2), changes={"pipeline.model.prefilter": "ipe"})
 

@@ -13,11 +13,11 @@ from PIL import Image
 
 from nerfstudio.data.dataparsers.nerfstudio_dataparser import Nerfstudio
 
-from zipnerf_ns.checks import InputError
-from zipnerf_ns.dataparsers.multiscale import MultiscaleDataParserConfig
+from zipnerf_ns.data.dataparsers.multiscale import MultiscaleDataParserConfig
+from zipnerf_ns.errors import InputError
 from zipnerf_ns.tools.demo_scene import write_scene as write_built_in
-from zipnerf_ns.tools.trial import Trial
-from zipnerf_ns.tools.trial_config import change, prepare, registered, set_steps, value_of
+from zipnerf_ns.tools.trials.config import change, prepare, registered, set_steps, value_of
+from zipnerf_ns.tools.trials.trial import Trial
 
 OTHERS = ("nerfacto", "splatfacto", "instant-ngp")
 RADIUS = 4.0

@@ -10,10 +10,11 @@ import pytest
 import torch
 from _scenes import make_datamanager, write_scene
 
-from zipnerf_ns.tools import trial_training, trial_worker
-from zipnerf_ns.tools.trial import Trial
-from zipnerf_ns.tools.trial_config import Prepared
-from zipnerf_ns.tools.trial_training import Clock, Course, draw_same_rays, scrambled, train
+from zipnerf_ns.tools.trials import training as trial_training
+from zipnerf_ns.tools.trials import worker as trial_worker
+from zipnerf_ns.tools.trials.config import Prepared
+from zipnerf_ns.tools.trials.training import Clock, Course, draw_same_rays, scrambled, train
+from zipnerf_ns.tools.trials.trial import Trial
 
 STEP, FIRST_STEP, EVALUATION = 1.0, 50.0, 7.0
 """Seconds that each takes in the tests' own time."""

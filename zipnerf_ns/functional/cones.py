@@ -122,7 +122,7 @@ def cone_encode(
 ) -> Float[Tensor, "intervals channels"]:
     """Channels of each interval: prefiltered features of all levels, then one weight feature a level.
 
-    This function *defines* the operation; ``kernels.cone_encode`` computes the same, faster.
+    This function *defines* the operation; ``kernels.encode.cone_encode`` computes the same, faster.
 
     Args:
         table: rows of the grid, level after level.

@@ -1,6 +1,6 @@
 """What is computed along each ray, on plain tensors: drawing intervals, rendering them, and losses on their weights.
 
-Each function has a fused kernel of the same name and signature in ``zipnerf_ns.kernels.ray_march``; these define what
+Each function has a fused kernel of the same name and signature in ``zipnerf_ns.kernels.march``; these define what
 those compute. Intervals of a ray adjoin: n of them are n+1 fenceposts, ``sdist`` in normalised distance (0 to 1) or
 ``tdist`` along the unit direction in world units.
 """

@@ -12,14 +12,14 @@ import sys
 from pathlib import Path
 from typing import Any, Dict, List, Mapping, Optional, Sequence, Tuple
 
-from zipnerf_ns.checks import InputError
-from zipnerf_ns.scales import FRAME_KEY
-from zipnerf_ns.tools.ablate_variants import BASE, NEEDS_SCALES, VARIANTS
+from zipnerf_ns.data.scales import FRAME_KEY
+from zipnerf_ns.errors import InputError
 from zipnerf_ns.tools.compare import add_trial_arguments, checked, say, trial_fields, trial_folder
-from zipnerf_ns.tools.compare_report import METRICS, budget, metric_cells, seconds_cell, table
-from zipnerf_ns.tools.trial import Trial, save_json
-from zipnerf_ns.tools.trial_config import change, registered, value_of
-from zipnerf_ns.tools.trial_queue import Planned, run_all
+from zipnerf_ns.tools.trials.config import change, registered, value_of
+from zipnerf_ns.tools.trials.gpu_queue import Planned, run_all
+from zipnerf_ns.tools.trials.report import METRICS, budget, metric_cells, seconds_cell, table
+from zipnerf_ns.tools.trials.trial import Trial, save_json
+from zipnerf_ns.tools.trials.variants import BASE, NEEDS_SCALES, VARIANTS
 
 CLOSE_CALL = 2.0
 """A difference smaller than this many standard errors of the difference is marked as not told apart."""

@@ -21,11 +21,12 @@ from typing import Any
 
 import torch
 
-from zipnerf_ns.tools.bench_floors import COUNTING, measure_ceilings
-from zipnerf_ns.tools.bench_loop import measure_loops
-from zipnerf_ns.tools.bench_parts import WORK_PARTS, measure_optimizer, measure_works
-from zipnerf_ns.tools.bench_scaling import measure_scaling
-from zipnerf_ns.tools.bench_setup import (
+from zipnerf_ns.engine.trainer import ZipNerfTrainer
+from zipnerf_ns.tools.benchmark.floors import COUNTING, measure_ceilings
+from zipnerf_ns.tools.benchmark.loop import measure_loops
+from zipnerf_ns.tools.benchmark.parts import WORK_PARTS, measure_optimizer, measure_works
+from zipnerf_ns.tools.benchmark.scaling import measure_scaling
+from zipnerf_ns.tools.benchmark.setup import (
     FULL,
     TINY_SIZES,
     Bench,
@@ -35,11 +36,10 @@ from zipnerf_ns.tools.bench_setup import (
     start_trainer,
     warm_up,
 )
-from zipnerf_ns.tools.bench_steps import measure_pictures, measure_steps
-from zipnerf_ns.tools.bench_table import format_report
+from zipnerf_ns.tools.benchmark.steps import measure_pictures, measure_steps
+from zipnerf_ns.tools.benchmark.table import format_report
 from zipnerf_ns.tools.demo_scene import write_scene
 from zipnerf_ns.tools.system_check import installed_version
-from zipnerf_ns.trainer import ZipNerfTrainer
 
 PARTS = (*WORK_PARTS, "optimizer", "scaling", "render", "step", "memory", "loop")
 """What can be measured, in this order: what trains the model further comes last."""

@@ -16,10 +16,10 @@ from typing import Any, Dict, List, Optional, Sequence
 import torch
 import yaml
 
-from zipnerf_ns.tools.compare_figures import save_crops, save_curves
-from zipnerf_ns.tools.compare_report import comparison, scene_name, short_name
-from zipnerf_ns.tools.trial import Trial, save_json
-from zipnerf_ns.tools.trial_queue import Planned, run_all
+from zipnerf_ns.tools.trials.figures import save_crops, save_curves
+from zipnerf_ns.tools.trials.gpu_queue import Planned, run_all
+from zipnerf_ns.tools.trials.report import comparison, scene_name, short_name
+from zipnerf_ns.tools.trials.trial import Trial, save_json
 
 METHODS = ("zipnerf", "zipnerf-lite", "nerfacto", "splatfacto", "instant-ngp")
 DEFAULT_SECONDS = 120.0

@@ -22,7 +22,8 @@ from typing import Any
 import torch
 from PIL import Image
 
-from zipnerf_ns.tools.demo_commands import (
+from zipnerf_ns.tools.demo_scene import write_scene
+from zipnerf_ns.tools.programs import (
     CPU,
     CUDA,
     DemoError,
@@ -32,7 +33,6 @@ from zipnerf_ns.tools.demo_commands import (
     render_command,
     train_command,
 )
-from zipnerf_ns.tools.demo_scene import write_scene
 from zipnerf_ns.tools.system_check import (
     check_all,
     check_ffmpeg,

@@ -25,14 +25,14 @@ from typing import NamedTuple
 import numpy as np
 from PIL import Image
 
-from zipnerf_ns.tools.demo_render import (
+from zipnerf_ns.tools.scene.render import (
     Pinhole,
     cast_rays,
     render_premultiplied,
     render_view,
     straight_alpha,
 )
-from zipnerf_ns.tools.demo_world import surface_distance
+from zipnerf_ns.tools.scene.world import surface_distance
 
 __all__ = ["DOWNSCALES", "cast_rays", "render_view", "surface_distance", "write_scene"]
 

@@ -20,7 +20,7 @@ from jaxtyping import Float, Int
 from skimage import measure
 from torch import Tensor
 
-from zipnerf_ns.checks import InputError
+from zipnerf_ns.errors import InputError
 
 SURFACE = 0.5
 """Occupancy at the surface, see `occupancy`."""

@@ -19,7 +19,8 @@ from typing import Any, Literal
 
 import numpy as np
 
-from zipnerf_ns.checks import InputError, check_transforms
+from zipnerf_ns.data.checks import check_transforms
+from zipnerf_ns.errors import InputError
 
 Splits = Literal["all", "train"]
 

@@ -18,8 +18,8 @@ import numpy as np
 import trimesh
 from jaxtyping import Float
 
-from zipnerf_ns.checks import InputError
-from zipnerf_ns.point_query import query_density, query_points
+from zipnerf_ns.errors import InputError
+from zipnerf_ns.render.points import query_density, query_points
 from zipnerf_ns.tools.density_mesh import (
     MeshReport,
     VoxelGrid,

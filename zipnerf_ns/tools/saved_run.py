@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING
 import numpy as np
 from jaxtyping import Float
 
-from zipnerf_ns.checks import InputError
-from zipnerf_ns.messages import quiet_dependencies
+from zipnerf_ns.engine.messages import quiet_dependencies
+from zipnerf_ns.errors import InputError
 
 if TYPE_CHECKING:
     from nerfstudio.pipelines.base_pipeline import Pipeline

@@ -20,10 +20,10 @@ from jaxtyping import Float
 
 from nerfstudio.cameras.cameras import Cameras
 
-from zipnerf_ns.checks import InputError
-from zipnerf_ns.tools.demo_render import Pinhole, render_view
+from zipnerf_ns.errors import InputError
 from zipnerf_ns.tools.demo_scene import camera_pose, scene_pinhole
 from zipnerf_ns.tools.saved_run import data_frame, load_run
+from zipnerf_ns.tools.scene.render import Pinhole, render_view
 
 if TYPE_CHECKING:
     from nerfstudio.pipelines.base_pipeline import Pipeline

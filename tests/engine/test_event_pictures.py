@@ -1,0 +1,99 @@
+"""Pictures reach TensorBoard's file with Nerfstudio's tags and pixels, beside the training."""
+
+from __future__ import annotations
+
+import io
+import threading
+from pathlib import Path
+from typing import Any, Dict, List
+
+import numpy as np
+import pytest
+import torch
+from _scenes import start, tiny_config, write_scene
+from PIL import Image
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+from zipnerf_ns.engine import trainer as trainer_module
+from zipnerf_ns.engine.event_pictures import as_png, take_pictures
+
+writer = trainer_module.writer
+
+
+def images_of(folder: Path) -> Dict[str, List[Any]]:
+    """Tags with steps and pixels of all pictures in a folder's event file."""
+    events = EventAccumulator(str(folder), size_guidance={"images": 0})
+    events.Reload()
+
+    def pixels(event: Any) -> np.ndarray:
+        return np.asarray(Image.open(io.BytesIO(event.encoded_image_string)))
+
+    return {tag: [(event.step, pixels(event)) for event in events.Images(tag)] for tag in events.Tags()["images"]}
+
+
+@pytest.mark.parametrize("channels", [1, 3, 4])
+def test_a_file_holds_the_pixels(channels):
+    picture = torch.rand(5, 7, channels) * 1.2 - 0.1
+    found = np.asarray(Image.open(io.BytesIO(as_png(picture)))).reshape(5, 7, channels)
+    assert np.array_equal(found, (picture.clamp(0.0, 1.0) * 255).byte().numpy())
+
+
+def test_tensorboard_gets_what_nerfstudio_would_write(tmp_path, monkeypatch, fresh_writers):
+    scene = write_scene(tmp_path / "scene", sizes=[(36, 32)] * 8)
+    found = {}
+    for name in ("ours", "theirs"):
+        if name == "theirs":
+            monkeypatch.setattr(trainer_module, "take_pictures", lambda: [])
+        config = tiny_config(scene, tmp_path, steps=5, timestamp=name, steps_per_eval_image=2)
+        trainer = start(config)
+        trainer.train()
+        for event_writer in writer.EVENT_WRITERS:
+            event_writer.tb_writer.close()
+        writer.EVENT_WRITERS.clear()
+        found[name] = images_of(config.get_base_dir())
+    assert set(found["ours"]) == set(found["theirs"]) > {"Eval Images/img", "Eval Images/depth"}
+    for tag, expected in found["theirs"].items():
+        assert [step for step, _ in found["ours"][tag]] == [step for step, _ in expected] == [2, 4]
+        for (_, first), (_, second) in zip(found["ours"][tag], expected, strict=True):
+            assert np.array_equal(first, second), tag
+
+
+def test_training_does_not_wait_for_pictures_but_its_end_does(tmp_path, monkeypatch, fresh_writers):
+    scene = write_scene(tmp_path / "scene", sizes=[(36, 32)] * 8)
+    config = tiny_config(scene, tmp_path, steps=5, steps_per_eval_image=2)
+    trainer = start(config)
+    may_end, written, steps = threading.Event(), [], []
+    iterate = trainer.train_iteration
+
+    def iteration(step: int) -> Any:
+        if step == 4:
+            assert written == []
+            may_end.set()
+        steps.append(step)
+        return iterate(step)
+
+    def write(pictures: List[Any]) -> None:
+        assert may_end.wait(20.0)
+        written.append({event["step"] for event in pictures})
+
+    monkeypatch.setattr(trainer_module, "write_pictures", write)
+    trainer.train_iteration = iteration
+    trainer.train()
+    assert steps == list(range(5)) and written == [{2}, {4}]
+
+
+def test_writers_that_want_events_in_order_get_them_in_order(monkeypatch):
+    """Pictures are taken from TensorBoard's and the local writer's events only; scalars never."""
+    picture = {"write_type": writer.EventType.IMAGE, "name": "a", "event": torch.rand(2, 2, 3), "step": 1}
+    scalar = {"write_type": writer.EventType.SCALAR, "name": "b", "event": 1.0, "step": 1}
+    second = {**picture, "name": "c"}
+
+    class Other(writer.Writer):
+        pass
+
+    tensorboard = object.__new__(writer.TensorboardWriter)
+    for others, taken in (([], ["a", "c"]), ([Other()], [])):
+        monkeypatch.setattr(writer, "EVENT_WRITERS", [tensorboard, *others])
+        monkeypatch.setattr(writer, "EVENT_STORAGE", [picture, scalar, second])
+        assert [event["name"] for event in take_pictures()] == taken
+        assert [event["name"] for event in writer.EVENT_STORAGE] == [n for n in "abc" if n not in taken]

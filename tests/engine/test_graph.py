@@ -1,0 +1,161 @@
+"""The captured training step: when it is captured anew, and what must not be replayed. CUDA's graphs are played."""
+
+from __future__ import annotations
+
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, Callable, Iterator, List
+
+import pytest
+import torch
+from _scenes import checkpoint, start, tiny_config, write_scene
+from torch import Tensor, nn
+
+from nerfstudio.engine.optimizers import AdamOptimizerConfig
+
+from zipnerf_ns.data.datamanager import ZipNerfDataManager
+from zipnerf_ns.engine.graph import GraphedStep
+from zipnerf_ns.engine.trainer import ZipNerfTrainer
+from zipnerf_ns.model import ZipNerfModel
+
+
+class PlayedGraph:
+    """Computes again, on the tensors that it was captured with, what stands for the kernels of a step."""
+
+    captured: List["PlayedGraph"] = []
+
+    def __init__(self) -> None:
+        self.replay: Callable[[], Any] = lambda: None
+        PlayedGraph.captured.append(self)
+
+
+@pytest.fixture
+def played_graphs(monkeypatch: pytest.MonkeyPatch) -> List[PlayedGraph]:
+    @contextmanager
+    def capturing(graph: PlayedGraph, capture_error_mode: str) -> Iterator[None]:
+        yield
+
+    monkeypatch.setattr(PlayedGraph, "captured", [])
+    monkeypatch.setattr(torch.cuda, "CUDAGraph", PlayedGraph)
+    monkeypatch.setattr(torch.cuda, "graph", capturing)
+    monkeypatch.setattr(torch.cuda, "empty_cache", lambda: None)
+    return PlayedGraph.captured
+
+
+class Squares:
+    """The gradient of a parameter's squares, computed into the same memory by every replay."""
+
+    def __init__(self, parameter: nn.Parameter) -> None:
+        self.parameter = parameter
+
+    def __call__(self) -> Tensor:
+        memory, loss = self.parameter.data, torch.zeros(())
+        gradient = self.parameter.grad = torch.empty_like(memory)
+
+        def kernels() -> None:
+            gradient.copy_(2.0 * memory)
+            loss.copy_(memory.square().sum())
+
+        PlayedGraph.captured[-1].replay = kernels
+        return loss
+
+
+def test_a_step_is_captured_once_a_key(played_graphs):
+    parameter = nn.Parameter(torch.tensor([1.0, 2.0]))
+    step, compute = GraphedStep([parameter]), Squares(parameter)
+    assert float(step("a", compute)) == 5.0 and torch.equal(parameter.grad, torch.tensor([2.0, 4.0]))
+    with torch.no_grad():
+        parameter.mul_(3.0)
+    parameter.grad = None
+    assert float(step("a", compute)) == 45.0 and torch.equal(parameter.grad, torch.tensor([6.0, 12.0]))
+    assert len(played_graphs) == 1
+    step("b", compute)
+    step("b", compute)
+    assert len(played_graphs) == 2
+    step.forget()
+    step("b", compute)
+    assert len(played_graphs) == 3
+
+
+def test_a_parameter_that_has_moved_is_captured_anew(played_graphs):
+    parameter = nn.Parameter(torch.tensor([1.0, 2.0]))
+    step, compute = GraphedStep([parameter]), Squares(parameter)
+    step("a", compute)
+    parameter.data = torch.tensor([4.0, 5.0])
+    assert float(step("a", compute)) == 41.0 and torch.equal(parameter.grad, torch.tensor([8.0, 10.0]))
+    assert len(played_graphs) == 2
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+def test_a_gpus_own_graph_is_captured_anew_for_a_parameter_that_has_moved():
+    parameter = nn.Parameter(torch.tensor([1.0, 2.0], device="cuda"))
+    step = GraphedStep([parameter])
+
+    def compute() -> Tensor:
+        loss = parameter.square().sum()
+        loss.backward()
+        return loss.detach()
+
+    compute()
+    for values in ([1.0, 2.0], [4.0, 5.0]):
+        parameter.data = torch.tensor(values, device="cuda")
+        for factor in (1.0, 3.0):
+            parameter.data.mul_(factor)
+            assert float(step("a", compute)) == sum(value**2 for value in values) * factor**2
+            assert parameter.grad.tolist() == [2.0 * factor * value for value in values]
+
+
+class Replays(GraphedStep):
+    """Notes which steps were replayed, and computes them as eager ones are."""
+
+    def __init__(self, trainer: Any) -> None:
+        super().__init__([parameter for group in trainer.optimizers.parameters.values() for parameter in group])
+        self.trainer, self.steps = trainer, []
+
+    def __call__(self, key: Any, compute: Callable[[], Any]) -> Any:
+        self.steps.append(self.trainer.step)
+        for parameter in self.parameters:
+            parameter.grad = None
+        return compute()
+
+
+def test_the_step_after_a_checkpoint_was_loaded_is_not_replayed(tmp_path: Path, monkeypatch, fresh_writers):
+    """What is kept of the tables is of the values before: a replay would read it, an eager step renews it."""
+    config = tiny_config(write_scene(tmp_path / "scene"), tmp_path, steps=9)
+    trainer = start(config)
+    trainer.save_checkpoint(0)
+    monkeypatch.setattr(ZipNerfModel, "uses_kernels", property(lambda self: True))
+    graph = trainer._graph = Replays(trainer)
+    kept = [(table.table_state, table) for table in graph.parameters if hasattr(table, "table_state")]
+    iterate = trainer.train_iteration
+
+    def iteration(step: int) -> Any:
+        if step == 6:
+            addresses = [state.mean_square.data_ptr() for state, _ in kept]
+            trainer.pipeline.load_pipeline(torch.load(checkpoint(config, 0), weights_only=True)["pipeline"], 0)
+            assert not any(state.is_current(table) for state, table in kept)
+        result = iterate(step)
+        if step == 6:
+            # In the same memory, where the graph will read it again.
+            assert addresses == [state.mean_square.data_ptr() for state, _ in kept]
+        return result
+
+    trainer.train_iteration = iteration
+    trainer.train()
+    assert len(kept) == 2 and graph.steps == [3, 4, 5, 7, 8]
+
+
+def test_tables_that_another_optimiser_writes_are_not_replayed(tmp_path: Path, monkeypatch, fresh_writers):
+    """Torch's Adam leaves what is kept of them stale; the reason is said, and asking for graphs is refused."""
+    scene = write_scene(tmp_path / "scene")
+    monkeypatch.setattr(ZipNerfModel, "uses_kernels", property(lambda self: True))
+    monkeypatch.setattr(ZipNerfTrainer, "_device_type", "cuda")
+    monkeypatch.setattr(ZipNerfDataManager, "is_capturable", True)
+    monkeypatch.setattr(ZipNerfTrainer, "_set_up_graph", lambda self: None)
+    reasons = []
+    for group in (None, "networks", "hash_tables"):
+        config = tiny_config(scene, tmp_path, timestamp=str(group))
+        if group is not None:
+            config.optimizers[group]["optimizer"] = AdamOptimizerConfig(lr=0.01, eps=1e-15)
+        reasons.append(start(config)._why_no_graph())
+    assert reasons[:2] == [None, None] and "DecayingAdam" in reasons[2]

@@ -1,0 +1,137 @@
+"""What is said at the end of a training: memory that does not suffice, Ctrl-C, what can be done next."""
+
+from __future__ import annotations
+
+import shlex
+import shutil
+import warnings
+from pathlib import Path
+from typing import Any, List
+
+import pytest
+import torch
+from _scenes import assert_clear, checkpoint, start, tiny_config, train, write_scene
+
+from nerfstudio.utils.rich_utils import CONSOLE
+
+from zipnerf_ns.engine.messages import interrupted, next_commands, out_of_memory
+from zipnerf_ns.engine.trainer import ZipNerfTrainer
+
+pytestmark = pytest.mark.usefixtures("fresh_writers")
+
+
+@pytest.fixture(scope="module")
+def scene(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_scene(tmp_path_factory.mktemp("messages") / "scene")
+
+
+@pytest.mark.parametrize("when", ["set-up", "step"])
+def test_out_of_memory_names_the_settings_to_lower(scene, tmp_path, monkeypatch, when):
+    config = tiny_config(scene, tmp_path, steps=5)
+
+    def fail(*_: Any, **__: Any) -> None:
+        raise torch.cuda.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 GiB.")
+
+    with CONSOLE.capture() as said, pytest.raises(SystemExit) as ended:
+        if when == "set-up":
+            monkeypatch.setattr(ZipNerfTrainer, "setup_optimizers", fail)
+            start(config)
+        else:
+            trainer = start(config)
+            iterate = trainer.train_iteration
+            trainer.train_iteration = lambda step: fail() if step == 3 else iterate(step)
+            trainer.train()
+    assert ended.value.code == 1
+    (line,) = [line for line in said.get().splitlines() if line.startswith("Error:")]
+    assert_clear(line, (
+        "memory", "--pipeline.datamanager.train-num-rays-per-batch (now 64)",
+        "--pipeline.model.grid.log2-hashmap-size (now 10)", "--pipeline.datamanager.images-on-gpu False (now True)",
+    ))  # fmt: skip
+    assert "zipnerf-lite" not in line, "that is the method that is being trained"
+
+
+def test_out_of_memory_offers_only_what_is_left(scene, tmp_path):
+    config = tiny_config(scene, tmp_path)
+    config.method_name = "zipnerf-big"
+    assert "train the smaller method zipnerf-lite (now zipnerf-big)." in str(out_of_memory(config))
+    config.pipeline.datamanager.images_on_gpu = False
+    assert "images-on-gpu" not in str(out_of_memory(config))
+
+
+def commands_of(text: str) -> List[List[str]]:
+    """The command lines of what is said at the end, without the last line, which is no command."""
+    lines = [line.partition(":")[2].partition("  (needs")[0] for line in text.splitlines()]
+    assert "the same command with --load-dir" in lines[-1]
+    return [shlex.split(line) for line in lines[:-1]]
+
+
+def test_the_next_commands_are_taken_by_their_programs(tmp_path, parse_problems):
+    run = tmp_path / "a run's folder"
+    commands = commands_of(next_commands(run, run / "nerfstudio_models", num_held_out=4, has_events=True))
+    assert [command[0] for command in commands] == ["ns-viewer", "ns-eval", "ns-render", "python", "tensorboard"]
+    assert all(str(run / "config.yml") in command for command in commands[:-1])
+    assert parse_problems([command for command in commands if command[0].startswith("ns-")]) == [None] * 3
+    assert commands[3][1:3] == ["-m", "zipnerf_ns.tools.export_mesh"] and "--output-dir" in commands[3]
+
+
+@pytest.mark.parametrize("held_out", [0, 1, 2])
+@pytest.mark.parametrize("has_ffmpeg", [True, False])
+def test_the_next_commands_fit_the_run_and_the_machine(monkeypatch, held_out, has_ffmpeg):
+    monkeypatch.setattr(shutil, "which", lambda name: "/usr/bin/ffmpeg" if has_ffmpeg else None)
+    text = next_commands(Path("out"), Path("out/models"), held_out, has_events=False)
+    assert ("apt-get install ffmpeg" in text) is not has_ffmpeg
+    assert ("--pose-source train" in text) is (held_out < 2)
+    assert ("ns-eval" in text) is (held_out > 0) and "tensorboard" not in text
+
+
+@pytest.mark.parametrize("at", [1, 4])
+def test_ctrl_c_ends_with_where_to_go_on(scene, tmp_path, at):
+    config = tiny_config(scene, tmp_path, steps=9, steps_per_save=2)
+    trainer = start(config)
+    iterate = trainer.train_iteration
+
+    def iteration(step: int) -> Any:
+        if step == at:
+            raise KeyboardInterrupt
+        return iterate(step)
+
+    trainer.train_iteration = iteration
+    with CONSOLE.capture() as said, pytest.raises(SystemExit) as ended:
+        trainer.train()
+    assert ended.value.code == 130
+    (line,) = [line for line in said.get().splitlines() if line.startswith("Stopped")]
+    assert f"step {at + 1} of 9" in line
+    folder = checkpoint(config, 2).parent
+    assert line == interrupted(at, 9, folder)
+    assert (str(checkpoint(config, 2)) in line and f"--load-dir {folder}" in line) is (at == 4)
+    assert ("No checkpoint" in line) is (at == 1)
+
+
+def test_a_finished_training_says_what_to_do_next_in_unbroken_lines(scene, tmp_path):
+    config = tiny_config(scene, tmp_path / ("long" * 30), steps=2)
+    with CONSOLE.capture() as said:
+        train(config)
+    text = next_commands(config.get_base_dir(), config.get_checkpoint_dir(), 2, has_events=True)
+    assert text in said.get() and max(map(len, text.splitlines())) > 300
+
+
+def test_leaving_the_viewer_at_the_end_is_no_error(scene, tmp_path, monkeypatch):
+    trainer = start(tiny_config(scene, tmp_path, steps=1))
+    asked = []
+
+    class Viewer:
+        def training_complete(self) -> None:
+            asked.append(True)
+            raise KeyboardInterrupt
+
+    trainer.config.vis, trainer.viewer_state = "viewer", Viewer()
+    trainer._train_complete_viewer()
+    assert asked == [True]
+
+
+def test_dependencies_are_quiet_from_the_first_line_on(scene, tmp_path):
+    with warnings.catch_warnings(record=True) as heard:
+        warnings.simplefilter("always")
+        start(tiny_config(scene, tmp_path))
+    texts = [str(warning.message) for warning in heard]
+    assert not [text for text in texts if "GradScaler" in text or "worker processes" in text]

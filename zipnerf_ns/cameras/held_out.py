@@ -1,0 +1,142 @@
+"""Where held-out cameras stand in a world that was learnt with optimised cameras.
+
+Optimised cameras and their scene may have drifted together, and a held-out photo's own pose is as wrong as the training
+poses were. The first is undone for every evaluation and looks at no held-out photo; the second is found on the photo
+itself, as BARF (ICCV 2021) and NeRF-- (2021) do, and only where that is asked for. All this is for scores: the viewer
+and ``ns-render`` look from the poses that they are given.
+"""
+
+from __future__ import annotations
+
+import copy
+from contextlib import contextmanager
+from typing import Any, Dict, Iterator, NamedTuple, Optional
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from nerfstudio.cameras.camera_optimizers import CameraOptimizer, CameraOptimizerConfig
+from nerfstudio.cameras.cameras import Cameras
+from nerfstudio.cameras.rays import RayBundle
+
+from zipnerf_ns.cameras.corrections import corrected_bundle, corrected_poses
+from zipnerf_ns.cameras.rays import PixelRays
+from zipnerf_ns.functional.similarity import Similarity, align_cameras, angle, move_cameras, move_rays, pose_errors
+
+PHOTO_RAYS = 2048
+"""Pixels of a photo that a step of refinement looks at."""
+PHOTO_LR = 1e-3
+"""Adam's first step on a held-out pose, radians and world units; it falls to zero along half a cosine."""
+
+
+class Refined(NamedTuple):
+    """A held-out camera after its photo was looked at."""
+
+    camera: Cameras
+    degrees: float
+    """By which it was turned."""
+    distance: float
+    """By which it was shifted, world units."""
+
+
+def drift(optimizer: Optional[CameraOptimizer], train_poses: Float[Tensor, "cameras 3 4"]) -> Optional[Similarity]:
+    """The similarity by which the optimised training cameras have drifted; None where cameras are not optimised.
+
+    Args:
+        optimizer: holds the cameras' corrections, or none; other methods have one that is off.
+        train_poses: of the training cameras, as the data have them.
+    """
+    if optimizer is None or optimizer.config.mode == "off":
+        return None
+    return align_cameras(train_poses, corrected_poses(train_poses, optimizer).to(train_poses.device))
+
+
+def moved_camera(camera: Cameras, similarity: Optional[Similarity]) -> Cameras:
+    """A copy of cameras, moved by a similarity; the cameras themselves where there is none."""
+    if similarity is None:
+        return camera
+    poses = camera.camera_to_worlds
+    return _at(camera, move_cameras(similarity, poses.reshape(-1, 3, 4)).view(poses.shape))
+
+
+def moved_bundle(bundle: RayBundle, similarity: Optional[Similarity]) -> RayBundle:
+    """A copy of rays, moved by a similarity; the rays themselves where there is none."""
+    if similarity is None:
+        return bundle
+    moved = copy.copy(bundle)
+    moved.origins, moved.directions = move_rays(similarity, bundle.origins, bundle.directions)
+    return moved
+
+
+def refine(model: nn.Module, camera: Cameras, batch: Dict[str, Any], steps: int, seed: int = 0) -> Refined:
+    """The camera whose picture is most like a photo, by gradient steps on its pose alone.
+
+    Training is not disturbed: the model's parameters get no gradient, and the pixels are drawn from a generator of
+    their own.
+
+    Args:
+        model: in evaluation mode.
+        camera: one camera, where the photo is thought to have been taken.
+        batch: ``image`` [height, width, 3 or 4] of the photo.
+        steps: of Adam.
+        seed: of the pixels.
+    """
+    poses = camera.camera_to_worlds.reshape(1, 3, 4)
+    image = batch["image"]
+    rays = PixelRays(camera.reshape((1,)), model.device, model.config.implementation)
+    mode = model.config.camera_optimizer.mode
+    config = CameraOptimizerConfig(mode="SO3xR3" if mode == "off" else mode)
+    correction = config.setup(num_cameras=1, device=model.device)
+    adam = torch.optim.Adam(correction.parameters(), lr=PHOTO_LR, eps=1e-15)
+    schedule = torch.optim.lr_scheduler.CosineAnnealingLR(adam, max(steps, 1))
+    generator = torch.Generator().manual_seed(seed)
+    with _frozen(model), torch.enable_grad():
+        for _ in range(steps):
+            rows, columns = (torch.randint(size, (PHOTO_RAYS,), generator=generator) for size in image.shape[:2])
+            bundle = rays(torch.stack([torch.zeros_like(rows), rows, columns], dim=-1))
+            bundle.camera_indices = torch.zeros_like(bundle.camera_indices)
+            outputs = model(corrected_bundle(bundle, correction))
+            pixels = image[rows.to(image.device), columns.to(image.device)]
+            loss = model.get_loss_dict(outputs, {"image": pixels})["rgb_loss"]
+            adam.zero_grad()
+            loss.backward()
+            adam.step()
+            schedule.step()
+    refined = corrected_poses(poses, correction).to(poses)
+    degrees, distance = pose_errors(refined, poses)
+    return Refined(_at(camera, refined.view(camera.camera_to_worlds.shape)), float(degrees), float(distance))
+
+
+def describe(similarity: Optional[Similarity], steps: int) -> Optional[str]:
+    """What is done to held-out cameras before they are scored, as a sentence; None if nothing."""
+    parts = []
+    if similarity is not None:
+        shift = float(similarity.translation.norm())
+        parts.append(
+            f"moved with the optimised training cameras (scale {float(similarity.scale):.4f}, turn "
+            f"{float(angle(similarity.rotation)):.3f} degrees, shift {shift:.4f})"
+        )
+    if steps > 0:
+        parts.append(f"refined in {steps} steps on the very photos that they are scored on")
+    return f"Held-out cameras were {' and then '.join(parts)}." if parts else None
+
+
+def _at(camera: Cameras, poses: Tensor) -> Cameras:
+    """A copy of cameras at other poses."""
+    moved = copy.copy(camera)
+    moved.camera_to_worlds = poses
+    return moved
+
+
+@contextmanager
+def _frozen(model: nn.Module) -> Iterator[None]:
+    """Within, no parameter of the model requires a gradient."""
+    wanted = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    for parameter in wanted:
+        parameter.requires_grad_(False)
+    try:
+        yield
+    finally:
+        for parameter in wanted:
+            parameter.requires_grad_(True)

@@ -1,0 +1,310 @@
+"""Rays of batches of pixels and of whole pictures: by a kernel where it can run, else by Nerfstudio's generator."""
+
+from __future__ import annotations
+
+import dataclasses
+from functools import cached_property, lru_cache
+from typing import Any, Dict, Optional, Protocol, Tuple
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor, nn
+
+from nerfstudio.cameras.cameras import Cameras, CameraType
+from nerfstudio.cameras.rays import RayBundle
+from nerfstudio.data.scene_box import OrientedBox
+from nerfstudio.model_components.ray_generators import RayGenerator
+from nerfstudio.utils.math import intersect_obb
+from nerfstudio.utils.rich_utils import CONSOLE
+
+from zipnerf_ns.functional.frustum import cone_radius
+from zipnerf_ns.kernels.camera import camera_rays as kernels
+from zipnerf_ns.kernels.camera.camera_rays import CameraRays
+from zipnerf_ns.kernels.encode.hash_encode import why_unavailable
+from zipnerf_ns.rays import Rays
+
+KERNEL_TYPES = (CameraType.PERSPECTIVE.value, CameraType.FISHEYE.value)
+"""Types of camera whose rays the kernels generate; all rays of these two begin at the camera's centre."""
+
+NO_PIXEL = 1.0
+"""Area from which on it is no pixel's: Nerfstudio's programs write ones where they know none."""
+
+OFF_CENTRE = 1e-3
+"""Pixels by which a principal point is moved off a pixel's centre."""
+
+
+class Pixels(Protocol):
+    """What rays are drawn for: a :class:`~zipnerf_ns.data.pixels.PixelStore`, which describes the attributes."""
+
+    colors: Tensor
+    offsets: Tensor
+    widths: Tensor
+    allowed: Optional[Tensor]
+
+    def draw(self, num_rays: int) -> Tensor:
+        """Numbers of pixels, or of entries of ``allowed`` where there is one."""
+
+    def sample(self, num_rays: int) -> Dict[str, Tensor]:
+        """``image`` and ``indices`` of pixels drawn uniformly."""
+
+
+class PixelRays(nn.Module):
+    """Rays of pixels, which are named by camera, row and column, or drawn from a store.
+
+    Args:
+        cameras: of shape ``[cameras]``.
+        device: where rays are generated.
+        implementation: "triton", "torch" (Nerfstudio's generator) or "auto"; cameras of other types than perspective
+            and fisheye get Nerfstudio's in any case.
+    Raises:
+        ValueError: for a name that is not an implementation.
+        RuntimeError: if implementation is "triton" and that cannot run on the device.
+    """
+
+    def __init__(self, cameras: Cameras, device: torch.device | str, implementation: str = "auto") -> None:
+        super().__init__()
+        self.device = torch.device(device)
+        self._cameras = cameras.to(self.device)
+        self._packed: Optional[Tensor] = None
+        self._generator: Optional[RayGenerator] = None
+        if uses_kernel(cameras, self.device, implementation):
+            self._packed = pack(cameras).to(self.device)
+        else:
+            self._generator = RayGenerator(off_centre(self._cameras)).to(self.device)
+
+    def forward(self, indices: Int[Tensor, "rays 3"]) -> RayBundle:
+        """The rays of pixels given by camera, row and column."""
+        indices = indices.to(self.device)
+        if self._packed is None:
+            return self._generator(indices)
+        return to_bundle(kernels.camera_rays(self._packed, indices), self._cameras, indices[:, :1])
+
+    def is_one_launch(self, pixels: Pixels) -> bool:
+        """Whether :meth:`sample` is one kernel, and waits for nothing."""
+        return self._packed is not None and pixels.colors.device.type == self.device.type
+
+    def sample(self, pixels: Pixels, num_rays: int) -> Tuple[RayBundle, Dict[str, Tensor]]:
+        """Rays and ``image`` [rays, 3 or 4] in [0, 1] and ``indices`` [rays, 3] of pixels drawn uniformly.
+
+        The cameras are those of the store's images. Where the store lies with the kernel, one launch does it all.
+        """
+        if not self.is_one_launch(pixels):
+            batch = {key: _send(value, self.device) for key, value in pixels.sample(num_rays).items()}
+            return self(batch["indices"]), batch
+        indices, image, rays = kernels.drawn_rays(
+            self._packed, pixels.draw(num_rays), pixels.colors, pixels.offsets, pixels.widths, pixels.allowed
+        )
+        return to_bundle(rays, self._cameras, indices[:, :1]), {"image": image, "indices": indices}
+
+
+class ImageRays:
+    """The rays of one picture, generated range by range: nothing of the picture's size is ever held.
+
+    (The rays of other camera types than perspective and fisheye are, for Nerfstudio generates those all at once.)
+
+    Args:
+        camera: one camera, of shape ``[1]`` or ``[]``, on any device.
+        device: where rays are generated; the camera's if not given.
+        obb_box: a crop; the rays' nears and fars are then where they enter and leave it, both 1e10 if they miss it.
+        implementation: as for :class:`PixelRays`.
+    Raises:
+        ValueError: for more cameras than one, or a name that is not an implementation.
+        RuntimeError: if implementation is "triton" and that cannot run on the device.
+    """
+
+    def __init__(
+        self,
+        camera: Cameras,
+        device: torch.device | str | None = None,
+        obb_box: Optional[OrientedBox] = None,
+        implementation: str = "auto",
+    ) -> None:
+        if camera.size != 1:
+            raise ValueError(f"a picture has one camera, got {camera.size}.")
+        self.device = torch.device(camera.device if device is None else device)
+        self.height, self.width = int(camera.height), int(camera.width)
+        self._obb_box = obb_box
+        flat = camera.reshape((1,))
+        self._packed: Optional[Tensor] = None
+        if uses_kernel(flat, self.device, implementation):
+            self._packed = pack(flat).to(self.device)
+        self._camera = off_centre(flat.to(self.device))
+
+    def __len__(self) -> int:
+        return self.height * self.width
+
+    def tensors(self, start: int = 0, end: Optional[int] = None) -> CameraRays:
+        """The rays of pixels ``start`` to ``end - 1``, counted row by row, as plain tensors (without the crop)."""
+        start, end = self._range(start, end)
+        if self._packed is not None:
+            return kernels.image_rays(self._packed, self.width, start, end)
+        bundle = self._generated(start, end)
+        return CameraRays(bundle.origins, bundle.directions, bundle.pixel_area, bundle.metadata["directions_norm"])
+
+    def bundle(self, start: int = 0, end: Optional[int] = None) -> RayBundle:
+        """The same as a flat bundle; camera indices are 0."""
+        start, end = self._range(start, end)
+        if self._packed is not None:
+            indices = torch.zeros(end - start, 1, dtype=torch.int64, device=self.device)
+            bundle = to_bundle(kernels.image_rays(self._packed, self.width, start, end), self._camera, indices)
+        else:
+            bundle = self._generated(start, end)
+        if self._obb_box is not None:
+            nears, fars = intersect_obb(bundle.origins, bundle.directions, self._obb_box)
+            bundle.nears, bundle.fars = nears.reshape(-1, 1), fars.reshape(-1, 1)
+        return bundle
+
+    def _range(self, start: int, end: Optional[int]) -> Tuple[int, int]:
+        end = len(self) if end is None else min(end, len(self))
+        return min(max(start, 0), end), end
+
+    def _generated(self, start: int, end: int) -> RayBundle:
+        """By Nerfstudio's generator."""
+        if not _has_kernel_types(self._camera):
+            return self._whole[start:end]
+        pixels = torch.arange(start, end, device=self.device)
+        rows = torch.div(pixels, self.width, rounding_mode="floor")
+        coords = torch.stack([rows, pixels - rows * self.width], dim=-1) + 0.5
+        return self._camera.generate_rays(torch.zeros_like(pixels)[:, None], coords)
+
+    @cached_property
+    def _whole(self) -> RayBundle:
+        """Some of Nerfstudio's generators work on whole pictures only."""
+        return self._camera.generate_rays(camera_indices=0, keep_shape=True).flatten()
+
+
+def full_image_rays(
+    camera: Cameras, start: int = 0, end: Optional[int] = None, device: torch.device | str | None = None
+) -> RayBundle:
+    """The flat bundle of pixels ``start`` to ``end - 1`` of a camera's picture; for many ranges use :class:`ImageRays`.
+
+    Args:
+        camera: one camera, of shape ``[1]`` or ``[]``, on any device.
+        start, end: of the range, counted row by row; all if not given.
+        device: where rays are generated; the camera's if not given.
+    """
+    return ImageRays(camera, device).bundle(start, end)
+
+
+def uses_kernel(cameras: Cameras, device: torch.device, implementation: str) -> bool:
+    """Whether the kernels generate the rays of such cameras there; what is decided is said once.
+
+    Raises:
+        ValueError: for a name that is not an implementation.
+        RuntimeError: if implementation is "triton" and that cannot run on the device; the message says what it needs.
+    """
+    if implementation == "tcnn":
+        # That is about encodings.
+        implementation = "auto"
+    if implementation not in ("auto", "triton", "torch"):
+        raise ValueError(f"implementation={implementation!r} is unknown: choose 'auto', 'torch' or 'triton'.")
+    if implementation == "torch" or (implementation == "auto" and device.type != "cuda"):
+        return False
+    reason = why_unavailable(device)
+    if reason is not None and implementation == "triton":
+        raise RuntimeError(f"implementation='triton' cannot run: {reason}")
+    if reason is None and not _has_kernel_types(cameras):
+        reason = "The kernels know perspective and fisheye cameras only."
+    if reason is not None:
+        _announce(reason)
+    return reason is None
+
+
+@lru_cache(maxsize=16)
+def _announce(reason: str) -> None:
+    CONSOLE.log(f"Rays are generated by Nerfstudio, more slowly: {reason}", highlight=False)
+
+
+def _has_kernel_types(cameras: Cameras) -> bool:
+    return bool(torch.isin(cameras.camera_type, cameras.camera_type.new_tensor(KERNEL_TYPES)).all())
+
+
+def off_centre(cameras: Cameras) -> Cameras:
+    """Cameras for Nerfstudio's generator, which divides 0 by 0 for a ray along a fisheye's axis.
+
+    Where a fisheye's principal point is a pixel's centre, as in the middle of pictures of odd width and height, it is
+    moved by a thousandth of a pixel; all else stays.
+    """
+    is_fisheye = cameras.camera_type == CameraType.FISHEYE.value
+    at_centre = [(value - value.floor() - 0.5).abs() < OFF_CENTRE for value in (cameras.cx, cameras.cy)]
+    moved = is_fisheye & at_centre[0] & at_centre[1]
+    if not moved.any():
+        return cameras
+    return dataclasses.replace(cameras, cx=torch.where(moved, cameras.cx + OFF_CENTRE, cameras.cx))
+
+
+def pack(cameras: Cameras) -> Float[Tensor, "cameras 24"]:
+    """Cameras of shape ``[cameras]`` as the kernels read them, on the cameras' device."""
+    return kernels.pack_cameras(
+        cameras.camera_to_worlds.float(),
+        torch.cat([cameras.fx, cameras.fy], dim=-1).float(),
+        torch.cat([cameras.cx, cameras.cy], dim=-1).float(),
+        cameras.distortion_params,
+        cameras.camera_type[:, 0] == CameraType.FISHEYE.value,
+    )
+
+
+def to_bundle(rays: CameraRays, cameras: Cameras, camera_indices: Int[Tensor, "rays 1"]) -> RayBundle:
+    """Nerfstudio's form of the rays, with the cameras' times and metadata."""
+    number = camera_indices[:, 0]
+    metadata: Dict[str, Any] = {
+        key: value[number] if isinstance(value, Tensor) else value for key, value in (cameras.metadata or {}).items()
+    }
+    return RayBundle(
+        origins=rays.origins,
+        directions=rays.directions,
+        pixel_area=rays.pixel_area,
+        camera_indices=camera_indices,
+        times=None if cameras.times is None else cameras.times[number],
+        metadata={**metadata, "directions_norm": rays.directions_norm},
+    )
+
+
+def _send(value: Tensor, device: torch.device) -> Tensor:
+    """On the device without waiting for it: from pinned memory, which torch keeps until it has been read."""
+    if device.type == "cuda" and value.device.type == "cpu":
+        return value.pin_memory().to(device, non_blocking=True)
+    return value.to(device)
+
+
+def rays_of_bundle(
+    ray_bundle: RayBundle, near_plane: float, far_plane: float, aabb: Optional[Float[Tensor, "2 3"]] = None
+) -> Rays:
+    """The rays of a bundle of any shape, with unit directions; the bundle itself is left as it is.
+
+    Their limits are the planes, narrowed by the bundle's own and by the scene's box. Rays that belong to no pixel, as
+    Nerfstudio's exporters make them to look at a surface from just before it, have no width, and the bundle's limits
+    in the planes' place.
+
+    Args:
+        ray_bundle: ``nears`` and ``fars`` may be missing, or equal where a crop is missed.
+        near_plane, far_plane: world units.
+        aabb: the box of a bounded scene, world frame.
+    """
+    origins, directions = ray_bundle.origins.reshape(-1, 3), ray_bundle.directions.reshape(-1, 3)
+    directions = directions / torch.linalg.vector_norm(directions, dim=-1, keepdim=True).clamp_min(1e-12)
+    pixel_area = ray_bundle.pixel_area.reshape(-1, 1)
+    has_pixel = pixel_area < NO_PIXEL
+    near = torch.full_like(origins[:, :1], near_plane)
+    far = torch.full_like(near, far_plane)
+    if ray_bundle.nears is not None and ray_bundle.fars is not None:
+        nears, fars = ray_bundle.nears.reshape(-1, 1), ray_bundle.fars.reshape(-1, 1)
+        near = torch.where(has_pixel, torch.maximum(near, nears), nears)
+        far = torch.where(has_pixel, torch.minimum(far, fars), fars)
+    if aabb is not None:
+        # A zero component of the direction gives an infinite slab, which min and max below handle.
+        tiny = torch.where(directions < 0.0, -1e-12, 1e-12)
+        slabs = (aabb[:, None, :] - origins) / torch.where(directions.abs() < 1e-12, tiny, directions)
+        near = torch.maximum(near, slabs.amin(dim=0).amax(dim=-1, keepdim=True))
+        far = torch.minimum(far, slabs.amax(dim=0).amin(dim=-1, keepdim=True))
+    valid = far > near
+    indices = ray_bundle.camera_indices
+    return Rays(
+        origins,
+        directions,
+        torch.where(has_pixel, cone_radius(pixel_area), 0.0),
+        torch.where(valid, near, near_plane),
+        torch.where(valid, far, near_plane + 1.0),
+        valid,
+        None if indices is None else indices.reshape(-1, 1),
+    )

@@ -1,0 +1,1 @@
+"""What people bring: pictures, masks, poses; read, checked, and drawn from."""

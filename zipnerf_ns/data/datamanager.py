@@ -1,0 +1,223 @@
+"""Nerfstudio's datamanager with checked input, alpha kept for random backgrounds, and one flat store of pixels."""
+
+from __future__ import annotations
+
+import dataclasses
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Dict, Literal, Optional, Tuple, Type
+
+from torch import Tensor
+
+from nerfstudio.cameras.cameras import Cameras, CameraType
+from nerfstudio.cameras.rays import RayBundle
+from nerfstudio.data.datamanagers.base_datamanager import VanillaDataManager, VanillaDataManagerConfig
+from nerfstudio.data.dataparsers.blender_dataparser import BlenderDataParserConfig
+from nerfstudio.data.dataparsers.nerfstudio_dataparser import NerfstudioDataParserConfig
+from nerfstudio.data.utils.dataloaders import FixedIndicesEvalDataloader, RandIndicesEvalDataloader
+from nerfstudio.utils.rich_utils import CONSOLE
+
+from zipnerf_ns.cameras.rays import PixelRays
+from zipnerf_ns.data.checks import check_cameras, check_images, check_train_split, check_transforms
+from zipnerf_ns.data.dataparsers.multiscale import source_config
+from zipnerf_ns.data.hints import SCENE_HINTS, SceneHints
+from zipnerf_ns.data.images import CheckedDataset
+from zipnerf_ns.data.masks import check_masks, check_some_used
+from zipnerf_ns.data.pixels import PixelStore
+from zipnerf_ns.data.scales import area_weights, find_scales
+from zipnerf_ns.errors import InputError
+
+
+@dataclass
+class ZipNerfDataManagerConfig(VanillaDataManagerConfig):
+    """Settings of the datamanager."""
+
+    _target: Type = field(default_factory=lambda: ZipNerfDataManager)
+    """Datamanager class."""
+    images_on_gpu: bool = True
+    """Keep the training pixels (8 bits a channel) on the GPU; turn off if they do not fit."""
+    ray_implementation: Literal["auto", "triton", "torch"] = "auto"
+    """What draws pixels and generates their rays: triton (CUDA), torch (anywhere), auto (the faster that runs here)."""
+    scale_weighting: Literal["even", "area"] = "even"
+    """Weights of the loss for data with several scales: even (every pixel the same) or area (every scale the same)."""
+
+
+class ZipNerfDataManager(VanillaDataManager[CheckedDataset]):
+    """Vanilla datamanager with five differences.
+
+    Input is checked before anything long begins. Images keep their alpha: the dataparser's ``alpha_color`` becomes
+    the background of evaluation instead of being painted in, since a model trained with random backgrounds on
+    images with a painted one learns a wall of that colour. Pixels of images of any sizes are drawn uniformly from one
+    flat store on the device, and drawing them and generating their rays is one kernel where that can run. Masks may
+    be any kind of picture; what they ignore, and what lies outside a fisheye's circle, is neither drawn nor counted
+    by metrics. And held-out images are kept in memory only once batches of their pixels are asked for.
+    """
+
+    config: ZipNerfDataManagerConfig
+
+    def __init__(self, config: ZipNerfDataManagerConfig, *args, **kwargs) -> None:
+        test_mode = kwargs.get("test_mode", args[1] if len(args) > 1 else "val")
+        self._is_inference = test_mode == "inference"
+        self._alpha_color = getattr(config.dataparser, "alpha_color", None)
+        if self._alpha_color is not None:
+            # On a copy: a configuration may be used, or written down, again.
+            config = dataclasses.replace(config, dataparser=dataclasses.replace(config.dataparser, alpha_color=None))
+        if not self._is_inference:
+            _check_before_parsing(config)
+        self.pixels: Optional[PixelStore] = None
+        self.eval_pixels: Optional[PixelStore] = None
+        self.image_weights: Optional[Tensor] = None
+        super().__init__(config, *args, **kwargs)
+
+    def create_train_dataset(self) -> CheckedDataset:
+        """The training images, checked, with the scene's hints in their metadata."""
+        outputs = self.train_dataparser_outputs
+        has_alpha = False
+        if not self._is_inference:
+            check_train_split(len(outputs.image_filenames), self.config.dataparser.data)
+            has_alpha = _check_outputs(outputs)
+        cameras = outputs.cameras
+        background = self._alpha_color or ("white" if has_alpha else "black")
+        outputs.metadata[SCENE_HINTS] = SceneHints(
+            bounded=isinstance(source_config(self.config.dataparser), BlenderDataParserConfig),
+            background="white" if background == "white" else "black",
+            longest_side=int(max(cameras.width.max(), cameras.height.max())),
+        )
+        return self._prepared(super().create_train_dataset(), has_alpha)
+
+    def create_eval_dataset(self) -> CheckedDataset:
+        """The held-out images, checked."""
+        dataset = super().create_eval_dataset()
+        if self._is_inference:
+            return self._prepared(dataset, False)
+        if len(dataset) == 0:
+            CONSOLE.log("No image is held out: PSNR is measured on what is trained on alone.")
+            return self._prepared(dataset, False)
+        return self._prepared(dataset, _check_outputs(dataset._dataparser_outputs))
+
+    def _prepared(self, dataset: CheckedDataset, has_alpha: bool) -> CheckedDataset:
+        """The dataset, told what it cannot know by itself."""
+        dataset.has_alpha = has_alpha
+        dataset.ignore_masks = self.config.pixel_sampler.ignore_mask
+        radius = (dataset.cameras.metadata or {}).get("fisheye_crop_radius")
+        if radius is not None:
+            # It is given in pixels of the full size, which Nerfstudio forgets where it reads reduced pictures.
+            reduction = getattr(self.dataparser, "downscale_factor", None) or 1
+            dataset.crop_radius = float(radius) * self.config.camera_res_scale_factor / reduction
+        return dataset
+
+    def setup_train(self) -> None:
+        """Loads all training pixels into the flat store; what that cannot draw is left to Nerfstudio's samplers."""
+        dataset, cameras = self.train_dataset, self.train_dataset.cameras
+        self.image_weights = self._find_image_weights()
+        is_equirectangular = (cameras.camera_type == CameraType.EQUIRECTANGULAR.value).any()
+        # Nerfstudio draws panoramas evenly over the sphere, but with masks evenly over pixels, as the store does.
+        on_sphere = is_equirectangular and dataset._dataparser_outputs.mask_filenames is None
+        if on_sphere or self.config.patch_size > 1 or self.config.train_num_images_to_sample_from != -1:
+            super().setup_train()
+            return
+        self.pixels = self._load_pixels(dataset)
+        CONSOLE.log(f"Training on {len(self.pixels):,} pixels of {len(dataset)} images.")
+        self.train_pixel_sampler = self._get_pixel_sampler(dataset, self.config.train_num_rays_per_batch)
+        self.train_ray_generator = self._make_rays(cameras)
+
+    def setup_eval(self) -> None:
+        """Nerfstudio's loaders of whole pictures, and our generator of rays.
+
+        Only where few of the held-out images at a time are asked for, batches of pixels are Nerfstudio's, too.
+
+        Raises:
+            InputError: if a held-out image of a training, or its mask, cannot be decoded: not in the middle of it.
+        """
+        dataset = self.eval_dataset
+        for index in range(len(dataset)) if self.test_mode == "val" else ():
+            dataset.get_data(index, image_type="uint8")
+        if self.config.eval_num_images_to_sample_from != -1:
+            super().setup_eval()
+        else:
+            workers = self.world_size * 4
+            self.fixed_indices_eval_dataloader = FixedIndicesEvalDataloader(
+                input_dataset=dataset, device=self.device, num_workers=workers
+            )
+            self.eval_dataloader = RandIndicesEvalDataloader(
+                input_dataset=dataset, device=self.device, num_workers=workers
+            )
+            self.eval_pixel_sampler = self._get_pixel_sampler(dataset, self.config.eval_num_rays_per_batch)
+        self.eval_ray_generator = self._make_rays(dataset.cameras)
+
+    def _load_pixels(self, dataset: CheckedDataset) -> PixelStore:
+        return PixelStore.load(dataset, self.device if self.config.images_on_gpu else "cpu")
+
+    def _make_rays(self, cameras: Cameras) -> PixelRays:
+        try:
+            return PixelRays(cameras, self.device, self.config.ray_implementation)
+        except (ValueError, RuntimeError) as error:
+            raise InputError(f"--pipeline.datamanager.ray-implementation: {error}") from error
+
+    @property
+    def is_capturable(self) -> bool:
+        """Whether :meth:`next_train` can be part of a CUDA graph."""
+        return self.pixels is not None and self.train_ray_generator.is_one_launch(self.pixels)
+
+    def next_train(self, step: int) -> Tuple[RayBundle, Dict]:
+        """A batch of training rays and their pixels: ``image`` [rays, 3 or 4] in [0, 1], ``indices`` [rays, 3], and
+        where pixels weigh differently ``loss_weight`` [rays, 1], of mean 1 over all pixels, for the colour loss."""
+        if self.pixels is None:
+            bundle, batch = super().next_train(step)
+        else:
+            self.train_count += 1
+            bundle, batch = self.train_ray_generator.sample(self.pixels, self.get_train_rays_per_batch())
+        if self.image_weights is not None:
+            images = batch["indices"][:, 0].to(self.image_weights.device)
+            batch["loss_weight"] = self.image_weights[images][:, None]
+        return bundle, batch
+
+    def next_eval(self, step: int) -> Tuple[RayBundle, Dict]:
+        """A batch of held-out rays and their pixels, drawn uniformly from all that the masks leave.
+
+        The first call reads the held-out images, as that may never come.
+        """
+        if self.config.eval_num_images_to_sample_from != -1:
+            return super().next_eval(step)
+        if self.eval_pixels is None:
+            self.eval_pixels = self._load_pixels(self.eval_dataset)
+        self.eval_count += 1
+        return self.eval_ray_generator.sample(self.eval_pixels, self.get_eval_rays_per_batch())
+
+    def _find_image_weights(self) -> Optional[Tensor]:
+        """What a pixel of each training image weighs; None where all weigh the same."""
+        if self.config.scale_weighting == "even":
+            return None
+        dataset, cameras = self.train_dataset, self.train_dataset.cameras
+        scales = find_scales(dataset.image_filenames, dataset.metadata, self.config.dataparser.data)
+        if scales is None:
+            return None
+        num_pixels = (cameras.width * cameras.height).reshape(-1).tolist()
+        return area_weights(scales, num_pixels).to(self.device)
+
+
+def _check_before_parsing(config: ZipNerfDataManagerConfig) -> None:
+    """Nerfstudio's parsers mix all poses when they recentre: only the files themselves say which frame is wrong."""
+    if config.train_num_rays_per_batch < 1:
+        raise InputError(f"train_num_rays_per_batch is {config.train_num_rays_per_batch}: it must be at least 1.")
+    parser = config.dataparser
+    data = Path(config.data if config.data is not None else parser.data)
+    if not data.exists():
+        raise InputError(f"{data} does not exist. Check --data.")
+    parser = source_config(dataclasses.replace(parser, data=data))
+    if isinstance(parser, NerfstudioDataParserConfig):
+        check_transforms(data if data.suffix == ".json" else data / "transforms.json")
+    elif isinstance(parser, BlenderDataParserConfig):
+        for split in ("train", "val", "test"):
+            if split == "train" or (data / f"transforms_{split}.json").exists():
+                check_transforms(data / f"transforms_{split}.json", is_blender=True)
+
+
+def _check_outputs(outputs) -> bool:
+    cameras = outputs.cameras
+    check_cameras(cameras.camera_to_worlds, cameras.fx, cameras.fy, outputs.image_filenames)
+    sizes = list(zip(cameras.width.reshape(-1).tolist(), cameras.height.reshape(-1).tolist(), strict=True))
+    if outputs.mask_filenames is not None:
+        check_masks(outputs.mask_filenames, sizes)
+        check_some_used(outputs.mask_filenames)
+    return check_images(outputs.image_filenames, sizes)

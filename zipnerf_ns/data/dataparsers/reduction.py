@@ -1,0 +1,82 @@
+"""Pictures with larger pixels: the mean of the squares that they cover.
+
+Of the stored values, weighted by alpha (averaged with premultiplied colours, then made straight again), as in the
+multi-scale scenes of mip-NeRF.
+"""
+
+from __future__ import annotations
+
+import os
+import tempfile
+from pathlib import Path
+from typing import Callable
+
+import numpy as np
+import numpy.typing as npt
+from PIL import Image
+
+from zipnerf_ns.data.masks import used_pixels
+from zipnerf_ns.errors import InputError
+
+
+def reduce_picture(image: Image.Image, scale: int) -> npt.NDArray[np.uint8]:
+    """A picture with pixels ``scale`` times as large, ``[height, width, 3 or 4]``; straight alpha in and out."""
+    has_alpha = "A" in image.getbands() or "transparency" in image.info
+    pixels = np.asarray(image.convert("RGBA" if has_alpha else "RGB"), dtype=np.float32)
+    if not has_alpha:
+        return _to_bytes(_squares(pixels, scale).mean(axis=(1, 3)))
+    colors, alpha = pixels[..., :3], pixels[..., 3:] / 255.0
+    mean_alpha = _squares(alpha, scale).mean(axis=(1, 3))
+    mean_colors = _squares(colors * alpha, scale).mean(axis=(1, 3)) / np.maximum(mean_alpha, 1e-6)
+    return _to_bytes(np.concatenate([mean_colors, 255.0 * mean_alpha], axis=-1))
+
+
+def reduce_mask(image: Image.Image, scale: int) -> npt.NDArray[np.uint8]:
+    """A mask of any kind with pixels ``scale`` times as large: used only where all of the pixel is."""
+    used = _squares(used_pixels(image)[..., None], scale).all(axis=(1, 3))[..., 0]
+    return np.where(used, 255, 0).astype(np.uint8)
+
+
+def _squares(pixels: npt.NDArray, scale: int) -> npt.NDArray:
+    """``[rows, scale, columns, scale, channels]``; what is left at the right and the bottom is cut off."""
+    rows, columns = pixels.shape[0] // scale, pixels.shape[1] // scale
+    return pixels[: rows * scale, : columns * scale].reshape(rows, scale, columns, scale, -1)
+
+
+def _to_bytes(values: npt.NDArray[np.float32]) -> npt.NDArray[np.uint8]:
+    return np.rint(values.clip(0.0, 255.0)).astype(np.uint8)
+
+
+def write_reduced(
+    original: Path, target: Path, scale: int, function: Callable[[Image.Image, int], npt.NDArray[np.uint8]]
+) -> None:
+    """Writes a reduced picture as PNG, unless it is there already and its original has not changed.
+
+    Raises:
+        InputError: where the original cannot be read or the reduced picture not be written.
+    """
+    changed = original.stat().st_mtime_ns
+    # The reduced picture bears its original's date: a newer or an older original is another picture.
+    if target.is_file() and target.stat().st_mtime_ns == changed:
+        return
+    try:
+        with Image.open(original) as image:
+            if image.mode[0] in "IF":
+                raise InputError(f"image {original} has more than 8 bits a channel. Convert it to 8 bits first.")
+            reduced = function(image, scale)
+    except (OSError, ValueError) as error:
+        if isinstance(error, InputError):
+            raise
+        raise InputError(f"image {original} cannot be reduced ({error}). Replace it or remove its frame.") from error
+    try:
+        target.parent.mkdir(parents=True, exist_ok=True)
+        # Moved into place whole: an interrupted run leaves no half picture.
+        handle, unfinished = tempfile.mkstemp(prefix=f".{target.name}.", dir=target.parent)
+        with os.fdopen(handle, "wb") as file:
+            Image.fromarray(reduced).save(file, format="PNG", compress_level=1)
+        os.utime(unfinished, ns=(changed, changed))
+        os.replace(unfinished, target)
+    except OSError as error:
+        raise InputError(
+            f"reduced pictures cannot be written to {target.parent} ({error}). Give another --cache-dir."
+        ) from error

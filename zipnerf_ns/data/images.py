@@ -1,0 +1,114 @@
+"""Nerfstudio's image dataset for pictures and masks of any kind, with errors that name the file."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any, Dict, Literal, Optional, Tuple
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from jaxtyping import Bool
+from PIL import Image
+from torch import Tensor
+
+from nerfstudio.data.datasets.base_dataset import InputDataset
+
+from zipnerf_ns.data.masks import read_mask
+from zipnerf_ns.errors import InputError
+
+FLOAT_OVERSHOOT = 0.5
+"""How far values of floating-point pictures may leave [0, 1], as sharpening makes them; they are clipped."""
+
+
+class CheckedDataset(InputDataset):
+    """Images as 8-bit RGB(A), whatever their files hold, and masks that are true where a pixel is used.
+
+    Nerfstudio's own stops at palettes and grey with alpha, wraps 16 bits round, and takes for used whatever is not
+    exactly black.
+    """
+
+    has_alpha: bool = False
+    """Whether any image has an alpha channel; then all get one, for batches of images must have equal channels."""
+    ignore_masks: bool = False
+    """Whether every pixel is used; masks then only say where ``mask_color`` is painted."""
+    crop_radius: Optional[float] = None
+    """Of a fisheye's circle around the middle of the image, pixels; what is outside of it is masked."""
+
+    def get_numpy_image(self, image_idx: int) -> npt.NDArray[np.uint8]:
+        """The image as ``[height, width, 3 or 4]``.
+
+        Raises:
+            InputError: if its pixels cannot be decoded, or have values of which nobody knows the white.
+        """
+        filename = self._dataparser_outputs.image_filenames[image_idx]
+        try:
+            with Image.open(filename) as image:
+                decoded = _to_rgb_or_rgba(image, self.has_alpha, filename)
+        except OSError as error:
+            raise InputError(
+                f"image {filename} cannot be decoded ({error}). Replace it or remove its frame."
+            ) from error
+        if self.scale_factor != 1.0:
+            size = (int(decoded.width * self.scale_factor), int(decoded.height * self.scale_factor))
+            decoded = decoded.resize(size, resample=Image.Resampling.BOX)
+        return np.array(decoded, dtype=np.uint8)
+
+    def get_data(self, image_idx: int, image_type: Literal["uint8", "float32"] = "float32") -> Dict[str, Any]:
+        """``image_idx``, ``image`` [height, width, 3 or 4], of bytes or of floats in [0, 1], and where there are masks
+        or a fisheye's circle ``mask`` [height, width, 1], true where used.
+
+        The dataparser's ``mask_color``, in [0, 1], is painted over what the mask ignores.
+
+        Raises:
+            InputError: if the image or its mask cannot be decoded.
+            ValueError: for another type.
+        """
+        if image_type not in ("uint8", "float32"):
+            raise ValueError(f"image_type={image_type!r} is unknown: choose 'uint8' or 'float32'.")
+        image = self.get_image_uint8(image_idx) if image_type == "uint8" else self.get_image_float32(image_idx)
+        data = {"image_idx": image_idx, "image": image}
+        if self._dataparser_outputs.mask_filenames is not None:
+            used = read_mask(self._dataparser_outputs.mask_filenames[image_idx], self.scale_factor)
+            if self.mask_color is not None:
+                white = 255.0 if image_type == "uint8" else 1.0
+                # Opaque, where there is alpha.
+                paint = white * torch.tensor([*self.mask_color, 1.0][: image.shape[-1]])
+                data["image"] = torch.where(used, image, paint.to(image.dtype))
+            if not self.ignore_masks:
+                data["mask"] = used
+        if self.crop_radius is not None:
+            circle = _circle(image.shape[0], image.shape[1], self.crop_radius)
+            data["mask"] = data["mask"] & circle if "mask" in data else circle
+        return {**data, **self.get_metadata(data)}
+
+
+def _circle(height: int, width: int, radius: float) -> Bool[Tensor, "{height} {width} 1"]:
+    """Whether pixels' centres are within a circle around the image's."""
+    y = torch.arange(height)[:, None] + 0.5 - height / 2
+    x = torch.arange(width) + 0.5 - width / 2
+    return (torch.hypot(x, y) <= radius)[..., None]
+
+
+def _to_rgb_or_rgba(image: Image.Image, has_alpha: bool, filename: Path) -> Image.Image:
+    if image.mode.startswith("I"):
+        wide = np.asarray(image, dtype=np.float64)
+        _check_values(wide, (0.0, 65535.0), filename)
+        image = Image.fromarray(np.round(wide / 257.0).astype(np.uint8))
+    elif image.mode == "F":
+        values = np.asarray(image, dtype=np.float64)
+        limits = (-FLOAT_OVERSHOOT, 1.0 + FLOAT_OVERSHOOT)
+        _check_values(values, limits, filename)
+        image = Image.fromarray(np.round(values.clip(0.0, 1.0) * 255.0).astype(np.uint8))
+    has_alpha = has_alpha or "A" in image.getbands() or "transparency" in image.info
+    return image.convert("RGBA" if has_alpha else "RGB")
+
+
+def _check_values(values: npt.NDArray[np.float64], limits: Tuple[float, float], filename: Path) -> None:
+    low, high = float(values.min()), float(values.max())
+    # A comparison with NaN is false.
+    if not (low >= limits[0] and high <= limits[1]):
+        raise InputError(
+            f"image {filename} has values from {low:g} to {high:g}. "
+            "Write it with 8 or 16 bits a channel, or with floating-point values from 0 (black) to 1 (white)."
+        )

@@ -1,0 +1,87 @@
+"""All pixels of a set of images in one flat store on one device, from which batches are drawn uniformly."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Dict, List, Optional
+
+import torch
+from jaxtyping import Int, UInt8
+from torch import Tensor
+
+from nerfstudio.data.datasets.base_dataset import InputDataset
+
+from zipnerf_ns.data.masks import NOTHING_USED
+from zipnerf_ns.errors import InputError
+
+
+@dataclass
+class PixelStore:
+    """All pixels of a set of images of any sizes, one after the other, on one device."""
+
+    colors: UInt8[Tensor, "pixels channels"]
+    """RGB or RGBA."""
+    offsets: Int[Tensor, "images"]
+    """First pixel of each image."""
+    widths: Int[Tensor, "images"]
+    """Of each image."""
+    allowed: Optional[Int[Tensor, "_"]]
+    """Pixels that the masks leave, or ``None`` for all."""
+
+    @classmethod
+    def load(cls, dataset: InputDataset, device: torch.device | str) -> "PixelStore":
+        """Reads a dataset's images (and masks).
+
+        Raises:
+            InputError: if masks leave no pixel.
+        """
+        colors: List[Tensor] = []
+        masks: List[Tensor] = []
+        widths: List[int] = []
+        for index in range(len(dataset)):
+            data = dataset.get_data(index, image_type="uint8")
+            image = data["image"]
+            widths.append(image.shape[1])
+            colors.append(image.reshape(-1, image.shape[-1]))
+            if "mask" in data:
+                masks.append(data["mask"].reshape(-1).bool())
+        channels = max(color.shape[-1] for color in colors)
+        colors = [_with_channels(color, channels) for color in colors]
+        counts = torch.tensor([0] + [len(color) for color in colors])
+        allowed = torch.cat(masks).nonzero()[:, 0] if masks else None
+        if allowed is not None and len(allowed) == 0:
+            raise InputError(NOTHING_USED)
+        if allowed is not None and int(counts.sum()) < 2**31:
+            # The numbers are larger than the colours that they name: half of that, where it suffices.
+            allowed = allowed.int()
+        return cls(
+            torch.cat(colors).to(device),
+            counts.cumsum(0)[:-1].to(device),
+            torch.tensor(widths).to(device),
+            None if allowed is None else allowed.to(device),
+        )
+
+    def __len__(self) -> int:
+        """Of the pixels that are drawn."""
+        return len(self.colors) if self.allowed is None else len(self.allowed)
+
+    def draw(self, num_rays: int) -> Int[Tensor, "rays"]:
+        """Numbers of pixels, or of entries of ``allowed`` where there is one: uniform, with replacement."""
+        return torch.randint(len(self), (num_rays,), device=self.colors.device)
+
+    def sample(self, num_rays: int) -> Dict[str, Tensor]:
+        """Pixels drawn uniformly, with replacement: colours in [0, 1], and camera, row and column."""
+        drawn = self.draw(num_rays)
+        flat = drawn if self.allowed is None else self.allowed[drawn].long()
+        image = torch.searchsorted(self.offsets, flat, right=True) - 1
+        local = flat - self.offsets[image]
+        width = self.widths[image]
+        indices = torch.stack([image, torch.div(local, width, rounding_mode="floor"), local % width], dim=-1)
+        return {"image": self.colors[flat].float() / 255.0, "indices": indices}
+
+
+def _with_channels(color: Tensor, channels: int) -> Tensor:
+    """Opaque alpha for RGB images among RGBA ones."""
+    if color.shape[-1] == channels:
+        return color
+    return torch.cat([color, torch.full_like(color[:, :1], 255)], dim=-1)

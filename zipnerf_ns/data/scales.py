@@ -1,0 +1,89 @@
+"""Views that a data set shows at several sizes: which size each image has, what its pixels weigh, means by size.
+
+The scale of an image is the side of its pixels in pixels of the full-resolution picture: 1, 2, 4, 8.
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any, Dict, List, Mapping, Optional, Sequence, Tuple
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from zipnerf_ns.errors import InputError
+
+SCALES = "zipnerf_scales"
+"""Key of a dataset's metadata under which a dataparser leaves the scale of each image."""
+FRAME_KEY = "downscale"
+"""Key of a frame in ``transforms.json`` that says the same of its image."""
+
+
+def find_scales(
+    filenames: Sequence[Path], metadata: Optional[Mapping[str, Any]], data: Path
+) -> Optional[Tuple[int, ...]]:
+    """The scale of each image; None for data that have one scale only.
+
+    Args:
+        filenames: images, in the order of the dataset.
+        metadata: of the dataset.
+        data: the folder or transforms file that was read.
+    Raises:
+        InputError: if the transforms know scales, but not those of the images that are read.
+    """
+    if metadata is not None and SCALES in metadata:
+        return tuple(metadata[SCALES])
+    path = data if data.suffix == ".json" else data / "transforms.json"
+    frames = json.loads(path.read_text(encoding="utf-8"))["frames"] if path.is_file() else []
+    known = {path.parent / frame["file_path"]: int(frame.get(FRAME_KEY, 1)) for frame in frames}
+    if set(known.values()) <= {1}:
+        return None
+    for filename in filenames:
+        if Path(filename) not in known:
+            raise InputError(
+                f"{path} gives its images at several scales, but {filename} is not among them. "
+                "Such data are read as they are: give --downscale-factor 1."
+            )
+    return tuple(known[Path(filename)] for filename in filenames)
+
+
+def area_weights(scales: Sequence[int], num_pixels: Sequence[int]) -> Float[Tensor, " images"]:
+    """Weights of the loss in proportion to a pixel's area, so that every scale of a view counts the same (mip-NeRF,
+    section 4.1); their mean over all pixels is 1, so that the loss keeps its size.
+
+    Args:
+        scales: of each image.
+        num_pixels: of each image.
+    """
+    areas = torch.tensor(scales, dtype=torch.float64).square()
+    pixels = torch.tensor(num_pixels, dtype=torch.float64)
+    return (areas * pixels.sum() / (areas * pixels).sum()).float()
+
+
+def means_by_scale(
+    per_image: Sequence[Mapping[str, float]], scales: Optional[Sequence[int]]
+) -> Dict[int, Dict[str, float]]:
+    """The mean of every metric over the images of each scale, in ascending order; empty where there is one scale only.
+
+    A metric that some images of a scale lack (small pictures have no SSIM or LPIPS) is averaged over the others.
+
+    Args:
+        per_image: metrics of each image.
+        scales: of each image.
+    """
+    if scales is None or len(set(scales)) < 2:
+        return {}
+    means: Dict[int, Dict[str, float]] = {}
+    for scale in sorted(set(scales)):
+        members = [metrics for metrics, own in zip(per_image, scales, strict=True) if own == scale]
+        means[scale] = mean_metrics(members)
+    return means
+
+
+def mean_metrics(per_image: Sequence[Mapping[str, float]]) -> Dict[str, float]:
+    """The mean of every metric over the images that have it."""
+    names: List[str] = list(dict.fromkeys(name for metrics in per_image for name in metrics))
+    columns = {name: [metrics[name] for metrics in per_image if name in metrics] for name in names}
+    return {name: sum(column) / len(column) for name, column in columns.items()}

@@ -1,0 +1,105 @@
+"""What the trainer tells a person when it ends or cannot go on, and what it keeps quiet about."""
+
+from __future__ import annotations
+
+import shlex
+import shutil
+import warnings
+from pathlib import Path
+from typing import Any, Dict, List
+
+from nerfstudio.utils.rich_utils import CONSOLE
+
+from zipnerf_ns.errors import InputError
+
+
+def quiet_dependencies() -> None:
+    """Drops warnings that Nerfstudio's own ways cause in newer versions of torch: nothing a user could mend."""
+    of_code = ("Using a non-tuple sequence", "Converting a tensor with requires_grad", "`torch.cuda.amp")
+    # Schedules go on at every step, also at those that only accumulate gradients.
+    of_accumulation = "Detected call of `lr_scheduler.step"
+    # The held-out pictures are read by four processes, on however few cores.
+    of_loading = "This DataLoader will create"
+    for message in (*of_code, of_accumulation, of_loading):
+        warnings.filterwarnings("ignore", message=message)
+
+
+def raise_for_user(error: InputError) -> None:
+    """Prints an input error without a stack trace and ends the program."""
+    CONSOLE.print("Error:", style="bold red", end=" ")
+    # Without markup: a path may contain brackets.
+    CONSOLE.print(str(error), markup=False, highlight=False, soft_wrap=True)
+    raise SystemExit(1) from None
+
+
+def out_of_memory(config: Any) -> InputError:
+    """What to do when the device's memory does not suffice for training, with the settings as they are.
+
+    Args:
+        config: the trainer's.
+    """
+    data, model = config.pipeline.datamanager, config.pipeline.model
+    mends = [
+        f"--pipeline.datamanager.train-num-rays-per-batch (now {data.train_num_rays_per_batch})",
+        f"--pipeline.model.grid.log2-hashmap-size (now {model.grid.log2_hashmap_size})",
+    ]
+    others = []
+    if data.images_on_gpu:
+        others.append("keep the images in main memory with --pipeline.datamanager.images-on-gpu False (now True)")
+    if config.method_name != "zipnerf-lite":
+        others.append(f"train the smaller method zipnerf-lite (now {config.method_name})")
+    return InputError(
+        f"the GPU's memory does not suffice. Lower {' or '.join(mends)}{''.join(f', or {other}' for other in others)}."
+    )
+
+
+def next_commands(run: Path, checkpoints: Path, num_held_out: int, has_events: bool) -> str:
+    """What can be done with a trained run: one command a line, ready to be pasted.
+
+    Args:
+        run: the run's folder, as seen from where the commands will be typed.
+        checkpoints: its folder of checkpoints.
+        num_held_out: views that were held out; a path through them takes two.
+        has_events: whether TensorBoard can read the run.
+    """
+    config = ["--load-config", run / "config.yml"]
+    source = [] if num_held_out > 1 else ["--pose-source", "train"]
+    commands: Dict[str, List[Any]] = {
+        "look at it": ["ns-viewer", *config],
+        "measure it": ["ns-eval", *config, "--output-path", run / "eval.json", "--render-output-path", run / "eval"],
+        "make a video": ["ns-render", "interpolate", *config, *source, "--output-path", run / "video.mp4"],
+        "make a mesh": ["python", "-m", "zipnerf_ns.tools.export_mesh", *config, "--output-dir", run / "mesh"],
+    }
+    if has_events:
+        commands["see its curves"] = ["tensorboard", "--logdir", run]
+    if num_held_out == 0:
+        del commands["measure it"]
+    lines = {what: shlex.join(map(str, command)) for what, command in commands.items()}
+    if shutil.which("ffmpeg") is None:
+        # Its program says no more than that there is none.
+        lines["make a video"] += "  (needs ffmpeg: apt-get install ffmpeg)"
+    return "\n".join(
+        [
+            *(f"To {what}:".ljust(19) + line for what, line in lines.items()),
+            "To train longer:   the same command with --load-dir "
+            f"{shlex.quote(str(checkpoints))} and a larger --max-num-iterations",
+        ]
+    )
+
+
+def interrupted(step: int, total: int, checkpoints: Path) -> str:
+    """What is left of a training that was stopped by hand.
+
+    Args:
+        step: the last that was begun.
+        total: steps of the whole training.
+        checkpoints: the run's folder of checkpoints.
+    """
+    found = sorted(checkpoints.glob("step-*.ckpt"))
+    stopped = f"Stopped at step {step + 1} of {total}."
+    if not found:
+        return f"{stopped} No checkpoint had been written yet (--steps-per-save says how often)."
+    return (
+        f"{stopped} The latest checkpoint is {found[-1]}: the same command with "
+        f"--load-dir {shlex.quote(str(checkpoints))} goes on from there."
+    )

@@ -1,0 +1,245 @@
+"""Adam for hash tables, decay and statistics in the same pass; a learning-rate schedule that any torch loads again."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, field
+from functools import lru_cache
+from typing import Any, Callable, Dict, List, Literal, Optional, Tuple, Type
+
+import torch
+from torch import Tensor
+from torch.optim.adam import adam
+from torch.optim.lr_scheduler import LambdaLR
+
+from nerfstudio.engine.optimizers import OptimizerConfig
+from nerfstudio.engine.schedulers import Scheduler, SchedulerConfig
+from nerfstudio.utils.rich_utils import CONSOLE
+
+from zipnerf_ns.functional import adam as torch_adam
+from zipnerf_ns.functional.adam import TableUpdate
+from zipnerf_ns.functional.numerics import log_lerp
+from zipnerf_ns.kernels.adam import table_adam as triton_adam
+
+TableImplementation = Literal["auto", "triton", "torch"]
+
+OTHER_OPTIONS = ("weight_decay", "amsgrad", "maximize", "capturable", "differentiable")
+"""What torch's Adam can do beside: a group of a foreign checkpoint may ask for it."""
+
+
+class DecayingAdam(torch.optim.Adam):
+    """Adam that updates hash tables in one pass each: hash decay, update and what follows from the new values.
+
+    A parameter is a table if a :class:`~zipnerf_ns.functional.table_state.TableState` hangs on it. Its decay (Zip-NeRF,
+    section 5) goes into the gradient within the update: autograd never sees a dense gradient for it, and every row is
+    decayed whether or not a ray touched it. Other parameters get torch's Adam, all of them in one call.
+
+    The state of every parameter is torch.optim.Adam's, so either loads the other's checkpoints. A table's ``step`` lies
+    on the CPU, where the bias corrections are computed.
+
+    Args:
+        params: parameters or groups of them, as torch takes them.
+        lr: learning rate.
+        betas: decay rates of the two moments.
+        eps: added to the root of the second moment.
+        fused: one kernel for all parameters that are not tables, instead of one an operation.
+        implementation: of tables' updates: "triton" (CUDA), "torch" (anywhere) or "auto".
+    Raises:
+        ValueError: for a group with another option of torch's Adam, or an unknown implementation.
+        RuntimeError: if the implementation cannot run on a table; the message says what it needs.
+    """
+
+    def __init__(
+        self,
+        params: Any,
+        lr: float = 0.01,
+        betas: Tuple[float, float] = (0.9, 0.99),
+        eps: float = 1e-15,
+        fused: bool = True,
+        implementation: TableImplementation = "auto",
+    ) -> None:
+        self.implementation = implementation
+        self._chosen: Dict[Tuple[torch.device, torch.dtype], Callable] = {}
+        super().__init__(params, lr=lr, betas=betas, eps=eps, fused=fused)
+        # A grad scaler must hand over unscaled gradients, for the decay is not scaled; Adam says otherwise when fused.
+        self._step_supports_amp_scaling = False
+
+    def add_param_group(self, param_group: Dict[str, Any]) -> None:
+        """Torch's, which also finds out at once whether the group's tables can be updated."""
+        super().add_param_group(param_group)
+        self._check_group(self.param_groups[-1])
+
+    def __setstate__(self, state: Dict[str, Any]) -> None:
+        """Takes over a state from a checkpoint, which may be torch's Adam's, or from a copy."""
+        super().__setstate__(state)
+        # Of copies, torch keeps only its own attributes.
+        for name, value in (("implementation", "auto"), ("_chosen", {}), ("_step_supports_amp_scaling", False)):
+            self.__dict__.setdefault(name, value)
+        for group in self.param_groups:
+            self._check_group(group)
+            for table in filter(_is_table, group["params"]):
+                if self.state.get(table):
+                    # Fused Adam keeps the step on the device: read there, every step of training would wait for it.
+                    self.state[table]["step"] = self.state[table]["step"].to("cpu", torch.float32)
+
+    def _check_group(self, group: Dict[str, Any]) -> None:
+        unknown = [name for name in OTHER_OPTIONS if group.get(name)]
+        if unknown:
+            raise ValueError(f"DecayingAdam has no {', '.join(unknown)}: leave it out.")
+        for table in filter(_is_table, group["params"]):
+            self._table_update(table)
+
+    def _table_update(self, table: Tensor) -> Callable:
+        key = table.device, table.dtype
+        if key not in self._chosen:
+            self._chosen[key] = resolve_implementation(self.implementation, table)
+        return self._chosen[key]
+
+    def _state_of(self, parameter: Tensor, step_device: Any) -> Dict[str, Tensor]:
+        state = self.state[parameter]
+        if not state:
+            state["step"] = torch.zeros((), dtype=torch.float32, device=step_device)
+            state["exp_avg"] = torch.zeros_like(parameter)
+            state["exp_avg_sq"] = torch.zeros_like(parameter)
+        return state
+
+    @torch.no_grad()
+    def step(self, closure: Optional[Callable] = None) -> Any:
+        """One update of every parameter that has a gradient."""
+        loss = None
+        if closure is not None:
+            with torch.enable_grad():
+                loss = closure()
+        for group in self.param_groups:
+            due = [parameter for parameter in group["params"] if parameter.grad is not None]
+            self._step_tables(group, [parameter for parameter in due if _is_table(parameter)])
+            self._step_others(group, [parameter for parameter in due if not _is_table(parameter)])
+        return loss
+
+    def _step_tables(self, group: Dict[str, Any], tables: List[Tensor]) -> None:
+        batches: Dict[Tuple[Callable, torch.device], List[TableUpdate]] = {}
+        for table in tables:
+            state = self._state_of(table, "cpu")
+            state["step"] += 1.0
+            update = TableUpdate(
+                table, table.grad, state["exp_avg"], state["exp_avg_sq"], table.table_state, int(state["step"])
+            )
+            batches.setdefault((self._table_update(table), table.device), []).append(update)
+        for (decayed_adam_, _), updates in batches.items():
+            decayed_adam_(updates, group["lr"], group["betas"], group["eps"])
+
+    def _step_others(self, group: Dict[str, Any], parameters: List[Tensor]) -> None:
+        if not parameters:
+            return
+        # Where torch's Adam has them: fused on the parameter's device, or else on the CPU.
+        states = [self._state_of(p, p.device if group["fused"] else "cpu") for p in parameters]
+        adam(
+            parameters,
+            [parameter.grad for parameter in parameters],
+            *([state[name] for state in states] for name in ("exp_avg", "exp_avg_sq")),
+            [],
+            [state["step"] for state in states],
+            amsgrad=False,
+            beta1=group["betas"][0],
+            beta2=group["betas"][1],
+            lr=group["lr"],
+            weight_decay=0.0,
+            eps=group["eps"],
+            maximize=False,
+            foreach=group["foreach"],
+            fused=group["fused"],
+        )
+
+
+def _is_table(parameter: Tensor) -> bool:
+    return getattr(parameter, "table_state", None) is not None
+
+
+@lru_cache(maxsize=None)
+def _announce_choice(choice: str, device_type: str) -> None:
+    CONSOLE.log(f"Hash tables' optimiser: implementation 'auto' chose '{choice}' on {device_type}.")
+
+
+def resolve_implementation(implementation: str, table: Tensor) -> Callable:
+    """The function behind ``functional.adam.decayed_adam_``'s signature that an implementation's name stands for.
+
+    Raises:
+        ValueError: for a name that is not an implementation.
+        RuntimeError: if the implementation cannot run on the table; the message says what it needs.
+    """
+    if implementation == "auto":
+        is_possible = table.device.type == "cuda" and triton_adam.why_unavailable(table) is None
+        implementation = "triton" if is_possible else "torch"
+        _announce_choice(implementation, table.device.type)
+    if implementation == "torch":
+        return torch_adam.decayed_adam_
+    if implementation == "triton":
+        reason = triton_adam.why_unavailable(table)
+        if reason is not None:
+            raise RuntimeError(f"implementation='triton' of the optimiser cannot run: {reason}")
+        return triton_adam.decayed_adam_
+    raise ValueError(f"implementation={implementation!r} is unknown: choose 'auto', 'torch' or 'triton'.")
+
+
+@dataclass
+class DecayingAdamConfig(OptimizerConfig):
+    """Adam as Zip-NeRF uses it (section 5)."""
+
+    _target: Type = DecayingAdam
+    """Optimizer class."""
+    lr: float = 0.01
+    """Peak learning rate."""
+    eps: float = 1e-15
+    """Added to the root of the second moment; tiny, because the gradients of table entries are."""
+    max_norm: Optional[float] = None
+    """Largest norm of the group's gradient; longer ones are scaled down. None: never."""
+    betas: Tuple[float, float] = (0.9, 0.99)
+    """Decay rates of the two moments."""
+    fused: bool = True
+    """One kernel for the whole update of the networks instead of one an operation."""
+    implementation: TableImplementation = "auto"
+    """Who updates hash tables: "triton" (CUDA), "torch" (anywhere) or "auto"; networks are always torch's."""
+
+
+@dataclass
+class WarmupLogDecayConfig(SchedulerConfig):
+    """A short warm-up, then a log-linear decay to the last step."""
+
+    _target: Type = field(default_factory=lambda: WarmupLogDecay)
+    """Scheduler class."""
+    lr_final: float = 0.001
+    """Learning rate at the last step."""
+    warmup_fraction: float = 0.1
+    """Share of the training over which the rate grows to its schedule."""
+    warmup_start: float = 0.01
+    """Factor on the rate at the first step."""
+    max_steps: Optional[int] = None
+    """Step at which lr_final is reached; the trainer's max-num-iterations if not given."""
+
+
+class WarmupLogDecay(Scheduler):
+    """lr(f) = exp(lerp(log lr, log lr_final, f)), times a sine warm-up (mip-NeRF 360's supplement)."""
+
+    config: WarmupLogDecayConfig
+
+    def get_scheduler(self, optimizer: torch.optim.Optimizer, lr_init: float) -> LambdaLR:
+        """The torch scheduler.
+
+        Every rate is a Python float: numpy's would enter the checkpoint, which torch >= 2.6 then refuses to load.
+
+        Raises:
+            ValueError: if the number of steps is not known.
+        """
+        config = self.config
+        if config.max_steps is None:
+            raise ValueError("WarmupLogDecayConfig.max_steps is not set and no trainer filled it in.")
+
+        def factor(step: int) -> float:
+            progress = step / max(config.max_steps, 1)
+            warmup = 1.0
+            if config.warmup_fraction > 0.0:
+                ramp = math.sin(0.5 * math.pi * min(progress / config.warmup_fraction, 1.0))
+                warmup = config.warmup_start + (1.0 - config.warmup_start) * ramp
+            return float(warmup * log_lerp(progress, lr_init, config.lr_final) / lr_init)
+
+        return LambdaLR(optimizer, lr_lambda=factor)

@@ -1,0 +1,177 @@
+"""Nerfstudio's pipeline whose evaluation finds held-out cameras, and says how each scale and each image does."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass, field
+from pathlib import Path
+from time import perf_counter
+from typing import Any, Dict, List, Optional, Sequence, Tuple, Type
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor
+
+from nerfstudio.cameras.cameras import Cameras
+from nerfstudio.pipelines.base_pipeline import VanillaPipeline, VanillaPipelineConfig
+from nerfstudio.utils.rich_utils import CONSOLE, get_progress
+
+from zipnerf_ns.cameras.held_out import describe, drift, moved_bundle, moved_camera, refine
+from zipnerf_ns.data.scales import find_scales, mean_metrics, means_by_scale
+from zipnerf_ns.engine.messages import quiet_dependencies
+from zipnerf_ns.errors import InputError
+from zipnerf_ns.functional.similarity import Similarity
+
+PER_IMAGE = "per_image.json"
+"""Written beside the pictures of an evaluation: every image's metrics."""
+NONE_HELD_OUT = (
+    "no image is held out, so there is nothing to evaluate on. Nerfstudio's parser holds out one in ten, and none of "
+    "nine or fewer: end the command of the training with nerfstudio-data --eval-mode interval --eval-interval 8."
+)
+"""Said of small captures."""
+
+
+@dataclass
+class ZipNerfPipelineConfig(VanillaPipelineConfig):
+    """Settings of the pipeline."""
+
+    _target: Type = field(default_factory=lambda: ZipNerfPipeline)
+    """Pipeline class."""
+    eval_pose_steps: int = 0
+    """Gradient steps that fit each test pose to its own test photo before scoring on it; 0 never looks at the photo."""
+
+    def __post_init__(self) -> None:
+        if self.eval_pose_steps < 0:
+            raise InputError(f"eval_pose_steps is {self.eval_pose_steps}: it must not be negative.")
+
+
+class ZipNerfPipeline(VanillaPipeline):
+    """Pipeline that adds ``psnr_scale_2`` and its like to the averages of data with several scales.
+
+    Where cameras are optimised, held-out ones are moved by the similarity by which the training ones have drifted.
+    """
+
+    config: ZipNerfPipelineConfig
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        # Here, for every program makes a pipeline.
+        quiet_dependencies()
+        super().__init__(*args, **kwargs)
+
+    def get_eval_loss_dict(self, step: int) -> Tuple[Any, Dict[str, Any], Dict[str, Any]]:
+        """Outputs, losses and metrics of a batch of held-out pixels.
+
+        Args:
+            step: of the training.
+        """
+        self.eval()
+        bundle, batch = self.datamanager.next_eval(step)
+        outputs = self.model(moved_bundle(bundle, self._drift()))
+        metrics = self.model.get_metrics_dict(outputs, batch)
+        losses = self.model.get_loss_dict(outputs, batch, metrics)
+        self.train()
+        return outputs, losses, metrics
+
+    def get_eval_image_metrics_and_images(self, step: int) -> Tuple[Dict[str, Any], Dict[str, Tensor]]:
+        """Metrics and pictures of one held-out image.
+
+        Args:
+            step: of the training.
+        """
+        self.eval()
+        camera, batch = self.datamanager.next_eval_image(step)
+        similarity = self._drift()
+        self._say_what_is_done(similarity)
+        camera, moves = self._found_camera(camera, batch, similarity)
+        outputs = self.model.get_outputs_for_camera(camera)
+        metrics, pictures = self.model.get_image_metrics_and_images(outputs, batch)
+        self.train()
+        return {**metrics, **moves, "num_rays": int(camera.height) * int(camera.width)}, pictures
+
+    def _drift(self) -> Optional[Similarity]:
+        return drift(self.model.corrections, self.datamanager.train_dataset.cameras.camera_to_worlds)
+
+    def _say_what_is_done(self, similarity: Optional[Similarity]) -> None:
+        sentence = describe(similarity, self.config.eval_pose_steps)
+        if sentence is not None:
+            CONSOLE.log(sentence, highlight=False)
+
+    def _found_camera(
+        self, camera: Cameras, batch: Dict[str, Any], similarity: Optional[Similarity]
+    ) -> Tuple[Cameras, Dict[str, float]]:
+        """A held-out camera where it is scored, and how far its own photo has moved it."""
+        camera = moved_camera(camera, similarity)
+        if self.config.eval_pose_steps == 0:
+            return camera, {}
+        refined = refine(self.model, camera, batch, self.config.eval_pose_steps)
+        return refined.camera, {
+            "pose_refined_degrees": refined.degrees, "pose_refined_distance": refined.distance,
+        }  # fmt: skip
+
+    def get_average_eval_image_metrics(
+        self, step: Optional[int] = None, output_path: Optional[Path] = None, get_std: bool = False
+    ) -> Dict[str, float]:
+        """Mean metrics over all held-out images, then over those of each scale where there are several.
+
+        Args:
+            step: of the training.
+            output_path: folder for pictures and every image's own metrics.
+            get_std: also give standard deviations.
+        Raises:
+            InputError: if no image is held out.
+        """
+        if len(self.datamanager.eval_dataset) == 0:
+            raise InputError(NONE_HELD_OUT)
+        self.eval()
+        per_image: List[Dict[str, float]] = []
+        if output_path is not None:
+            output_path.mkdir(exist_ok=True, parents=True)
+        views = self.datamanager.fixed_indices_eval_dataloader
+        similarity = self._drift()
+        self._say_what_is_done(similarity)
+        with get_progress("Evaluating all images") as progress:
+            for index, (camera, batch) in enumerate(progress.track(views, total=len(views))):
+                camera, moves = self._found_camera(camera, batch, similarity)
+                start = perf_counter()
+                outputs = self.model.get_outputs_for_camera(camera=camera)
+                metrics, pictures = self.model.get_image_metrics_and_images(outputs, batch)
+                if output_path is not None:
+                    for name, picture in pictures.items():
+                        _save_picture(picture, output_path / f"eval_{name}_{index:04d}.png")
+                frames = 1.0 / (perf_counter() - start)
+                num_rays = int(camera.height) * int(camera.width)
+                per_image.append({**metrics, **moves, "num_rays_per_sec": frames * num_rays, "fps": frames})
+        dataset = self.datamanager.eval_dataset
+        scales = find_scales(dataset.image_filenames, dataset.metadata, Path(self.datamanager.get_datapath()))
+        if output_path is not None:
+            _write_per_image(output_path / PER_IMAGE, dataset.image_filenames, scales, per_image)
+        self.train()
+        return _averages(per_image, scales, get_std)
+
+
+def _save_picture(picture: Tensor, path: Path) -> None:
+    pixels = (picture.detach().clamp(0.0, 1.0) * 255.0).round().to(torch.uint8).cpu().numpy()
+    Image.fromarray(np.repeat(pixels, 3, axis=-1) if pixels.shape[-1] == 1 else pixels).save(path)
+
+
+def _averages(per_image: List[Dict[str, float]], scales: Optional[Tuple[int, ...]], get_std: bool) -> Dict[str, float]:
+    averages = mean_metrics(per_image)
+    if get_std:
+        for name in list(averages):
+            values = torch.tensor([metrics[name] for metrics in per_image if name in metrics])
+            averages[f"{name}_std"] = float(values.std()) if len(values) > 1 else 0.0
+    for scale, means in means_by_scale(per_image, scales).items():
+        averages.update({f"{name}_scale_{scale}": value for name, value in means.items()})
+    return averages
+
+
+def _write_per_image(
+    path: Path, images: Sequence[Path], scales: Optional[Tuple[int, ...]], per_image: List[Dict[str, float]]
+) -> None:
+    rows = [
+        {"image": str(image), **({} if scales is None else {"scale": scales[index]}), **metrics}
+        for index, (image, metrics) in enumerate(zip(images, per_image, strict=True))
+    ]
+    path.write_text(json.dumps(rows, indent=2) + "\n", encoding="utf-8")
+    CONSOLE.log(f"Each image's metrics: {path}")

@@ -1,0 +1,372 @@
+"""Nerfstudio's trainer with exact resume, a captured step, a progress line, and what to do next."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import signal
+import time
+from contextlib import nullcontext, suppress
+from dataclasses import dataclass, field
+from typing import Any, ContextManager, Dict, Literal, Optional, Type
+
+import torch
+import tyro
+
+from nerfstudio.engine.callbacks import TrainingCallback, TrainingCallbackLocation
+from nerfstudio.engine.optimizers import Optimizers
+from nerfstudio.engine.trainer import TRAIN_INTERATION_OUTPUT, TrainerConfig
+from nerfstudio.utils import profiler, writer
+from nerfstudio.utils.decorators import check_main_thread
+from nerfstudio.utils.misc import step_check
+from nerfstudio.utils.rich_utils import CONSOLE
+from nerfstudio.utils.writer import EventName, TimeWriter
+
+from zipnerf_ns.engine.background import BackgroundWriter
+from zipnerf_ns.engine.checkpoints import restore_rng
+from zipnerf_ns.engine.checks import check_run
+from zipnerf_ns.engine.event_pictures import take_pictures, write_pictures
+from zipnerf_ns.engine.graph import GraphedStep
+from zipnerf_ns.engine.messages import interrupted, next_commands, out_of_memory, quiet_dependencies, raise_for_user
+from zipnerf_ns.engine.optimizers import DecayingAdam, WarmupLogDecayConfig
+from zipnerf_ns.engine.progress import ProgressLine, StepTimer, TrainingClock, told_if_slow
+from zipnerf_ns.engine.resumable import ResumableTrainer
+from zipnerf_ns.errors import InputError
+
+EAGER_STEPS = 3
+"""Steps before one is captured: they compile kernels, and let libraries set themselves up."""
+SLOW_START = 5.0
+"""Seconds after which a person is told what the first step waits for; kernels are read from disk in less."""
+COMPILING = "Compiling the kernels: about a minute at the first use on this machine, later they are read from disk."
+
+
+@dataclass
+class ZipNerfTrainerConfig(TrainerConfig):
+    """Nerfstudio's trainer settings; only their handling differs."""
+
+    _target: Type = field(default_factory=lambda: ZipNerfTrainer)
+    """Trainer class."""
+    prompt: tyro.conf.Suppress[Optional[str]] = None
+    """Nerfstudio's, for models that read text."""
+    max_num_iterations: int = 1_000_000
+    """Steps of the whole training, those before a resume among them."""
+    steps_per_save: int = 1000
+    """Steps between checkpoints; one is written at the end in any case."""
+    steps_per_eval_batch: int = 0
+    """Steps between the losses of a batch of held-out rays; 0 is never."""
+    steps_per_eval_image: int = 500
+    """Steps between the pictures and metrics of one held-out view; 0 is never. Needs more than the viewer in --vis."""
+    steps_per_eval_all_images: int = 0
+    """Steps between the mean metrics of all held-out views; 0 is never."""
+    use_cuda_graphs: Literal["auto", "on", "off"] = "auto"
+    """Replay the training step as one CUDA graph; auto: where everything in it is a kernel of ours, on one GPU."""
+
+    def save_config(self) -> None:
+        """Writes config.yml, unless that would overwrite another run's.
+
+        Raises:
+            SystemExit: if the run's folder holds checkpoints and the run does not resume from there.
+        """
+        folder = self.get_checkpoint_dir()
+        source = self.load_dir or (self.load_checkpoint and self.load_checkpoint.parent)
+        resumes_here = source is not None and source.resolve() == folder.resolve()
+        if not resumes_here and any(folder.glob("*.ckpt")):
+            raise_for_user(
+                InputError(
+                    f"{folder} holds checkpoints of an earlier run. Resume it with --load-dir {folder}, "
+                    "or choose another --timestamp or --experiment-name."
+                )
+            )
+        super().save_config()
+
+
+def gradient_norms(model: torch.nn.Module) -> Dict[str, torch.Tensor]:
+    """The norm of every parameter's gradient, and their sum as the total, as Nerfstudio names them."""
+    norms = {
+        f"Gradients/{name}": parameter.grad.norm()
+        for name, parameter in model.named_parameters()
+        if parameter.grad is not None
+    }
+    return {**norms, "Gradients/Total": sum(norms.values(), torch.zeros(()))}
+
+
+class ZipNerfTrainer(ResumableTrainer):
+    """Trainer whose interrupted and resumed run equals the uninterrupted one."""
+
+    config: ZipNerfTrainerConfig
+
+    def __init__(self, config: ZipNerfTrainerConfig, local_rank: int = 0, world_size: int = 1) -> None:
+        # Before Nerfstudio's own first lines, which warn.
+        quiet_dependencies()
+        super().__init__(config, local_rank, world_size)
+
+    def setup(self, test_mode: Any = "val") -> None:
+        """Nerfstudio's set-up; what is wrong with settings or input is told in one line."""
+        try:
+            check_run(self.config)
+            super().setup(test_mode)
+        except InputError as error:
+            raise_for_user(error)
+        except torch.cuda.OutOfMemoryError:
+            raise_for_user(out_of_memory(self.config))
+        self._set_up_graph()
+
+    def setup_optimizers(self) -> Optimizers:
+        """Optimisers whose schedules end with the training, if the configuration does not say otherwise."""
+        config = {}
+        for name, group in self.config.optimizers.items():
+            scheduler = group["scheduler"]
+            if isinstance(scheduler, WarmupLogDecayConfig) and scheduler.max_steps is None:
+                scheduler = dataclasses.replace(scheduler, max_steps=self.config.max_num_iterations)
+            config[name] = {**group, "scheduler": scheduler}
+        return Optimizers(config, self.pipeline.get_param_groups())
+
+    def train(self) -> None:
+        """Trains up to max_num_iterations steps *in total*: Nerfstudio itself adds that many to a resumed run."""
+        total = self.config.max_num_iterations
+        if self._start_step >= total:
+            CONSOLE.print(
+                f"The checkpoint has all {total} steps already: nothing to train. "
+                "Give a larger --max-num-iterations to go on."
+            )
+            return
+        if self._resumed_rng is not None:
+            restore_rng(self._resumed_rng)
+        self.pipeline.datamanager.train_dataparser_outputs.save_dataparser_transform(
+            self.base_dir / "dataparser_transforms.json"
+        )
+        self._init_viewer_state()
+        self.clock = TrainingClock(self._synchronize)
+        self.progress = ProgressLine(self._start_step, total, self.clock, self._say)
+        self._log_timer = StepTimer(self.clock)
+        self._pictures = BackgroundWriter()
+        self.step = max(self._start_step - 1, 0)
+        self.stop_training = False
+        rays = self.pipeline.datamanager.get_train_rays_per_batch() * self.world_size
+        self._say(f"Training {self.config.method_name} on {self.device}: {total} steps of {rays:,} rays.")
+        with TimeWriter(writer, EventName.TOTAL_TRAIN_TIME):
+            try:
+                self._train_steps(self._start_step, total)
+            except torch.cuda.OutOfMemoryError:
+                self.shutdown()
+                raise_for_user(out_of_memory(self.config))
+            except KeyboardInterrupt:
+                if self.world_size > 1:
+                    raise
+                self._finish_writing()
+                self._say(interrupted(self.step, total, self.checkpoint_dir))
+                raise SystemExit(128 + signal.SIGINT) from None
+            finally:
+                # Also when the training is interrupted: what was begun is worth having.
+                self._finish_writing()
+        self._after_train()
+
+    def _finish_writing(self) -> None:
+        """Waits until checkpoints and pictures are on disk; their errors are raised here."""
+        self.checkpoints.wait()
+        self._pictures.wait()
+
+    def _say(self, text: str) -> None:
+        """A line for the person, of any length: broken, its commands could not be copied."""
+        if self.local_rank == 0:
+            CONSOLE.print(text, markup=False, highlight=False, soft_wrap=True)
+
+    def _after_train(self) -> None:
+        """Nerfstudio's end of a training; before it waits with the viewer, it says what can be done next."""
+        num_held_out = len(self.pipeline.datamanager.eval_dataset or ())
+        has_events = self.config.is_tensorboard_enabled()
+        text = next_commands(self.base_dir, self.checkpoint_dir, num_held_out, has_events)
+        end = TrainingCallbackLocation.AFTER_TRAIN
+        self.callbacks = [*self.callbacks, TrainingCallback([end], lambda step: self._say(text))]
+        super()._after_train()
+
+    def _train_complete_viewer(self) -> None:
+        """Nerfstudio's wait with the viewer, whose end by Ctrl-C is no error."""
+        with suppress(KeyboardInterrupt):
+            super()._train_complete_viewer()
+
+    def _train_steps(self, first: int, total: int) -> None:
+        """The loop. Between two logged steps nothing in it waits for the device, and no event is written."""
+        datamanager = self.pipeline.datamanager
+        for step in range(first, total):
+            self._wait_while_paused()
+            if self.stop_training:
+                return
+            self.step = step
+            with self.train_lock:
+                # Switching the mode visits every module: only after something has switched it off.
+                if not (self.pipeline.training and self.pipeline.model.training):
+                    self.pipeline.train()
+                self._run_callbacks(step, TrainingCallbackLocation.BEFORE_TRAIN_ITERATION)
+                with self._explained_if_slow() if step == first else nullcontext():
+                    result = self.train_iteration(step)
+                self._run_callbacks(step, TrainingCallbackLocation.AFTER_TRAIN_ITERATION)
+            rays = datamanager.get_train_rays_per_batch() * self.world_size
+            self._update_viewer_state(step)
+            if self._is_logged(step):
+                self._log(step, rays, result)
+            if self.local_rank == 0:
+                self.progress.update(step, rays, result[2])
+            if self._is_evaluated(step) and datamanager.eval_dataset:
+                with self.clock.pause(), self.train_lock:
+                    self.eval_iteration(step)
+            if step_check(step, self.config.steps_per_save):
+                with self.clock.pause():
+                    self.begin_checkpoint(step)
+            self.checkpoints.check()
+            # The viewer's thread writes events, too.
+            if writer.EVENT_STORAGE:
+                self._write_events()
+
+    def _write_events(self) -> None:
+        """What waits to be written, pictures beside the training."""
+        pictures = take_pictures()
+        if pictures:
+            self._pictures.submit(lambda: write_pictures(pictures))
+        writer.write_out_storage()
+
+    def _explained_if_slow(self) -> ContextManager[None]:
+        """For the first step, in which kernels are compiled where they run."""
+        if self.local_rank > 0 or not self.pipeline.model.uses_kernels:
+            return nullcontext()
+        return told_if_slow(CONSOLE.log, COMPILING, SLOW_START)
+
+    @property
+    def _device_type(self) -> str:
+        return "cuda" if self.device.startswith("cuda") else "cpu"
+
+    def _synchronize(self) -> None:
+        """Waits for the device."""
+        if self._device_type == "cuda":
+            torch.cuda.synchronize(self.device)
+
+    def _wait_while_paused(self) -> None:
+        """Until the viewer's pause is over, or the training is to stop."""
+        if self.training_state != "paused":
+            return
+        with self.clock.pause(recurs=False):
+            while self.training_state == "paused" and not self.stop_training:
+                time.sleep(0.01)
+
+    def _run_callbacks(self, step: int, location: TrainingCallbackLocation) -> None:
+        for callback in self.callbacks:
+            callback.run_callback_at_location(step, location)
+
+    def _is_logged(self, step: int) -> bool:
+        return step_check(step, self.config.logging.steps_per_log, run_at_zero=True)
+
+    def _is_evaluated(self, step: int) -> bool:
+        config = self.config
+        intervals = (config.steps_per_eval_batch, config.steps_per_eval_image, config.steps_per_eval_all_images)
+        return any(step_check(step, interval) for interval in intervals)
+
+    @profiler.time_function
+    def train_iteration(self, step: int) -> TRAIN_INTERATION_OUTPUT:
+        """One step: loss, backward pass, and an update of the groups whose gradients are complete.
+
+        Nerfstudio's also writes the learning rates and reads the scale of a scaler that is switched off.
+        """
+        every = {name: self.gradient_accumulation_steps[name] for name in self.optimizers.parameters}
+        model = self.pipeline.model
+        # What was true of the model at set-up need not be any more: its configuration can be changed between steps.
+        is_eager = self._graph is None or not model.uses_kernels or model.monitor.is_due()
+        if is_eager or self._eager_steps < EAGER_STEPS or not self._graph.has_current_tables():
+            self._eager_steps += 1
+            self.optimizers.zero_grad_some([name for name, steps in every.items() if step % steps == 0])
+            loss, loss_dict, metrics_dict = self._losses_and_gradients(step)
+        else:
+            key = self.pipeline.datamanager.get_train_rays_per_batch(), model.num_active_levels()
+            loss, loss_dict, metrics_dict = self._graph(key, lambda: self._losses_and_gradients(step))
+        complete = [name for name, steps in every.items() if step % steps == steps - 1]
+        self.optimizers.optimizer_scaler_step_some(self.grad_scaler, complete)
+        if self.config.log_gradients and self._is_logged(step):
+            metrics_dict.update(gradient_norms(self.pipeline.model))
+        if not complete or self._update_scaler():
+            for scheduler in self.optimizers.schedulers.values():
+                scheduler.step()
+        return loss, loss_dict, metrics_dict
+
+    def _losses_and_gradients(self, step: int) -> TRAIN_INTERATION_OUTPUT:
+        """The loss, its parts and the metrics, detached; the gradients are left in the parameters."""
+        with torch.autocast(self._device_type) if self.mixed_precision else nullcontext():
+            _, loss_dict, metrics_dict = self.pipeline.get_train_loss_dict(step=step)
+            loss = functools.reduce(torch.add, loss_dict.values())
+        self.grad_scaler.scale(loss).backward()
+        return loss.detach(), {name: value.detach() for name, value in loss_dict.items()}, metrics_dict
+
+    def _set_up_graph(self) -> None:
+        """Decides whether steps are replayed from a CUDA graph, and says so.
+
+        Raises:
+            SystemExit: if graphs are asked for and cannot be; the message says what keeps them.
+        """
+        self._graph: Optional[GraphedStep] = None
+        self._eager_steps = 0
+        wanted = self.config.use_cuda_graphs
+        reason = self._why_no_graph()
+        if wanted == "on" and reason is not None:
+            raise_for_user(InputError(f"--use-cuda-graphs on cannot be: {reason} Choose auto or off."))
+        if wanted == "off" or reason is not None:
+            return
+        CONSOLE.log("Training steps are replayed as one CUDA graph.")
+        groups = self.optimizers.parameters.values()
+        self._graph = GraphedStep([parameter for group in groups for parameter in group])
+
+    def _why_no_graph(self) -> Optional[str]:
+        """What in this training cannot be captured, as a sentence; None if nothing."""
+        if self._device_type != "cuda":
+            return f"the device is {self.device}."
+        if self.world_size > 1:
+            return "several GPUs exchange gradients during the backward pass."
+        if any(steps != 1 for steps in self.gradient_accumulation_steps.values()):
+            return "gradients are accumulated over steps."
+        if self.grad_scaler.is_enabled():
+            return "the gradients' scale changes during training."
+        if self.pipeline.model.config.implementation == "tcnn" or not self.pipeline.model.uses_kernels:
+            return "the implementation is not triton."
+        tables = [p for p in self.pipeline.model.parameters() if hasattr(p, "table_state")]
+        ours = [o for o in self.optimizers.optimizers.values() if isinstance(o, DecayingAdam)]
+        if not {*tables} <= {p for optimizer in ours for group in optimizer.param_groups for p in group["params"]}:
+            return "the hash tables' optimiser is not DecayingAdam, which keeps their mean squares current."
+        if self.pipeline.model.config.camera_optimizer.mode == "SE3":
+            return "camera optimiser mode SE3 copies from the CPU at every step, which mode SO3xR3 does not."
+        if not getattr(self.pipeline.datamanager, "is_capturable", False):
+            return "pixels or rays are not made by our kernels on the GPU."
+        return None
+
+    def _update_scaler(self) -> bool:
+        """Adapts the gradients' scale; False if it fell, for then there was no update and schedules must wait."""
+        if not self.grad_scaler.is_enabled():
+            return True
+        scale = self.grad_scaler.get_scale()
+        self.grad_scaler.update()
+        return scale <= self.grad_scaler.get_scale()
+
+    @check_main_thread
+    def _log(self, step: int, rays: int, result: TRAIN_INTERATION_OUTPUT) -> None:
+        """Writes what Nerfstudio writes of a step, with times that include the device's."""
+        # Nerfstudio's local writer, which is off by default, looks there for the step.
+        writer.GLOBAL_BUFFER["step"] = step
+        seconds = self._log_timer.lap(step + 1)
+        if seconds is not None:
+            writer.put_time(EventName.ITER_TRAIN_TIME, seconds, step=step, update_eta=True)
+            writer.put_time(EventName.TRAIN_RAYS_PER_SEC, rays / seconds, step=step)
+        for name, scheduler in self.optimizers.schedulers.items():
+            writer.put_scalar(name=f"learning_rate/{name}", scalar=scheduler.get_last_lr()[0], step=step)
+        loss, loss_dict, metrics_dict = result
+        writer.put_scalar(name="Train Loss", scalar=loss, step=step)
+        writer.put_dict(name="Train Loss Dict", scalar_dict=loss_dict, step=step)
+        writer.put_dict(name="Train Metrics Dict", scalar_dict=metrics_dict, step=step)
+        writer.put_dict(name="Feature RMS", scalar_dict=self.pipeline.model.feature_sizes(), step=step)
+        if self._device_type == "cuda":
+            memory = torch.cuda.max_memory_allocated() / 2**20
+            writer.put_scalar(name="GPU Memory (MB)", scalar=memory, step=step)
+
+    def eval_iteration(self, step: int) -> None:
+        """Nerfstudio's evaluation; its last test PSNR also goes into the progress line."""
+        super().eval_iteration(step)
+        for event in reversed(writer.EVENT_STORAGE):
+            if event["name"] == "Eval Images Metrics" and "psnr" in event["event"]:
+                self.progress.test_psnr = float(event["event"]["psnr"])
+                writer.put_scalar(name=EventName.CURR_TEST_PSNR, scalar=self.progress.test_psnr, step=step)
+                return

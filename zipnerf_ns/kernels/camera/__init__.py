@@ -1,0 +1,1 @@
+"""Rays of pixels and of pictures."""

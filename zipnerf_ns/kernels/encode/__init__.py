@@ -1,0 +1,1 @@
+"""The prefiltered hash encoding: of samples and of cones."""

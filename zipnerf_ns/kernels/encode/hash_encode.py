@@ -1,0 +1,184 @@
+"""The prefiltered hash encoding in Triton, behind the signature of ``functional.hash_grid.hash_encode``.
+
+Nothing of size [intervals, samples, levels] exists in either direction. The gradient to the table is summed by atomics
+in an order that varies; under ``torch.use_deterministic_algorithms`` it is computed by the torch twin instead, whose
+scatter is then a sorted one.
+"""
+
+from __future__ import annotations
+
+import importlib
+import importlib.util
+import os
+from functools import lru_cache
+from types import ModuleType
+from typing import Any, Optional
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+from torch.autograd.function import once_differentiable
+
+from zipnerf_ns.functional import hash_grid
+from zipnerf_ns.functional.hash_grid import HashGrid, Prefilter
+from zipnerf_ns.kernels.encode.tuning import Tuning, default_tuning
+
+MIN_TRITON = (3, 4)
+"""The first Triton whose functions may return tuples of tuples; it comes with torch 2.8."""
+MIN_CAPABILITY = (7, 0)
+"""The oldest CUDA devices that Triton compiles for."""
+FEATURES = (1, 2, 4, 8)
+"""Features a level that the kernels read: powers of two, so that a row is a vector."""
+DETERMINISTIC_CHUNK = 65536
+"""Intervals at a time for the deterministic gradient, which sorts the rows of all their corners."""
+
+
+def why_unavailable(device: torch.device) -> Optional[str]:
+    """What the kernels lack to run on ``device``, as a sentence for the user; None if nothing.
+
+    Triton's interpreter (TRITON_INTERPRET=1 before the first use) stands in for a CUDA device, slowly.
+    """
+    is_interpreted = os.environ.get("TRITON_INTERPRET") == "1"
+    if not is_interpreted and (device.type != "cuda" or not torch.cuda.is_available()):
+        return f"The Triton kernels need a CUDA device and a torch built for it; the hash table is on '{device}'."
+    found = _triton_version()
+    if found is None or tuple(int(part) for part in found.split(".")[:2]) < MIN_TRITON:
+        needed = ".".join(str(part) for part in MIN_TRITON)
+        return (
+            f"The Triton kernels need triton {needed} or later (found: {found or 'none'}): install torch 2.8 or later, "
+            "which brings it on Linux; on Windows also 'pip install triton-windows'."
+        )
+    if not is_interpreted and torch.cuda.get_device_capability(device) < MIN_CAPABILITY:
+        name = torch.cuda.get_device_name(device)
+        return f"The Triton kernels need compute capability {MIN_CAPABILITY} or later; {name} is older."
+    return None
+
+
+def is_available(device: torch.device) -> bool:
+    """Whether :func:`hash_encode` can run on ``device``."""
+    return why_unavailable(device) is None
+
+
+@lru_cache(maxsize=1)
+def _triton_version() -> Optional[str]:
+    if importlib.util.find_spec("triton") is None:
+        return None
+    return importlib.import_module("triton").__version__
+
+
+@lru_cache(maxsize=1)
+def _launch() -> ModuleType:
+    """The part that needs triton, imported when first used: configurations must load without it, and quickly."""
+    return importlib.import_module("zipnerf_ns.kernels.encode.launch")
+
+
+def hash_encode(
+    table: Float[Tensor, "entries features"],
+    positions: Float[Tensor, "intervals samples 3"],
+    stds: Float[Tensor, "intervals samples"],
+    grid: HashGrid,
+    prefilter: Prefilter = "multisample",
+    bandwidths: Optional[Float[Tensor, "levels"]] = None,
+    num_active: Optional[int] = None,
+) -> tuple[Float[Tensor, "intervals levels features"], Float[Tensor, "intervals levels"]]:
+    """Prefiltered features: per level the mean over samples of weight * trilinear(position) (Zip-NeRF, eq. 4-5).
+
+    Computes what ``functional.hash_grid.hash_encode`` defines, to float32 rounding, with erf within 2e-7; see there
+    for the arguments. Positions, stds and bandwidths receive gradients if they require them.
+
+    Raises:
+        ValueError: if the table's shape is not the grid's, or is one that the kernels cannot read.
+        RuntimeError: if the kernels cannot run on the table's device; the message says what to install.
+    """
+    tuning = default_tuning(grid.features_per_level)
+    return tuned_hash_encode(table, positions, stds, grid, prefilter, bandwidths, num_active, tuning)
+
+
+def tuned_hash_encode(
+    table: Float[Tensor, "entries features"],
+    positions: Float[Tensor, "intervals samples 3"],
+    stds: Float[Tensor, "intervals samples"],
+    grid: HashGrid,
+    prefilter: Prefilter,
+    bandwidths: Optional[Float[Tensor, "levels"]],
+    num_active: Optional[int],
+    tuning: Tuning,
+) -> tuple[Float[Tensor, "intervals levels features"], Float[Tensor, "intervals levels"]]:
+    """:func:`hash_encode` with its launches chosen by the caller, for benchmarks and tests."""
+    _check(table, grid, prefilter)
+    active = hash_grid.count_active(grid, num_active)
+    if bandwidths is None:
+        bandwidths = _unit_bandwidths(len(grid.levels), table.device)
+    # Under autocast positions may come in half precision, in which fine levels have no cells to tell apart.
+    samples = positions.float(), stds.float(), bandwidths.float()
+    return _HashEncode.apply(table, *samples, _launch().Options(grid, prefilter, active, tuning))
+
+
+def _check(table: Tensor, grid: HashGrid, prefilter: str) -> None:
+    reason = why_unavailable(table.device)
+    if reason is not None:
+        raise RuntimeError(reason)
+    features = grid.features_per_level
+    hash_grid.check_table(table, grid)
+    if table.dtype != torch.float32:
+        raise ValueError(f"the kernels read float32 tables, got {table.dtype}.")
+    if features not in FEATURES:
+        raise ValueError(f"the kernels read {FEATURES} features a level, got {features}: use implementation 'torch'.")
+    if prefilter not in ("multisample", "ipe", "none"):
+        raise ValueError(f"prefilter must be 'multisample', 'ipe' or 'none', got {prefilter!r}.")
+
+
+@lru_cache(maxsize=64)
+def _unit_bandwidths(num_levels: int, device: torch.device) -> Float[Tensor, "levels"]:
+    return torch.ones(num_levels, device=device)
+
+
+def _deterministic_table_gradient(table: Tensor, samples: Any, v_features: Tensor, options: Any) -> Tensor:
+    """The table's gradient by the torch twin, whose scatter torch makes deterministic when asked to."""
+    grid, prefilter, num_active, _ = options
+    positions, stds, bandwidths = samples
+    v_table = torch.zeros_like(table)
+    for start in range(0, len(stds), DETERMINISTIC_CHUNK):
+        chunk = slice(start, start + DETERMINISTIC_CHUNK)
+        leaf = table.detach().requires_grad_()
+        with torch.enable_grad():
+            features, _ = hash_grid.hash_encode(
+                leaf, positions[chunk], stds[chunk], grid, prefilter, bandwidths, num_active
+            )
+        v_table += torch.autograd.grad(features, leaf, v_features[chunk])[0]
+    return v_table
+
+
+class _HashEncode(torch.autograd.Function):
+    """Joins the kernels to autograd. Nothing in it is of a kind that autocast would lower, in either direction."""
+
+    @staticmethod
+    def forward(
+        ctx: Any, table: Tensor, positions: Tensor, stds: Tensor, bandwidths: Tensor, options: Any
+    ) -> tuple[Tensor, Tensor]:
+        table = table.contiguous()
+        samples = _launch().Samples(positions.contiguous(), stds.contiguous(), bandwidths.contiguous())
+        with torch.cuda.device_of(table):
+            features, weights = _launch().forward(table, samples, options)
+        ctx.save_for_backward(table, *samples)
+        ctx.options = options
+        # An absent cotangent must not become a tensor of zeros to be read and scattered.
+        ctx.set_materialize_grads(False)
+        if options.prefilter == "none" or not any(ctx.needs_input_grad[2:4]):
+            ctx.mark_non_differentiable(weights)
+        return features, weights
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, v_features: Optional[Tensor], v_weights: Optional[Tensor]) -> tuple[Optional[Tensor], ...]:
+        table, *saved = ctx.saved_tensors
+        samples, needed = _launch().Samples(*saved), ctx.needs_input_grad
+        v_table, v_samples = None, (None, None, None)
+        with torch.cuda.device_of(table):
+            if needed[0] and v_features is not None:
+                is_deterministic = torch.are_deterministic_algorithms_enabled()
+                gradient = _deterministic_table_gradient if is_deterministic else _launch().table_gradient
+                v_table = gradient(table, samples, v_features, ctx.options)
+            if any(needed[1:4]) and not (v_features is None and v_weights is None):
+                v_samples = _launch().sample_gradients(table, samples, v_features, v_weights, ctx.options)
+        return v_table, *(v if need else None for v, need in zip(v_samples, needed[1:4], strict=True)), None

@@ -1,0 +1,257 @@
+"""Launches of the hash encoding's kernels. Importing this imports triton; ``hash_encode`` does so on first use."""
+
+from __future__ import annotations
+
+from functools import lru_cache
+from typing import NamedTuple, Optional
+
+import torch
+import triton
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from zipnerf_ns.functional.hash_grid import HASH_PRIMES, HashGrid
+from zipnerf_ns.kernels.encode.sample_kernel import sample_kernel
+from zipnerf_ns.kernels.encode.table_kernels import backward_kernel, forward_kernel
+from zipnerf_ns.kernels.encode.tuning import Launch, Plan, Tuning
+
+MAX_COLUMNS = 4
+"""Table values that one lane reads at once: 16 bytes."""
+SAMPLE_BLOCK = 128
+"""Samples a program of the gradient to positions and stds."""
+VECTOR_ATOMICS = (9, 0)
+"""The first compute capability whose atomics add four floats at once; on older ones a window would cost four."""
+
+
+class Options(NamedTuple):
+    """What the launches of one encoding have in common."""
+
+    grid: HashGrid
+    prefilter: str
+    num_active: int
+    tuning: Tuning
+
+
+class Samples(NamedTuple):
+    """The contiguous float32 tensors that say where to look, and with which weight."""
+
+    positions: Tensor
+    stds: Tensor
+    bandwidths: Tensor
+
+
+class Source(NamedTuple):
+    """Where the kernels take their samples from; see ``_cones``."""
+
+    tensors: tuple[Tensor, ...]
+    """Six contiguous float32 tensors: positions and stds, or origins, directions, radius, tdist, turns and aabb."""
+    intervals: int
+    per_ray: int
+    """Intervals of each ray; of no meaning for positions."""
+    samples: int
+    """Samples of each interval."""
+    cones: bool
+    boxed: bool
+    turned: bool
+
+
+class Target(NamedTuple):
+    """Where features and weights stand: two tensors, and their steps between intervals, levels and channels."""
+
+    features: Tensor
+    weights: Tensor
+    step: int
+    stride: int
+    channel_stride: int
+    weight_step: int
+    weight_stride: int
+
+
+def points_source(samples: Samples) -> Source:
+    """Samples that are read from memory."""
+    stds = samples.stds
+    return Source((samples.positions, stds, stds, stds, stds, stds), len(stds), 1, stds.shape[1], False, False, False)
+
+
+def cones_source(
+    origins: Tensor, directions: Tensor, radius: Tensor, tdist: Tensor, turns: Optional[Tensor],
+    aabb: Optional[Tensor], samples: int,
+) -> Source:  # fmt: skip
+    """Samples that the kernels make from cones; an absent tensor's pointer is never followed."""
+    rays, edges = tdist.shape
+    tensors = (origins, directions, radius, tdist, tdist if turns is None else turns, tdist if aabb is None else aabb)
+    return Source(
+        tuple(tensor.float().contiguous() for tensor in tensors),
+        rays * (edges - 1), edges - 1, samples, True, aabb is not None, turns is not None,
+    )  # fmt: skip
+
+
+def forward(table: Tensor, samples: Samples, options: Options) -> tuple[Tensor, Tensor]:
+    """Features ``[intervals, levels, features]`` and mean prefilter weights ``[intervals, levels]``."""
+    levels, features, intervals = len(options.grid.levels), options.grid.features_per_level, len(samples.stds)
+    out = samples.stds.new_empty(intervals, levels, features)
+    weights = samples.stds.new_empty(intervals, levels)
+    target = Target(out, weights, levels * features, features, 1, levels, 1)
+    _look_up(table, points_source(samples), samples.bandwidths, target, None, 1.0, options)
+    return out, weights
+
+
+def cone_forward(
+    table: Tensor, source: Source, bandwidths: Tensor, weight_scales: Tensor, gain: float, dtype: torch.dtype,
+    options: Options,
+) -> Tensor:  # fmt: skip
+    """All channels ``[channels, intervals]``: each level's features times ``gain``, then one weight feature a level.
+
+    Channel by channel in memory, so that neighbouring lanes write, and the networks read, neighbouring numbers.
+    """
+    levels, features, intervals = len(options.grid.levels), options.grid.features_per_level, source.intervals
+    out = torch.empty(levels * (features + 1), intervals, dtype=dtype, device=table.device)
+    target = Target(out, out[levels * features :], 1, features * intervals, intervals, 1, intervals)
+    _look_up(table, source, bandwidths, target, weight_scales, gain, options)
+    return out
+
+
+def _look_up(
+    table: Tensor, source: Source, bandwidths: Tensor, target: Target, weight_scales: Optional[Tensor], gain: float,
+    options: Options,
+) -> None:  # fmt: skip
+    """Level range by level range; inactive levels only get their weights."""
+    grid, prefilter, num_active, tuning = options
+    levels, features = len(grid.levels), grid.features_per_level
+    if not source.intervals:
+        return
+    parts = [(*part, True) for part in _parts(tuning.forward, grid, num_active)]
+    if num_active < levels:
+        parts.append((tuning.forward.fine, num_active, levels, False))
+    for launch, begin, end, read in parts:
+        forward_kernel[_programs(launch, source.intervals, end - begin, features)](
+            table, *source.tensors, level_constants(grid, table.device), bandwidths,
+            target.features, target.weights, bandwidths if weight_scales is None else weight_scales,
+            source.intervals, source.per_ray, begin, end, *target[2:], gain / source.samples,
+            SAMPLES=source.samples, ROW=features, COLUMNS=min(features, MAX_COLUMNS), PREFILTER=prefilter,
+            CONES=source.cones, BOXED=source.boxed, TURNED=source.turned, SCALED=weight_scales is not None,
+            XOR=_is_xor(grid, begin, end), READ=read, MERGE=launch.merge != "none", BRANCH=launch.branch,
+            WIDE=launch.wide and features == 1 and _has_windows(grid),
+            LEVELS=launch.levels_per_program, BLOCK=launch.block, num_warps=launch.num_warps,
+        )  # fmt: skip
+
+
+def table_gradient(table: Tensor, samples: Samples, v_features: Tensor, options: Options) -> Tensor:
+    """The features' cotangent ``[intervals, levels, features]`` scattered into a gradient of the table's size."""
+    strides = v_features.stride(0), v_features.stride(1), v_features.stride(2)
+    return _scatter(table, points_source(samples), samples.bandwidths, v_features, strides, 1.0, options)
+
+
+def cone_table_gradient(
+    table: Tensor, source: Source, bandwidths: Tensor, gain: float, v_channels: Tensor, options: Options
+) -> Tensor:
+    """The cotangent of :func:`cone_forward`'s channels, ``[channels, intervals]`` in any memory order, scattered."""
+    between, along = v_channels.stride(0), v_channels.stride(1)
+    strides = along, between * options.grid.features_per_level, between
+    return _scatter(table, source, bandwidths, v_channels, strides, gain, options)
+
+
+def _scatter(
+    table: Tensor, source: Source, bandwidths: Tensor, v_features: Tensor, strides: tuple[int, int, int], gain: float,
+    options: Options,
+) -> Tensor:  # fmt: skip
+    grid, prefilter, num_active, tuning = options
+    features = grid.features_per_level
+    v_table = torch.zeros_like(table)
+    has_windows = features == 1 and _has_windows(grid) and _has_vector_atomics(table.device)
+    for launch, begin, end in _parts(tuning.backward, grid, num_active) if source.intervals else []:
+        backward_kernel[_programs(launch, source.intervals, end - begin, features)](
+            v_table, *source.tensors, level_constants(grid, table.device), bandwidths,
+            v_features, source.intervals, source.per_ray, begin, end, *strides, gain,
+            SAMPLES=source.samples, ROW=features, COLUMNS=min(features, MAX_COLUMNS), PREFILTER=prefilter,
+            CONES=source.cones, BOXED=source.boxed, TURNED=source.turned,
+            XOR=_is_xor(grid, begin, end), MERGE=launch.merge != "none", BRANCH=launch.branch,
+            ALONG_RAY=launch.merge == "ray", WIDE=launch.wide and has_windows,
+            LEVELS=launch.levels_per_program, BLOCK=launch.block, num_warps=launch.num_warps,
+        )  # fmt: skip
+    return v_table
+
+
+def sample_gradients(
+    table: Tensor, samples: Samples, v_features: Optional[Tensor], v_weights: Optional[Tensor], options: Options
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Cotangents of positions, stds and bandwidths from those of features and mean weights, either of them absent."""
+    grid, prefilter, num_active, _ = options
+    positions, stds, bandwidths = samples
+    levels, features = len(grid.levels), grid.features_per_level
+    programs = triton.cdiv(stds.numel(), SAMPLE_BLOCK)
+    v_positions, v_stds = torch.empty_like(positions), torch.empty_like(stds)
+    v_bandwidths = stds.new_empty(programs, levels)
+    # An absent cotangent's pointer is never followed.
+    v, step, stride = (stds, 0, 0) if v_features is None else _row_strides(v_features)
+    w = stds if v_weights is None else v_weights.float()
+    if programs:
+        sample_kernel[(programs,)](
+            table, positions, stds, level_constants(grid, table.device), bandwidths, v, w,
+            v_positions, v_stds, v_bandwidths, stds.numel(), levels, num_active,
+            step, stride, w.stride(0), w.stride(1),
+            SAMPLES=stds.shape[1], ROW=features, PREFILTER=prefilter, XOR=_is_xor(grid, 0, levels),
+            HAS_FEATURES=v_features is not None, HAS_WEIGHTS=v_weights is not None, BLOCK=SAMPLE_BLOCK,
+        )  # fmt: skip
+    return v_positions, v_stds, v_bandwidths.sum(dim=0)
+
+
+@lru_cache(maxsize=64)
+def level_constants(grid: HashGrid, device: torch.device) -> Int[Tensor, "levels 5"]:
+    """The levels as ``_cells.load_level`` reads them, on the device once and for all.
+
+    Cells a side, first row, y and z multipliers of a row's number, and the hash's mask: -1 marks a dense level.
+    """
+    rows = []
+    for level in grid.levels:
+        n = level.resolution
+        if level.is_dense:
+            steps = [n, n * n] if n > 1 else [0, 0]
+        else:
+            steps = [prime - 2**32 if prime >= 2**31 else prime for prime in HASH_PRIMES[1:]]
+        rows.append([n, level.offset, *steps, -1 if level.is_dense else level.size - 1])
+    return torch.tensor(rows, dtype=torch.int32, device=device)
+
+
+@lru_cache(maxsize=64)
+def _has_windows(grid: HashGrid) -> bool:
+    """Whether every level begins and ends on a multiple of four rows, so that windows of four never straddle two."""
+    return all(level.offset % 4 == 0 and level.size % 4 == 0 for level in grid.levels)
+
+
+@lru_cache(maxsize=16)
+def _has_vector_atomics(device: torch.device) -> bool:
+    return device.type != "cuda" or torch.cuda.get_device_capability(device) >= VECTOR_ATOMICS
+
+
+@lru_cache(maxsize=256)
+def _is_xor(grid: HashGrid, begin: int, end: int) -> bool:
+    """Whether exclusive ors give every level's rows; see ``_cells.corner_rows``."""
+    return all(not level.is_dense or level.resolution.bit_count() == 1 for level in grid.levels[begin:end])
+
+
+@lru_cache(maxsize=256)
+def _parts(plan: Plan, grid: HashGrid, end: int) -> list[tuple[Launch, int, int]]:
+    """The launches that cover the levels below ``end``, with the levels of each."""
+    split = sum(level.resolution <= plan.coarse_up_to for level in grid.levels[:end])
+    if plan.coarse == plan.fine:
+        split = end
+    parts = [(plan.coarse, 0, split), (plan.fine, split, end)]
+    return [(launch, first, last) for launch, first, last in parts if first < last]
+
+
+def _programs(launch: Launch, intervals: int, levels: int, features: int) -> tuple[int, int]:
+    """Blocks of intervals vary fastest, so that the programs that run together read the same levels."""
+    return (
+        triton.cdiv(intervals, launch.block) * triton.cdiv(features, MAX_COLUMNS),
+        triton.cdiv(levels, launch.levels_per_program),
+    )
+
+
+def _row_strides(v: Float[Tensor, "intervals levels features"]) -> tuple[Tensor, int, int]:
+    """A cotangent as the kernels index it, with its steps between intervals and levels in rows of features."""
+    features = v.shape[-1]
+    v = v.float()
+    if (features > 1 and v.stride(2) != 1) or v.stride(0) % features or v.stride(1) % features:
+        v = v.contiguous()
+    return v, v.stride(0) // features, v.stride(1) // features

@@ -1,0 +1,266 @@
+"""The kernels between table and features: look-up, and its transpose, the scatter of the features' cotangent.
+
+One lane works on one interval, and makes its samples anew for every level of a program; consecutive lanes are
+consecutive intervals of a ray. Both kernels sum the corner weights of consecutive samples that lie in one cell before
+they touch memory, because the samples of an interval mostly share their cell: six look-ups or atomics become one.
+Instructions count as much as memory here, so whatever does not depend on the level is computed before the level loop,
+and with BRANCH a program that is a single warp skips an access that none of its lanes makes.
+"""
+
+from typing import no_type_check
+
+import triton
+import triton.language as tl
+
+from zipnerf_ns.kernels.encode.access import block_of, columns_of, first_value, gather, scatter, sum_runs, times
+from zipnerf_ns.kernels.encode.cells import MAX_EXPONENT, corner_rows, erf, load_level, locate3
+from zipnerf_ns.kernels.encode.cones import prepare, sample_of
+
+
+@triton.jit
+@no_type_check
+def _key(cell):
+    """A cell as one number."""
+    return cell[0].to(tl.int64) | (cell[1].to(tl.int64) << 16) | (cell[2].to(tl.int64) << 32)
+
+
+@triton.jit
+@no_type_check
+def _level_scale(bandwidths, index, resolution, PREFILTER: tl.constexpr):
+    """What a level contributes to the prefilter weights of all samples: one scalar."""
+    if PREFILTER == "multisample":
+        scale = 1.0 / resolution
+    else:
+        scale = resolution * resolution * tl.load(bandwidths + index)
+    return scale
+
+
+@triton.jit
+@no_type_check
+def _prefilter(extent, scale, PREFILTER: tl.constexpr):
+    """Share of a level that survives a sample's extent; see functional.hash_grid.prefilter_weights."""
+    if PREFILTER == "multisample":
+        weight = erf(extent * scale)
+    elif PREFILTER == "ipe":
+        weight = tl.exp(-tl.minimum(extent * scale, MAX_EXPONENT))
+    else:
+        weight = tl.full(extent.shape, 1.0, tl.float32)
+    return weight
+
+
+@triton.jit
+@no_type_check
+def _corner_weights(fraction, weight):
+    """Trilinear weights of the eight corners, x fastest, times ``weight``; what one side takes the other lacks."""
+    u, v, w = fraction
+    x1 = weight * u
+    x0 = weight - x1
+    x0y1, x1y1 = x0 * v, x1 * v
+    x0y0, x1y0 = x0 - x0y1, x1 - x1y1
+    a, b, c, d = x0y0 * w, x1y0 * w, x0y1 * w, x1y1 * w
+    return x0y0 - a, x1y0 - b, x0y1 - c, x1y1 - d, a, b, c, d
+
+
+@triton.jit
+@no_type_check
+def _moved(a, b):
+    """Whether two cells differ."""
+    return (a[0] != b[0]) | (a[1] != b[1]) | (a[2] != b[2])
+
+
+@triton.jit
+@no_type_check
+def _continue_run(sums, shares, moved):
+    """Adds a sample's corner weights to its run's, or begins a new run where the cell has changed."""
+    keep = tl.where(moved, 0.0, 1.0)
+    merged = ()
+    for corner in tl.static_range(8):
+        merged = merged + (sums[corner] * keep + shares[corner],)
+    return merged
+
+
+@triton.jit(do_not_specialize=[
+    "intervals", "per_ray", "begin", "end", "step", "stride", "channel_stride", "weight_step", "weight_stride"
+])  # fmt: skip
+@no_type_check
+def forward_kernel(
+    table,
+    a,
+    b,
+    c,
+    d,
+    e,
+    f,
+    levels,
+    bandwidths,
+    features,
+    weights,
+    weight_scales,
+    intervals,
+    per_ray,
+    begin,
+    end,
+    step,
+    stride,
+    channel_stride,
+    weight_step,
+    weight_stride,
+    table_scale,
+    SAMPLES: tl.constexpr,
+    ROW: tl.constexpr,
+    COLUMNS: tl.constexpr,
+    PREFILTER: tl.constexpr,
+    CONES: tl.constexpr,
+    BOXED: tl.constexpr,
+    TURNED: tl.constexpr,
+    SCALED: tl.constexpr,
+    XOR: tl.constexpr,
+    READ: tl.constexpr,
+    MERGE: tl.constexpr,
+    BRANCH: tl.constexpr,
+    WIDE: tl.constexpr,
+    LEVELS: tl.constexpr,
+    BLOCK: tl.constexpr,
+):
+    """Features and mean prefilter weights of BLOCK intervals at LEVELS of the levels in [begin, end).
+
+    A table row has ROW values, of which a program reads COLUMNS. Feature k of an interval at a level is found at
+    interval * step + level * stride + k * channel_stride, its weight at interval * weight_step + level * weight_stride.
+    Without READ the features are zeros. SCALED stores weight features, (2w - 1) * weight_scales[level], not weights.
+    """
+    first = block_of(ROW, COLUMNS).to(tl.int64) * BLOCK
+    lanes = tl.arange(0, BLOCK)
+    mask = lanes < intervals - first
+    columns = columns_of(ROW, COLUMNS)
+    source = prepare(a, b, c, d, e, f, first, lanes, mask, per_ray, SAMPLES, CONES, BOXED, TURNED)
+    begin += tl.program_id(1) * LEVELS
+    for index in range(begin, tl.minimum(begin + LEVELS, end)):
+        level = load_level(levels, index)
+        resolution = level[0].to(tl.float32)
+        scale = _level_scale(bandwidths, index, resolution, PREFILTER)
+        values = table + first_value(level, ROW, WIDE)
+        total = tl.zeros([BLOCK, COLUMNS], tl.float32)
+        point, extent = sample_of(source, 0, SAMPLES, PREFILTER, CONES, BOXED)
+        mean = _prefilter(extent, scale, PREFILTER)
+        if READ:
+            cell, fraction = locate3(point, resolution)
+            sums = _corner_weights(fraction, mean)
+        for sample in range(1, SAMPLES):
+            point, extent = sample_of(source, sample, SAMPLES, PREFILTER, CONES, BOXED)
+            weight = _prefilter(extent, scale, PREFILTER)
+            mean += weight
+            if READ:
+                here, fraction = locate3(point, resolution)
+                shares = _corner_weights(fraction, weight)
+                moved = _moved(cell, here)
+                if BRANCH and MERGE:
+                    # One instruction in a program of a single warp.
+                    is_needed = tl.max(moved.to(tl.int32), axis=0) > 0
+                else:
+                    is_needed = True
+                if is_needed:
+                    rows = corner_rows(cell, level, XOR)
+                    total += gather(values, rows, sums, columns, moved, ROW, WIDE, MERGE)
+                sums = _continue_run(sums, shares, moved) if MERGE else shares
+                cell = here
+        if READ:
+            total += gather(values, corner_rows(cell, level, XOR), sums, columns, mask, ROW, WIDE, False)
+        target = features + first * step + index * stride.to(tl.int64)
+        offsets = (lanes * step)[:, None] + columns * channel_stride
+        tl.store(target + offsets, total * table_scale, mask=mask[:, None])
+        mean *= 1.0 / SAMPLES
+        if SCALED:
+            mean = (2.0 * mean - 1.0) * tl.load(weight_scales + index)
+        target = weights + first * weight_step + index * weight_stride.to(tl.int64)
+        tl.store(target + lanes * weight_step, mean, mask=mask)
+
+
+@triton.jit(do_not_specialize=["intervals", "per_ray", "begin", "end", "step", "stride", "channel_stride"])
+@no_type_check
+def backward_kernel(
+    v_table,
+    a,
+    b,
+    c,
+    d,
+    e,
+    f,
+    levels,
+    bandwidths,
+    v_features,
+    intervals,
+    per_ray,
+    begin,
+    end,
+    step,
+    stride,
+    channel_stride,
+    gain,
+    SAMPLES: tl.constexpr,
+    ROW: tl.constexpr,
+    COLUMNS: tl.constexpr,
+    PREFILTER: tl.constexpr,
+    CONES: tl.constexpr,
+    BOXED: tl.constexpr,
+    TURNED: tl.constexpr,
+    XOR: tl.constexpr,
+    MERGE: tl.constexpr,
+    BRANCH: tl.constexpr,
+    ALONG_RAY: tl.constexpr,
+    WIDE: tl.constexpr,
+    LEVELS: tl.constexpr,
+    BLOCK: tl.constexpr,
+):
+    """Adds the features' cotangent, times ``gain``, to the table's gradient: the transpose of ``forward_kernel``.
+
+    With ALONG_RAY, what an interval has left in its last cell is first summed with its neighbours' in the same cell
+    (a segmented scan over the lanes), and only the last lane of such a run writes. At coarse levels, where a whole
+    ray crosses a handful of cells that all rays share, this is what keeps thousands of lanes off one address.
+    """
+    first = block_of(ROW, COLUMNS).to(tl.int64) * BLOCK
+    lanes = tl.arange(0, BLOCK)
+    remaining = tl.minimum(intervals - first, BLOCK).to(tl.int32)
+    mask = lanes < remaining
+    columns = columns_of(ROW, COLUMNS)
+    source = prepare(a, b, c, d, e, f, first, lanes, mask, per_ray, SAMPLES, CONES, BOXED, TURNED)
+    if ALONG_RAY:
+        previous, following = tl.maximum(lanes - 1, 0), tl.minimum(lanes + 1, BLOCK - 1)
+        is_last = lanes + 1 >= remaining
+    begin += tl.program_id(1) * LEVELS
+    for index in range(begin, tl.minimum(begin + LEVELS, end)):
+        level = load_level(levels, index)
+        resolution = level[0].to(tl.float32)
+        scale = _level_scale(bandwidths, index, resolution, PREFILTER)
+        target = v_table + first_value(level, ROW, WIDE)
+        cotangent = v_features + first * step + index * stride.to(tl.int64)
+        offsets = (lanes * step)[:, None] + columns * channel_stride
+        v = tl.load(cotangent + offsets, mask=mask[:, None], other=0.0).to(tl.float32)
+        # Intervals behind a surface, or whose loss is saturated, send back exact zeros.
+        live = mask & (tl.max((v != 0.0).to(tl.int32), axis=1) > 0)
+        v *= gain * (1.0 / SAMPLES)
+        point, extent = sample_of(source, 0, SAMPLES, PREFILTER, CONES, BOXED)
+        cell, fraction = locate3(point, resolution)
+        sums = _corner_weights(fraction, _prefilter(extent, scale, PREFILTER))
+        for sample in range(1, SAMPLES):
+            point, extent = sample_of(source, sample, SAMPLES, PREFILTER, CONES, BOXED)
+            here, fraction = locate3(point, resolution)
+            shares = _corner_weights(fraction, _prefilter(extent, scale, PREFILTER))
+            moved = _moved(cell, here)
+            writes = live & moved if MERGE else live
+            if BRANCH:
+                is_needed = tl.max(writes.to(tl.int32), axis=0) > 0
+            else:
+                is_needed = True
+            if is_needed:
+                rows = corner_rows(cell, level, XOR)
+                scatter(target, rows, times(sums, v), columns, writes, ROW, WIDE)
+            sums = _continue_run(sums, shares, moved) if MERGE else shares
+            cell = here
+        values = times(sums, v)
+        if ALONG_RAY:
+            key = _key(cell)
+            # Nothing comes before the first lane, so it need not be a head.
+            head = tl.broadcast_to((tl.gather(key, previous, 0) != key)[:, None], [BLOCK, COLUMNS])
+            live = mask & ((tl.gather(key, following, 0) != key) | is_last)
+            values = sum_runs(head.to(tl.int32), values)
+        scatter(target, corner_rows(cell, level, XOR), values, columns, live, ROW, WIDE)

@@ -1,0 +1,1 @@
+"""The networks of density and color, and the encoding of view directions."""

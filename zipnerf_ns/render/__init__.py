@@ -1,0 +1,1 @@
+"""Pictures: rendered in chunks, shown in the viewer, measured."""

@@ -1,0 +1,70 @@
+"""A render's outputs, of which the dear ones are computed only for whoever asks for them."""
+
+from __future__ import annotations
+
+from typing import Any, Callable, Dict, NamedTuple, Sequence
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from zipnerf_ns.functional.numerics import TINY
+from zipnerf_ns.ops import Ops
+from zipnerf_ns.rays import Round
+
+
+class Deferred(NamedTuple):
+    """An output that has not been asked for yet."""
+
+    compute: Callable[[], Tensor]
+
+
+class Outputs(Dict[str, Any]):
+    """Outputs by name. A deferred one is a key like the others, and computed when its value is first looked up.
+
+    Nerfstudio's programs list the names, and then look up those that they show; who iterates over values meets
+    :class:`Deferred` instead, and can leave out what is no tensor, as they do.
+    """
+
+    def defer(self, name: str, compute: Callable[[], Tensor]) -> None:
+        """Offers an output under a name."""
+        self[name] = Deferred(compute)
+
+    def __getitem__(self, name: str) -> Any:
+        value = super().__getitem__(name)
+        if isinstance(value, Deferred):
+            value = self[name] = value.compute()
+        return value
+
+    def get(self, name: str, default: Any = None) -> Any:
+        """The output, computed if need be, or the default where there is none of that name."""
+        return self[name] if name in self else default
+
+
+def depths_of_rounds(rounds: Sequence[Round], ops: Ops) -> Dict[str, Float[Tensor, "rays 1"]]:
+    """Distances along the rays, world units: the rendered round's first, for Nerfstudio's viewer lists them in order.
+
+    Args:
+        rounds: the rendered one last.
+        ops: the implementation.
+    """
+    *proposals, main = rounds
+    depth, expected = ops.median_and_mean_distance(main.weights, main.tdist)
+    distances = {"depth": depth, "expected_depth": expected}
+    for index, proposal in enumerate(proposals):
+        distances[f"prop_depth_{index}"] = ops.median_and_mean_distance(proposal.weights, proposal.tdist)[0]
+    return distances
+
+
+@torch.no_grad()
+def seen_prefilter_weight(
+    of_levels: Float[Tensor, "intervals levels"], weights: Float[Tensor, "rays n"]
+) -> Float[Tensor, "rays 1"]:
+    """How much of the hash levels the prefilter leaves where rays see something: 1 for all, 0 for none.
+
+    Args:
+        of_levels: of every interval of the rays, one ray's after another's.
+        weights: of the rendered round.
+    """
+    seen = (weights * of_levels.mean(dim=-1).view_as(weights)).sum(dim=-1, keepdim=True)
+    return (seen / weights.sum(dim=-1, keepdim=True).clamp_min(TINY)).clamp(0.0, 1.0)

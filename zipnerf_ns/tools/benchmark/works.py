@@ -1,0 +1,236 @@
+"""The pieces of a training step, each by itself on the state of a real batch, with what each needs at least."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any, Optional
+
+import torch
+from torch import Tensor
+
+from zipnerf_ns import losses
+from zipnerf_ns.cameras.rays import PixelRays
+from zipnerf_ns.encoding import AntiAliasedHashEncoding, HashGridConfig
+from zipnerf_ns.field import ZipNerfDensityField, ZipNerfField
+from zipnerf_ns.functional.cones import Cones
+from zipnerf_ns.ops import Ops
+from zipnerf_ns.tools.benchmark.floors import SECTOR_BYTES, Cost, LevelCount, count_levels, num_bytes
+from zipnerf_ns.tools.benchmark.setup import Batch, Bench, model_rays
+from zipnerf_ns.tools.benchmark.timing import Effort, time_stages
+
+Tensors = tuple[Tensor, ...]
+
+
+@dataclass
+class Work:
+    """One piece of a step."""
+
+    part: str
+    """Of the benchmark."""
+    name: str
+    """Within the part."""
+    run: Callable[[], Tensors]
+    """The forward pass."""
+    reads: Tensors
+    """What it must read, a hash table apart."""
+    leaves: Tensors = ()
+    """What the backward pass gives gradients to; none where there is no backward pass."""
+    products: float = 0.0
+    """Operations of the forward pass's matrix products."""
+    touched: Optional[LevelCount] = None
+    """Of a hash table, all levels together."""
+
+    def forward(self, _: Any = None) -> Tensors:
+        """The outputs, with what the backward pass needs if there is one."""
+        with torch.set_grad_enabled(bool(self.leaves)):
+            return self.run()
+
+    def cotangents(self, outputs: Tensors) -> Tensors:
+        """Random ones for the outputs that have gradients, laid out in memory as these are."""
+        return tuple(torch.randn_like(output) for output in outputs if output.requires_grad)
+
+    def backward(self, outputs: Tensors, cotangents: Tensors) -> Sequence[Optional[Tensor]]:
+        """The leaves' gradients."""
+        differentiable = [output for output in outputs if output.requires_grad]
+        return torch.autograd.grad(differentiable, self.leaves, cotangents, allow_unused=True)
+
+    def costs(self) -> tuple[Cost, ...]:
+        """What the forward pass, and the backward pass if there is one, need at least; runs the former once."""
+        outputs, touched = self.forward(), self.touched or LevelCount(0.0, 0.0)
+        reads = num_bytes(self.reads)
+        table = touched.distinct * SECTOR_BYTES
+        forward = Cost(reads + num_bytes(outputs) + table, touched.per_ray * SECTOR_BYTES, self.products)
+        if not self.leaves:
+            return (forward,)
+        cotangents = num_bytes([output for output in outputs if output.requires_grad])
+        memory = reads + cotangents + num_bytes(self.leaves)
+        return forward, Cost(memory, 0.0, 2.0 * self.products, touched.per_ray)
+
+    def time(self, device: torch.device, effort: Effort) -> tuple[float, ...]:
+        """Median times of the forward pass, and of the backward pass if there is one, ms."""
+        if not self.leaves:
+            return time_stages(device, [self.forward], effort)
+        cotangents = self.cotangents(self.forward())
+        return time_stages(device, [self.forward, lambda outputs: self.backward(outputs, cotangents)], effort)
+
+
+Counts = Sequence[Sequence[LevelCount]]
+"""Of each round's grid, level by level."""
+
+
+def count_rounds(bench: Bench, batch: Batch) -> Counts:
+    """What a batch touches of all rounds' tables."""
+    return [
+        count_levels(network.encoding.grid, network.cones(batch.rays, a_round.tdist), network.encoding.prefilter)
+        for (_, network), a_round in zip(bench.networks, batch.rounds, strict=True)
+    ]
+
+
+def works(bench: Bench, batch: Batch, ops: Ops, counts: Counts) -> list[Work]:
+    """All pieces between rays and losses; without gradients, and without losses, if the model is in evaluation mode."""
+    pieces = []
+    for index, (name, network) in enumerate(bench.networks):
+        cones = network.cones(batch.rays, batch.rounds[index].tdist)
+        dtype = batch.channels[index].dtype
+        pieces.append(_encode("encode", name, network.encoding, cones, dtype, ops, counts[index]))
+        pieces.append(_network(name, network, batch, index, ops))
+    pieces += [_draw(bench, batch, ops), _weights(batch, ops), _render(batch, ops)]
+    if bench.model.training:
+        return [*pieces, *_losses(bench, batch, ops)]
+    for piece in pieces:
+        piece.leaves = ()
+    return pieces
+
+
+def _encode(
+    part: str, name: str, encoding: AntiAliasedHashEncoding, cones: Cones, dtype: torch.dtype, ops: Ops,
+    counts: Sequence[LevelCount],
+) -> Work:  # fmt: skip
+    touched = LevelCount(sum(count.per_ray for count in counts), sum(count.distinct for count in counts))
+    return Work(
+        part, name, lambda: (encoding(cones, ops, dtype=dtype),), tuple(t for t in cones if t is not None),
+        (encoding.hash_table,), touched=touched,
+    )  # fmt: skip
+
+
+def level_works(bench: Bench, batch: Batch, ops: Ops, counts: Counts) -> Iterator[Work]:
+    """The encodings level by level, each of them a table by itself."""
+    for index, (name, network) in enumerate(bench.networks):
+        cones, whole = network.cones(batch.rays, batch.rounds[index].tdist), network.encoding
+        for level, count in zip(whole.grid.levels, counts[index], strict=True):
+            n, features = level.resolution, whole.grid.features_per_level
+            log2_size = max((level.size - 1).bit_length(), 4)
+            alone = AntiAliasedHashEncoding(HashGridConfig(1, features, n, n, log2_size), whole.prefilter)
+            alone = alone.to(bench.device)
+            with torch.no_grad():
+                alone.hash_table.copy_(whole.hash_table[level.offset : level.offset + level.size])
+            yield _encode("level", f"{name} {n}", alone, cones, batch.channels[index].dtype, ops, [count])
+
+
+@contextmanager
+def _given(network: ZipNerfDensityField, channels: Tensor) -> Iterator[None]:
+    """Within, a field reads these channels instead of its encoding's: what is left is its network."""
+    network.channels = lambda *_: channels
+    try:
+        yield
+    finally:
+        del network.channels
+
+
+def _network(name: str, network: ZipNerfDensityField, batch: Batch, index: int, ops: Ops) -> Work:
+    channels = batch.channels[index].detach().requires_grad_()
+    tdist = batch.rounds[index].tdist
+
+    def run() -> Tensors:
+        with _given(network, channels):
+            if isinstance(network, ZipNerfField):
+                return tuple(network(batch.rays, tdist, ops)[:2])
+            return (network.density(batch.rays, tdist, ops),)
+
+    parameters = tuple(p for key, p in network.named_parameters() if not key.endswith("hash_table"))
+    reads = (channels, *parameters)
+    if isinstance(network, ZipNerfField):
+        reads = (*reads, batch.rays.directions)
+    products = 2.0 * _num_weights(network, len(channels), len(tdist))
+    return Work("mlp", name, run, reads, (channels, *parameters), products)
+
+
+def _num_weights(network: ZipNerfDensityField, intervals: int, rays: int) -> float:
+    """Multiplications of all matrix products: those over the view direction once a ray."""
+    if isinstance(network, ZipNerfField) and network.is_foldable:
+        w = network.folded()
+        matrices = (w.hidden, w.density, w.first, *w.middle, w.last, w.last_hidden, w.rgb)
+        per_ray = w.first_view.numel() + w.last_view.numel()
+    else:
+        named = network.named_parameters()
+        matrices = tuple(p for key, p in named if p.ndim == 2 and not key.startswith(("encoding", "appearance.codes")))
+        per_ray = 0
+    return float(intervals * sum(matrix.numel() for matrix in matrices) + rays * per_ray)
+
+
+def _draw(bench: Bench, batch: Batch, ops: Ops) -> Work:
+    near, far = batch.rays.near, batch.rays.far
+    jitter = torch.rand_like(near) if bench.model.training else None
+    counts = bench.model.sampler.num_samples
+    drawn_from = [(None, None), *((a_round.sdist, a_round.weights) for a_round in batch.rounds[:-1])]
+
+    def run() -> Tensors:
+        drawn = [
+            ops.draw_intervals(*histogram, count, jitter, 1.0, near, far)
+            for histogram, count in zip(drawn_from, counts, strict=True)
+        ]
+        return tuple(tensor for fenceposts in drawn for tensor in fenceposts)
+
+    reads = [near, far, *(tensor for histogram in drawn_from[1:] for tensor in histogram)]
+    return Work("rays", "draw intervals", run, (*reads, *([] if jitter is None else [jitter])))
+
+
+def _weights(batch: Batch, ops: Ops) -> Work:
+    leaves = tuple(density.detach().requires_grad_() for density in batch.densities[:-1])
+    tdists, valid = [a_round.tdist for a_round in batch.rounds[:-1]], batch.rays.valid
+
+    def run() -> Tensors:
+        pairs = zip(leaves, tdists, strict=True)
+        return tuple(ops.density_to_weights(density, tdist, valid) for density, tdist in pairs)
+
+    return Work("rays", "proposals' weights", run, (*leaves, *tdists, valid), leaves)
+
+
+def _render(batch: Batch, ops: Ops) -> Work:
+    density, colors = (tensor.detach().requires_grad_() for tensor in (batch.densities[-1], batch.colors))
+    tdist, valid = batch.rounds[-1].tdist, batch.rays.valid
+    reads = (density, tdist, valid, colors)
+    return Work("rays", "render", lambda: tuple(ops.render(*reads)), reads, (density, colors))
+
+
+def _losses(bench: Bench, batch: Batch, ops: Ops) -> list[Work]:
+    widths = [proposal.blur_halfwidth for proposal in bench.model.config.proposals]
+    rounds = [a_round._replace(weights=a_round.weights.detach().requires_grad_()) for a_round in batch.rounds]
+    *proposals, main = rounds
+    histograms = tuple(tensor for a_round in rounds for tensor in (a_round.sdist, a_round.weights))
+    return [
+        Work(
+            "loss", "interlevel", lambda: (losses.interlevel_loss(rounds, widths, ops),), histograms,
+            tuple(proposal.weights for proposal in proposals),
+        ),
+        Work(
+            "loss", "distortion", lambda: (losses.distortion_loss(main, ops),), (main.tdist, main.weights),
+            (main.weights,),
+        ),
+    ]  # fmt: skip
+
+
+def pixel_work(bench: Bench, rays: int, ops: Ops) -> Work:
+    """Drawing a batch's pixels, generating their rays, and the rays' limits."""
+    manager = bench.trainer.pipeline.datamanager
+    chosen = manager.train_ray_generator
+    if ops is not bench.implementations[0]:
+        chosen = PixelRays(manager.train_dataset.cameras, bench.device, ops.name)
+
+    def run() -> Tensors:
+        bundle, batch = chosen.sample(manager.pixels, rays)
+        return (batch["image"], *(tensor for tensor in model_rays(bench.model, bundle) if tensor is not None))
+
+    return Work("rays", "pixels and rays", run, ())
