@@ -63,7 +63,7 @@ def check_pose_gradient(model: ZipNerfModel, step: float = 1e-6, tolerance: floa
     """
     parameter = model.camera_optimizer.pose_adjustment
     bundle, batch = (in_precision(part, parameter.dtype, parameter.device) for part in sphere_batch(9, 3))
-    sample, held = model.sampler.forward, []
+    sample, held = model.zipnerf.sampler.forward, []
 
     def held_intervals(*arguments: Any, **options: Any) -> Any:
         if not held:
@@ -74,7 +74,7 @@ def check_pose_gradient(model: ZipNerfModel, step: float = 1e-6, tolerance: floa
         torch.manual_seed(0)
         return model.get_loss_dict(model(bundle), batch)["rgb_loss"]
 
-    model.sampler.forward = held_intervals
+    model.zipnerf.sampler.forward = held_intervals
     loss()
     (found,) = torch.autograd.grad(loss(), parameter)
     truth = torch.zeros_like(parameter)

@@ -181,7 +181,7 @@ def test_appearance_scales_and_shifts_by_each_rays_own_image():
 def said(monkeypatch) -> list:
     """What is said about kernels that are lacking, as if for the first time."""
     lines = []
-    monkeypatch.setattr(field_module.CONSOLE, "log", lambda text, **_: lines.append(text))
+    monkeypatch.setattr(field_module, "say", lines.append)
     field_module._announce_lack.cache_clear()
     yield lines
     field_module._announce_lack.cache_clear()

@@ -48,9 +48,9 @@ def test_outputs_are_what_nerfstudio_reads(training):
     outputs = model(make_bundle(11))
     check_outputs(outputs, 11, training)
     if training:
-        assert [drawn.weights.shape for drawn in outputs["rounds"]] == [(11, 8), (11, 8), (11, 6)]
-        assert [drawn.sdist.shape for drawn in outputs["rounds"]] == [(11, 9), (11, 9), (11, 7)]
-        assert [drawn.tdist.shape for drawn in outputs["rounds"]] == [(11, 9), (11, 9), (11, 7)]
+        assert [drawn.weights.shape for drawn in outputs["rendering"].rounds] == [(11, 8), (11, 8), (11, 6)]
+        assert [drawn.sdist.shape for drawn in outputs["rendering"].rounds] == [(11, 9), (11, 9), (11, 7)]
+        assert [drawn.tdist.shape for drawn in outputs["rendering"].rounds] == [(11, 9), (11, 9), (11, 7)]
         return
     assert list(outputs) == OUTPUTS
     assert outputs["rgb"].min() >= 0.0 and outputs["rgb"].max() <= 1.0

@@ -9,8 +9,6 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from nerfstudio.configs.base_config import PrintableConfig
-
 from zipnerf_ns.functional.cones import Cones, HalfTable, Lookup
 from zipnerf_ns.functional.hash_grid import HashGrid, Prefilter, make_hash_grid
 from zipnerf_ns.functional.table_state import HALF_SCALE, TableState
@@ -38,7 +36,7 @@ WHOLE = Reading()
 
 
 @dataclass
-class HashGridConfig(PrintableConfig):
+class HashGridConfig:
     """Shape of one multiresolution hash grid."""
 
     num_levels: int = 10

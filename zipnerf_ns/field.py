@@ -9,10 +9,8 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
-from nerfstudio.field_components.mlp import MLP
-from nerfstudio.utils.rich_utils import CONSOLE
-
 from zipnerf_ns.encoding import WHOLE, AntiAliasedHashEncoding, Reading
+from zipnerf_ns.errors import say
 from zipnerf_ns.functional import mlp
 from zipnerf_ns.functional.cones import Cones, separate_intervals
 from zipnerf_ns.functional.mlp import RadianceWeights
@@ -142,9 +140,7 @@ class ZipNerfField(ZipNerfDensityField):
     ) -> None:
         super().__init__(encoding, aabb, hidden_dim, precision)
         self.bottleneck_layer = nn.Linear(hidden_dim, bottleneck_dim)
-        in_dim = bottleneck_dim + SH_DIM
-        skip = (color_layers - 1,) if color_layers > 1 else None
-        self.color_network = MLP(in_dim, color_layers + 1, color_dim, 3, skip_connections=skip)
+        self.color_network = ColorNetwork(bottleneck_dim + SH_DIM, color_layers, color_dim)
         self.appearance = AffineAppearance(num_images, appearance_dim, bottleneck_dim) if num_images else None
         self._kernel_sizes = encoding.get_out_dim(), hidden_dim, color_layers, color_dim, SH_DIM
 
@@ -235,6 +231,31 @@ class ZipNerfField(ZipNerfDensityField):
         return torch.sigmoid(raw.float()) * (1.0 + 2.0 * RGB_PADDING) - RGB_PADDING
 
 
+class ColorNetwork(nn.Module):
+    """Hidden layers and the one that gives RGB; the input is given again to the last hidden layer, if there are more.
+
+    Args:
+        in_dim: of the input.
+        num_layers, width: of the hidden layers.
+    """
+
+    def __init__(self, in_dim: int, num_layers: int, width: int) -> None:
+        super().__init__()
+        inputs = [in_dim, *[width] * (num_layers - 1)]
+        if num_layers > 1:
+            inputs[-1] += in_dim
+        self.layers = nn.ModuleList([*(nn.Linear(size, width) for size in inputs), nn.Linear(width, 3)])
+
+    def forward(self, inputs: Float[Tensor, "*batch in"]) -> Float[Tensor, "*batch 3"]:
+        """RGB before the sigmoid."""
+        *hidden, rgb = self.layers
+        x = inputs
+        for index, layer in enumerate(hidden):
+            again = index > 0 and index == len(hidden) - 1
+            x = torch.relu(layer(torch.cat([inputs, x], dim=-1) if again else x))
+        return rgb(x)
+
+
 def choose_mlp(kernel: Callable, twin: Callable, ops: Ops, lack: Optional[str]) -> Callable:
     """A network's kernel, or its torch twin for sizes that the kernels do not know, which is said once."""
     if lack is None or ops.name == "torch":
@@ -245,7 +266,7 @@ def choose_mlp(kernel: Callable, twin: Callable, ops: Ops, lack: Optional[str]) 
 
 @lru_cache(maxsize=None)
 def _announce_lack(lack: str) -> None:
-    CONSOLE.log(f"{lack} This network runs in torch.", highlight=False)
+    say(f"{lack} This network runs in torch.")
 
 
 class AffineAppearance(nn.Module):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from functools import cached_property, lru_cache
-from typing import Any, Dict, Optional, Protocol, Tuple
+from typing import Any, Dict, Optional, Protocol, Tuple, runtime_checkable
 
 import torch
 from jaxtyping import Float, Int
@@ -33,6 +33,7 @@ OFF_CENTRE = 1e-3
 """Pixels by which a principal point is moved off a pixel's centre."""
 
 
+@runtime_checkable
 class Pixels(Protocol):
     """What rays are drawn for: a :class:`~zipnerf_ns.data.pixels.PixelStore`, which describes the attributes."""
 
