@@ -36,7 +36,7 @@ def pose_model(implementation: str, dtype: torch.dtype = torch.float64, **change
 def keep_digits(encoding: AntiAliasedHashEncoding) -> None:
     """Channels in float64: differences of rounded ones would be noise at steps that are small beside a cell."""
     forward = encoding.forward
-    encoding.forward = lambda cones, ops, num_active, dtype: forward(cones, ops, num_active, torch.float64)
+    encoding.forward = lambda cones, num_active, prefilter, dtype: forward(cones, num_active, prefilter, torch.float64)
 
 
 def shifted(model: ZipNerfModel, amount: float) -> None:

@@ -201,7 +201,7 @@ def schedules_seen(model, step: int, total: int = 100) -> tuple:
     for callback in model.get_training_callbacks(attributes):
         callback.run_callback(step)
     anneals, actives = [], []
-    handles = [model.zipnerf.sampler.register_forward_pre_hook(lambda _, args: anneals.append(args[3]))]
+    handles = [model.zipnerf.sampler.register_forward_pre_hook(lambda _, args: anneals.append(args[2]))]
     for field in [*model.proposal_networks, model.field]:
         handles.append(field.encoding.register_forward_pre_hook(lambda _, args: actives.append(args[2].num_active)))
     model(make_bundle(3))

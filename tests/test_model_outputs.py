@@ -189,7 +189,7 @@ def test_normals_of_a_wall_point_at_the_camera(monkeypatch):
 def solid_ball(model, monkeypatch) -> None:
     """Channels that are the positions of the cones' middles, and networks that make a ball of them."""
 
-    def channels(count, cones, ops, reading=None, dtype=torch.float32):
+    def channels(count, cones, *_, **__):
         middles = 0.5 * (cones.tdist[:, 1:] + cones.tdist[:, :-1])[..., None]
         points = cones.origins[:, None] + middles * cones.directions[:, None]
         distance = points.norm(dim=-1, keepdim=True).flatten(0, 1)

@@ -9,10 +9,11 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
-from zipnerf_ns.encoding import WHOLE, AntiAliasedHashEncoding, Reading
+from zipnerf_ns.encoding import AntiAliasedHashEncoding
 from zipnerf_ns.errors import say
 from zipnerf_ns.functional import mlp
 from zipnerf_ns.functional.cones import Cones, separate_intervals
+from zipnerf_ns.functional.hash_grid import Prefilter
 from zipnerf_ns.functional.mlp import RadianceWeights
 from zipnerf_ns.functional.normals import density_normals
 from zipnerf_ns.functional.numerics import bounded_exp
@@ -66,48 +67,65 @@ class ZipNerfDensityField(nn.Module):
         self.density_layer = nn.Linear(hidden_dim, 1)
         self.density_kernels_lack = why_density_unsupported(encoding.get_out_dim(), hidden_dim)
 
+    @property
+    def ops(self) -> Ops:
+        """The operations that compute it: its encoding's."""
+        return self.encoding.ops
+
     def cones(self, rays: Rays, tdist: Float[Tensor, "rays edges"]) -> Cones:
         """The intervals as the encoding takes them; in training each is turned and reversed at random."""
         turns = 2.0 * torch.rand_like(tdist[:, 1:]) if self.training else None
         return Cones(rays.origins, rays.directions, rays.radius, tdist, turns, self.aabb)
 
     def channels(
-        self, rays: Rays, tdist: Float[Tensor, "rays edges"], ops: Ops, reading: Reading = WHOLE
+        self,
+        rays: Rays,
+        tdist: Float[Tensor, "rays edges"],
+        num_active: Optional[int] = None,
+        prefilter: Optional[Prefilter] = None,
     ) -> Float[Tensor, "intervals channels"]:
         """The encoding's output, in the precision in which the networks read it."""
         is_half = self.precision == "bfloat16" and tdist.device.type == "cuda"
         dtype = torch.bfloat16 if is_half else torch.float32
-        return self.encoding(self.cones(rays, tdist), ops, reading, dtype)
+        return self.encoding(self.cones(rays, tdist), num_active, prefilter, dtype)
 
     def density(
-        self, rays: Rays, tdist: Float[Tensor, "rays edges"], ops: Ops, reading: Reading = WHOLE
+        self,
+        rays: Rays,
+        tdist: Float[Tensor, "rays edges"],
+        num_active: Optional[int] = None,
+        prefilter: Optional[Prefilter] = None,
     ) -> Float[Tensor, "rays n"]:
         """Density of every interval, per world unit.
 
         Args:
             rays: whose cones are cut.
             tdist: fenceposts, world units.
-            ops: the implementation.
-            reading: what of the hash grid is read, and how.
+            num_active: hash levels that are read, from the coarsest; all if None.
+            prefilter: anti-aliasing mode; the encoding's own if None.
         """
         hidden, density = self.hidden_layer, self.density_layer
-        density_mlp = choose_mlp(ops.density_mlp, mlp.density_mlp, ops, self.density_kernels_lack)
+        density_mlp = choose_mlp(self.ops.density_mlp, mlp.density_mlp, self.ops, self.density_kernels_lack)
         flat = density_mlp(
-            self.channels(rays, tdist, ops, reading), hidden.weight, hidden.bias, density.weight, density.bias,
-            DENSITY_SHIFT, self.precision,
+            self.channels(rays, tdist, num_active, prefilter), hidden.weight, hidden.bias, density.weight,
+            density.bias, DENSITY_SHIFT, self.precision,
         )  # fmt: skip
         return flat.view(tdist.shape[0], tdist.shape[1] - 1)
 
     def normals(
-        self, rays: Rays, tdist: Float[Tensor, "rays edges"], ops: Ops, reading: Reading = WHOLE
+        self,
+        rays: Rays,
+        tdist: Float[Tensor, "rays edges"],
+        num_active: Optional[int] = None,
+        prefilter: Optional[Prefilter] = None,
     ) -> Float[Tensor, "rays n 3"]:
         """Unit normals of every interval, world frame: against the gradient of its prefiltered density; zero where
         there is none. No gradient flows through them; see :meth:`density` for the arguments."""
         cones = separate_intervals(self.cones(rays, tdist))
-        frozen = reading._replace(is_frozen=True)
 
         def raw_density(shift: Float[Tensor, "intervals 3"]) -> Float[Tensor, "intervals 1"]:
-            channels = self.encoding(cones._replace(origins=cones.origins + shift), ops, frozen)
+            moved = cones._replace(origins=cones.origins + shift)
+            channels = self.encoding(moved, num_active, prefilter, is_frozen=True)
             return self.density_layer(torch.relu(self.hidden_layer(channels)))
 
         with torch.autocast(tdist.device.type, enabled=False):
@@ -158,15 +176,19 @@ class ZipNerfField(ZipNerfDensityField):
         return why_radiance_unsupported(*self._kernel_sizes, self.appearance is not None and self.training)
 
     def forward(
-        self, rays: Rays, tdist: Float[Tensor, "rays edges"], ops: Ops, reading: Reading = WHOLE,
+        self,
+        rays: Rays,
+        tdist: Float[Tensor, "rays edges"],
+        num_active: Optional[int] = None,
+        prefilter: Optional[Prefilter] = None,
         photo: Optional[int] = None,
-    ) -> Radiance:  # fmt: skip
+    ) -> Radiance:
         """Density and colour of every interval; see :meth:`density` for the first arguments.
 
         Args:
             photo: number of the training image whose appearance is shown at evaluation; the mean of all if not given.
         """
-        channels = self.channels(rays, tdist, ops, reading)
+        channels, ops = self.channels(rays, tdist, num_active, prefilter), self.ops
         view = ops.spherical_harmonics(rays.directions, channels.dtype)
         shape = tdist.shape[0], tdist.shape[1] - 1
         # Also where nothing can be folded, for then there is no kernel, which is to be said.

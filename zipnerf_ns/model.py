@@ -172,7 +172,7 @@ class ZipNerfModel(Model):
             outputs = Outputs(rgb=rgb, accumulation=accumulation, **self.zipnerf.distances(rounds))
             outputs.defer("normals", lambda: self._normals(rays, rounds[-1], looks))
             outputs.defer("prefilter_weight", lambda: seen_prefilter_weight(
-                self.field.encoding.prefilter_weights(radiance.channels, self.zipnerf.ops), rounds[-1].weights
+                self.field.encoding.prefilter_weights(radiance.channels), rounds[-1].weights
             ))  # fmt: skip
             return outputs
         if config.background_color == "last_sample" and not config.random_background:
@@ -208,7 +208,7 @@ class ZipNerfModel(Model):
     def feature_sizes(self) -> Dict[str, float]:
         """Root mean square of the features of each hash level, by ``GRID/level_INDEX``; waits for the device."""
         fields = zip(named_grids(self.config), self.zipnerf.fields, strict=True)
-        return feature_sizes(dict(fields), self.zipnerf.ops)
+        return feature_sizes(dict(fields))
 
     def _with_background(self, outputs: Dict[str, Any], batch: Dict[str, Any]) -> Tuple[Tensor, Tensor]:
         """Rendered and true colours over the same background, drawn at random in training.

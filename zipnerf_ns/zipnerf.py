@@ -19,7 +19,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from zipnerf_ns import losses
-from zipnerf_ns.encoding import AntiAliasedHashEncoding, HashGridConfig, Reading
+from zipnerf_ns.encoding import AntiAliasedHashEncoding, HashGridConfig
 from zipnerf_ns.field import Precision, Radiance, ZipNerfDensityField, ZipNerfField, parameter_groups
 from zipnerf_ns.functional.gradient_scaling import near_camera_scaling, scale_gradient
 from zipnerf_ns.functional.hash_grid import Prefilter
@@ -189,8 +189,22 @@ class ZipNerf(nn.Module):
 
     @property
     def ops(self) -> Ops:
-        """The operations that compute the model where it is now."""
-        return resolve_ops(self.config.implementation, self.anneal.device)
+        """The operations that compute the model where it is now; everything in it has been told of them.
+
+        Raises:
+            RuntimeError: if the implementation cannot run there; the message says what it needs.
+        """
+        ops = resolve_ops(self.config.implementation, self.anneal.device)
+        if self.sampler.ops is not ops:
+            for part in (self.sampler, *(network.encoding for network in self.fields)):
+                part.ops = ops
+        return ops
+
+    def _apply(self, *args: Any, **kwargs: Any) -> ZipNerf:
+        super()._apply(*args, **kwargs)
+        # Moved: its fields, which meshes ask by themselves, are told what computes them on the new device.
+        _ = self.ops
+        return self
 
     def parameter_groups(self) -> Tuple[List[nn.Parameter], List[nn.Parameter]]:
         """Hash tables, and networks: they take different learning rates."""
@@ -225,14 +239,14 @@ class ZipNerf(nn.Module):
             finest_level: number of hash levels that the rendered round reads, from the coarsest; all if None.
             photo: number of the training image whose appearance is shown at evaluation; the mean of all if None.
         """
-        ops, reading = self.ops, Reading(self.num_active_levels(), prefilter)
-        density_fns = [lambda rays, tdist, network=network: network.density(rays, tdist, ops, reading)
+        ops, num_active = self.ops, self.num_active_levels()
+        density_fns = [lambda rays, tdist, network=network: network.density(rays, tdist, num_active, prefilter)
                        for network in self.proposal_networks]  # fmt: skip
         # At evaluation the training counts as done. Proposals follow the rays and must not move the cameras.
-        sampled = self.sampler(rays.detach(), density_fns, ops, self.anneal if self.training else 1.0)
+        sampled = self.sampler(rays.detach(), density_fns, self.anneal if self.training else 1.0)
         if finest_level is not None:
-            reading = reading._replace(num_active=finest_level)
-        radiance: Radiance = self.field(rays, sampled.tdist, ops, reading, photo)
+            num_active = finest_level
+        radiance: Radiance = self.field(rays, sampled.tdist, num_active, prefilter, photo)
         if self.training and self.config.use_gradient_scaling:
             scaling = near_camera_scaling(sampled.tdist[:, :-1], sampled.tdist[:, 1:])
             radiance = radiance._replace(
@@ -264,7 +278,7 @@ class ZipNerf(nn.Module):
         rgb_loss = losses.color_loss(self.color_loss, prediction, target, ray_weights)
         return {"rgb_loss": rgb_loss, **losses.regularizers(
             self.config.loss_multipliers, ops, rendering.rounds, [p.blur_halfwidth for p in self.config.proposals],
-            [network.encoding.summary(ops).mean_square for network in self.fields],
+            [network.encoding.summary().mean_square for network in self.fields],
             per_level, rgb_loss if self.config.proposal_catchup else None,
         )}  # fmt: skip
 
@@ -278,13 +292,18 @@ class ZipNerf(nn.Module):
         return {"depth": depth, "expected_depth": expected, **others}
 
     @torch.no_grad()
-    def normals(self, rays: Rays, rendered: Round, **view: Any) -> Float[Tensor, "rays 3"]:
+    def normals(
+        self,
+        rays: Rays,
+        rendered: Round,
+        prefilter: Optional[Prefilter] = None,
+        finest_level: Optional[int] = None,
+    ) -> Float[Tensor, "rays 3"]:
         """Directions of the surfaces that rays see, world frame; zero where there is none.
 
         Args:
             rays: that were rendered.
             rendered: the last of their rounds.
-            view: ``prefilter`` and ``finest_level`` of the rendering.
+            prefilter, finest_level: of the rendering.
         """
-        reading = Reading(view.get("finest_level"), view.get("prefilter"))
-        return ray_normals(rendered.weights, self.field.normals(rays, rendered.tdist, self.ops, reading))
+        return ray_normals(rendered.weights, self.field.normals(rays, rendered.tdist, finest_level, prefilter))

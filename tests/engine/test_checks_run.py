@@ -138,7 +138,10 @@ def resume(trained: ZipNerfTrainerConfig, output: Path, **changes: Any) -> ZipNe
     [
         ({"hidden_dim": 20}, ("hidden_layer.weight", "shape")),
         ({"grid": HashGridConfig(5, 2, 8, 64, 10)}, ("zipnerf.field.encoding.hash_table", "shape")),
-        ({"proposals": (ProposalConfig(8, HashGridConfig(3, 1, 8, 32, 10), 8),) * 2}, ("lacks zipnerf.proposal_networks.1",)),
+        (
+            {"proposals": (ProposalConfig(8, HashGridConfig(3, 1, 8, 32, 10), 8),) * 2},
+            ("lacks zipnerf.proposal_networks.1",),
+        ),
         ({"use_appearance": True}, ("lacks field.appearance",)),
     ],
     ids=lambda changes: next(iter(changes)) if isinstance(changes, dict) else "",
