@@ -203,7 +203,7 @@ def schedules_seen(model, step: int, total: int = 100) -> tuple:
     anneals, actives = [], []
     handles = [model.zipnerf.sampler.register_forward_pre_hook(lambda _, args: anneals.append(args[2]))]
     for field in [*model.proposal_networks, model.field]:
-        handles.append(field.encoding.register_forward_pre_hook(lambda _, args: actives.append(args[2].num_active)))
+        handles.append(field.encoding.register_forward_pre_hook(lambda _, args: actives.append(args[1])))
     model(make_bundle(3))
     for handle in handles:
         handle.remove()

@@ -93,7 +93,7 @@ def test_tables_that_do_not_fit_are_refused_before_they_are_made(largest, monkey
     else:
         config.proposals = (config.proposals[0], dataclasses.replace(config.proposals[1], grid=huge))
     monkeypatch.setattr(torch, "empty", lambda *size, **_: pytest.fail(f"a table of {size} was made"))
-    with pytest.raises(InputError, match=rf"32\.0 GiB.*--pipeline\.model\.{largest}\.log2-hashmap-size"):
+    with pytest.raises(InputError, match=rf"8\.0 GiB.*--pipeline\.model\.{largest}\.log2-hashmap-size"):
         make_model(config)
 
 

@@ -30,7 +30,6 @@ from zipnerf_ns.model_config import (
     check_state_dict,
     check_table_memory,
     explain_implementation,
-    make_grid_or_explain,
     named_grids,
     prefilters_of,
 )
@@ -75,11 +74,7 @@ class ZipNerfModel(Model):
         )
         if config.scene_adapted_resolution and hints is not None:
             config = adapt_resolutions(config, hints.longest_side)
-        grids = named_grids(config)
-        shapes = {name: make_grid_or_explain(name, grid) for name, grid in grids.items()}
-        check_table_memory(
-            {name: shape.num_entries * shape.features_per_level for name, shape in shapes.items()}, device
-        )
+        check_table_memory(config, device, is_trained=False)
         bandwidth = 1.0
         if config.ipe_bandwidth == "scene_scale":
             bandwidth = 0.5 / float((self.scene_box.aabb[1] - self.scene_box.aabb[0]).mean())

@@ -23,8 +23,10 @@ from zipnerf_ns.ops import resolve_ops
 from zipnerf_ns.tcnn_encoding import import_library, why_unsupported
 from zipnerf_ns.zipnerf import MIN_ACTIVE_LEVELS, ZipNerfConfig
 
-BYTES_PER_TABLE_VALUE = 16
-"""float32 value, gradient and Adam's two moments."""
+BYTES_PER_VALUE = 4
+"""Of a hash table: float32."""
+TRAINING_BYTES_PER_VALUE = 16
+"""Value, gradient and Adam's two moments."""
 
 CAMERA_MODES = ("off", "SO3xR3", "SE3")
 """Nerfstudio's forms of a camera's correction."""
@@ -185,16 +187,19 @@ def prefilters_of(config: ZipNerfModelConfig) -> Tuple[Prefilter, ...]:
     return tuple(mode for mode in get_args(Prefilter) if why_unsupported(mode, features) is None)
 
 
-def check_table_memory(num_values: Mapping[str, int], device: torch.device) -> None:
-    """Checks that hash tables with gradients and optimiser state fit into the device's memory.
+def check_table_memory(config: ZipNerfModelConfig, device: torch.device, is_trained: bool) -> None:
+    """Checks that hash tables fit into the device's memory.
 
     Args:
-        num_values: table values (entries times features) of each grid, by the grid's name in the configuration.
-        device: where they will live.
+        config: with the grids.
+        device: where the tables will live.
+        is_trained: with gradients and the optimizer's state, of which rendering has none.
     Raises:
-        InputError: naming the largest grid's setting.
+        InputError: naming the largest grid's setting, or that of a grid that cannot be built.
     """
-    needed = BYTES_PER_TABLE_VALUE * sum(num_values.values())
+    shapes = {name: make_grid_or_explain(name, grid) for name, grid in named_grids(config).items()}
+    num_values = {name: shape.num_entries * shape.features_per_level for name, shape in shapes.items()}
+    needed = (TRAINING_BYTES_PER_VALUE if is_trained else BYTES_PER_VALUE) * sum(num_values.values())
     if device.type == "cuda":
         available = torch.cuda.mem_get_info(device)[0]
     else:
@@ -202,7 +207,7 @@ def check_table_memory(num_values: Mapping[str, int], device: torch.device) -> N
     if needed > available:
         largest = max(num_values, key=lambda name: num_values[name])
         raise InputError(
-            f"the hash tables need {needed / 2**30:.1f} GiB with gradients and optimiser state, {device} has "
+            f"the hash tables need {needed / 2**30:.1f} GiB{' in training' if is_trained else ''}, {device} has "
             f"{available / 2**30:.1f} GiB. Lower --pipeline.model.{largest}.log2-hashmap-size (or features-per-level)."
         )
 

@@ -24,11 +24,11 @@ from _scenes import (
 
 from nerfstudio.utils.rich_utils import CONSOLE
 
-from zipnerf_ns.data import checks
 from zipnerf_ns.encoding import HashGridConfig
+from zipnerf_ns.engine.checkpoints import latest_checkpoint
 from zipnerf_ns.engine.trainer import ZipNerfTrainerConfig
 from zipnerf_ns.errors import InputError
-from zipnerf_ns.model_config import ZipNerfModelConfig
+from zipnerf_ns.model_config import ZipNerfModelConfig, check_table_memory
 from zipnerf_ns.zipnerf import ProposalConfig
 
 
@@ -142,7 +142,7 @@ def resume(trained: ZipNerfTrainerConfig, output: Path, **changes: Any) -> ZipNe
             {"proposals": (ProposalConfig(8, HashGridConfig(3, 1, 8, 32, 10), 8),) * 2},
             ("lacks zipnerf.proposal_networks.1",),
         ),
-        ({"use_appearance": True}, ("lacks field.appearance",)),
+        ({"use_appearance": True}, ("lacks zipnerf.field.appearance",)),
     ],
     ids=lambda changes: next(iter(changes)) if isinstance(changes, dict) else "",
 )
@@ -202,13 +202,16 @@ def test_an_earlier_run_is_refused_before_anything_is_written(trained):
 
 
 def test_tables_that_fit_pass_and_the_largest_is_named():
-    device = torch.device("cpu")
-    checks.check_table_memory({"grid": 10, "proposals.0.grid": 10}, device)
+    device, huge = torch.device("cpu"), HashGridConfig(64, 256, 16, 8192, 26)
+    tiny = HashGridConfig(2, 1, 4, 8, 8)
+    config = ZipNerfModelConfig(grid=tiny, proposals=(ProposalConfig(grid=tiny), ProposalConfig(grid=tiny)))
+    check_table_memory(config, device, is_trained=True)
+    config.proposals[1].grid = huge
     with pytest.raises(InputError, match=r"--pipeline.model.proposals.1.grid.log2-hashmap-size"):
-        checks.check_table_memory({"grid": 2**40, "proposals.1.grid": 2**41}, device)
+        check_table_memory(config, device, is_trained=True)
 
 
 def test_latest_checkpoint_is_the_one_of_the_highest_step(tmp_path):
     for name in ("step-000000900.ckpt", "step-000010000.ckpt", "step-000002000.ckpt", "notes.txt"):
         (tmp_path / name).touch()
-    assert checks.latest_checkpoint(tmp_path).name == "step-000010000.ckpt"
+    assert latest_checkpoint(tmp_path).name == "step-000010000.ckpt"

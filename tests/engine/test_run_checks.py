@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import Any, Callable, Dict, Tuple
 
@@ -9,10 +10,13 @@ import pytest
 import torch
 from _scenes import assert_clear, said_when_started, tiny_config
 
+from nerfstudio.engine.optimizers import AdamOptimizerConfig
+
 from zipnerf_ns.data.datamanager import ZipNerfDataManager
 from zipnerf_ns.engine.checks import check_run
 from zipnerf_ns.engine.trainer import ZipNerfTrainerConfig
 from zipnerf_ns.errors import InputError
+from zipnerf_ns.model_config import check_table_memory, named_grids
 
 
 def set_on(path: str, value: Any) -> Callable[[ZipNerfTrainerConfig], None]:
@@ -22,6 +26,9 @@ def set_on(path: str, value: Any) -> Callable[[ZipNerfTrainerConfig], None]:
         *parents, last = path.split(".")
         for name in parents:
             config = config[name] if isinstance(config, dict) else getattr(config, name)
+        if isinstance(config, dict):
+            config[last] = value
+            return
         assert hasattr(config, last)
         setattr(config, last, value)
 
@@ -62,6 +69,10 @@ FAULTS: Dict[str, Tuple[Tuple[Callable[[ZipNerfTrainerConfig], None], ...], Tupl
     "no learning rate": (
         (set_on("optimizers.networks.optimizer.lr", 0.0),), ("--optimizers.networks.optimizer.lr", "0.0", "positive"),
     ),
+    "a decay that no optimizer applies": (
+        (set_on("optimizers.hash_tables.optimizer", AdamOptimizerConfig()),),
+        ("--optimizers.hash-tables.optimizer", "AdamOptimizerConfig", "--pipeline.model.hash-decay-mult 0"),
+    ),
     "no last learning rate": (
         (set_on("optimizers.hash_tables.scheduler.lr_final", float("nan")),),
         ("--optimizers.hash-tables.scheduler.lr-final", "nan", "positive"),
@@ -100,6 +111,19 @@ def test_the_trainer_ends_before_data_is_read(tmp_path, monkeypatch, name):
     monkeypatch.setattr(ZipNerfDataManager, "__init__", lambda *_, **__: pytest.fail("data was read"))
     config, expected = prepare(tmp_path, name)
     assert_clear(said_when_started(config), expected)
+
+
+def test_memory_of_a_training_is_asked_of_trainings_alone(tmp_path, monkeypatch):
+    """Tables that fit, but not with their gradients and moments, are rendered and not trained."""
+    real, memory = os.sysconf, {"SC_PHYS_PAGES": 16, "SC_PAGE_SIZE": 2**12}
+    config = tiny_config(tmp_path, tmp_path)
+    grids = [grid.make() for grid in named_grids(config.pipeline.model).values()]
+    values = sum(grid.num_entries * grid.features_per_level for grid in grids)
+    memory["SC_PHYS_PAGES"] = 8 * values // memory["SC_PAGE_SIZE"] + 1
+    monkeypatch.setattr(os, "sysconf", lambda name: memory.get(name) or real(name))
+    check_table_memory(config.pipeline.model, torch.device("cpu"), is_trained=False)
+    with pytest.raises(InputError, match="in training.*log2-hashmap-size"):
+        check_run(config)
 
 
 def test_what_can_run_passes(tmp_path):

@@ -7,9 +7,9 @@ from typing import Any
 
 import torch
 
-from zipnerf_ns.engine.optimizers import WarmupLogDecayConfig
+from zipnerf_ns.engine.optimizers import DecayingAdamConfig, WarmupLogDecayConfig
 from zipnerf_ns.errors import InputError
-from zipnerf_ns.model_config import check_config, explain_implementation
+from zipnerf_ns.model_config import check_config, check_table_memory, explain_implementation
 
 
 def check_run(config: Any) -> None:
@@ -23,6 +23,7 @@ def check_run(config: Any) -> None:
     _check_steps(config)
     _check_sources(config)
     _check_schedules(config)
+    _check_decay(config)
     device = torch.device(config.machine.device_type)
     if device.type == "cuda" and not torch.cuda.is_available():
         raise InputError(
@@ -34,6 +35,7 @@ def check_run(config: Any) -> None:
     # Again: a config.yml that was edited by hand has not been through __post_init__.
     check_config(config.pipeline.model)
     explain_implementation(config.pipeline.model, device)
+    check_table_memory(config.pipeline.model, device, is_trained=True)
 
 
 def _check_steps(config: Any) -> None:
@@ -75,6 +77,16 @@ def _check_schedules(config: Any) -> None:
         for option, rate in rates.items():
             if not 0.0 < rate < math.inf:
                 raise InputError(f"{option} is {rate}: it must be positive and finite.")
+
+
+def _check_decay(config: Any) -> None:
+    """A decay that nothing applies would be reported all the same."""
+    optimizer = config.optimizers["hash_tables"]["optimizer"]
+    if config.pipeline.model.hash_decay_mult > 0.0 and not isinstance(optimizer, DecayingAdamConfig):
+        raise InputError(
+            f"--optimizers.hash-tables.optimizer is {type(optimizer).__name__}, which does not apply the hash decay: "
+            "choose DecayingAdamConfig, or give --pipeline.model.hash-decay-mult 0."
+        )
 
 
 def _check_without_cuda(config: Any, device: torch.device) -> None:
