@@ -18,7 +18,6 @@ from zipnerf_ns.functional.cones import Cones, separate_intervals
 from zipnerf_ns.functional.mlp import RadianceWeights
 from zipnerf_ns.functional.normals import density_normals
 from zipnerf_ns.functional.numerics import bounded_exp
-from zipnerf_ns.kernels.mlp.networks import why_density_unsupported, why_radiance_unsupported
 from zipnerf_ns.ops import Ops
 from zipnerf_ns.rays import Rays
 
@@ -66,7 +65,6 @@ class ZipNerfDensityField(nn.Module):
         self.register_buffer("aabb", aabb, persistent=False)
         self.hidden_layer = nn.Linear(encoding.get_out_dim(), hidden_dim)
         self.density_layer = nn.Linear(hidden_dim, 1)
-        self.density_kernels_lack = why_density_unsupported(encoding.get_out_dim(), hidden_dim)
 
     def cones(self, rays: Rays, tdist: Float[Tensor, "rays edges"]) -> Cones:
         """The intervals as the encoding takes them; in training each is turned and reversed at random."""
@@ -93,7 +91,8 @@ class ZipNerfDensityField(nn.Module):
             reading: what of the hash grid is read, and how.
         """
         hidden, density = self.hidden_layer, self.density_layer
-        density_mlp = choose_mlp(ops.density_mlp, mlp.density_mlp, ops, self.density_kernels_lack)
+        lack = ops.why_density_unsupported(hidden.in_features, hidden.out_features)
+        density_mlp = choose_mlp(ops.density_mlp, mlp.density_mlp, lack)
         flat = density_mlp(
             self.channels(rays, tdist, ops, reading), hidden.weight, hidden.bias, density.weight, density.bias,
             DENSITY_SHIFT, self.precision,
@@ -156,11 +155,6 @@ class ZipNerfField(ZipNerfDensityField):
         """
         return len(self.color_network.layers) > 2 and not (self.appearance is not None and self.training)
 
-    @property
-    def kernels_lack(self) -> Optional[str]:
-        """Why kernels cannot compute the networks, as a sentence for the user; None if they can."""
-        return why_radiance_unsupported(*self._kernel_sizes, self.appearance is not None and self.training)
-
     def forward(
         self, rays: Rays, tdist: Float[Tensor, "rays edges"], ops: Ops, reading: Reading = WHOLE,
         photo: Optional[int] = None,
@@ -174,7 +168,8 @@ class ZipNerfField(ZipNerfDensityField):
         view = ops.spherical_harmonics(rays.directions, channels.dtype)
         shape = tdist.shape[0], tdist.shape[1] - 1
         # Also where nothing can be folded, for then there is no kernel, which is to be said.
-        radiance_mlp = choose_mlp(ops.radiance_mlp, mlp.radiance_mlp, ops, self.kernels_lack)
+        lack = ops.why_radiance_unsupported(*self._kernel_sizes, self.appearance is not None and self.training)
+        radiance_mlp = choose_mlp(ops.radiance_mlp, mlp.radiance_mlp, lack)
         if self.is_foldable:
             density, colors = radiance_mlp(
                 channels, view, self.folded(photo), DENSITY_SHIFT, RGB_PADDING, self.precision
@@ -235,9 +230,9 @@ class ZipNerfField(ZipNerfDensityField):
         return torch.sigmoid(raw.float()) * (1.0 + 2.0 * RGB_PADDING) - RGB_PADDING
 
 
-def choose_mlp(kernel: Callable, twin: Callable, ops: Ops, lack: Optional[str]) -> Callable:
+def choose_mlp(kernel: Callable, twin: Callable, lack: Optional[str]) -> Callable:
     """A network's kernel, or its torch twin for sizes that the kernels do not know, which is said once."""
-    if lack is None or ops.name == "torch":
+    if lack is None:
         return kernel
     _announce_lack(lack)
     return twin
