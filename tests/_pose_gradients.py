@@ -36,7 +36,7 @@ def pose_model(implementation: str, dtype: torch.dtype = torch.float64, **change
 def keep_digits(encoding: AntiAliasedHashEncoding) -> None:
     """Channels in float64: differences of rounded ones would be noise at steps that are small beside a cell."""
     forward = encoding.forward
-    encoding.forward = lambda cones, ops, num_active, dtype: forward(cones, ops, num_active, torch.float64)
+    encoding.forward = lambda cones, num_active, prefilter, dtype: forward(cones, num_active, prefilter, torch.float64)
 
 
 def shifted(model: ZipNerfModel, amount: float) -> None:
@@ -63,7 +63,7 @@ def check_pose_gradient(model: ZipNerfModel, step: float = 1e-6, tolerance: floa
     """
     parameter = model.camera_optimizer.pose_adjustment
     bundle, batch = (in_precision(part, parameter.dtype, parameter.device) for part in sphere_batch(9, 3))
-    sample, held = model.sampler.forward, []
+    sample, held = model.zipnerf.sampler.forward, []
 
     def held_intervals(*arguments: Any, **options: Any) -> Any:
         if not held:
@@ -74,7 +74,7 @@ def check_pose_gradient(model: ZipNerfModel, step: float = 1e-6, tolerance: floa
         torch.manual_seed(0)
         return model.get_loss_dict(model(bundle), batch)["rgb_loss"]
 
-    model.sampler.forward = held_intervals
+    model.zipnerf.sampler.forward = held_intervals
     loss()
     (found,) = torch.autograd.grad(loss(), parameter)
     truth = torch.zeros_like(parameter)

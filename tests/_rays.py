@@ -16,8 +16,9 @@ from zipnerf_ns.data.datamanager import SCENE_HINTS, SceneHints
 from zipnerf_ns.encoding import AntiAliasedHashEncoding, HashGridConfig
 from zipnerf_ns.functional.cones import Cones
 from zipnerf_ns.model import ZipNerfModel
-from zipnerf_ns.model_config import ProposalConfig, ZipNerfModelConfig
+from zipnerf_ns.model_config import ZipNerfModelConfig
 from zipnerf_ns.rays import Rays, Round
+from zipnerf_ns.zipnerf import ProposalConfig
 
 TINY_GRID = HashGridConfig(num_levels=4, features_per_level=2, base_res=4, max_res=32, log2_hashmap_size=9)
 """Two dense levels (4 and 8 cells a side) and two hashed ones (16 and 32)."""

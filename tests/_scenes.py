@@ -23,7 +23,7 @@ from zipnerf_ns.config import zipnerf_lite
 from zipnerf_ns.data.datamanager import ZipNerfDataManager
 from zipnerf_ns.encoding import HashGridConfig
 from zipnerf_ns.engine.trainer import ZipNerfTrainer, ZipNerfTrainerConfig
-from zipnerf_ns.model_config import ProposalConfig
+from zipnerf_ns.zipnerf import ProposalConfig
 
 WIDTH, HEIGHT = 24, 16
 

@@ -205,9 +205,9 @@ def test_methods_share_no_mutable_part():
 
 
 def test_every_loss_has_its_multiplier_among_the_fields():
-    """Switching a multiplier off takes its loss away; the colour loss is the unit of the others."""
+    """Switching a multiplier off takes its loss away; the color loss is the unit of the others."""
     names = {field.name for field in dataclasses.fields(ZipNerfModelConfig) if field.name.endswith("_mult")}
-    source = (ROOT / "zipnerf_ns" / "objective.py").read_text()
+    source = (ROOT / "zipnerf_ns" / "losses.py").read_text()
     losses = {node.slice.value for node in ast.walk(ast.parse(source))
               if isinstance(node, ast.Subscript) and isinstance(node.ctx, ast.Store)
               and isinstance(node.value, ast.Name) and node.value.id == "scaled"}  # fmt: skip

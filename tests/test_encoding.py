@@ -10,7 +10,7 @@ from _rays import TINY_GRID, make_cones, make_encoding, normal
 from torch import Tensor
 from torch.func import functional_call
 
-from zipnerf_ns.encoding import WHOLE, AntiAliasedHashEncoding, HashGridConfig, Reading
+from zipnerf_ns.encoding import AntiAliasedHashEncoding, HashGridConfig
 from zipnerf_ns.engine.optimizers import DecayingAdam
 from zipnerf_ns.functional.cones import Cones, cones_in_cube
 from zipnerf_ns.functional.hash_grid import hash_encode
@@ -22,7 +22,7 @@ DOUBLE = torch.float64
 
 def encode(encoding: AntiAliasedHashEncoding, cones: Cones, num_active: int | None = None) -> Tensor:
     """Channels in the table's own precision."""
-    return encoding(cones, TORCH_OPS, Reading(num_active), encoding.hash_table.dtype)
+    return encoding(cones, num_active, dtype=encoding.hash_table.dtype)
 
 
 def weights_by_definition(encoding: AntiAliasedHashEncoding, cones: Cones) -> Tensor:
@@ -135,7 +135,7 @@ def test_gradients_are_those_of_finite_differences(prefilter):
 
     def features(table, origins, tdist):
         # The weight features stand beside: their gradient towards the table is stopped on purpose.
-        arguments = (cones._replace(origins=origins, tdist=tdist), TORCH_OPS, WHOLE, DOUBLE)
+        arguments = (cones._replace(origins=origins, tdist=tdist), None, None, DOUBLE)
         return encoding.per_level(functional_call(encoding, {"hash_table": table}, arguments))
 
     assert torch.autograd.gradcheck(features, (table, origins, tdist), eps=1e-6, atol=1e-7)
@@ -178,7 +178,7 @@ def test_weight_features_follow_every_change_of_the_table(change, training):
     encoding = make_encoding()
     cones = make_cones()
     encode(encoding.train(training), cones)
-    before = encoding.summary(TORCH_OPS).mean_square.clone()
+    before = encoding.summary().mean_square.clone()
     if "Adam" in change or "SGD" in change:
         # An optimiser's step comes after a forward pass in training.
         encode(encoding.train(), cones)
@@ -187,7 +187,7 @@ def test_weight_features_follow_every_change_of_the_table(change, training):
     rows = [encoding.hash_table.detach()[lv.offset : lv.offset + lv.size] for lv in encoding.grid.levels]
     expected = torch.stack([row.square().mean() for row in rows])
     assert not torch.allclose(expected, before)
-    torch.testing.assert_close(encoding.summary(TORCH_OPS).mean_square, expected)
+    torch.testing.assert_close(encoding.summary().mean_square, expected)
     fresh = make_encoding()
     fresh.load_state_dict(encoding.state_dict())
     torch.testing.assert_close(weight_features, encode(fresh, cones)[:, -4:])
@@ -197,17 +197,18 @@ def test_mean_square_reads_the_table_only_after_a_change_that_is_not_the_optimis
     calls = []
     ops = TORCH_OPS._replace(summarise=lambda *args: calls.append(1) or TORCH_OPS.summarise(*args))
     encoding, cones = make_encoding().eval(), make_cones()
+    encoding.ops = ops
     for mode in (False, True, False):
-        encoding.train(mode)(cones, ops)
-        assert not encoding.summary(ops).mean_square.requires_grad
+        encoding.train(mode)(cones)
+        assert not encoding.summary().mean_square.requires_grad
     assert len(calls) == 1
     step_torch(encoding, torch.optim.SGD)
-    encoding(cones, ops)
-    encoding(cones, ops)
+    encoding(cones)
+    encoding(cones)
     assert len(calls) == 2
     # A step of our optimiser leaves the statistics behind, and the forward pass after it does not read the table.
     step_decaying_adam(encoding, True)
-    encoding.train()(cones, ops)
+    encoding.train()(cones)
     assert len(calls) == 2
 
 
@@ -235,26 +236,26 @@ def test_features_start_within_the_init_range_after_the_gain():
 
 def test_the_given_implementation_reads_the_table_with_these_settings():
     encoding, seen = make_encoding("ipe"), []
-    ops = TORCH_OPS._replace(cone_encode=lambda *args: seen.append(args) or TORCH_OPS.cone_encode(*args))
+    encoding.ops = TORCH_OPS._replace(cone_encode=lambda *args: seen.append(args) or TORCH_OPS.cone_encode(*args))
     cones = make_cones()
-    assert encoding(cones, ops, Reading(3), torch.bfloat16).dtype == torch.bfloat16
+    assert encoding(cones, 3, dtype=torch.bfloat16).dtype == torch.bfloat16
     ((table, given, scales, lookup, half),) = seen
     assert table is encoding.hash_table and given is cones and half is None
-    expected = [math.sqrt(1e-8 + 100.0 * float(square)) for square in encoding.summary(TORCH_OPS).mean_square]
+    expected = [math.sqrt(1e-8 + 100.0 * float(square)) for square in encoding.summary().mean_square]
     assert scales.tolist() == pytest.approx(expected) and not scales.requires_grad
     assert lookup == (encoding.grid, "ipe", 10.0, None, 3, torch.bfloat16)
 
 
 def test_another_prefilter_can_be_read():
     for mode in ("multisample", "ipe", "none"):
-        expected = make_encoding(mode)(make_cones(), TORCH_OPS)
-        assert torch.equal(make_encoding("none")(make_cones(), TORCH_OPS, Reading(prefilter=mode)), expected)
+        expected = make_encoding(mode)(make_cones())
+        assert torch.equal(make_encoding("none")(make_cones(), prefilter=mode), expected)
 
 
 @pytest.mark.parametrize("mode", ["multisample", "ipe", "none"])
 def test_prefilter_weights_are_read_from_the_channels(mode):
     encoding, cones = make_encoding(mode), make_cones()
-    found = encoding.prefilter_weights(encoding(cones, TORCH_OPS), TORCH_OPS)
+    found = encoding.prefilter_weights(encoding(cones))
     positions, stds = cones_in_cube(cones, mode != "multisample")
     expected = hash_encode(encoding.hash_table, positions, stds, encoding.grid, mode)[1]
     torch.testing.assert_close(found, expected, rtol=0.0, atol=1e-5)
@@ -264,8 +265,8 @@ def test_prefilter_weights_are_read_from_the_channels(mode):
 def test_a_frozen_table_takes_no_gradient_and_positions_do():
     encoding = make_encoding()
     cones = make_cones()._replace(origins=make_cones().origins.requires_grad_())
-    channels = encoding(cones, TORCH_OPS, Reading(is_frozen=True))
-    torch.testing.assert_close(channels, encoding(cones, TORCH_OPS))
+    channels = encoding(cones, is_frozen=True)
+    torch.testing.assert_close(channels, encoding(cones))
     (channels * normal(channels.shape, 4)).sum().backward()
     assert encoding.hash_table.grad is None and cones.origins.grad.abs().max() > 0.0
 

@@ -9,10 +9,8 @@ import torch
 from _fields import hidden_of, make_field
 from _rays import make_encoding, short_intervals
 
-from zipnerf_ns.encoding import Reading
 from zipnerf_ns.field import ZipNerfDensityField, ZipNerfField, parameter_groups
 from zipnerf_ns.functional import cones as cones_module
-from zipnerf_ns.ops import TORCH_OPS
 
 BOX = torch.tensor([[-2.0, -1.0, -1.5], [1.0, 2.0, 1.5]])
 
@@ -44,7 +42,7 @@ def test_evaluation_turns_by_its_own_rule_and_draws_nothing():
     field = make_field()
     torch.manual_seed(1)
     state = torch.get_rng_state()
-    outputs = [field(rays, tdist, TORCH_OPS) for _ in range(2)]
+    outputs = [field(rays, tdist) for _ in range(2)]
     assert torch.equal(state, torch.get_rng_state()) and field.cones(rays, tdist).turns is None
     assert all(torch.equal(one, other) for one, other in zip(*outputs, strict=True))
 
@@ -55,7 +53,7 @@ def test_only_multisampling_looks_up_more_than_once(prefilter, lookups, training
     field, seen = ZipNerfDensityField(make_encoding(prefilter), hidden_dim=8).train(training), []
     original = cones_module.hash_encode
     monkeypatch.setattr(cones_module, "hash_encode", lambda *args: seen.append(args[1].shape) or original(*args))
-    field.density(*short_intervals(), TORCH_OPS)
+    field.density(*short_intervals())
     assert seen == [(20, lookups, 3)]
 
 
@@ -64,11 +62,11 @@ def test_only_multisampling_looks_up_more_than_once(prefilter, lookups, training
 
 def test_density_is_the_exponential_of_the_shifted_head():
     field, (rays, tdist) = make_field(), short_intervals()
-    output = field(rays, tdist, TORCH_OPS)
+    output = field(rays, tdist)
     raw = hidden_of(field, output.channels) @ field.density_layer.weight[0] + field.density_layer.bias
     torch.testing.assert_close(output.density.flatten(), torch.exp(raw - 1.0))
-    torch.testing.assert_close(field.density(rays, tdist, TORCH_OPS), output.density)
-    torch.testing.assert_close(field.channels(rays, tdist, TORCH_OPS), output.channels, rtol=0.0, atol=0.0)
+    torch.testing.assert_close(field.density(rays, tdist), output.density)
+    torch.testing.assert_close(field.channels(rays, tdist), output.channels, rtol=0.0, atol=0.0)
     assert output.density.std() > 0.01, "the test sees more than one value"
 
 
@@ -77,7 +75,7 @@ def test_density_is_the_exponential_of_the_shifted_head():
 def test_density_and_its_gradient_stay_finite_and_can_come_back(bias, num_images):
     field = make_field(num_images)
     torch.nn.init.constant_(field.density_layer.bias, bias)
-    for density in (field.density(*short_intervals(), TORCH_OPS), field(*short_intervals(), TORCH_OPS).density):
+    for density in (field.density(*short_intervals()), field(*short_intervals()).density):
         assert torch.isfinite(density).all()
         (v_bias,) = torch.autograd.grad(density.sum(), field.density_layer.bias)
         assert torch.isfinite(v_bias).all()
@@ -87,24 +85,24 @@ def test_density_and_its_gradient_stay_finite_and_can_come_back(bias, num_images
 
 def test_inactive_levels_do_not_reach_the_density():
     field, (rays, tdist) = make_field(), short_intervals()
-    before, full = field(rays, tdist, TORCH_OPS, Reading(2)).density, field(rays, tdist, TORCH_OPS).density
-    square = field.encoding.summary(TORCH_OPS).mean_square.clone()
+    before, full = field(rays, tdist, 2).density, field(rays, tdist).density
+    square = field.encoding.summary().mean_square.clone()
     level = field.encoding.grid.levels[2]
     with torch.no_grad():
         # Turned upside down, so that the level's mean square and with it the weight features stay.
         field.encoding.hash_table[level.offset :] *= -1.0
-    torch.testing.assert_close(field.encoding.summary(TORCH_OPS).mean_square, square)
-    torch.testing.assert_close(field(rays, tdist, TORCH_OPS, Reading(2)).density, before)
-    torch.testing.assert_close(field.density(rays, tdist, TORCH_OPS, Reading(2)), before)
-    assert (field(rays, tdist, TORCH_OPS).density - full).abs().max() > 1e-4
+    torch.testing.assert_close(field.encoding.summary().mean_square, square)
+    torch.testing.assert_close(field(rays, tdist, 2).density, before)
+    torch.testing.assert_close(field.density(rays, tdist, 2), before)
+    assert (field(rays, tdist).density - full).abs().max() > 1e-4
 
 
 @pytest.mark.parametrize("rays, bins", [(0, 5), (1, 1), (3, 2)])
 @pytest.mark.parametrize("num_images", [0, 3])
 def test_any_number_of_rays_and_intervals(rays, bins, num_images):
     field, batch = make_field(num_images).train(), short_intervals(rays, bins)
-    output = field(*batch, TORCH_OPS)
-    assert output.density.shape == field.density(*batch, TORCH_OPS).shape == (rays, bins)
+    output = field(*batch)
+    assert output.density.shape == field.density(*batch).shape == (rays, bins)
     assert output.colors.shape == (rays, bins, 3) and output.channels.shape == (rays * bins, 12)
 
 
@@ -116,9 +114,9 @@ def test_any_number_of_rays_and_intervals(rays, bins, num_images):
 def test_a_cpu_computes_in_float32_whatever_surrounds_it(precision, num_images):
     torch.manual_seed(0)
     field, batch = ZipNerfField(make_encoding(), None, 16, precision, 8, 2, 12, num_images).eval(), short_intervals()
-    plain, density = field(*batch, TORCH_OPS), field.density(*batch, TORCH_OPS)
+    plain, density = field(*batch), field.density(*batch)
     with torch.autocast("cpu", dtype=torch.bfloat16):
-        surrounded, again = field(*batch, TORCH_OPS), field.density(*batch, TORCH_OPS)
+        surrounded, again = field(*batch), field.density(*batch)
     for one, other in zip((*surrounded, again), (*plain, density), strict=True):
         assert one.dtype == torch.float32 and torch.equal(one, other)
 

@@ -22,14 +22,14 @@ def test_the_view_direction_changes_colour_only():
     directions = unit_vectors(rays, 30)
     origins, radius = point - (0.5 + 0.5 * length) * directions, torch.full((rays, 1), 5.8e-5)
     tdist = torch.tensor([[0.5, 0.5 + length]]).expand(rays, 2)
-    output = field(make_rays(rays, origins=origins, directions=directions, radius=radius), tdist, TORCH_OPS)
+    output = field(make_rays(rays, origins=origins, directions=directions, radius=radius), tdist)
     # The six points differ by a thousandth of a unit from one direction to the next.
     torch.testing.assert_close(output.density, output.density[:1].expand_as(output.density), rtol=2e-2, atol=0.0)
     # Exactly the same features for all of them, so that only the direction is left to tell them apart.
-    same = TORCH_OPS._replace(cone_encode=lambda *args: TORCH_OPS.cone_encode(*args)[:1].expand(rays, -1))
-    colors = field(make_rays(rays, directions=directions), tdist, same).colors[:, 0]
+    field.encoding.ops = TORCH_OPS._replace(cone_encode=lambda *args: TORCH_OPS.cone_encode(*args)[:1].expand(rays, -1))
+    colors = field(make_rays(rays, directions=directions), tdist).colors[:, 0]
     assert torch.cdist(colors, colors)[~torch.eye(rays, dtype=torch.bool)].min() > 1e-5
-    turned = field(make_rays(rays, directions=directions[:1].expand(rays, 3)), tdist, same).colors[:, 0]
+    turned = field(make_rays(rays, directions=directions[:1].expand(rays, 3)), tdist).colors[:, 0]
     torch.testing.assert_close(turned, turned[:1].expand_as(turned))
 
 
@@ -51,7 +51,7 @@ def spherical_harmonics(direction) -> list:
 @pytest.mark.parametrize("color_layers, num_images", [(1, 0), (2, 0), (3, 0), (4, 0), (3, 3)])
 def test_colour_is_its_network_written_out(color_layers, num_images):
     field, (rays, tdist) = make_field(num_images, color_layers), short_intervals()
-    found = field(rays, tdist, TORCH_OPS)
+    found = field(rays, tdist)
     hidden, layers = hidden_of(field, found.channels).view(4, 5, 16), linear_layers(field)
     assert len(layers) == color_layers + 1
     for ray in range(4):
@@ -73,7 +73,7 @@ def test_colour_reaches_beyond_black_and_white(color_layers):
     field = make_field(color_layers=color_layers)
     for bias, bound in ((50.0, 1.001), (-50.0, -0.001)):
         torch.nn.init.constant_(linear_layers(field)[-1].bias, bias)
-        colors = field(*short_intervals(), TORCH_OPS).colors
+        colors = field(*short_intervals()).colors
         torch.testing.assert_close(colors, torch.full((4, 5, 3), bound))
 
 
@@ -91,7 +91,7 @@ def test_the_folded_network_is_the_unfolded_one_in_values_and_every_gradient(col
     field, batch, results = make_field(color_layers=color_layers), short_intervals(), []
     for is_folded in (True, False):
         monkeypatch.setattr(ZipNerfField, "is_foldable", is_folded)
-        output = field(*batch, TORCH_OPS)
+        output = field(*batch)
         total = sum((out * normal(out.shape, seed)).sum() for seed, out in enumerate(output))
         named = dict(field.named_parameters())
         gradients = torch.autograd.grad(total, list(named.values()))
@@ -116,7 +116,7 @@ def test_appearance_starts_as_the_identity():
     field.cones = lambda rays, tdist: ZipNerfDensityField.cones(SimpleNamespace(training=False, aabb=None), rays, tdist)
 
     def colors(rays=rays):
-        return field(rays, tdist, TORCH_OPS).colors
+        return field(rays, tdist).colors
 
     plain = colors()
     field.train()
@@ -135,8 +135,8 @@ def test_at_evaluation_a_photos_appearance_is_that_of_its_training(color_layers)
     found = []
     for photo in range(3):
         indices = torch.full((4, 1), photo)
-        in_training = field.train()(rays._replace(camera_indices=indices), tdist, TORCH_OPS).colors
-        found.append(field.eval()(rays._replace(camera_indices=None), tdist, TORCH_OPS, photo=photo).colors)
+        in_training = field.train()(rays._replace(camera_indices=indices), tdist).colors
+        found.append(field.eval()(rays._replace(camera_indices=None), tdist, photo=photo).colors)
         torch.testing.assert_close(found[-1], in_training, rtol=1e-5, atol=1e-5)
     assert (found[0] - found[1]).abs().max() > 1e-3
 
@@ -147,16 +147,16 @@ def test_without_a_photo_evaluation_shows_the_mean_of_all(color_layers):
     field, batch = make_field(num_images=3, color_layers=color_layers), short_intervals()
     torch.nn.init.normal_(field.appearance.codes.weight)
     torch.nn.init.normal_(field.appearance.affine.bias)
-    found = field(*batch, TORCH_OPS).colors
+    found = field(*batch).colors
     maps = torch.stack([torch.stack(field.appearance.affine_map(photo)) for photo in range(3)])
     torch.testing.assert_close(torch.stack(field.appearance.affine_map()), maps.mean(dim=0), rtol=1e-5, atol=1e-6)
     field.appearance.codes.weight.data[:] = field.appearance.codes.weight.data.mean(dim=0)
-    torch.testing.assert_close(field(*batch, TORCH_OPS, photo=1).colors, found)
+    torch.testing.assert_close(field(*batch, photo=1).colors, found)
 
 
 def test_appearance_can_be_learnt_from_its_start():
     field = make_field(num_images=3).train()
-    colors = field(*short_intervals(), TORCH_OPS).colors
+    colors = field(*short_intervals()).colors
     (colors * normal(colors.shape, 35)).sum().backward()
     assert (field.appearance.codes.weight.grad.abs().amax(dim=-1) > 0.0).all()
 
@@ -180,7 +180,7 @@ def test_appearance_scales_and_shifts_by_each_rays_own_image():
 def said(monkeypatch) -> list:
     """What is said about kernels that are lacking, as if for the first time."""
     lines = []
-    monkeypatch.setattr(field_module.CONSOLE, "log", lambda text, **_: lines.append(text))
+    monkeypatch.setattr(field_module, "say", lines.append)
     field_module._announce_lack.cache_clear()
     yield lines
     field_module._announce_lack.cache_clear()
@@ -209,24 +209,29 @@ def sized_field(hidden_dim: int = 32, color_layers: int = 2, color_dim: int = 64
 
 def test_networks_of_the_kernels_sizes_run_on_them(said):
     calls = []
-    sized_field()(*short_intervals(), kernels(calls))
-    ZipNerfDensityField(make_encoding(), hidden_dim=32).density(*short_intervals(), kernels(calls))
+    for field, ask in ((sized_field(), ZipNerfField.forward),
+                       (ZipNerfDensityField(make_encoding(), hidden_dim=32), ZipNerfDensityField.density)):  # fmt: skip
+        field.encoding.ops = kernels(calls)
+        ask(field, *short_intervals())
     assert calls == ["radiance_mlp", "density_mlp"] and said == []
 
 
 def test_a_density_network_of_another_size_runs_in_torch_which_is_said_once(said):
     calls, field = [], ZipNerfDensityField(make_encoding(), hidden_dim=48)
     for ops in (TORCH_OPS, *[kernels(calls)] * 3):
-        density = field.eval().density(*short_intervals(), ops)
-    torch.testing.assert_close(density, field.density(*short_intervals(), TORCH_OPS), rtol=0.0, atol=0.0)
+        field.encoding.ops = ops
+        density = field.eval().density(*short_intervals())
+    field.encoding.ops = TORCH_OPS
+    torch.testing.assert_close(density, field.density(*short_intervals()), rtol=0.0, atol=0.0)
     assert calls == [] and said == ["No kernel for (12, 48). This network runs in torch."]
 
 
 def test_appearance_keeps_the_kernels_from_training_only(said):
     calls, field = [], sized_field(num_images=3)
-    field(*short_intervals(), kernels(calls))
+    field.encoding.ops = kernels(calls)
+    field(*short_intervals())
     assert calls == ["radiance_mlp"] and said == []
-    field.train()(*short_intervals(), kernels(calls))
+    field.train()(*short_intervals())
     assert calls == ["radiance_mlp"]
     assert said == ["No kernel for (12, 32, 2, 64, 16, True). This network runs in torch."]
 
@@ -234,10 +239,11 @@ def test_appearance_keeps_the_kernels_from_training_only(said):
 @pytest.mark.parametrize("changes", [{"hidden_dim": 48}, {"color_dim": 48}, {"color_layers": 1}])
 def test_a_colour_network_that_the_kernels_lack_runs_in_torch_which_is_said_once(changes, said):
     calls, field = [], sized_field(**changes)
-    plain = field(*short_intervals(), TORCH_OPS)
+    plain = field(*short_intervals())
     assert said == [], "who asked for torch gets it without a word"
+    field.encoding.ops = kernels(calls)
     for _ in range(3):
-        output = field(*short_intervals(), kernels(calls))
+        output = field(*short_intervals())
     assert all(torch.equal(one, other) for one, other in zip(output, plain, strict=True)) and calls == []
     sizes = (12, *{"hidden_dim": 32, "color_layers": 2, "color_dim": 64, **changes}.values(), 16, False)
     assert said == [f"No kernel for {sizes}. This network runs in torch."]

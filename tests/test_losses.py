@@ -301,7 +301,7 @@ def test_hash_decay_is_half_the_sum_over_levels_and_grids_of_the_mean_squares():
         for level in encoding.grid.levels:
             values = table[level.offset : level.offset + level.size].ravel()
             total += 0.5 * float(sum(value * value for value in values)) / len(values)
-    squares = [encoding.summary(TORCH_OPS).mean_square for encoding in grids]
+    squares = [encoding.summary().mean_square for encoding in grids]
     assert float(hash_decay(squares)) == pytest.approx(total, rel=1e-10)
 
 

@@ -94,7 +94,7 @@ def test_loss_terms_are_there_if_their_multiplier_is_and_scaled_by_it(which):
     changes = {names.get(name, f"{name}_loss_mult"): value for name, value in mults.items()}
     model = make_model(tiny_config(proposal_catchup=False, random_background=False, **changes))
     outputs, batch = train_outputs(model)
-    rounds = outputs["rounds"]
+    rounds = outputs["rendering"].rounds
     fields = [*model.proposal_networks, model.field]
     expected = {
         "interlevel_loss": mults["interlevel"] * losses.interlevel_loss(rounds, (0.03, 0.003), TORCH_OPS),
@@ -108,7 +108,7 @@ def test_loss_terms_are_there_if_their_multiplier_is_and_scaled_by_it(which):
         ),
     }
     if mults["level_consistency"]:
-        consistency = losses.level_consistency(outputs["per_level"][0])
+        consistency = losses.level_consistency(model.field.encoding.per_level(outputs["rendering"].radiance.channels))
         expected["level_consistency_loss"] = mults["level_consistency"] * consistency
     expected = {name: value for name, value in expected.items() if float(value.detach()) != 0.0}
     expected["rgb_loss"] = losses.charbonnier(outputs["rgb"], batch["image"]).mean()
@@ -165,11 +165,11 @@ def test_a_colour_loss_can_be_chosen(name):
 @pytest.mark.parametrize("bounded, name", [(True, "rmse"), (False, "charbonnier"), (None, "charbonnier")])
 def test_the_automatic_colour_loss_follows_the_scenes_bounds(bounded, name):
     assert tiny_config().rgb_loss == "auto"
-    assert make_model(hints=None if bounded is None else hints(bounded)).color_loss == name
+    assert make_model(hints=None if bounded is None else hints(bounded)).zipnerf.color_loss == name
     # What the model does is decisive, not what the data say.
     setting = "unbounded" if bounded else "box"
     model = make_model(tiny_config(scene_bounds=setting), None if bounded is None else hints(bounded))
-    assert model.color_loss == ("charbonnier" if bounded else "rmse")
+    assert model.zipnerf.color_loss == ("charbonnier" if bounded else "rmse")
 
 
 def table_gradient(near_plane: float, far_plane: float, scaled: bool) -> tuple:
@@ -201,7 +201,7 @@ def schedules_seen(model, step: int, total: int = 100) -> tuple:
     for callback in model.get_training_callbacks(attributes):
         callback.run_callback(step)
     anneals, actives = [], []
-    handles = [model.sampler.register_forward_pre_hook(lambda _, args: anneals.append(args[3]))]
+    handles = [model.zipnerf.sampler.register_forward_pre_hook(lambda _, args: anneals.append(args[2]))]
     for field in [*model.proposal_networks, model.field]:
         handles.append(field.encoding.register_forward_pre_hook(lambda _, args: actives.append(args[2].num_active)))
     model(make_bundle(3))

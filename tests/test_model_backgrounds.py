@@ -132,7 +132,7 @@ def test_without_random_backgrounds_training_sees_the_one_of_evaluation(backgrou
     model.field.register_forward_hook(lambda *args: radiances.append(args[2]))
     bundle, batch = sphere_batch(40, 2, channels=4)
     outputs = model(bundle)
-    weights, last = outputs["rounds"][-1].weights, radiances[0].colors[:, -1]
+    weights, last = outputs["rendering"].rounds[-1].weights, radiances[0].colors[:, -1]
     model.get_loss_dict(outputs, batch)
     white, alpha = float(background == "white"), batch["image"][:, 3:]
     torch.testing.assert_close(outputs["target"], batch["image"][:, :3] * alpha + white * (1.0 - alpha))

@@ -48,9 +48,9 @@ def test_outputs_are_what_nerfstudio_reads(training):
     outputs = model(make_bundle(11))
     check_outputs(outputs, 11, training)
     if training:
-        assert [drawn.weights.shape for drawn in outputs["rounds"]] == [(11, 8), (11, 8), (11, 6)]
-        assert [drawn.sdist.shape for drawn in outputs["rounds"]] == [(11, 9), (11, 9), (11, 7)]
-        assert [drawn.tdist.shape for drawn in outputs["rounds"]] == [(11, 9), (11, 9), (11, 7)]
+        assert [drawn.weights.shape for drawn in outputs["rendering"].rounds] == [(11, 8), (11, 8), (11, 6)]
+        assert [drawn.sdist.shape for drawn in outputs["rendering"].rounds] == [(11, 9), (11, 9), (11, 7)]
+        assert [drawn.tdist.shape for drawn in outputs["rendering"].rounds] == [(11, 9), (11, 9), (11, 7)]
         return
     assert list(outputs) == OUTPUTS
     assert outputs["rgb"].min() >= 0.0 and outputs["rgb"].max() <= 1.0
@@ -189,7 +189,7 @@ def test_normals_of_a_wall_point_at_the_camera(monkeypatch):
 def solid_ball(model, monkeypatch) -> None:
     """Channels that are the positions of the cones' middles, and networks that make a ball of them."""
 
-    def channels(count, cones, ops, reading=None, dtype=torch.float32):
+    def channels(count, cones, *_, **__):
         middles = 0.5 * (cones.tdist[:, 1:] + cones.tdist[:, :-1])[..., None]
         points = cones.origins[:, None] + middles * cones.directions[:, None]
         distance = points.norm(dim=-1, keepdim=True).flatten(0, 1)

@@ -13,7 +13,8 @@ from nerfstudio.cameras.camera_optimizers import CameraOptimizerConfig
 
 from zipnerf_ns.encoding import HashGridConfig
 from zipnerf_ns.errors import InputError
-from zipnerf_ns.model_config import ProposalConfig, ZipNerfModelConfig
+from zipnerf_ns.model_config import ZipNerfModelConfig
+from zipnerf_ns.zipnerf import ProposalConfig
 
 BAD_SETTINGS = [
     *({name: value} for name in ("near_plane", "far_plane", "anneal_slope") for value in (0.0, -1.0, float("nan"))),
@@ -127,7 +128,7 @@ def test_a_checkpoint_restores_every_picture():
 @pytest.mark.parametrize("fault", ["missing", "extra", "shape", "version"])
 def test_another_models_checkpoint_is_refused_by_name_even_where_nerfstudio_would_not_mind(fault, strict):
     state = trained_state()
-    name = "field.encoding.hash_table"
+    name = "zipnerf.field.encoding.hash_table"
     if fault == "missing":
         del state[name]
     elif fault == "extra":

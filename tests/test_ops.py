@@ -30,7 +30,7 @@ def triton(monkeypatch) -> SimpleNamespace:
     state = SimpleNamespace(lacks=None, said=[])
     monkeypatch.setattr(support, "why_unavailable", lambda device: state.lacks)
     monkeypatch.setattr(implementation, "triton_ops", lambda: KERNELS)
-    monkeypatch.setattr(implementation.CONSOLE, "log", lambda text, **_: state.said.append(text))
+    monkeypatch.setattr(implementation, "say", state.said.append)
     implementation._announce_choice.cache_clear()
     yield state
     implementation._announce_choice.cache_clear()

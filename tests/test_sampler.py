@@ -37,7 +37,7 @@ def run(training: bool, density_fns=None, rays=None, anneal=1.0, seed=0, num_sam
     sampler = IntervalSampler(num_samples).train(training)
     torch.manual_seed(seed)
     fns = [constant_density(0.3)] * (len(num_samples) - 1) if density_fns is None else density_fns
-    sampled = sampler(rays, fns, TORCH_OPS, anneal)
+    sampled = sampler(rays, fns, anneal)
     return [*sampled.proposals, Round(sampled.sdist, sampled.tdist, torch.empty(0))]
 
 
@@ -98,15 +98,15 @@ def test_each_round_has_a_jitter_of_its_own():
         jitters.append(args[3])
         return TORCH_OPS.draw_intervals(*args)
 
-    ops = TORCH_OPS._replace(draw_intervals=draw)
     sampler = IntervalSampler(NUM_SAMPLES).train()
-    sampler(from_origin(60), [shell_density] * 2, ops)
+    sampler.ops = TORCH_OPS._replace(draw_intervals=draw)
+    sampler(from_origin(60), [shell_density] * 2)
     assert all(jitter.shape == (60, 1) and (jitter >= 0.0).all() and (jitter < 1.0).all() for jitter in jitters)
     correlation = torch.corrcoef(torch.cat(jitters, dim=1).t())
     # Of sixty pairs of independent numbers it has a standard error of 0.13.
     assert (correlation - torch.eye(3)).abs().max() < 0.5
     jitters.clear()
-    sampler.eval()(from_origin(60), [shell_density] * 2, ops)
+    sampler.eval()(from_origin(60), [shell_density] * 2)
     assert jitters == [None] * 3
 
 
@@ -196,8 +196,9 @@ def test_the_given_implementation_does_the_work():
         original = getattr(TORCH_OPS, name)
         return lambda *args: calls.append(name) or original(*args)
 
-    ops = TORCH_OPS._replace(**{name: counted(name) for name in ("draw_intervals", "density_to_weights")})
-    IntervalSampler(NUM_SAMPLES).eval()(from_origin(7), [shell_density] * 2, ops)
+    sampler = IntervalSampler(NUM_SAMPLES).eval()
+    sampler.ops = TORCH_OPS._replace(**{name: counted(name) for name in ("draw_intervals", "density_to_weights")})
+    sampler(from_origin(7), [shell_density] * 2)
     assert calls == ["draw_intervals", "density_to_weights"] * 2 + ["draw_intervals"]
 
 

@@ -12,7 +12,7 @@ import torch
 from _rays import normal, uniform, unit_vectors
 from _tinycudann import make_library, side
 
-from zipnerf_ns.encoding import AntiAliasedHashEncoding, HashGridConfig, Reading
+from zipnerf_ns.encoding import AntiAliasedHashEncoding, HashGridConfig
 from zipnerf_ns.engine.optimizers import DecayingAdam
 from zipnerf_ns.functional.cones import Cones, cones_in_cube
 from zipnerf_ns.functional.hash_grid import hash_encode, make_hash_grid
@@ -92,7 +92,7 @@ def test_features_are_the_librarys_lowered_by_our_weights_and_then_the_weight_fe
     encoding = make_encoding(prefilter)
     cones = make_cones()
     positions, stds = cones_in_cube(cones, one_lookup=True)
-    out = encoding(cones, TORCH_OPS)
+    out = encoding(cones)
     (library,) = encoding._library
     read = library(positions[:, 0]).view(12, 4, 2)
     assert out.shape == (12, encoding.get_out_dim()) == (12, 12) and out.dtype == torch.float32
@@ -108,9 +108,10 @@ def test_features_are_the_librarys_lowered_by_our_weights_and_then_the_weight_fe
 
 def test_channels_come_in_the_precision_that_is_asked_for_and_no_half_precision_copy_is_kept():
     encoding = make_encoding()
-    full, half = encoding(make_cones(), TORCH_OPS), encoding(make_cones(), TORCH_OPS, dtype=torch.bfloat16)
+    full, half = encoding(make_cones()), encoding(make_cones(), dtype=torch.bfloat16)
     assert torch.equal(half, full.bfloat16())
-    assert not encoding.summary(TORCH_OPS._replace(reads_half=lambda _: True)).wants_half
+    encoding.ops = TORCH_OPS._replace(reads_half=lambda _: True)
+    assert not encoding.summary().wants_half
 
 
 def test_a_constant_level_is_ten_times_its_value():
@@ -118,7 +119,7 @@ def test_a_constant_level_is_ten_times_its_value():
     with torch.no_grad():
         for index, level in enumerate(encoding.grid.levels):
             encoding.hash_table.view(-1, 2)[level.offset : level.offset + level.size] = 0.1 * (index + 1)
-    per_level = encoding.per_level(encoding(make_cones(), TORCH_OPS))
+    per_level = encoding.per_level(encoding(make_cones()))
     expected = torch.tensor([1.0, 2.0, 3.0, 4.0])[None, :, None].expand(12, 4, 2)
     torch.testing.assert_close(per_level, expected)
 
@@ -156,7 +157,7 @@ def test_bandwidths_act_as_a_factor_on_the_variance():
 @pytest.mark.parametrize("num_active", [0, 1, 3, 4, 9])
 def test_levels_that_are_not_active_give_zero_and_take_no_gradient(num_active):
     encoding = make_encoding()
-    full, part = encoding(make_cones(), TORCH_OPS), encoding(make_cones(), TORCH_OPS, Reading(num_active))
+    full, part = encoding(make_cones()), encoding(make_cones(), num_active)
     active = min(num_active, 4)
     per_level = encoding.per_level(part)
     assert torch.equal(per_level[:, :active], encoding.per_level(full)[:, :active])
@@ -203,7 +204,7 @@ def test_the_table_is_one_parameter_that_starts_like_ours():
 @pytest.mark.parametrize("assign", [False, True])
 def test_a_loaded_table_is_the_one_that_is_read(assign):
     encoding, other = make_encoding(), TcnnHashEncoding(CONFIG)
-    inputs = make_cones(), TORCH_OPS
+    inputs = (make_cones(),)
     other(*inputs)
     other.load_state_dict(encoding.state_dict(), assign=assign)
     assert torch.equal(other(*inputs), encoding(*inputs))
@@ -231,7 +232,7 @@ def test_decay_and_statistics_are_by_level():
     assert torch.equal((table.detach() - before).sign(), -before.sign())
     assert table.table_state.is_current(table)
     means = torch.stack([part.square().mean() for part in table.detach().view(-1, 2).split(sizes)])
-    torch.testing.assert_close(encoding.summary(TORCH_OPS).mean_square, means)
+    torch.testing.assert_close(encoding.summary().mean_square, means)
 
 
 def test_training_brings_the_features_to_a_target():

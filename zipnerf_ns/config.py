@@ -21,7 +21,8 @@ from zipnerf_ns.engine.optimizers import DecayingAdamConfig, WarmupLogDecayConfi
 from zipnerf_ns.engine.pipeline import ZipNerfPipelineConfig
 from zipnerf_ns.engine.startup import spare_nerfstudio_its_look_at_the_stack
 from zipnerf_ns.engine.trainer import ZipNerfTrainerConfig
-from zipnerf_ns.model_config import ProposalConfig, ZipNerfModelConfig
+from zipnerf_ns.model_config import ZipNerfModelConfig
+from zipnerf_ns.zipnerf import ProposalConfig
 
 spare_nerfstudio_its_look_at_the_stack()
 

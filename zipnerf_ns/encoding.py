@@ -3,18 +3,16 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import NamedTuple, Optional, Tuple
+from typing import Optional, Tuple
 
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from nerfstudio.configs.base_config import PrintableConfig
-
 from zipnerf_ns.functional.cones import Cones, HalfTable, Lookup
 from zipnerf_ns.functional.hash_grid import HashGrid, Prefilter, make_hash_grid
 from zipnerf_ns.functional.table_state import HALF_SCALE, TableState
-from zipnerf_ns.ops import Ops
+from zipnerf_ns.ops import TORCH_OPS, Ops
 
 TABLE_GAIN = 10.0
 """Table values are multiplied by this when read, which multiplies Adam's effective step on them (Zip-NeRF)."""
@@ -22,23 +20,8 @@ FEATURE_INIT = 1e-4
 """Features start uniform in +- this, after the gain ([I], section 4)."""
 
 
-class Reading(NamedTuple):
-    """What of a grid is read, and how."""
-
-    num_active: Optional[int] = None
-    """Levels in use, from the coarsest; the others give zeros. All if None."""
-    prefilter: Optional[Prefilter] = None
-    """Anti-aliasing mode; the encoding's own if None."""
-    is_frozen: bool = False
-    """No gradient reaches the table."""
-
-
-WHOLE = Reading()
-"""All levels, in the encoding's own mode."""
-
-
 @dataclass
-class HashGridConfig(PrintableConfig):
+class HashGridConfig:
     """Shape of one multiresolution hash grid."""
 
     num_levels: int = 10
@@ -62,6 +45,8 @@ class HashGridConfig(PrintableConfig):
 class AntiAliasedHashEncoding(nn.Module):
     """Zip-NeRF's downweighted multisampled hash grid (section 2), or its one-lookup form.
 
+    Its operations are ``ops``: torch's until it is given others.
+
     Args:
         config: the grid's shape.
         prefilter: how a sample's extent lowers fine levels, see ``functional.hash_grid.prefilter_weights``.
@@ -80,6 +65,7 @@ class AntiAliasedHashEncoding(nn.Module):
         self.grid, self.hash_table = self._make_table(config)
         self.table_state = TableState(self.grid).attach(self.hash_table)
         self.prefilter: Prefilter = prefilter
+        self.ops: Ops = TORCH_OPS
         if bandwidths is not None and len(bandwidths) != len(self.grid.levels):
             raise ValueError(f"{len(bandwidths)} bandwidths were given for {len(self.grid.levels)} levels.")
         self.register_buffer("bandwidths", None if bandwidths is None else torch.tensor(bandwidths), persistent=False)
@@ -94,45 +80,47 @@ class AntiAliasedHashEncoding(nn.Module):
         """Features and weight features of all levels."""
         return len(self.grid.levels) * (self.grid.features_per_level + 1)
 
-    def summary(self, ops: Ops) -> TableState:
+    def summary(self) -> TableState:
         """Mean squares of the table's levels, and its copy in half precision: as the optimiser left them, or anew."""
         state = self.table_state.attach(self.hash_table)
-        state.wants_half = ops.reads_half(self.grid.features_per_level) and self.hash_table.device.type == "cuda"
+        state.wants_half = self.ops.reads_half(self.grid.features_per_level) and self.hash_table.device.type == "cuda"
         if not state.is_current(self.hash_table):
-            state.refresh(self.hash_table, ops.summarise)
+            state.refresh(self.hash_table, self.ops.summarise)
         return state
 
     def forward(
-        self, cones: Cones, ops: Ops, reading: Reading = WHOLE, dtype: torch.dtype = torch.float32
+        self,
+        cones: Cones,
+        num_active: Optional[int] = None,
+        prefilter: Optional[Prefilter] = None,
+        dtype: torch.dtype = torch.float32,
+        is_frozen: bool = False,
     ) -> Float[Tensor, "intervals channels"]:
         """Channels of each interval: prefiltered features of all levels, then one weight feature a level.
 
         Args:
             cones: the intervals.
-            ops: the implementation.
-            reading: what of the grid is read, and how.
+            num_active: levels in use, from the coarsest; the others give zeros. All if None.
+            prefilter: anti-aliasing mode; the encoding's own if None.
             dtype: of the channels.
+            is_frozen: no gradient reaches the table.
         """
-        state = self.summary(ops)
-        lookup = Lookup(
-            self.grid, reading.prefilter or self.prefilter, TABLE_GAIN, self.bandwidths, reading.num_active, dtype
-        )
+        state = self.summary()
+        lookup = Lookup(self.grid, prefilter or self.prefilter, TABLE_GAIN, self.bandwidths, num_active, dtype)
         # Half precision for half precision: whoever asks for float32 channels gets float32 values.
         half = None if state.half is None or dtype == torch.float32 else HalfTable(state.half, HALF_SCALE)
-        table = self.hash_table.detach() if reading.is_frozen else self.hash_table
-        return ops.cone_encode(table, cones, self.weight_scales(ops), lookup, half)
+        table = self.hash_table.detach() if is_frozen else self.hash_table
+        return self.ops.cone_encode(table, cones, self.weight_scales(), lookup, half)
 
-    def weight_scales(self, ops: Ops) -> Float[Tensor, "levels"]:
+    def weight_scales(self) -> Float[Tensor, "levels"]:
         """Factors of the weight features, which tell the networks how much to trust each level: in the scale of that
         level's features (Zip-NeRF, section 2)."""
-        return torch.sqrt(FEATURE_INIT**2 + TABLE_GAIN**2 * self.summary(ops).mean_square)
+        return torch.sqrt(FEATURE_INIT**2 + TABLE_GAIN**2 * self.summary().mean_square)
 
-    def prefilter_weights(
-        self, channels: Float[Tensor, "intervals channels"], ops: Ops
-    ) -> Float[Tensor, "intervals levels"]:
+    def prefilter_weights(self, channels: Float[Tensor, "intervals channels"]) -> Float[Tensor, "intervals levels"]:
         """The prefilter's weight of every level, in [0, 1], read from the weight features among the channels."""
         levels = len(self.grid.levels)
-        return 0.5 + 0.5 * channels[:, -levels:].float() / self.weight_scales(ops)
+        return 0.5 + 0.5 * channels[:, -levels:].float() / self.weight_scales()
 
     def per_level(self, channels: Float[Tensor, "intervals channels"]) -> Float[Tensor, "intervals levels features"]:
         """The features among the channels, by level: a view."""

@@ -1,8 +1,10 @@
-"""What is wrong with what a person gave, as an error of one line."""
+"""What a person is told: what is wrong with what they gave, as an error of one line, and what was chosen for them."""
 
 from __future__ import annotations
 
 from typing import Iterable
+
+from rich.console import Console
 
 
 class InputError(ValueError):
@@ -13,3 +15,9 @@ def shorten(names: Iterable[str], most: int = 3) -> str:
     """The first names of a list, and how many more there are."""
     names = list(names)
     return ", ".join(names[:most]) + (f" and {len(names) - most} more" if len(names) > most else "")
+
+
+def say(text: str) -> None:
+    """Prints a line with the time, for the person who runs the program."""
+    # A console of the moment, for tests and notebooks replace the standard output; as wide as Nerfstudio's.
+    Console(width=120).log(text, highlight=False, markup=False)

@@ -9,12 +9,11 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
-from nerfstudio.field_components.mlp import MLP
-from nerfstudio.utils.rich_utils import CONSOLE
-
-from zipnerf_ns.encoding import WHOLE, AntiAliasedHashEncoding, Reading
+from zipnerf_ns.encoding import AntiAliasedHashEncoding
+from zipnerf_ns.errors import say
 from zipnerf_ns.functional import mlp
 from zipnerf_ns.functional.cones import Cones, separate_intervals
+from zipnerf_ns.functional.hash_grid import Prefilter
 from zipnerf_ns.functional.mlp import RadianceWeights
 from zipnerf_ns.functional.normals import density_normals
 from zipnerf_ns.functional.numerics import bounded_exp
@@ -66,49 +65,66 @@ class ZipNerfDensityField(nn.Module):
         self.hidden_layer = nn.Linear(encoding.get_out_dim(), hidden_dim)
         self.density_layer = nn.Linear(hidden_dim, 1)
 
+    @property
+    def ops(self) -> Ops:
+        """The operations that compute it: its encoding's."""
+        return self.encoding.ops
+
     def cones(self, rays: Rays, tdist: Float[Tensor, "rays edges"]) -> Cones:
         """The intervals as the encoding takes them; in training each is turned and reversed at random."""
         turns = 2.0 * torch.rand_like(tdist[:, 1:]) if self.training else None
         return Cones(rays.origins, rays.directions, rays.radius, tdist, turns, self.aabb)
 
     def channels(
-        self, rays: Rays, tdist: Float[Tensor, "rays edges"], ops: Ops, reading: Reading = WHOLE
+        self,
+        rays: Rays,
+        tdist: Float[Tensor, "rays edges"],
+        num_active: Optional[int] = None,
+        prefilter: Optional[Prefilter] = None,
     ) -> Float[Tensor, "intervals channels"]:
         """The encoding's output, in the precision in which the networks read it."""
         is_half = self.precision == "bfloat16" and tdist.device.type == "cuda"
         dtype = torch.bfloat16 if is_half else torch.float32
-        return self.encoding(self.cones(rays, tdist), ops, reading, dtype)
+        return self.encoding(self.cones(rays, tdist), num_active, prefilter, dtype)
 
     def density(
-        self, rays: Rays, tdist: Float[Tensor, "rays edges"], ops: Ops, reading: Reading = WHOLE
+        self,
+        rays: Rays,
+        tdist: Float[Tensor, "rays edges"],
+        num_active: Optional[int] = None,
+        prefilter: Optional[Prefilter] = None,
     ) -> Float[Tensor, "rays n"]:
         """Density of every interval, per world unit.
 
         Args:
             rays: whose cones are cut.
             tdist: fenceposts, world units.
-            ops: the implementation.
-            reading: what of the hash grid is read, and how.
+            num_active: hash levels that are read, from the coarsest; all if None.
+            prefilter: anti-aliasing mode; the encoding's own if None.
         """
         hidden, density = self.hidden_layer, self.density_layer
-        lack = ops.why_density_unsupported(hidden.in_features, hidden.out_features)
-        density_mlp = choose_mlp(ops.density_mlp, mlp.density_mlp, lack)
+        lack = self.ops.why_density_unsupported(hidden.in_features, hidden.out_features)
+        density_mlp = choose_mlp(self.ops.density_mlp, mlp.density_mlp, lack)
         flat = density_mlp(
-            self.channels(rays, tdist, ops, reading), hidden.weight, hidden.bias, density.weight, density.bias,
-            DENSITY_SHIFT, self.precision,
+            self.channels(rays, tdist, num_active, prefilter), hidden.weight, hidden.bias, density.weight,
+            density.bias, DENSITY_SHIFT, self.precision,
         )  # fmt: skip
         return flat.view(tdist.shape[0], tdist.shape[1] - 1)
 
     def normals(
-        self, rays: Rays, tdist: Float[Tensor, "rays edges"], ops: Ops, reading: Reading = WHOLE
+        self,
+        rays: Rays,
+        tdist: Float[Tensor, "rays edges"],
+        num_active: Optional[int] = None,
+        prefilter: Optional[Prefilter] = None,
     ) -> Float[Tensor, "rays n 3"]:
         """Unit normals of every interval, world frame: against the gradient of its prefiltered density; zero where
         there is none. No gradient flows through them; see :meth:`density` for the arguments."""
         cones = separate_intervals(self.cones(rays, tdist))
-        frozen = reading._replace(is_frozen=True)
 
         def raw_density(shift: Float[Tensor, "intervals 3"]) -> Float[Tensor, "intervals 1"]:
-            channels = self.encoding(cones._replace(origins=cones.origins + shift), ops, frozen)
+            moved = cones._replace(origins=cones.origins + shift)
+            channels = self.encoding(moved, num_active, prefilter, is_frozen=True)
             return self.density_layer(torch.relu(self.hidden_layer(channels)))
 
         with torch.autocast(tdist.device.type, enabled=False):
@@ -141,9 +157,7 @@ class ZipNerfField(ZipNerfDensityField):
     ) -> None:
         super().__init__(encoding, aabb, hidden_dim, precision)
         self.bottleneck_layer = nn.Linear(hidden_dim, bottleneck_dim)
-        in_dim = bottleneck_dim + SH_DIM
-        skip = (color_layers - 1,) if color_layers > 1 else None
-        self.color_network = MLP(in_dim, color_layers + 1, color_dim, 3, skip_connections=skip)
+        self.color_network = ColorNetwork(bottleneck_dim + SH_DIM, color_layers, color_dim)
         self.appearance = AffineAppearance(num_images, appearance_dim, bottleneck_dim) if num_images else None
         self._kernel_sizes = encoding.get_out_dim(), hidden_dim, color_layers, color_dim, SH_DIM
 
@@ -156,15 +170,19 @@ class ZipNerfField(ZipNerfDensityField):
         return len(self.color_network.layers) > 2 and not (self.appearance is not None and self.training)
 
     def forward(
-        self, rays: Rays, tdist: Float[Tensor, "rays edges"], ops: Ops, reading: Reading = WHOLE,
+        self,
+        rays: Rays,
+        tdist: Float[Tensor, "rays edges"],
+        num_active: Optional[int] = None,
+        prefilter: Optional[Prefilter] = None,
         photo: Optional[int] = None,
-    ) -> Radiance:  # fmt: skip
+    ) -> Radiance:
         """Density and colour of every interval; see :meth:`density` for the first arguments.
 
         Args:
             photo: number of the training image whose appearance is shown at evaluation; the mean of all if not given.
         """
-        channels = self.channels(rays, tdist, ops, reading)
+        channels, ops = self.channels(rays, tdist, num_active, prefilter), self.ops
         view = ops.spherical_harmonics(rays.directions, channels.dtype)
         shape = tdist.shape[0], tdist.shape[1] - 1
         # Also where nothing can be folded, for then there is no kernel, which is to be said.
@@ -230,6 +248,31 @@ class ZipNerfField(ZipNerfDensityField):
         return torch.sigmoid(raw.float()) * (1.0 + 2.0 * RGB_PADDING) - RGB_PADDING
 
 
+class ColorNetwork(nn.Module):
+    """Hidden layers and the one that gives RGB; the input is given again to the last hidden layer, if there are more.
+
+    Args:
+        in_dim: of the input.
+        num_layers, width: of the hidden layers.
+    """
+
+    def __init__(self, in_dim: int, num_layers: int, width: int) -> None:
+        super().__init__()
+        inputs = [in_dim, *[width] * (num_layers - 1)]
+        if num_layers > 1:
+            inputs[-1] += in_dim
+        self.layers = nn.ModuleList([*(nn.Linear(size, width) for size in inputs), nn.Linear(width, 3)])
+
+    def forward(self, inputs: Float[Tensor, "*batch in"]) -> Float[Tensor, "*batch 3"]:
+        """RGB before the sigmoid."""
+        *hidden, rgb = self.layers
+        x = inputs
+        for index, layer in enumerate(hidden):
+            again = index > 0 and index == len(hidden) - 1
+            x = torch.relu(layer(torch.cat([inputs, x], dim=-1) if again else x))
+        return rgb(x)
+
+
 def choose_mlp(kernel: Callable, twin: Callable, lack: Optional[str]) -> Callable:
     """A network's kernel, or its torch twin for sizes that the kernels do not know, which is said once."""
     if lack is None:
@@ -240,7 +283,7 @@ def choose_mlp(kernel: Callable, twin: Callable, lack: Optional[str]) -> Callabl
 
 @lru_cache(maxsize=None)
 def _announce_lack(lack: str) -> None:
-    CONSOLE.log(f"{lack} This network runs in torch.", highlight=False)
+    say(f"{lack} This network runs in torch.")
 
 
 class AffineAppearance(nn.Module):

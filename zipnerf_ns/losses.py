@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Literal, Optional, Sequence
+from typing import Dict, Literal, NamedTuple, Optional, Sequence
 
 import torch
 from jaxtyping import Float
@@ -21,7 +21,54 @@ LOG_EPS = 1e-6
 """Floor of a probability inside the distillation's logarithm."""
 
 ColorLoss = Literal["charbonnier", "mse", "rmse"]
-"""Distances between rendered and true colours."""
+"""Distances between rendered and true colors."""
+
+
+class Multipliers(NamedTuple):
+    """Weights of the losses beside the color loss; a loss of weight 0 is not computed."""
+
+    interlevel: float
+    distillation: float
+    distortion: float
+    hash_decay: float
+    level_consistency: float
+
+
+def regularizers(
+    mults: Multipliers,
+    ops: Ops,
+    rounds: Sequence[Round],
+    blur_halfwidths: Sequence[float],
+    mean_squares: Sequence[Float[Tensor, "_"]],
+    per_level: Optional[Float[Tensor, "intervals levels features"]] = None,
+    rgb_loss: Optional[Float[Tensor, ""]] = None,
+) -> Dict[str, Float[Tensor, ""]]:
+    """What a training minimizes beside the color loss, by name: each loss that is on, times its weight.
+
+    Args:
+        mults: the weights.
+        ops: the implementation.
+        rounds: of the step's rays, the rendered one last.
+        blur_halfwidths: of each proposal, normalized distance.
+        mean_squares: of the hash tables of all rounds, level by level.
+        per_level: the rendered round's features by level, for level consistency.
+        rgb_loss: beside which proposals must not lag in distillation; without it they may.
+    """
+    scaled: Dict[str, Tensor] = {}
+    if mults.interlevel > 0.0:
+        scaled["interlevel_loss"] = mults.interlevel * interlevel_loss(rounds, blur_halfwidths, ops)
+    if mults.distillation > 0.0:
+        distillation = mults.distillation * distillation_loss(rounds)
+        if rgb_loss is not None:
+            distillation = distillation * proposal_catchup(distillation, rgb_loss)
+        scaled["distillation_loss"] = distillation
+    if mults.distortion > 0.0:
+        scaled["distortion_loss"] = mults.distortion * distortion_loss(rounds[-1], ops)
+    if mults.level_consistency > 0.0:
+        scaled["level_consistency_loss"] = mults.level_consistency * level_consistency(per_level)
+    if mults.hash_decay > 0.0:
+        scaled["hash_decay"] = mults.hash_decay * hash_decay(mean_squares)
+    return scaled
 
 
 def charbonnier(prediction: Float[Tensor, "*batch 3"], target: Float[Tensor, "*batch 3"]) -> Float[Tensor, "*batch"]:

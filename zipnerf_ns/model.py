@@ -20,16 +20,12 @@ from zipnerf_ns import losses
 from zipnerf_ns.cameras import corrections as camera_poses
 from zipnerf_ns.cameras.rays import ImageRays, rays_of_bundle
 from zipnerf_ns.data.hints import SceneHints, find_hints
-from zipnerf_ns.encoding import AntiAliasedHashEncoding, HashGridConfig, Reading
 from zipnerf_ns.errors import InputError
-from zipnerf_ns.field import Radiance, ZipNerfDensityField, ZipNerfField, parameter_groups
-from zipnerf_ns.functional.gradient_scaling import near_camera_scaling, scale_gradient
-from zipnerf_ns.functional.normals import normal_colors, ray_normals
-from zipnerf_ns.functional.table_state import decay_coefficients
+from zipnerf_ns.field import ZipNerfField
+from zipnerf_ns.functional.normals import normal_colors
 from zipnerf_ns.model_config import (
-    MIN_ACTIVE_LEVELS,
     ZipNerfModelConfig,
-    adapt_resolution,
+    adapt_resolutions,
     check_config,
     check_state_dict,
     check_table_memory,
@@ -38,17 +34,14 @@ from zipnerf_ns.model_config import (
     named_grids,
     prefilters_of,
 )
-from zipnerf_ns.objective import regularisers
-from zipnerf_ns.ops import Ops, resolve_ops
 from zipnerf_ns.rays import Rays, Round
 from zipnerf_ns.render.chunks import ChunkLimit, evaluating, render_in_chunks
 from zipnerf_ns.render.metrics import ImageMetrics, psnr
 from zipnerf_ns.render.monitor import CollisionMonitor, feature_sizes
-from zipnerf_ns.render.outputs import Outputs, depths_of_rounds, seen_prefilter_weight
+from zipnerf_ns.render.outputs import Outputs, seen_prefilter_weight
 from zipnerf_ns.render.pictures import blend, depths_of_nothing, evaluation_pictures, straight_alpha
 from zipnerf_ns.render.viewer import UNCHANGED, View, ViewerControls
-from zipnerf_ns.sampler import IntervalSampler
-from zipnerf_ns.tcnn_encoding import TcnnHashEncoding
+from zipnerf_ns.zipnerf import ZipNerf
 
 EXTRA_OUTPUTS = ("normals", "prefilter_weight")
 """Outputs that are rendered for whoever asks for them."""
@@ -77,43 +70,29 @@ class ZipNerfModel(Model):
         hints = find_hints(self.kwargs.get("metadata"))
         device = torch.device(self.kwargs.get("device", "cpu"))
         explain_implementation(config, device)
-        bounded = config.scene_bounds == "box" or (
+        is_bounded = config.scene_bounds == "box" or (
             config.scene_bounds == "auto" and hints is not None and hints.bounded
         )
-        aabb = self.scene_box.aabb.clone() if bounded else None
-        self.register_buffer("aabb", aabb, persistent=False)
-        self.color_loss: losses.ColorLoss = config.rgb_loss
-        if config.rgb_loss == "auto":
-            self.color_loss = "rmse" if bounded else "charbonnier"
-        self.register_buffer("format_version", torch.tensor(FORMAT_VERSION))
-        self.register_buffer("background", torch.full((3,), float(self._is_background_white(hints))))
-        self.renderer_rgb = RGBRenderer(background_color="random")
-
-        grids = named_grids(config)
         if config.scene_adapted_resolution and hints is not None:
-            grids = {name: adapt_resolution(grid, hints.longest_side) for name, grid in grids.items()}
+            config = adapt_resolutions(config, hints.longest_side)
+        grids = named_grids(config)
         shapes = {name: make_grid_or_explain(name, grid) for name, grid in grids.items()}
         check_table_memory(
             {name: shape.num_entries * shape.features_per_level for name, shape in shapes.items()}, device
         )
-        encodings = [self._make_encoding(grid) for grid in grids.values()]
-        self.proposal_networks = nn.ModuleList(
-            ZipNerfDensityField(encoding, aabb, proposal.hidden_dim, config.precision)
-            for encoding, proposal in zip(encodings[:-1], config.proposals, strict=True)
-        )
+        bandwidth = 1.0
+        if config.ipe_bandwidth == "scene_scale":
+            bandwidth = 0.5 / float((self.scene_box.aabb[1] - self.scene_box.aabb[0]).mean())
         num_photos = self.num_train_data if config.use_appearance else 0
-        self.field = ZipNerfField(
-            encodings[-1], aabb, config.hidden_dim, config.precision, config.bottleneck_dim, config.color_layers,
-            config.color_dim, num_photos, config.appearance_dim,
-        )  # fmt: skip
+        self.zipnerf = ZipNerf(config, self.scene_box.aabb.clone() if is_bounded else None, num_photos, bandwidth)
+        self.register_buffer("format_version", torch.tensor(FORMAT_VERSION))
+        self.register_buffer("background", torch.full((3,), float(self._is_background_white(hints))))
+        self.renderer_rgb = RGBRenderer(background_color="random")
         if config.camera_optimizer.mode != "off":
             self.camera_optimizer = config.camera_optimizer.setup(num_cameras=self.num_train_data, device="cpu")
-        self.sampler = IntervalSampler([*(proposal.num_samples for proposal in config.proposals), config.num_samples])
-        self.view = ViewerControls(len(encodings[-1].grid.levels), num_photos, prefilters_of(config))
+        self.view = ViewerControls(len(self.field.encoding.grid.levels), num_photos, prefilters_of(config))
         self.metrics = ImageMetrics()
         self.monitor = CollisionMonitor(config.collision_check_steps)
-        self.register_buffer("anneal", torch.ones(()), persistent=False)
-        self.progress = 1.0
         self.chunk_limit = ChunkLimit()
 
     def _is_background_white(self, hints: Optional[SceneHints]) -> bool:
@@ -121,16 +100,15 @@ class ZipNerfModel(Model):
             return hints is not None and hints.background == "white"
         return self.config.background_color == "white"
 
-    def _make_encoding(self, grid: HashGridConfig) -> AntiAliasedHashEncoding:
-        config = self.config
-        bandwidths = None
-        if config.ipe_bandwidth == "scene_scale":
-            side = float((self.scene_box.aabb[1] - self.scene_box.aabb[0]).mean())
-            bandwidths = (0.5 / side,) * grid.num_levels
-        encoding_type = TcnnHashEncoding if config.implementation == "tcnn" else AntiAliasedHashEncoding
-        encoding = encoding_type(grid, config.prefilter, bandwidths)
-        encoding.table_state.decay = decay_coefficients(encoding.grid, config.hash_decay_mult)
-        return encoding
+    @property
+    def proposal_networks(self) -> nn.ModuleList:
+        """The fields of the proposal rounds."""
+        return self.zipnerf.proposal_networks
+
+    @property
+    def field(self) -> ZipNerfField:
+        """The field of the rendered round."""
+        return self.zipnerf.field
 
     @property
     def corrections(self) -> Optional[CameraOptimizer]:
@@ -143,11 +121,11 @@ class ZipNerfModel(Model):
     @property
     def uses_kernels(self) -> bool:
         """Whether Triton's kernels run the hot path where the model is now."""
-        return resolve_ops(self.config.implementation, self.device).name == "triton"
+        return self.zipnerf.ops.name == "triton"
 
     def get_param_groups(self) -> Dict[str, List[nn.Parameter]]:
         """Hash tables, networks and, where they are optimised, cameras, which take different learning rates."""
-        tables, networks = parameter_groups([*self.proposal_networks, self.field])
+        tables, networks = self.zipnerf.parameter_groups()
         groups = {"hash_tables": tables, "networks": networks}
         if self.corrections is not None:
             groups["camera_opt"] = list(self.corrections.parameters())
@@ -161,24 +139,10 @@ class ZipNerfModel(Model):
         total = trainer.config.max_num_iterations if trainer is not None else 1
 
         def set_progress(step: int) -> None:
-            self.set_progress(min(step / max(total, 1), 1.0))
+            self.zipnerf.set_progress(min(step / max(total, 1), 1.0))
             self.monitor.step = step
 
         return [TrainingCallback([TrainingCallbackLocation.BEFORE_TRAIN_ITERATION], set_progress)]
-
-    def set_progress(self, progress: float) -> None:
-        """Sets the share of the training that is done, 0 to 1."""
-        self.progress = progress
-        slope = self.config.anneal_slope
-        # In place, and in the device's memory, for the training step may be a graph that was captured once.
-        self.anneal.fill_(slope * progress / ((slope - 1.0) * progress + 1.0))
-
-    def num_active_levels(self) -> Optional[int]:
-        """Hash levels in use in training, from the coarsest; None for all."""
-        if not (self.training and self.config.progressive_levels):
-            return None
-        levels = self.config.grid.num_levels
-        return min(levels, max(MIN_ACTIVE_LEVELS, int(round(levels * self.progress))))
 
     def forward(self, ray_bundle: RayBundle) -> Dict[str, Any]:
         """Renders a bundle of rays of any shape ``[..., 3]``; the bundle is not changed."""
@@ -197,39 +161,24 @@ class ZipNerfModel(Model):
         config = self.config
         if self.training:
             ray_bundle = camera_poses.corrected_bundle(ray_bundle, self.corrections)
-        rays = rays_of_bundle(ray_bundle, config.near_plane, config.far_plane, self.aabb)
+        rays = rays_of_bundle(ray_bundle, config.near_plane, config.far_plane, self.zipnerf.aabb)
         if view.cone_scale != 1.0:
             rays = rays._replace(radius=rays.radius * view.cone_scale)
-        ops = resolve_ops(config.implementation, rays.origins.device)
-        reading = Reading(self.num_active_levels(), view.prefilter)
-        density_fns = [lambda rays, tdist, network=network: network.density(rays, tdist, ops, reading)
-                       for network in self.proposal_networks]  # fmt: skip
-        # At evaluation the training counts as done. Proposals follow the rays and must not move the cameras.
-        sampled = self.sampler(rays.detach(), density_fns, ops, self.anneal if self.training else 1.0)
-        if view.num_active is not None:
-            reading = reading._replace(num_active=view.num_active)
-        radiance: Radiance = self.field(rays, sampled.tdist, ops, reading, view.photo)
-        if self.training and config.use_gradient_scaling:
-            scaling = near_camera_scaling(sampled.tdist[:, :-1], sampled.tdist[:, 1:])
-            radiance = radiance._replace(
-                density=scale_gradient(radiance.density[..., None], scaling)[..., 0],
-                colors=scale_gradient(radiance.colors, scaling),
-            )
-        weights, rgb, accumulation = ops.render(radiance.density, sampled.tdist, rays.valid, radiance.colors)
-        rounds = [*sampled.proposals, Round(sampled.sdist, sampled.tdist, weights)]
+        looks = {"prefilter": view.prefilter, "finest_level": view.num_active}
+        rendering = self.zipnerf(rays, photo=view.photo, **looks)
+        rgb, accumulation, rounds, radiance = rendering
         if not self.training:
             rgb = self._over_background(rgb, accumulation, radiance.colors, view)
-            outputs = Outputs(rgb=rgb, accumulation=accumulation, **depths_of_rounds(rounds, ops))
-            outputs.defer("normals", lambda: self._normals(rays, rounds[-1], ops, reading))
+            outputs = Outputs(rgb=rgb, accumulation=accumulation, **self.zipnerf.distances(rounds))
+            outputs.defer("normals", lambda: self._normals(rays, rounds[-1], looks))
             outputs.defer("prefilter_weight", lambda: seen_prefilter_weight(
-                self.field.encoding.prefilter_weights(radiance.channels, ops), weights
+                self.field.encoding.prefilter_weights(radiance.channels), rounds[-1].weights
             ))  # fmt: skip
             return outputs
         if config.background_color == "last_sample" and not config.random_background:
             rgb = torch.addcmul(rgb, 1.0 - accumulation, radiance.colors[:, -1].to(rgb.dtype))
-        self.monitor.observe(self.field, rays, sampled.tdist, config.grid)
-        per_level = [self.field.encoding.per_level(radiance.channels)] if config.level_consistency_mult > 0.0 else []
-        return {"rgb": rgb, "accumulation": accumulation, "rounds": rounds, "per_level": per_level, "ops": ops}
+        self.monitor.observe(self.field, rays, rounds[-1].tdist, config.grid)
+        return {"rgb": rgb, "accumulation": accumulation, "rendering": rendering}
 
     def _over_background(self, rgb: Tensor, accumulation: Tensor, colors: Tensor, view: View) -> Tensor:
         """Rendered colours over the background of evaluation, the viewer's, or Nerfstudio's override."""
@@ -242,11 +191,10 @@ class ZipNerfModel(Model):
             background = colors[:, -1].float()
         return torch.nan_to_num(rgb + background * (1.0 - accumulation)).clamp(0.0, 1.0)
 
-    def _normals(self, rays: Rays, rendered: Round, ops: Ops, reading: Reading) -> Tensor:
-        """Directions of the surfaces that rays see, world frame, as colours: components from [-1, 1] to [0, 1]."""
-        with evaluating(self), torch.no_grad():
-            normals = self.field.normals(rays, rendered.tdist, ops, reading)
-            return normal_colors(ray_normals(rendered.weights, normals))
+    def _normals(self, rays: Rays, rendered: Round, looks: Dict[str, Any]) -> Tensor:
+        """Directions of the surfaces that rays see as colors: components from [-1, 1] to [0, 1]."""
+        with evaluating(self):
+            return normal_colors(self.zipnerf.normals(rays, rendered, **looks))
 
     def get_metrics_dict(self, outputs: Dict[str, Any], batch: Dict[str, Any]) -> Dict[str, Tensor]:
         """PSNR of the batch, distortion and the latest collision shares."""
@@ -259,8 +207,8 @@ class ZipNerfModel(Model):
 
     def feature_sizes(self) -> Dict[str, float]:
         """Root mean square of the features of each hash level, by ``GRID/level_INDEX``; waits for the device."""
-        fields = zip(named_grids(self.config), [*self.proposal_networks, self.field], strict=True)
-        return feature_sizes(dict(fields), resolve_ops(self.config.implementation, self.device))
+        fields = zip(named_grids(self.config), self.zipnerf.fields, strict=True)
+        return feature_sizes(dict(fields))
 
     def _with_background(self, outputs: Dict[str, Any], batch: Dict[str, Any]) -> Tuple[Tensor, Tensor]:
         """Rendered and true colours over the same background, drawn at random in training.
@@ -291,13 +239,9 @@ class ZipNerfModel(Model):
         ray_weights = None
         if self.training and "loss_weight" in batch:
             ray_weights = batch["loss_weight"].to(prediction.device)[:, 0]
-        loss_dict = {"rgb_loss": losses.color_loss(self.color_loss, prediction, target, ray_weights)}
         if not self.training:
-            return loss_dict
-        encodings = [network.encoding for network in (*self.proposal_networks, self.field)]
-        loss_dict.update(regularisers(
-            self.config, loss_dict["rgb_loss"], outputs["rounds"], outputs["per_level"], encodings, outputs["ops"]
-        ))  # fmt: skip
+            return {"rgb_loss": losses.color_loss(self.zipnerf.color_loss, prediction, target)}
+        loss_dict = self.zipnerf.losses(outputs["rendering"], prediction, target, ray_weights)
         if self.corrections is not None:
             self.corrections.get_loss_dict(loss_dict)
         return loss_dict

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
+import os
 from dataclasses import dataclass, field
 from typing import Any, Dict, Literal, Mapping, Optional, Tuple, Type, get_args
 
@@ -12,23 +13,18 @@ import tyro
 from torch import Tensor
 
 from nerfstudio.cameras.camera_optimizers import CameraOptimizerConfig
-from nerfstudio.configs.base_config import PrintableConfig
 from nerfstudio.configs.config_utils import to_immutable_dict
 from nerfstudio.models.base_model import ModelConfig
 
 from zipnerf_ns.encoding import HashGridConfig
 from zipnerf_ns.errors import InputError, shorten
-from zipnerf_ns.field import Precision
 from zipnerf_ns.functional.hash_grid import Prefilter
-from zipnerf_ns.losses import ColorLoss
-from zipnerf_ns.ops import Implementation, resolve_ops
+from zipnerf_ns.ops import resolve_ops
 from zipnerf_ns.tcnn_encoding import import_library, why_unsupported
+from zipnerf_ns.zipnerf import MIN_ACTIVE_LEVELS, ZipNerfConfig
 
 BYTES_PER_TABLE_VALUE = 16
 """float32 value, gradient and Adam's two moments."""
-
-MIN_ACTIVE_LEVELS = 4
-"""Levels that progressive training begins with."""
 
 CAMERA_MODES = ("off", "SO3xR3", "SE3")
 """Nerfstudio's forms of a camera's correction."""
@@ -42,29 +38,7 @@ def _model_class() -> Type:
 
 
 @dataclass
-class ProposalConfig(PrintableConfig):
-    """One proposal round."""
-
-    num_samples: int = 64
-    """Intervals per ray in this round."""
-    grid: HashGridConfig = field(default_factory=lambda: HashGridConfig(6, 1, 16, 512))
-    """Hash grid of this round's density."""
-    hidden_dim: int = 64
-    """Width of the hidden layer."""
-    blur_halfwidth: float = 0.03
-    """Half-width of the box blur in the interlevel loss, in normalised ray distance (0.03 then 0.003 in Zip-NeRF)."""
-
-
-def paper_proposals() -> Tuple[ProposalConfig, ...]:
-    """The two proposal rounds of Zip-NeRF (section 5)."""
-    return (
-        ProposalConfig(grid=HashGridConfig(6, 1, 16, 512), blur_halfwidth=0.03),
-        ProposalConfig(grid=HashGridConfig(8, 1, 16, 2048), blur_halfwidth=0.003),
-    )
-
-
-@dataclass
-class ZipNerfModelConfig(ModelConfig):
+class ZipNerfModelConfig(ModelConfig, ZipNerfConfig):
     """Hyper-parameters of Zip-NeRF; defaults are the paper's unless their line says otherwise."""
 
     _target: Type = field(default_factory=lambda: _model_class())
@@ -91,62 +65,14 @@ class ZipNerfModelConfig(ModelConfig):
     random_background: bool = True
     """Composite on random colours in training, so that emptiness cannot hide behind a background's colour."""
 
-    grid: HashGridConfig = field(default_factory=HashGridConfig)
-    """Hash grid of the rendered round."""
-    proposals: Tuple[ProposalConfig, ...] = field(default_factory=paper_proposals)
-    """The proposal rounds, in order."""
-    num_samples: int = 32
-    """Intervals per ray in the rendered round."""
-    prefilter: Prefilter = "multisample"
-    """Anti-aliasing: multisample (six look-ups an interval, best), ipe (one, faster), none (for comparison)."""
     ipe_bandwidth: Literal["one", "scene_scale"] = "one"
     """Lambda of prefilter ipe, for no other: 1, or 0.5 over the mean side of the scene box in world units."""
-    implementation: Implementation = "auto"
-    """What computes the model: triton (CUDA), torch (anywhere), auto (the faster that runs here), tcnn (as auto, with
-    hash grids by tinycudann)."""
-    precision: Precision = "bfloat16"
-    """Number format of matrix products on CUDA; density and prefilter weights are always float32."""
 
-    hidden_dim: int = 64
-    """Width of the density network's hidden layer."""
-    bottleneck_dim: int = 256
-    """Features handed from the density to the colour network."""
-    color_layers: int = 3
-    """Hidden layers of the colour network."""
-    color_dim: int = 256
-    """Width of the colour network's hidden layers."""
     use_appearance: bool = False
     """Learn each training image's light and exposure: off for benchmarks, on for casual captures."""
-    appearance_dim: int = 4
-    """Length of an image's appearance code, with use_appearance."""
     camera_optimizer: CameraOptimizerConfig = field(default_factory=CameraOptimizerConfig)
     """Corrects the training cameras' poses while the scene is learnt: mode SO3xR3; off for benchmarks."""
 
-    rgb_loss: Literal["auto", ColorLoss] = "auto"
-    """Distance of rendered and true colours, beside which the other losses count: charbonnier (the paper's), mse, rmse
-    of a step's rays; auto: rmse within the scene box, charbonnier in unbounded scenes, as measured best."""
-    interlevel_loss_mult: float = 0.01
-    """Weight of the anti-aliased interlevel loss, which trains the proposals (Zip-NeRF, section 4); 0 is off."""
-    distillation_loss_mult: float = 0.0
-    """Weight of KL + squared difference between the rendered and the proposals' histograms; 0 is off."""
-    proposal_catchup: bool = True
-    """Raise the distillation's weight while it exceeds ten times the colour loss; without distillation no effect."""
-    distortion_loss_mult: float = 0.05
-    """Weight of the distortion loss, which gathers each ray's weight (mip-NeRF 360, with 0.01); 0 is off."""
-    hash_decay_mult: float = 0.1
-    """Weight of the decay of hash table values (Zip-NeRF, section 5); 0 is off."""
-    level_consistency_mult: float = 0.0
-    """Weight of the difference between adjacent levels' features; 0 is off."""
-
-    use_gradient_scaling: bool = True
-    """Lower the gradients of what is nearer to a camera than one world unit: against floaters before the cameras (not
-    in the paper)."""
-
-    anneal_slope: float = 10.0
-    """Slope b of the proposals' annealing: weights to the power b*f/((b-1)*f+1) at share f of the training
-    (mip-NeRF 360)."""
-    progressive_levels: bool = False
-    """Switch hash levels on from coarse to fine over the training, beginning with four."""
     scene_adapted_resolution: bool = False
     """Resolutions of all grids by the longest image side s, pixels: base max(16, s/100), finest min(max_res, 10 s)."""
     collision_check_steps: int = 5000
@@ -155,9 +81,6 @@ class ZipNerfModelConfig(ModelConfig):
     def __post_init__(self) -> None:
         check_config(self)
 
-    def __setstate__(self, state: Dict[str, Any]) -> None:
-        # A config.yml from before cameras could be optimised did not optimise them.
-        self.__dict__.update({"camera_optimizer": CameraOptimizerConfig(), **state})
 
 
 def check_config(config: ZipNerfModelConfig) -> None:
@@ -242,10 +165,16 @@ def explain_implementation(config: ZipNerfModelConfig, device: torch.device) -> 
         raise InputError(f"--pipeline.model.implementation: {error}") from error
 
 
-def adapt_resolution(grid: HashGridConfig, longest_side: int) -> HashGridConfig:
-    """Resolutions for images of ``longest_side`` pixels: base max(16, s/100), finest min(max_res, 10 s)."""
+def adapt_resolutions(config: ZipNerfModelConfig, longest_side: int) -> ZipNerfModelConfig:
+    """A configuration whose grids fit pictures of ``longest_side`` s pixels: base max(16, s/100), finest
+    min(max_res, 10 s)."""
     base = max(16, round(longest_side / 100))
-    return dataclasses.replace(grid, base_res=base, max_res=max(min(grid.max_res, 10 * longest_side), base))
+
+    def adapt(grid: HashGridConfig) -> HashGridConfig:
+        return dataclasses.replace(grid, base_res=base, max_res=max(min(grid.max_res, 10 * longest_side), base))
+
+    proposals = tuple(dataclasses.replace(proposal, grid=adapt(proposal.grid)) for proposal in config.proposals)
+    return dataclasses.replace(config, grid=adapt(config.grid), proposals=proposals)
 
 
 def prefilters_of(config: ZipNerfModelConfig) -> Tuple[Prefilter, ...]:

@@ -11,8 +11,7 @@ from typing import Callable, Literal, NamedTuple, Protocol, Sequence
 import torch
 from torch import Tensor
 
-from nerfstudio.utils.rich_utils import CONSOLE
-
+from zipnerf_ns.errors import say
 from zipnerf_ns.functional import adam, cones, mlp, ray_march, table_state
 from zipnerf_ns.functional.adam import TableUpdate
 from zipnerf_ns.functional.cones import Cones, HalfTable, Lookup
@@ -216,7 +215,7 @@ def triton_ops() -> Ops:
 @lru_cache(maxsize=None)
 def _announce_choice(implementation: str, choice: str, device_type: str, reason: str | None) -> None:
     because = f": {reason}" if reason else "."
-    CONSOLE.log(f"Implementation '{implementation}' chose '{choice}' on {device_type}{because}", highlight=False)
+    say(f"Implementation '{implementation}' chose '{choice}' on {device_type}{because}")
 
 
 def resolve_ops(implementation: str, device: torch.device, whose: str = "") -> Ops:

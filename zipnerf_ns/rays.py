@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from typing import NamedTuple, Optional
 
+import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
@@ -40,6 +41,19 @@ class Rays(NamedTuple):
     """False for rays with nothing to see (a crop or a scene box that they miss); their limits are placeholders."""
     camera_indices: Optional[Int[Tensor, "rays 1"]] = None
     """Training image of each ray."""
+
+    @classmethod
+    def between(
+        cls,
+        near: float,
+        far: float,
+        origins: Float[Tensor, "rays 3"],
+        directions: Float[Tensor, "rays 3"],
+        radius: Float[Tensor, "rays 1"],
+    ) -> Rays:
+        """Rays that all look from ``near`` to ``far``, world units; see the attributes for the others."""
+        limits = torch.full_like(radius, near), torch.full_like(radius, far)
+        return cls(origins, directions, radius, *limits, torch.ones_like(radius, dtype=torch.bool))
 
     def detach(self) -> Rays:
         """The same rays without a gradient to the cameras that they come from."""

@@ -8,7 +8,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from zipnerf_ns.ops import Ops
+from zipnerf_ns.ops import TORCH_OPS, Ops
 from zipnerf_ns.rays import Rays, Round
 
 DensityFn = Callable[[Rays, Tensor], Tensor]
@@ -29,7 +29,7 @@ class Sampled(NamedTuple):
 class IntervalSampler(nn.Module):
     """Draws intervals in rounds, each from the previous round's histogram (Zip-NeRF, section 4).
 
-    No gradient flows through where the intervals lie.
+    No gradient flows through where the intervals lie. Its operations are ``ops``: torch's until it is given others.
 
     Args:
         num_samples: intervals of each round; the last is the rendered one.
@@ -42,16 +42,16 @@ class IntervalSampler(nn.Module):
         if not num_samples:
             raise ValueError("num_samples must name at least one round.")
         self.num_samples = tuple(num_samples)
+        self.ops: Ops = TORCH_OPS
 
     def forward(
-        self, rays: Rays, density_fns: Sequence[DensityFn], ops: Ops, anneal: Union[float, Float[Tensor, ""]] = 1.0
+        self, rays: Rays, density_fns: Sequence[DensityFn], anneal: Union[float, Float[Tensor, ""]] = 1.0
     ) -> Sampled:
         """Intervals for the final round, with the proposal rounds.
 
         Args:
             rays: whose origins and limits are used.
             density_fns: one a proposal round.
-            ops: the implementation.
             anneal: exponent on the weights that are drawn from, 0 to 1.
         Raises:
             ValueError: if there is not one density function fewer than rounds.
@@ -65,9 +65,11 @@ class IntervalSampler(nn.Module):
         for index, num_samples in enumerate(self.num_samples):
             drawn_from = None if weights is None else weights.detach()
             jitter = None if jitters is None else jitters[index]
-            sdist, tdist = ops.draw_intervals(sdist, drawn_from, num_samples, jitter, anneal, rays.near, rays.far)
+            sdist, tdist = self.ops.draw_intervals(
+                sdist, drawn_from, num_samples, jitter, anneal, rays.near, rays.far
+            )
             if index < len(density_fns):
-                weights = ops.density_to_weights(density_fns[index](rays, tdist), tdist, rays.valid)
+                weights = self.ops.density_to_weights(density_fns[index](rays, tdist), tdist, rays.valid)
                 proposals.append(Round(sdist, tdist, weights))
         return Sampled(sdist, tdist, proposals)
 

@@ -21,11 +21,10 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from zipnerf_ns.encoding import FEATURE_INIT, TABLE_GAIN, WHOLE, AntiAliasedHashEncoding, HashGridConfig, Reading
+from zipnerf_ns.encoding import FEATURE_INIT, TABLE_GAIN, AntiAliasedHashEncoding, HashGridConfig
 from zipnerf_ns.functional.cones import Cones, Lookup, channels, cones_in_cube
 from zipnerf_ns.functional.hash_grid import HashGrid, Level, Prefilter, count_active, prefilter_weights
 from zipnerf_ns.functional.table_state import TableState
-from zipnerf_ns.ops import Ops
 
 INSTALL = "pip install git+https://github.com/NVlabs/tiny-cuda-nn/#subdirectory=bindings/torch"
 ROUND_TO = 8
@@ -153,7 +152,8 @@ class TcnnHashEncoding(AntiAliasedHashEncoding):
         self,
         positions: Float[Tensor, "intervals 1 3"],
         stds: Float[Tensor, "intervals 1"],
-        reading: Reading = WHOLE,
+        num_active: Optional[int] = None,
+        prefilter: Optional[Prefilter] = None,
     ) -> Tuple[Float[Tensor, "intervals levels features"], Float[Tensor, "intervals levels"]]:
         """What ``functional.hash_grid.hash_encode`` gives of a table: prefiltered features, without the gain, and the
         prefilter weight of every level.
@@ -161,11 +161,11 @@ class TcnnHashEncoding(AntiAliasedHashEncoding):
         Args:
             positions: unit cube; outside of it the nearest face's features continue.
             stds: units of the cube's side; the root of the covariance's trace.
-            reading: levels in use and prefilter. The library computes its table's gradient also where it is frozen.
+            num_active, prefilter: as for :meth:`forward`.
         Raises:
             ValueError: for a prefilter of several look-ups.
         """
-        prefilter = reading.prefilter or self.prefilter
+        prefilter = prefilter or self.prefilter
         reason = why_unsupported(prefilter, self.grid.features_per_level)
         if reason is not None:
             raise ValueError(reason)
@@ -179,22 +179,29 @@ class TcnnHashEncoding(AntiAliasedHashEncoding):
             return positions.new_zeros(0, levels, features), weights
         # Below zero the library's unsigned cell numbers wrap around.
         values = library(positions[:, 0].clamp(0.0, 1.0)).float().view(-1, levels, features)
-        active = torch.arange(levels, device=stds.device) < count_active(self.grid, reading.num_active)
+        active = torch.arange(levels, device=stds.device) < count_active(self.grid, num_active)
         return values * (weights * active)[..., None], weights
 
-    def summary(self, ops: Ops) -> TableState:
+    def summary(self) -> TableState:
         """The base class's, without the half-precision copy, which the library does not read."""
-        return super().summary(ops._replace(reads_half=_never))
+        state = self.table_state.attach(self.hash_table)
+        if not state.is_current(self.hash_table):
+            state.refresh(self.hash_table, self.ops.summarise)
+        return state
 
     def forward(
-        self, cones: Cones, ops: Ops, reading: Reading = WHOLE, dtype: torch.dtype = torch.float32
+        self,
+        cones: Cones,
+        num_active: Optional[int] = None,
+        prefilter: Optional[Prefilter] = None,
+        dtype: torch.dtype = torch.float32,
+        is_frozen: bool = False,
     ) -> Float[Tensor, "intervals channels"]:
-        """Channels of each interval from the Gaussian that represents it; see the base class for the arguments."""
+        """Channels of each interval from the Gaussian that represents it; see the base class for the arguments.
+
+        The library computes its table's gradient also where it is frozen, and it goes nowhere.
+        """
         positions, stds = cones_in_cube(cones, one_lookup=True)
-        per_level, weights = self.look_up(positions, stds, reading)
-        lookup = Lookup(self.grid, self.prefilter, TABLE_GAIN, self.bandwidths, reading.num_active, dtype)
-        return channels(per_level, weights, self.weight_scales(ops), lookup)
-
-
-def _never(features_per_level: int) -> bool:
-    return False
+        per_level, weights = self.look_up(positions, stds, num_active, prefilter)
+        lookup = Lookup(self.grid, self.prefilter, TABLE_GAIN, self.bandwidths, num_active, dtype)
+        return channels(per_level, weights, self.weight_scales(), lookup)

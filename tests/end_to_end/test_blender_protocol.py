@@ -19,7 +19,8 @@ def test_training_on_the_published_layout(tmp_path):
     trainer = start(config)
     trainer.train()
     model = trainer.pipeline.model.eval()
-    assert torch.equal(model.aabb, torch.tensor([[-1.5] * 3, [1.5] * 3])) and model.background.tolist() == [1.0] * 3
+    assert torch.equal(model.zipnerf.aabb, torch.tensor([[-1.5] * 3, [1.5] * 3]))
+    assert model.background.tolist() == [1.0] * 3
     pipeline = config.pipeline.setup(device="cpu", test_mode="test", world_size=1, local_rank=0)
     assert {path.parent.name for path in pipeline.datamanager.train_dataset.image_filenames} == {"train"}
     assert {path.parent.name for path in pipeline.datamanager.eval_dataset.image_filenames} == {"test"}

@@ -10,7 +10,7 @@ from _scenes import start, tiny_config
 
 from zipnerf_ns.encoding import HashGridConfig
 from zipnerf_ns.engine.trainer import ZipNerfTrainer
-from zipnerf_ns.model_config import ProposalConfig
+from zipnerf_ns.zipnerf import ProposalConfig
 
 
 def held_out_psnr(trainer: ZipNerfTrainer) -> float:

@@ -28,7 +28,8 @@ from zipnerf_ns.data import checks
 from zipnerf_ns.encoding import HashGridConfig
 from zipnerf_ns.engine.trainer import ZipNerfTrainerConfig
 from zipnerf_ns.errors import InputError
-from zipnerf_ns.model_config import ProposalConfig, ZipNerfModelConfig
+from zipnerf_ns.model_config import ZipNerfModelConfig
+from zipnerf_ns.zipnerf import ProposalConfig
 
 
 def missing_image(folder: Path) -> None:
@@ -136,8 +137,11 @@ def resume(trained: ZipNerfTrainerConfig, output: Path, **changes: Any) -> ZipNe
     "changes,expected",
     [
         ({"hidden_dim": 20}, ("hidden_layer.weight", "shape")),
-        ({"grid": HashGridConfig(5, 2, 8, 64, 10)}, ("field.encoding.hash_table", "shape")),
-        ({"proposals": (ProposalConfig(8, HashGridConfig(3, 1, 8, 32, 10), 8),) * 2}, ("lacks proposal_networks.1",)),
+        ({"grid": HashGridConfig(5, 2, 8, 64, 10)}, ("zipnerf.field.encoding.hash_table", "shape")),
+        (
+            {"proposals": (ProposalConfig(8, HashGridConfig(3, 1, 8, 32, 10), 8),) * 2},
+            ("lacks zipnerf.proposal_networks.1",),
+        ),
         ({"use_appearance": True}, ("lacks field.appearance",)),
     ],
     ids=lambda changes: next(iter(changes)) if isinstance(changes, dict) else "",

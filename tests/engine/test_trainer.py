@@ -282,4 +282,4 @@ def test_evaluation_of_a_transparent_scene_from_its_files_alone(tmp_path):
     for mode in ("test", "inference"):
         _, pipeline, _, step = eval_setup(config.get_base_dir() / "config.yml", test_mode=mode)
         assert step == 1 and torch.equal(pipeline.model.background.cpu(), torch.ones(3))
-        assert torch.equal(pipeline.model.aabb.cpu(), torch.tensor([[-1.5] * 3, [1.5] * 3]))
+        assert torch.equal(pipeline.model.zipnerf.aabb.cpu(), torch.tensor([[-1.5] * 3, [1.5] * 3]))

@@ -18,7 +18,7 @@ from zipnerf_ns.functional import mlp
 from zipnerf_ns.kernels.encode import cone_encode as cone_kernels
 from zipnerf_ns.kernels.mlp import networks as kernels
 from zipnerf_ns.model import ZipNerfModel
-from zipnerf_ns.model_config import ProposalConfig
+from zipnerf_ns.zipnerf import ProposalConfig
 
 RAYS = 500 if DEVICE.type == "cuda" else 5
 

@@ -11,7 +11,6 @@ from zipnerf_ns.functional import contraction, frustum
 from zipnerf_ns.functional.cones import Lookup, channels
 from zipnerf_ns.functional.hash_grid import hash_encode
 from zipnerf_ns.functional.numerics import bounded_exp
-from zipnerf_ns.ops import TORCH_OPS
 from zipnerf_ns.render.points import point_cones, query_density, query_points
 
 
@@ -44,7 +43,7 @@ def test_fine_extents_give_the_fields_own_density_at_the_point():
     positions, stds = contraction.contract_points(points, torch.full((200,), 1e-5))
     encoding = field.encoding
     per_level, weights = hash_encode(encoding.hash_table, positions[:, None], stds[:, None], encoding.grid, "none")
-    scales = torch.sqrt(FEATURE_INIT**2 + TABLE_GAIN**2 * encoding.summary(TORCH_OPS).mean_square)
+    scales = torch.sqrt(FEATURE_INIT**2 + TABLE_GAIN**2 * encoding.summary().mean_square)
     features = channels(per_level, weights, scales, Lookup(encoding.grid, "none", TABLE_GAIN))
     raw = field.density_layer(torch.relu(field.hidden_layer(features)))
     # The cone's mean is 1e-7 away, and the finest cells are 1/16 wide.

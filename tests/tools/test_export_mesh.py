@@ -33,14 +33,14 @@ class TrueField(ZipNerfField):
         points = rays.origins.double() + middle * rays.directions.double()
         return ((points / SCALE - TRANSFORM[:, 3].double()) @ TRANSFORM[:, :3].double()).numpy()
 
-    def density(self, rays, tdist, ops):
+    def density(self, rays, tdist):
         away = SCALE * surface_distance(self.world(rays, tdist))
         density = 30.0 * np.exp(np.clip(-away / self.width, -40.0, 40.0))
         return torch.from_numpy(density).float()[:, None]
 
-    def forward(self, rays, tdist, ops) -> Radiance:
+    def forward(self, rays, tdist) -> Radiance:
         colors = 0.5 + 0.25 * torch.from_numpy(self.world(rays, tdist)).float()[:, None]
-        return Radiance(self.density(rays, tdist, ops), colors, torch.zeros(len(tdist), 0))
+        return Radiance(self.density(rays, tdist), colors, torch.zeros(len(tdist), 0))
 
 
 @pytest.fixture

@@ -275,7 +275,7 @@ class ZipNerfTrainer(ResumableTrainer):
             self.optimizers.zero_grad_some([name for name, steps in every.items() if step % steps == 0])
             loss, loss_dict, metrics_dict = self._losses_and_gradients(step)
         else:
-            key = self.pipeline.datamanager.get_train_rays_per_batch(), model.num_active_levels()
+            key = self.pipeline.datamanager.get_train_rays_per_batch(), model.zipnerf.num_active_levels()
             loss, loss_dict, metrics_dict = self._graph(key, lambda: self._losses_and_gradients(step))
         complete = [name for name, steps in every.items() if step % steps == steps - 1]
         self.optimizers.optimizer_scaler_step_some(self.grad_scaler, complete)

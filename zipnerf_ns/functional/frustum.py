@@ -24,6 +24,28 @@ def cone_radius(pixel_area: Float[Tensor, "*batch"]) -> Float[Tensor, "*batch"]:
     return torch.sqrt(pixel_area) * (2.0 / math.sqrt(12.0))
 
 
+def pinhole_cones(
+    poses: Float[Tensor, "rays 3 4"],
+    pixels: Float[Tensor, "rays 2"],
+    focal: Float[Tensor, "2"],
+    center: Float[Tensor, "2"],
+) -> Tuple[Float[Tensor, "rays 3"], Float[Tensor, "rays 3"], Float[Tensor, "rays 1"]]:
+    """Origins, unit directions and radii at distance 1 of pixels' cones, world frame, without lens distortion.
+
+    Args:
+        poses: camera-to-world matrices, OpenGL axes: x right, y up, the camera looks along -z.
+        pixels: x to the right and y down, from the picture's top left corner; a pixel's center lies at a half.
+        focal: focal lengths along x and y, pixels.
+        center: principal point, pixels.
+    """
+    steps = torch.tensor([[0.0, 0.0], [1.0, 0.0], [0.0, 1.0]], dtype=pixels.dtype, device=pixels.device)
+    x, y = ((pixels[:, None] + steps - center) / focal).unbind(-1)
+    directions = torch.stack([x, -y, -torch.ones_like(x)], dim=-1) @ poses[:, :, :3].transpose(1, 2)
+    middle, right, below = torch.nn.functional.normalize(directions, dim=-1).unbind(1)
+    area = (right - middle).norm(dim=-1, keepdim=True) * (below - middle).norm(dim=-1, keepdim=True)
+    return poses[:, :, 3], middle, cone_radius(area)
+
+
 def gaussian_moments(
     starts: Float[Tensor, "*batch n"], ends: Float[Tensor, "*batch n"], radius: Float[Tensor, "*batch 1"]
 ) -> Tuple[Float[Tensor, "*batch n"], Float[Tensor, "*batch n"], Float[Tensor, "*batch n"]]:

@@ -13,7 +13,6 @@ from zipnerf_ns.encoding import TABLE_GAIN, HashGridConfig
 from zipnerf_ns.field import ZipNerfDensityField
 from zipnerf_ns.functional.cones import Cones, cones_in_cube
 from zipnerf_ns.functional.hash_grid import HASH_PRIMES, HashGrid
-from zipnerf_ns.ops import Ops
 from zipnerf_ns.rays import Rays
 
 CROWDED = 0.5
@@ -45,20 +44,19 @@ def collision_shares(positions: Tensor, grid: HashGrid) -> Tensor:
 
 
 @torch.no_grad()
-def feature_sizes(fields: Mapping[str, ZipNerfDensityField], ops: Ops) -> Dict[str, float]:
+def feature_sizes(fields: Mapping[str, ZipNerfDensityField]) -> Dict[str, float]:
     """Root mean square of each hash level's features as they are read, before any prefilter weight.
 
     The optimiser has left the sums that this takes; reading them waits for the device.
 
     Args:
         fields: by the names of their grids.
-        ops: the implementation.
     Returns:
         By ``GRID/level_INDEX``.
     """
     sizes = {}
     for name, field in fields.items():
-        levels = (TABLE_GAIN * field.encoding.summary(ops).mean_square.sqrt()).tolist()
+        levels = (TABLE_GAIN * field.encoding.summary().mean_square.sqrt()).tolist()
         sizes.update({f"{name}/level_{index}": size for index, size in enumerate(levels)})
     return sizes
 

@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-from typing import Any, Callable, Dict, NamedTuple, Sequence
+from typing import Any, Callable, Dict, NamedTuple
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
 from zipnerf_ns.functional.numerics import TINY
-from zipnerf_ns.ops import Ops
-from zipnerf_ns.rays import Round
 
 
 class Deferred(NamedTuple):
@@ -39,21 +37,6 @@ class Outputs(Dict[str, Any]):
     def get(self, name: str, default: Any = None) -> Any:
         """The output, computed if need be, or the default where there is none of that name."""
         return self[name] if name in self else default
-
-
-def depths_of_rounds(rounds: Sequence[Round], ops: Ops) -> Dict[str, Float[Tensor, "rays 1"]]:
-    """Distances along the rays, world units: the rendered round's first, for Nerfstudio's viewer lists them in order.
-
-    Args:
-        rounds: the rendered one last.
-        ops: the implementation.
-    """
-    *proposals, main = rounds
-    depth, expected = ops.median_and_mean_distance(main.weights, main.tdist)
-    distances = {"depth": depth, "expected_depth": expected}
-    for index, proposal in enumerate(proposals):
-        distances[f"prop_depth_{index}"] = ops.median_and_mean_distance(proposal.weights, proposal.tdist)[0]
-    return distances
 
 
 @torch.no_grad()

@@ -15,7 +15,6 @@ from jaxtyping import Float
 from torch import Tensor
 
 from zipnerf_ns.field import ZipNerfField
-from zipnerf_ns.ops import resolve_ops
 from zipnerf_ns.rays import Rays
 
 APEX_DISTANCE = 64.0
@@ -66,7 +65,7 @@ def query_points(
         points, directions, std: as for :func:`point_cones`; the colour is that seen along ``directions``.
     """
     cones = point_cones(points, directions, std)
-    radiance = field(_rays(cones), cones.tdist, resolve_ops("auto", points.device))
+    radiance = field(_rays(cones), cones.tdist)
     return _inside(radiance.density[:, 0], points, field.aabb), radiance.colors[:, 0].float().clamp(0.0, 1.0)
 
 
@@ -81,7 +80,7 @@ def query_density(field: ZipNerfField, points: Float[Tensor, "points 3"], std: f
     # An isotropic extent looks the same from everywhere; a diagonal favours no axis of the grid.
     directions = torch.full_like(points, 1.0 / math.sqrt(3.0))
     cones = point_cones(points, directions, std)
-    density = field.density(_rays(cones), cones.tdist, resolve_ops("auto", points.device))
+    density = field.density(_rays(cones), cones.tdist)
     return _inside(density[:, 0], points, field.aabb)
 
 

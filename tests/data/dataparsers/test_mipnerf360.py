@@ -153,7 +153,7 @@ def test_training_on_the_published_layout(tmp_path):
     shutil.rmtree(tmp_path / "garden/images_2")
     parser = zipnerf_360.config.pipeline.datamanager.dataparser
     trainer = start(tiny_config(tmp_path / "garden", tmp_path / "out", steps=2, dataparser=parser))
-    assert trainer.pipeline.model.aabb is None
+    assert trainer.pipeline.model.zipnerf.aabb is None
     trainer.train()
     metrics = trainer.pipeline.get_average_eval_image_metrics()
     assert len(trainer.pipeline.datamanager.eval_dataset) == 3

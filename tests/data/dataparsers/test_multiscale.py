@@ -187,7 +187,7 @@ def test_blender_scenes_stay_bounded_and_transparent(tmp_path):
     config = tiny_config(scene, tmp_path / "out", steps=1, dataparser=MultiscaleDataParserConfig(scales=(1, 2)))
     pipeline = start(config).pipeline
     assert pipeline.datamanager.pixels.colors.shape[-1] == 4
-    assert torch.equal(pipeline.model.aabb, torch.tensor([[-1.5] * 3, [1.5] * 3]))
+    assert torch.equal(pipeline.model.zipnerf.aabb, torch.tensor([[-1.5] * 3, [1.5] * 3]))
     assert pipeline.model.background.tolist() == [1.0] * 3
 
 

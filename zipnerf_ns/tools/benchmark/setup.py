@@ -24,11 +24,12 @@ from zipnerf_ns.encoding import HashGridConfig
 from zipnerf_ns.engine.trainer import EAGER_STEPS, ZipNerfTrainer, ZipNerfTrainerConfig
 from zipnerf_ns.field import ZipNerfDensityField
 from zipnerf_ns.model import ZipNerfModel
-from zipnerf_ns.model_config import ProposalConfig, ZipNerfModelConfig
+from zipnerf_ns.model_config import ZipNerfModelConfig
 from zipnerf_ns.ops import TORCH_OPS, Ops, resolve_ops
 from zipnerf_ns.rays import Rays, Round
 from zipnerf_ns.tools.benchmark.floors import Ceilings, Cost
 from zipnerf_ns.tools.benchmark.timing import BRIEF, THOROUGH, TINY, Effort, synchronize
+from zipnerf_ns.zipnerf import ProposalConfig
 
 PAPER_GRIDS = ((6, 1, 16, 512, 21), (8, 1, 16, 2048, 21), (10, 4, 16, 8192, 21))
 """Levels, features, coarsest and finest resolution and log2 of the entries a level, round by round (Zip-NeRF)."""
@@ -268,7 +269,7 @@ def set_rays(trainer: ZipNerfTrainer, rays: int) -> None:
 
 def model_rays(model: ZipNerfModel, bundle: RayBundle) -> Rays:
     """A bundle's rays as the model takes them."""
-    return rays_of_bundle(bundle, model.config.near_plane, model.config.far_plane, model.aabb)
+    return rays_of_bundle(bundle, model.config.near_plane, model.config.far_plane, model.zipnerf.aabb)
 
 
 @torch.no_grad()
@@ -284,7 +285,7 @@ def capture(model: ZipNerfModel, bundle: RayBundle, ops: Ops) -> Batch:
 
         return density
 
-    sampled = model.sampler(rays, [density_fn(network) for network in model.proposal_networks], ops, 1.0)
+    sampled = model.zipnerf.sampler(rays, [density_fn(network) for network in model.proposal_networks], ops, 1.0)
     radiance = model.field(rays, sampled.tdist, ops)
     weights, _, _ = ops.render(radiance.density, sampled.tdist, rays.valid, radiance.colors)
     rounds = (*sampled.proposals, Round(sampled.sdist, sampled.tdist, weights))

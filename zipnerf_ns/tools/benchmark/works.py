@@ -173,7 +173,7 @@ def _num_weights(network: ZipNerfDensityField, intervals: int, rays: int) -> flo
 def _draw(bench: Bench, batch: Batch, ops: Ops) -> Work:
     near, far = batch.rays.near, batch.rays.far
     jitter = torch.rand_like(near) if bench.model.training else None
-    counts = bench.model.sampler.num_samples
+    counts = bench.model.zipnerf.sampler.num_samples
     drawn_from = [(None, None), *((a_round.sdist, a_round.weights) for a_round in batch.rounds[:-1])]
 
     def run() -> Tensors:

@@ -1,0 +1,101 @@
+"""Zip-NeRF by itself: what README's example does, cameras and rays without Nerfstudio, and what it imports."""
+
+from __future__ import annotations
+
+import json
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+from nerfstudio.cameras.cameras import Cameras
+
+from zipnerf_ns import HashGridConfig, ProposalConfig, Rays, ZipNerf, ZipNerfConfig
+from zipnerf_ns.cameras.rays import rays_of_bundle
+from zipnerf_ns.functional.frustum import pinhole_cones
+
+ROOT = Path(__file__).resolve().parents[1]
+SMALL = ZipNerfConfig(
+    grid=HashGridConfig(5, 2, 8, 64, 10), proposals=(ProposalConfig(8, HashGridConfig(3, 1, 8, 32, 10), 8),) * 2,
+    num_samples=6, hidden_dim=8, bottleneck_dim=8, color_layers=2, color_dim=8, implementation="torch",
+)  # fmt: skip
+
+
+def some_rays(count: int = 20) -> Rays:
+    """Rays from near the origin in all directions."""
+    directions = torch.nn.functional.normalize(torch.randn(count, 3), dim=-1)
+    return Rays.between(0.1, 100.0, 0.1 * torch.randn(count, 3), directions, torch.full((count, 1), 0.01))
+
+
+def test_pinhole_cones_are_nerfstudios():
+    """Origins, directions and radii are those of Nerfstudio's cameras."""
+    pose = torch.linalg.qr(torch.randn(3, 3))[0] * torch.tensor([1.0, 1.0, 1.0])
+    poses = torch.cat([pose, torch.tensor([[1.0], [2.0], [3.0]])], dim=1)[None]
+    camera = Cameras(poses, 30.0, 40.0, 9.0, 7.0, 20, 15)
+    rows, columns = (torch.randint(size, (50,)) for size in (15, 20))
+    bundle = camera.generate_rays(torch.zeros(50, 1, dtype=torch.int64), torch.stack([rows, columns], dim=-1) + 0.5)
+    expected = rays_of_bundle(bundle, 0.1, 10.0)
+    pixels = torch.stack([columns, rows], dim=-1) + 0.5
+    cones = pinhole_cones(poses.expand(50, 3, 4), pixels, torch.tensor([30.0, 40.0]), torch.tensor([9.0, 7.0]))
+    for found, wanted in zip(Rays.between(0.1, 10.0, *cones), expected, strict=True):
+        if found is not None:
+            torch.testing.assert_close(found, wanted, rtol=1e-4, atol=1e-6)
+
+
+def test_a_step_trains_every_parameter():
+    """The losses' gradient reaches tables and networks of every round; at evaluation a rendering is repeatable."""
+    model = ZipNerf(SMALL)
+    rendering = model(some_rays())
+    found = model.losses(rendering, rendering.rgb, torch.rand(20, 3))
+    assert set(found) == {"rgb_loss", "interlevel_loss", "distortion_loss", "hash_decay"}
+    sum(found.values()).backward()
+    assert [name for name, parameter in model.named_parameters() if parameter.grad is None] == []
+    tables, networks = model.parameter_groups()
+    assert len(tables) == 3 and len(tables) + len(networks) == len(list(model.parameters()))
+    rays = some_rays()
+    first, second = (model.eval()(rays) for _ in range(2))
+    assert torch.equal(first.rgb, second.rgb)
+    assert set(model.distances(first.rounds)) == {"depth", "expected_depth", "prop_depth_0", "prop_depth_1"}
+    lengths = model.normals(rays, first.rounds[-1]).norm(dim=-1)
+    assert bool((lengths <= 1.0 + 1e-5).all())
+
+
+def test_levels_come_on_with_progress():
+    model = ZipNerf(ZipNerfConfig(grid=HashGridConfig(8, 1, 8, 64, 10), proposals=SMALL.proposals,
+                                  progressive_levels=True, implementation="torch"))  # fmt: skip
+    levels = []
+    for progress in (0.0, 0.5, 0.75, 1.0):
+        model.set_progress(progress)
+        levels.append(model.num_active_levels())
+    assert levels == [4, 4, 6, 8] and model.eval().num_active_levels() is None
+
+
+def test_it_imports_no_nerfstudio():
+    """A researcher's notebook need not have it, and does not wait for it."""
+    command = "import sys, zipnerf_ns.zipnerf; print([m for m in sys.modules if m.split('.')[0] == 'nerfstudio'])"
+    result = subprocess.run([sys.executable, "-W", "ignore", "-c", command], capture_output=True, text=True, cwd=ROOT)
+    assert result.stdout.strip() == "[]", result.stdout + result.stderr
+
+
+def test_an_unknown_public_name_is_an_attribute_error():
+    import zipnerf_ns
+
+    with pytest.raises(AttributeError, match="Nothing"):
+        _ = zipnerf_ns.Nothing
+
+
+def test_readmes_example_trains(tiny_scene: Path, tmp_path: Path):
+    """The example as it stands, with fewer steps, in its own process beside the built-in scene."""
+    (example,) = [block for block in re.findall(r"```python\n(.*?)```", (ROOT / "README.md").read_text(), re.DOTALL)
+                  if "ZipNerf(" in block]  # fmt: skip
+    assert "range(2000)" in example
+    (tmp_path / "scene").symlink_to(tiny_scene)
+    program = example.replace("range(2000)", "range(12)") + "\nimport json\nprint(json.dumps(history))\n"
+    result = subprocess.run([sys.executable, "-W", "ignore", "-c", program], capture_output=True, text=True,
+                            cwd=tmp_path, env={**__import__("os").environ, "PYTHONPATH": str(ROOT)})  # fmt: skip
+    assert result.returncode == 0, result.stderr
+    history = json.loads(result.stdout.splitlines()[-1])
+    assert len(history) == 12 and history[-1] < history[0]
