@@ -306,9 +306,8 @@ def test_arguments_that_the_kernels_cannot_take():
         kernels.cone_encode(random_table(three).to(DEVICE), cones, scales, lookup._replace(grid=three))
 
 
-def test_what_is_missing_is_named(monkeypatch):
+def test_what_is_missing_is_named(without_interpreter):
     grid = even_grid(1)
-    monkeypatch.delenv("TRITON_INTERPRET", raising=False)
     arguments = random_table(grid), random_cones(2, 3), torch.ones(3), make_lookup(grid)
     with pytest.raises(RuntimeError, match="need a CUDA device"):
         kernels.cone_encode(*arguments)
