@@ -6,13 +6,9 @@ imported, and choosing it here would make it run in other tests.
 
 from __future__ import annotations
 
-import os
-import subprocess
-import sys
-
 import pytest
 import torch
-from _interpreter import imports_afresh, needs_interpreter, run_under_the_interpreter, runs_kernels
+from _interpreter import needs_interpreter, run_under_the_interpreter, runs_kernels
 from _tables import (
     BETAS,
     EPS,
@@ -258,23 +254,10 @@ def test_arguments_that_the_kernel_cannot_take():
         kernels.summarise(double, table.table_state)
 
 
-def test_what_is_missing_is_named(monkeypatch):
-    monkeypatch.delenv("TRITON_INTERPRET", raising=False)
+def test_what_is_missing_is_named(without_interpreter):
     table = new_table(two_levels())
     update = TableUpdate(table, table.detach(), *moments(table), table.table_state, 1)
     for run_it in (lambda: kernels.decayed_adam_([update], LR, BETAS, EPS),
                    lambda: kernels.summarise(table, table.table_state)):  # fmt: skip
         with pytest.raises(RuntimeError, match="need a CUDA device"):
             run_it()
-
-
-@imports_afresh
-def test_triton_is_imported_on_first_use_only():
-    program = (
-        "import sys; import torch; before = 'triton' in sys.modules\n"
-        "import zipnerf_ns.kernels.adam.table_adam as kernels; kernels.why_unavailable(torch.zeros(1))\n"
-        "assert before or 'triton' not in sys.modules; assert 'zipnerf_ns.kernels.adam.adam_kernel' not in sys.modules"
-    )
-    environment = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
-    result = subprocess.run([sys.executable, "-c", program], env=environment, capture_output=True, text=True)
-    assert result.returncode == 0, result.stderr

@@ -228,16 +228,16 @@ def test_channels_lie_one_after_the_other_in_memory():
 
 # --- gradients beyond the table ---
 
-LEAVES = ("table", "origins", "directions", "radius", "tdist", "bandwidths", "weight_scales")
+LEAVES = ("table", "origins", "directions", "radius", "tdist", "weight_scales")
 
 
 def all_gradients(encode, table: Tensor, cones: Cones, scales: Tensor, lookup: Lookup, moving: tuple[str, ...]):
     """Channels, and gradients to what moves, for a random cotangent."""
-    named = dict(zip(LEAVES, (table, *cones[:4], lookup.bandwidths, scales), strict=True))
+    named = dict(zip(LEAVES, (table, *cones[:4], scales), strict=True))
     leaves = {name: named[name].detach().requires_grad_() for name in moving}
     named.update(leaves)
     cones = cones._replace(**{name: named[name] for name in ("origins", "directions", "radius", "tdist")})
-    channels = encode(named["table"], cones, named["weight_scales"], lookup._replace(bandwidths=named["bandwidths"]))
+    channels = encode(named["table"], cones, named["weight_scales"], lookup)
     v = random_cotangent(tuple(channels.shape), torch.float32, False).to(channels.dtype)
     gradients = torch.autograd.grad(channels, list(leaves.values()), v, materialize_grads=True)
     return channels.detach(), dict(zip(leaves, gradients, strict=True))
@@ -246,8 +246,7 @@ def all_gradients(encode, table: Tensor, cones: Cones, scales: Tensor, lookup: L
 @runs_kernels
 @pytest.mark.parametrize("prefilter,boxed,moving", [
     ("multisample", False, LEAVES[:5]),
-    ("ipe", True, LEAVES[:6]),
-    ("ipe", False, ("table", "bandwidths")),
+    ("ipe", True, LEAVES[:5]),
     ("none", False, ("table", "weight_scales")),
 ])  # fmt: skip
 def test_whatever_requires_a_gradient_gets_the_twins(prefilter, boxed, moving):
@@ -307,9 +306,8 @@ def test_arguments_that_the_kernels_cannot_take():
         kernels.cone_encode(random_table(three).to(DEVICE), cones, scales, lookup._replace(grid=three))
 
 
-def test_what_is_missing_is_named(monkeypatch):
+def test_what_is_missing_is_named(without_interpreter):
     grid = even_grid(1)
-    monkeypatch.delenv("TRITON_INTERPRET", raising=False)
     arguments = random_table(grid), random_cones(2, 3), torch.ones(3), make_lookup(grid)
     with pytest.raises(RuntimeError, match="need a CUDA device"):
         kernels.cone_encode(*arguments)

@@ -1,4 +1,4 @@
-"""Adam with decay over a hash table in one pass, and its launches. Importing this imports triton.
+"""Adam with decay over a hash table in one pass, and its launches.
 
 A value costs the memory traffic of reading it with its gradient and both moments and of writing all but the gradient,
 28 bytes, and 2 more for the half-precision copy. Every program works on one chunk of one level, so that the level's
