@@ -12,11 +12,9 @@ import math
 import pytest
 import torch
 from _interpreter import needs_interpreter, run_under_the_interpreter, runs_kernels
-from _quick_interpreter import TRITONS_OWN
 from _twins import (
     BLOCK,
     DEVICE,
-    INTERPRETED,
     INTERVALS,
     TOLERANCE,
     assert_equals_twin,
@@ -110,17 +108,6 @@ def test_a_cell_that_is_left_and_entered_again(merge):
     )
     positions = torch.where(pattern[..., None], second, first) + 0.01 * torch.randn(7, 3, 3)
     assert_equals_twin(grid, positions, torch.full((7, 3), 0.1), tuning=one_way(Launch(merge, block=8, num_warps=1)))
-
-
-@pytest.mark.skipif(not INTERPRETED, reason="about the interpreter")
-def test_tritons_own_scan_from_lane_to_lane_gives_the_same(monkeypatch):
-    """Elsewhere the interpreter scans in rounds; see _quick_interpreter."""
-    from triton.runtime.interpreter import ScanOps
-
-    if "generic_scan" in TRITONS_OWN:
-        monkeypatch.setattr(ScanOps, "generic_scan", TRITONS_OWN["generic_scan"])
-    positions, stds = (tensor[:, :2].contiguous() for tensor in cone_samples(1, 21))
-    assert_equals_twin(even_grid(2), positions, stds, tuning=one_way(Launch("ray", block=16, num_warps=1)))
 
 
 @runs_kernels

@@ -71,7 +71,9 @@ def adam_kernel(
     p = tl.load(table + start + lanes, mask=mask, other=0.0)
     if UPDATE:
         decay = tl.load(decays + tl.load(chunk + 2))
-        g = tl.load(grad + start + lanes, mask=mask, other=0.0) + decay * p
+        g = tl.load(grad + start + lanes, mask=mask, other=0.0)
+        # What is not finite counts as zero: the moments would keep it.
+        g = tl.where(tl.abs(g) < float("inf"), g, 0.0) + decay * p
         m = tl.load(exp_avg + start + lanes, mask=mask, other=0.0)
         v = tl.load(exp_avg_sq + start + lanes, mask=mask, other=0.0)
         m += take_exp_avg * (g - m)
