@@ -18,7 +18,7 @@ class GraphedStep:
 
     What the computation reads must stay in the same memory, as tensors do that are written in place. Parameters that
     have moved are noticed, and it is captured anew. Random numbers are drawn anew by every replay. Its result is the
-    same tensors every time, with new values in them.
+    same tensors every time, with new values in them; what was not computed on the device stays as it was captured.
 
     Args:
         parameters: those that may receive gradients.

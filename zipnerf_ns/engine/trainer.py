@@ -277,6 +277,8 @@ class ZipNerfTrainer(ResumableTrainer):
         else:
             key = self.pipeline.datamanager.get_train_rays_per_batch(), model.zipnerf.num_active_levels()
             loss, loss_dict, metrics_dict = self._graph(key, lambda: self._losses_and_gradients(step))
+            # What is measured by eager steps alone is not written by a replay, whose metrics are those of its capture.
+            metrics_dict = {**metrics_dict, **model.monitor.shares}
         complete = [name for name, steps in every.items() if step % steps == steps - 1]
         self.optimizers.optimizer_scaler_step_some(self.grad_scaler, complete)
         if self.config.log_gradients and self._is_logged(step):
