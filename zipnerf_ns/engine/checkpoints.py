@@ -8,6 +8,7 @@ from __future__ import annotations
 import copy
 import os
 import random
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, Dict, Iterator, Optional
 
@@ -66,11 +67,16 @@ class Snapshot:
     """
 
     def __init__(self, state: Dict[str, Any]) -> None:
-        device = next((tensor.device for tensor in _tensors(state) if tensor.is_cuda), None)
-        stays = device is None or _fits_twice(state, device)
-        self.state: Dict[str, Any] = _copy(state, None if stays else torch.device("cpu"))
-        self._device = device if stays else None
-        self._copied = None if self._device is None else torch.cuda.current_stream(device).record_event()
+        self._device = next((tensor.device for tensor in _tensors(state) if tensor.is_cuda), None)
+        if self._device is not None:
+            if _fits_twice(state, self._device):
+                # What is free may lie in pieces, or be taken meanwhile.
+                with suppress(torch.cuda.OutOfMemoryError):
+                    self.state: Dict[str, Any] = _copy(state, None)
+                    self._copied = torch.cuda.current_stream(self._device).record_event()
+                    return
+            self._device = None
+        self.state = _copy(state, torch.device("cpu"))
 
     def write(self, path: Path, unfinished: Path) -> None:
         """See :func:`write_whole`. Training's own work on the GPU need not wait for the copies to main memory."""
@@ -108,10 +114,12 @@ def _tensors(value: Any) -> Iterator[Tensor]:
 
 
 def _fits_twice(state: Dict[str, Any], device: torch.device) -> bool:
-    """Whether half of the device's free memory is enough for a copy of what the state holds there."""
+    """Whether half of the device's free memory is enough for a copy of what the state holds there.
+
+    What torch holds in reserve does not count as free: it can be a captured graph's, which nobody else may use.
+    """
     needed = sum(tensor.numel() * tensor.element_size() for tensor in _tensors(state) if tensor.is_cuda)
     free, _ = torch.cuda.mem_get_info(device)
-    free += torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
     return 2 * needed <= free
 
 
