@@ -12,8 +12,7 @@ import torch
 from _scenes import checkpoint, load, start, tiny_config, write_scene
 
 from zipnerf_ns.engine import checkpoints
-from zipnerf_ns.engine.background import BackgroundWriter
-from zipnerf_ns.engine.checkpoints import Snapshot
+from zipnerf_ns.engine.checkpoints import BackgroundWriter, Snapshot
 
 PATIENCE = 20.0
 """Seconds after which a test that waits for another thread fails."""

@@ -14,8 +14,7 @@ from torch import Tensor, nn
 from nerfstudio.engine.optimizers import AdamOptimizerConfig
 
 from zipnerf_ns.data.datamanager import ZipNerfDataManager
-from zipnerf_ns.engine.graph import GraphedStep
-from zipnerf_ns.engine.trainer import ZipNerfTrainer
+from zipnerf_ns.engine.graph import GraphedStep, set_up_graph, why_no_graph
 from zipnerf_ns.model import ZipNerfModel
 
 
@@ -187,17 +186,22 @@ def test_shares_of_collisions_are_the_latest_ones_after_every_replay(tmp_path: P
     assert told[7][0] == {name: share / 2.0 for name, share in told[6][0].items()}
 
 
-def test_tables_that_another_optimiser_writes_are_not_replayed(tmp_path: Path, monkeypatch, fresh_writers):
+def test_tables_that_another_optimiser_writes_are_not_replayed(tmp_path: Path, monkeypatch, capsys, fresh_writers):
     """Torch's Adam leaves what is kept of them stale; the reason is said, and asking for graphs is refused."""
     scene = write_scene(tmp_path / "scene")
     monkeypatch.setattr(ZipNerfModel, "uses_kernels", property(lambda self: True))
-    monkeypatch.setattr(ZipNerfTrainer, "_device_type", "cuda")
     monkeypatch.setattr(ZipNerfDataManager, "is_capturable", True)
-    monkeypatch.setattr(ZipNerfTrainer, "_set_up_graph", lambda self: None)
     reasons = []
     for group in (None, "networks", "hash_tables"):
         config = tiny_config(scene, tmp_path, timestamp=str(group))
         if group is not None:
             config.optimizers[group]["optimizer"] = AdamOptimizerConfig(lr=0.01, eps=1e-15)
-        reasons.append(start(config)._why_no_graph())
+        trainer = start(config)
+        trainer.device = "cuda"
+        reasons.append(why_no_graph(trainer))
     assert reasons[:2] == [None, None] and "DecayingAdam" in reasons[2]
+    assert set_up_graph(trainer) is None
+    trainer.config.use_cuda_graphs = "on"
+    with pytest.raises(SystemExit):
+        set_up_graph(trainer)
+    assert "DecayingAdam" in capsys.readouterr().out
