@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+import dataclasses
+import math
+import statistics
+from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, Optional
@@ -13,14 +16,23 @@ from torch import Tensor
 from zipnerf_ns import losses
 from zipnerf_ns.cameras.rays import PixelRays
 from zipnerf_ns.encoding import AntiAliasedHashEncoding, HashGridConfig
+from zipnerf_ns.errors import InputError
 from zipnerf_ns.field import ZipNerfDensityField, ZipNerfField
 from zipnerf_ns.functional.cones import Cones
 from zipnerf_ns.ops import Ops
 from zipnerf_ns.tools.benchmark.floors import SECTOR_BYTES, Cost, LevelCount, count_levels, num_bytes
-from zipnerf_ns.tools.benchmark.setup import Batch, Bench, model_rays
+from zipnerf_ns.tools.benchmark.setup import Batch, Bench, capture, model_rays
 from zipnerf_ns.tools.benchmark.timing import Effort, time_stages
 
 Tensors = tuple[Tensor, ...]
+
+WORK_PARTS = ("encode", "mlp", "rays", "loss")
+"""The benchmark's parts that consist of works."""
+SCALING_EFFORT = Effort(2, 5, 15, 0.08)
+SAMPLES = (16, 24, 32, 48, 64)
+FEATURES = (1, 2, 4, 8)
+TOLERANCE = 0.15
+"""By which an exponent may miss 1 and still be called linear: caches and launches are not free of size."""
 
 
 @dataclass
@@ -39,7 +51,7 @@ class Work:
     """What the backward pass gives gradients to; none where there is no backward pass."""
     products: float = 0.0
     """Operations of the forward pass's matrix products."""
-    touched: Optional[LevelCount] = None
+    touched: LevelCount = LevelCount(0.0, 0.0)
     """Of a hash table, all levels together."""
 
     def forward(self, _: Any = None) -> Tensors:
@@ -58,15 +70,14 @@ class Work:
 
     def costs(self) -> tuple[Cost, ...]:
         """What the forward pass, and the backward pass if there is one, need at least; runs the former once."""
-        outputs, touched = self.forward(), self.touched or LevelCount(0.0, 0.0)
-        reads = num_bytes(self.reads)
-        table = touched.distinct * SECTOR_BYTES
-        forward = Cost(reads + num_bytes(outputs) + table, touched.per_ray * SECTOR_BYTES, self.products)
+        outputs, reads = self.forward(), num_bytes(self.reads)
+        memory = reads + num_bytes(outputs) + self.touched.distinct * SECTOR_BYTES
+        forward = Cost(memory, self.touched.per_ray * SECTOR_BYTES, self.products)
         if not self.leaves:
             return (forward,)
         cotangents = num_bytes([output for output in outputs if output.requires_grad])
         memory = reads + cotangents + num_bytes(self.leaves)
-        return forward, Cost(memory, 0.0, 2.0 * self.products, touched.per_ray)
+        return forward, Cost(memory, 0.0, 2.0 * self.products, self.touched.per_ray)
 
     def time(self, device: torch.device, effort: Effort) -> tuple[float, ...]:
         """Median times of the forward pass, and of the backward pass if there is one, ms."""
@@ -78,6 +89,26 @@ class Work:
 
 Counts = Sequence[Sequence[LevelCount]]
 """Of each round's grid, level by level."""
+
+
+def measure_works(bench: Bench, parts: Collection[str]) -> None:
+    """Times the works of some parts at the largest number of rays, on every implementation."""
+    rays = bench.rays[-1]
+    bench.model.train()
+    batch = capture(bench.model, bench.bundle(rays))
+    counts = count_rounds(bench, batch)
+    for ops in bench.implementations:
+        own = batch.in_rows() if bench.is_twin(ops) else batch
+        pieces = [work for work in works(bench, own, ops, counts) if work.part in parts]
+        pieces += [pixel_work(bench, rays, ops)] if "rays" in parts else []
+        for work in (*pieces, *(level_works(bench, own, ops, counts) if "encode" in parts else ())):
+            # A twin's work costs what the method's own does.
+            costs = (None, None)[: 1 + bool(work.leaves)] if bench.is_twin(ops) else work.costs()
+            stages = zip(("forward", "backward"), costs, strict=False)
+            rows = [bench.row(work.part, work.name, rays, stage, cost) for stage, cost in stages]
+            with bench.lacking(ops, rows):
+                for row, milliseconds in zip(rows, work.time(bench.device, bench.effort(ops)), strict=True):
+                    row.ms[ops.name] = milliseconds
 
 
 def count_rounds(bench: Bench, batch: Batch) -> Counts:
@@ -99,20 +130,17 @@ def works(bench: Bench, batch: Batch, ops: Ops, counts: Counts) -> list[Work]:
     pieces += [_draw(bench, batch, ops), _weights(batch, ops), _render(batch, ops)]
     if bench.model.training:
         return [*pieces, *_losses(bench, batch, ops)]
-    for piece in pieces:
-        piece.leaves = ()
-    return pieces
+    return [dataclasses.replace(piece, leaves=()) for piece in pieces]
 
 
 def _encode(
     part: str, name: str, encoding: AntiAliasedHashEncoding, cones: Cones, dtype: torch.dtype, ops: Ops,
-    counts: Sequence[LevelCount],
+    counts: Sequence[LevelCount] = (),
 ) -> Work:  # fmt: skip
-    touched = LevelCount(sum(count.per_ray for count in counts), sum(count.distinct for count in counts))
-    return Work(
-        part, name, lambda: (encoding(cones, ops, dtype=dtype),), tuple(t for t in cones if t is not None),
-        (encoding.hash_table,), touched=touched,
-    )  # fmt: skip
+    touched = LevelCount(sum((count.per_ray for count in counts), 0.0), sum((count.distinct for count in counts), 0.0))
+    reads = tuple(tensor for tensor in cones if tensor is not None)
+    run = lambda: (encoding(cones, ops, dtype=dtype),)  # noqa: E731
+    return Work(part, name, run, reads, (encoding.hash_table,), touched=touched)
 
 
 def level_works(bench: Bench, batch: Batch, ops: Ops, counts: Counts) -> Iterator[Work]:
@@ -141,20 +169,17 @@ def _given(network: ZipNerfDensityField, channels: Tensor) -> Iterator[None]:
 
 def _network(name: str, network: ZipNerfDensityField, batch: Batch, index: int, ops: Ops) -> Work:
     channels = batch.channels[index].detach().requires_grad_()
-    tdist = batch.rounds[index].tdist
+    tdist, is_rendered = batch.rounds[index].tdist, isinstance(network, ZipNerfField)
 
     def run() -> Tensors:
         with _given(network, channels):
-            if isinstance(network, ZipNerfField):
+            if is_rendered:
                 return tuple(network(batch.rays, tdist, ops)[:2])
             return (network.density(batch.rays, tdist, ops),)
 
-    parameters = tuple(p for key, p in network.named_parameters() if not key.endswith("hash_table"))
-    reads = (channels, *parameters)
-    if isinstance(network, ZipNerfField):
-        reads = (*reads, batch.rays.directions)
-    products = 2.0 * _num_weights(network, len(channels), len(tdist))
-    return Work("mlp", name, run, reads, (channels, *parameters), products)
+    leaves = (channels, *(p for key, p in network.named_parameters() if not key.endswith("hash_table")))
+    reads = (*leaves, batch.rays.directions) if is_rendered else leaves
+    return Work("mlp", name, run, reads, leaves, 2.0 * _num_weights(network, len(channels), len(tdist)))
 
 
 def _num_weights(network: ZipNerfDensityField, intervals: int, rays: int) -> float:
@@ -200,8 +225,7 @@ def _weights(batch: Batch, ops: Ops) -> Work:
 
 def _render(batch: Batch, ops: Ops) -> Work:
     density, colors = (tensor.detach().requires_grad_() for tensor in (batch.densities[-1], batch.colors))
-    tdist, valid = batch.rounds[-1].tdist, batch.rays.valid
-    reads = (density, tdist, valid, colors)
+    reads = (density, batch.rounds[-1].tdist, batch.rays.valid, colors)
     return Work("rays", "render", lambda: tuple(ops.render(*reads)), reads, (density, colors))
 
 
@@ -226,7 +250,7 @@ def pixel_work(bench: Bench, rays: int, ops: Ops) -> Work:
     """Drawing a batch's pixels, generating their rays, and the rays' limits."""
     manager = bench.trainer.pipeline.datamanager
     chosen = manager.train_ray_generator
-    if ops is not bench.implementations[0]:
+    if bench.is_twin(ops):
         chosen = PixelRays(manager.train_dataset.cameras, bench.device, ops.name)
 
     def run() -> Tensors:
@@ -234,3 +258,85 @@ def pixel_work(bench: Bench, rays: int, ops: Ops) -> Work:
         return (batch["image"], *(tensor for tensor in model_rays(bench.model, bundle) if tensor is not None))
 
     return Work("rays", "pixels and rays", run, ())
+
+
+def optimizer_cost(bench: Bench) -> Cost:
+    """Values, gradients and two moments are read; values and moments are written."""
+    return Cost(7.0 * num_bytes([network.encoding.hash_table for _, network in bench.networks]))
+
+
+def measure_optimizer(bench: Bench) -> None:
+    """Times a step of the hash tables' optimiser after a real backward pass, at rate 0: the tables stay as they are."""
+    bench.set_rays(bench.rays[-1])
+    bench.model.train()
+    bench.trainer.train_iteration(0)
+    tables = [network.encoding.hash_table for _, network in bench.networks]
+    if any(table.grad is None for table in tables):
+        raise InputError("a training step left no gradients of the hash tables: the optimiser cannot be measured.")
+    row = bench.row("optimizer", "hash tables", bench.rays[-1], cost=optimizer_cost(bench))
+    config = bench.trainer.config.optimizers["hash_tables"]["optimizer"]
+    for ops in bench.implementations:
+        optimizer = dataclasses.replace(config, lr=0.0, implementation=ops.name).setup(tables)
+        (row.ms[ops.name],) = time_stages(
+            bench.device, [lambda _, optimizer=optimizer: optimizer.step()], bench.effort(ops)
+        )
+
+
+def measure_scaling(bench: Bench) -> None:
+    """Times how the rendered round's encoding grows with rays, samples, levels, features and entries, one by one."""
+    bench.model.train()
+    ops, prefilter = bench.implementations[0], bench.model.config.prefilter
+    batch = capture(bench.model, bench.bundle(bench.rays[-1]))
+    for sweep, values, cases in _sweeps(bench, batch):
+        times = []
+        for grid, cones in cases:
+            encoding = AntiAliasedHashEncoding(grid, prefilter).to(bench.device)
+            work = _encode("scaling", sweep, encoding, cones, batch.channels[-1].dtype, ops)
+            times.append(work.time(bench.device, bench.effort(ops, SCALING_EFFORT)))
+        wholes = [sum(pair) for pair in times]
+        exponent = slope(values, wholes)
+        bench.row("scaling", sweep, bench.rays[-1]).values = {
+            "values": list(values), f"{ops.name} forward ms": [forward for forward, _ in times],
+            f"{ops.name} backward ms": [backward for _, backward in times], "ms": wholes, "exponent": exponent,
+            "verdict": verdict(exponent),
+        }  # fmt: skip
+
+
+def _sweeps(bench: Bench, batch: Batch) -> Iterator[tuple[str, Sequence[int], Iterator[tuple[HashGridConfig, Cones]]]]:
+    """What is varied, over which values, and the grid and intervals of each value, made when they are needed."""
+    grid, ops = bench.model.config.grid, bench.implementations[0]
+    usual = bench.model.field.cones(batch.rays, batch.rounds[-1].tdist)
+    near, far, before = batch.rays.near, batch.rays.far, batch.rounds[-2]
+
+    def first(rays: int) -> Cones:
+        return Cones(*(tensor if tensor is None else tensor[:rays] for tensor in usual[:-1]), usual.aabb)
+
+    def drawn(samples: int) -> Cones:
+        jitter = torch.rand_like(near)
+        _, tdist = ops.draw_intervals(before.sdist, before.weights, samples, jitter, 1.0, near, far)
+        return bench.model.field.cones(batch.rays, tdist)
+
+    rays = [bench.rays[-1] // part for part in (8, 4, 2, 1)]
+    yield "rays", rays, ((grid, first(count)) for count in rays)
+    yield "samples a ray", SAMPLES, ((grid, drawn(count)) for count in SAMPLES)
+    levels = sorted({max(2, round(grid.num_levels * share)) for share in (0.4, 0.7, 1.0)})
+    log2_tables = bench.sizes.log2_tables
+    for sweep, name, settings, values in (
+        ("levels", "num_levels", levels, levels),
+        ("features a level", "features_per_level", FEATURES, FEATURES),
+        ("entries a level", "log2_hashmap_size", log2_tables, [2**size for size in log2_tables]),
+    ):
+        yield sweep, values, ((dataclasses.replace(grid, **{name: setting}), usual) for setting in settings)
+
+
+def slope(sizes: Sequence[int], times: Sequence[float]) -> float:
+    """The exponent p of the power law times = c * sizes^p that fits best, by least squares of the logarithms."""
+    fit = statistics.linear_regression([math.log(size) for size in sizes], [math.log(time) for time in times])
+    return fit.slope
+
+
+def verdict(exponent: float) -> str:
+    """An exponent in words."""
+    if abs(exponent - 1.0) <= TOLERANCE:
+        return "linear"
+    return "less than linear" if exponent < 1.0 else "MORE THAN LINEAR"
