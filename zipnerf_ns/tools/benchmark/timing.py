@@ -41,9 +41,9 @@ TINY = Effort(1, 1, 2, 0.01)
 """For seeing whether it works."""
 
 
-def synchronize(device: torch.device) -> None:
+def synchronize(device: torch.device | str) -> None:
     """Waits until the device has done all that it was given."""
-    if device.type == "cuda":
+    if torch.device(device).type == "cuda":
         torch.cuda.synchronize(device)
 
 

@@ -14,7 +14,8 @@ from nerfstudio.engine.callbacks import TrainingCallback, TrainingCallbackLocati
 from nerfstudio.scripts.train import _set_random_seed
 from nerfstudio.utils import writer
 
-from zipnerf_ns.tools.trials.views import synchronise, without_own_lpips
+from zipnerf_ns.tools.benchmark.timing import synchronize
+from zipnerf_ns.tools.trials.views import without_own_lpips
 
 
 class Clock:
@@ -33,12 +34,12 @@ class Clock:
 
     def start(self) -> None:
         """Goes on counting, after the device has done what it was given."""
-        synchronise(self.device)
+        synchronize(self.device)
         self._started = time.perf_counter()
 
     def stop(self) -> float:
         """Stands still, after the device has done what it was given; the seconds counted so far."""
-        synchronise(self.device)
+        synchronize(self.device)
         self._counted, self._started = self.seconds, None
         return self._counted
 
@@ -83,7 +84,7 @@ def set_up(config: Any, split: str = "test") -> Tuple[Any, float]:
         trainer = config.setup(local_rank=0, world_size=1)
         trainer.setup(split)
     trainer.save_checkpoint = trainer.begin_checkpoint = lambda step: None
-    synchronise(trainer.device)
+    synchronize(trainer.device)
     return trainer, time.perf_counter() - start
 
 
@@ -145,7 +146,7 @@ def train(
         nonlocal middle
         course.steps, course.rays = step + 1, course.rays + rays_of_step(trainer.pipeline)
         if step == 0:
-            synchronise(trainer.device)
+            synchronize(trainer.device)
             course.first_step_seconds = time.perf_counter() - entered
             clock.start()
         done = step + 1 >= planned or (seconds is not None and clock.seconds >= seconds)
