@@ -146,7 +146,7 @@ def test_pieces_are_the_models_own(small: Bench):
     with torch.no_grad():
         assert torch.equal(small.model(bundle)["accumulation"], batch.rounds[-1].weights.sum(dim=-1, keepdim=True))
     counts = pieces.count_rounds(small, batch)
-    outputs = {(w.part, w.name): w.forward() for w in pieces.works(small, batch, TORCH_OPS, counts)}
+    outputs = {(w.part, w.name): w.forward() for w in pieces.works(small, batch, counts)}
     for index, name in enumerate(ROUNDS):
         assert torch.equal(outputs["encode", name][0], batch.channels[index])
         assert torch.equal(outputs["mlp", name][0], batch.densities[index])
@@ -158,7 +158,7 @@ def test_pieces_are_the_models_own(small: Bench):
         assert torch.equal(weights, batch.rounds[index].weights)
     assert torch.equal(outputs["rays", "render"][0], batch.rounds[-1].weights)
     # Levels by themselves are the whole encoding's features; their weight features depend on the level alone, too.
-    alone = [work.forward()[0] for work in pieces.level_works(small, batch, TORCH_OPS, counts)]
+    alone = [work.forward()[0] for work in pieces.level_works(small, batch, counts)]
     for index, (_, network) in enumerate(small.networks):
         features, levels = network.encoding.grid.features_per_level, len(network.encoding.grid.levels)
         own, alone = alone[:levels], alone[levels:]
@@ -171,7 +171,7 @@ def test_backward_passes_reach_every_leaf(small: Bench):
     """In training mode each piece with leaves gives gradients to all of them, and the model is as before."""
     batch = capture(small.model, small.bundle(16))
     counts = pieces.count_rounds(small, batch)
-    works = pieces.works(small, batch, TORCH_OPS, counts)
+    works = pieces.works(small, batch, counts)
     assert {piece.part for piece in works} == {"encode", "mlp", "rays", "loss"}
     for piece in works:
         if piece.leaves:

@@ -98,17 +98,24 @@ def measure_works(bench: Bench, parts: Collection[str]) -> None:
     batch = capture(bench.model, bench.bundle(rays))
     counts = count_rounds(bench, batch)
     for ops in bench.implementations:
-        own = batch.in_rows() if bench.is_twin(ops) else batch
-        pieces = [work for work in works(bench, own, ops, counts) if work.part in parts]
-        pieces += [pixel_work(bench, rays, ops)] if "rays" in parts else []
-        for work in (*pieces, *(level_works(bench, own, ops, counts) if "encode" in parts else ())):
-            # A twin's work costs what the method's own does.
-            costs = (None, None)[: 1 + bool(work.leaves)] if bench.is_twin(ops) else work.costs()
-            stages = zip(("forward", "backward"), costs, strict=False)
-            rows = [bench.row(work.part, work.name, rays, stage, cost) for stage, cost in stages]
-            with bench.lacking(ops, rows):
-                for row, milliseconds in zip(rows, work.time(bench.device, bench.effort(ops)), strict=True):
-                    row.ms[ops.name] = milliseconds
+        with bench.using(ops):
+            own = batch.in_rows() if bench.is_twin(ops) else batch
+            for work in _works_of(bench, own, counts, parts):
+                # A twin's work costs what the method's own does.
+                costs = (None, None)[: 1 + bool(work.leaves)] if bench.is_twin(ops) else work.costs()
+                stages = zip(("forward", "backward"), costs, strict=False)
+                rows = [bench.row(work.part, work.name, rays, stage, cost) for stage, cost in stages]
+                with bench.lacking(ops, rows):
+                    for row, milliseconds in zip(rows, work.time(bench.device, bench.effort(ops)), strict=True):
+                        row.ms[ops.name] = milliseconds
+
+
+def _works_of(bench: Bench, batch: Batch, counts: Counts, parts: Collection[str]) -> Iterator[Work]:
+    yield from (work for work in works(bench, batch, counts) if work.part in parts)
+    if "rays" in parts:
+        yield pixel_work(bench, len(batch.rays.origins))
+    if "encode" in parts:
+        yield from level_works(bench, batch, counts)
 
 
 def count_rounds(bench: Bench, batch: Batch) -> Counts:
@@ -119,42 +126,47 @@ def count_rounds(bench: Bench, batch: Batch) -> Counts:
     ]
 
 
-def works(bench: Bench, batch: Batch, ops: Ops, counts: Counts) -> list[Work]:
+def works(bench: Bench, batch: Batch, counts: Counts) -> list[Work]:
     """All pieces between rays and losses; without gradients, and without losses, if the model is in evaluation mode."""
     pieces = []
     for index, (name, network) in enumerate(bench.networks):
         cones = network.cones(batch.rays, batch.rounds[index].tdist)
         dtype = batch.channels[index].dtype
-        pieces.append(_encode("encode", name, network.encoding, cones, dtype, ops, counts[index]))
-        pieces.append(_network(name, network, batch, index, ops))
-    pieces += [_draw(bench, batch, ops), _weights(batch, ops), _render(batch, ops)]
+        pieces.append(_encode("encode", name, network.encoding, cones, dtype, counts[index]))
+        pieces.append(_network(name, network, batch, index))
+    pieces += [_draw(bench, batch), _weights(batch, bench.ops), _render(batch, bench.ops)]
     if bench.model.training:
-        return [*pieces, *_losses(bench, batch, ops)]
+        return [*pieces, *_losses(bench, batch)]
     return [dataclasses.replace(piece, leaves=()) for piece in pieces]
 
 
 def _encode(
-    part: str, name: str, encoding: AntiAliasedHashEncoding, cones: Cones, dtype: torch.dtype, ops: Ops,
+    part: str, name: str, encoding: AntiAliasedHashEncoding, cones: Cones, dtype: torch.dtype,
     counts: Sequence[LevelCount] = (),
 ) -> Work:  # fmt: skip
     touched = LevelCount(sum((count.per_ray for count in counts), 0.0), sum((count.distinct for count in counts), 0.0))
     reads = tuple(tensor for tensor in cones if tensor is not None)
-    run = lambda: (encoding(cones, ops, dtype=dtype),)  # noqa: E731
-    return Work(part, name, run, reads, (encoding.hash_table,), touched=touched)
+    return Work(part, name, lambda: (encoding(cones, dtype=dtype),), reads, (encoding.hash_table,), touched=touched)
 
 
-def level_works(bench: Bench, batch: Batch, ops: Ops, counts: Counts) -> Iterator[Work]:
+def level_works(bench: Bench, batch: Batch, counts: Counts) -> Iterator[Work]:
     """The encodings level by level, each of them a table by itself."""
     for index, (name, network) in enumerate(bench.networks):
         cones, whole = network.cones(batch.rays, batch.rounds[index].tdist), network.encoding
         for level, count in zip(whole.grid.levels, counts[index], strict=True):
             n, features = level.resolution, whole.grid.features_per_level
             log2_size = max((level.size - 1).bit_length(), 4)
-            alone = AntiAliasedHashEncoding(HashGridConfig(1, features, n, n, log2_size), whole.prefilter)
-            alone = alone.to(bench.device)
+            alone = _encoding(bench, HashGridConfig(1, features, n, n, log2_size))
             with torch.no_grad():
                 alone.hash_table.copy_(whole.hash_table[level.offset : level.offset + level.size])
-            yield _encode("level", f"{name} {n}", alone, cones, batch.channels[index].dtype, ops, [count])
+            yield _encode("level", f"{name} {n}", alone, cones, batch.channels[index].dtype, [count])
+
+
+def _encoding(bench: Bench, config: HashGridConfig) -> AntiAliasedHashEncoding:
+    """One by itself, on what the model runs on."""
+    encoding = AntiAliasedHashEncoding(config, bench.model.config.prefilter).to(bench.device)
+    encoding.ops = bench.ops
+    return encoding
 
 
 @contextmanager
@@ -167,15 +179,15 @@ def _given(network: ZipNerfDensityField, channels: Tensor) -> Iterator[None]:
         del network.channels
 
 
-def _network(name: str, network: ZipNerfDensityField, batch: Batch, index: int, ops: Ops) -> Work:
+def _network(name: str, network: ZipNerfDensityField, batch: Batch, index: int) -> Work:
     channels = batch.channels[index].detach().requires_grad_()
     tdist, is_rendered = batch.rounds[index].tdist, isinstance(network, ZipNerfField)
 
     def run() -> Tensors:
         with _given(network, channels):
             if is_rendered:
-                return tuple(network(batch.rays, tdist, ops)[:2])
-            return (network.density(batch.rays, tdist, ops),)
+                return tuple(network(batch.rays, tdist)[:2])
+            return (network.density(batch.rays, tdist),)
 
     leaves = (channels, *(p for key, p in network.named_parameters() if not key.endswith("hash_table")))
     reads = (*leaves, batch.rays.directions) if is_rendered else leaves
@@ -195,8 +207,8 @@ def _num_weights(network: ZipNerfDensityField, intervals: int, rays: int) -> flo
     return float(intervals * sum(matrix.numel() for matrix in matrices) + rays * per_ray)
 
 
-def _draw(bench: Bench, batch: Batch, ops: Ops) -> Work:
-    near, far = batch.rays.near, batch.rays.far
+def _draw(bench: Bench, batch: Batch) -> Work:
+    near, far, ops = batch.rays.near, batch.rays.far, bench.ops
     jitter = torch.rand_like(near) if bench.model.training else None
     counts = bench.model.zipnerf.sampler.num_samples
     drawn_from = [(None, None), *((a_round.sdist, a_round.weights) for a_round in batch.rounds[:-1])]
@@ -229,8 +241,8 @@ def _render(batch: Batch, ops: Ops) -> Work:
     return Work("rays", "render", lambda: tuple(ops.render(*reads)), reads, (density, colors))
 
 
-def _losses(bench: Bench, batch: Batch, ops: Ops) -> list[Work]:
-    widths = [proposal.blur_halfwidth for proposal in bench.model.config.proposals]
+def _losses(bench: Bench, batch: Batch) -> list[Work]:
+    ops, widths = bench.ops, [proposal.blur_halfwidth for proposal in bench.model.config.proposals]
     rounds = [a_round._replace(weights=a_round.weights.detach().requires_grad_()) for a_round in batch.rounds]
     *proposals, main = rounds
     histograms = tuple(tensor for a_round in rounds for tensor in (a_round.sdist, a_round.weights))
@@ -246,12 +258,12 @@ def _losses(bench: Bench, batch: Batch, ops: Ops) -> list[Work]:
     ]  # fmt: skip
 
 
-def pixel_work(bench: Bench, rays: int, ops: Ops) -> Work:
+def pixel_work(bench: Bench, rays: int) -> Work:
     """Drawing a batch's pixels, generating their rays, and the rays' limits."""
     manager = bench.trainer.pipeline.datamanager
     chosen = manager.train_ray_generator
-    if bench.is_twin(ops):
-        chosen = PixelRays(manager.train_dataset.cameras, bench.device, ops.name)
+    if bench.is_twin(bench.ops):
+        chosen = PixelRays(manager.train_dataset.cameras, bench.device, bench.ops.name)
 
     def run() -> Tensors:
         bundle, batch = chosen.sample(manager.pixels, rays)
@@ -285,13 +297,12 @@ def measure_optimizer(bench: Bench) -> None:
 def measure_scaling(bench: Bench) -> None:
     """Times how the rendered round's encoding grows with rays, samples, levels, features and entries, one by one."""
     bench.model.train()
-    ops, prefilter = bench.implementations[0], bench.model.config.prefilter
+    ops = bench.ops
     batch = capture(bench.model, bench.bundle(bench.rays[-1]))
     for sweep, values, cases in _sweeps(bench, batch):
         times = []
         for grid, cones in cases:
-            encoding = AntiAliasedHashEncoding(grid, prefilter).to(bench.device)
-            work = _encode("scaling", sweep, encoding, cones, batch.channels[-1].dtype, ops)
+            work = _encode("scaling", sweep, _encoding(bench, grid), cones, batch.channels[-1].dtype)
             times.append(work.time(bench.device, bench.effort(ops, SCALING_EFFORT)))
         wholes = [sum(pair) for pair in times]
         exponent = slope(values, wholes)
@@ -304,7 +315,7 @@ def measure_scaling(bench: Bench) -> None:
 
 def _sweeps(bench: Bench, batch: Batch) -> Iterator[tuple[str, Sequence[int], Iterator[tuple[HashGridConfig, Cones]]]]:
     """What is varied, over which values, and the grid and intervals of each value, made when they are needed."""
-    grid, ops = bench.model.config.grid, bench.implementations[0]
+    grid = bench.model.config.grid
     usual = bench.model.field.cones(batch.rays, batch.rounds[-1].tdist)
     near, far, before = batch.rays.near, batch.rays.far, batch.rounds[-2]
 
@@ -313,7 +324,7 @@ def _sweeps(bench: Bench, batch: Batch) -> Iterator[tuple[str, Sequence[int], It
 
     def drawn(samples: int) -> Cones:
         jitter = torch.rand_like(near)
-        _, tdist = ops.draw_intervals(before.sdist, before.weights, samples, jitter, 1.0, near, far)
+        _, tdist = bench.ops.draw_intervals(before.sdist, before.weights, samples, jitter, 1.0, near, far)
         return bench.model.field.cones(batch.rays, tdist)
 
     rays = [bench.rays[-1] // part for part in (8, 4, 2, 1)]

@@ -129,6 +129,11 @@ class Bench:
         proposals = [(f"proposal {index}", network) for index, network in enumerate(self.model.proposal_networks)]
         return [*proposals, ("NeRF", self.model.field)]
 
+    @property
+    def ops(self) -> Ops:
+        """What the model runs on now."""
+        return self.model.zipnerf.ops
+
     def is_twin(self, ops: Ops) -> bool:
         """Whether an implementation is not the one that the method uses."""
         return ops is not self.implementations[0]
@@ -154,9 +159,12 @@ class Bench:
         config, before = self.model.config, self.model.config.implementation
         config.implementation = ops.name
         try:
+            # Asking for the operations tells all parts of the model.
+            _ = self.ops
             yield
         finally:
             config.implementation = before
+            _ = self.ops
 
     def row(self, part: str, name: str, rays: int, stage: str = "whole", cost: Optional[Cost] = None) -> Row:
         """The report's row of that name and stage; begun if there is none, with the floor of its cost."""
@@ -270,12 +278,12 @@ def model_rays(model: ZipNerfModel, bundle: RayBundle) -> Rays:
 @torch.no_grad()
 def capture(model: ZipNerfModel, bundle: RayBundle) -> Batch:
     """Everything that the model computes of a bundle; in training mode with training's random numbers."""
-    rays, ops = model_rays(model, bundle), model.zipnerf.ops
+    rays = model_rays(model, bundle)
     rendering = model.zipnerf(rays)
     *proposals, _ = rendering.rounds
     pairs = list(zip(model.proposal_networks, proposals, strict=True))
-    densities = [network.density(rays, proposal.tdist, ops) for network, proposal in pairs]
-    channels = [network.channels(rays, proposal.tdist, ops) for network, proposal in pairs]
+    densities = [network.density(rays, proposal.tdist) for network, proposal in pairs]
+    channels = [network.channels(rays, proposal.tdist) for network, proposal in pairs]
     radiance = rendering.radiance
     return Batch(
         rays, tuple(rendering.rounds), (*densities, radiance.density), (*channels, radiance.channels), radiance.colors

@@ -100,7 +100,7 @@ def _step(bench: Bench, rays: int) -> Callable[[], Any]:
 
 def step_floor(bench: Bench, rays: int) -> float:
     """The sum over a step's pieces of the least time that each can take, ms."""
-    pixels = pixel_work(bench, rays, bench.implementations[0])
+    pixels = pixel_work(bench, rays)
     return _floor(bench, bench.bundle(rays)) + _sum_of_floors(bench, [*pixels.costs(), optimizer_cost(bench)])
 
 
@@ -114,7 +114,7 @@ def _picture_floor(bench: Bench, camera: Cameras) -> float:
 
 def _floor(bench: Bench, bundle: RayBundle) -> float:
     batch = capture(bench.model, bundle)
-    pieces = works(bench, batch, bench.implementations[0], count_rounds(bench, batch))
+    pieces = works(bench, batch, count_rounds(bench, batch))
     return _sum_of_floors(bench, [cost for piece in pieces for cost in piece.costs()])
 
 
