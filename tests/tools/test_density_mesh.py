@@ -11,7 +11,7 @@ import torch
 import trimesh
 
 from zipnerf_ns.errors import InputError
-from zipnerf_ns.tools.density_mesh import (
+from zipnerf_ns.tools.mesh.surface import (
     VoxelGrid,
     density_mesh,
     extract_surface,
@@ -128,7 +128,7 @@ def test_chunks_do_not_show():
 
 def test_progress_is_said_now_and_then(monkeypatch):
     clock = iter(np.arange(0.0, 1000.0, 3.0))
-    monkeypatch.setattr("zipnerf_ns.tools.density_mesh.time.monotonic", lambda: float(next(clock)))
+    monkeypatch.setattr("zipnerf_ns.tools.mesh.surface.time.monotonic", lambda: float(next(clock)))
     lines: list[str] = []
     grid = VoxelGrid.cover((-1.0, -1.0, -1.0), (1.0, 1.0, 1.0), 20)
     density_mesh(ball((0.0, 0.0, 0.0), 0.5), grid, THRESHOLD, points_per_chunk=1000, say=lines.append)

@@ -4,16 +4,18 @@ from __future__ import annotations
 
 import random
 from types import SimpleNamespace
-from typing import Callable, List
+from typing import Any, Callable, List
 
 import pytest
 import torch
 from _scenes import make_datamanager, write_scene
 
+from nerfstudio.engine.callbacks import TrainingCallback, TrainingCallbackLocation
+
 from zipnerf_ns.tools.trials import training as trial_training
 from zipnerf_ns.tools.trials import worker as trial_worker
 from zipnerf_ns.tools.trials.config import Prepared
-from zipnerf_ns.tools.trials.training import Clock, Course, draw_same_rays, scrambled, train
+from zipnerf_ns.tools.trials.training import Clock, Course, draw_same_rays, train
 from zipnerf_ns.tools.trials.trial import Trial
 
 STEP, FIRST_STEP, EVALUATION = 1.0, 50.0, 7.0
@@ -150,28 +152,32 @@ def test_rays_of_methods_that_render_pictures(own_time):
     assert train(trainer).rays == 1200
 
 
-def splitmix(number: int) -> int:
-    """Its published form, in Python's integers."""
-    mask = 2**64 - 1
-    number = number * 0x9E3779B97F4A7C15 & mask
-    number = (number ^ number >> 30) * 0xBF58476D1CE4E5B9 & mask
-    number = (number ^ number >> 27) * 0x94D049BB133111EB & mask
-    return (number ^ number >> 31) & mask >> 1
+class Loop:
+    """A trainer's part in drawing: what is called before a step, and the step's batch."""
+
+    def __init__(self, manager: Any, seed: int) -> None:
+        self.callbacks: List[TrainingCallback] = []
+        self.pipeline = SimpleNamespace(datamanager=manager)
+        draw_same_rays(self, seed)
+
+    def next_train(self, step: int) -> tuple[Any, Any]:
+        for callback in self.callbacks:
+            callback.run_callback_at_location(step, TrainingCallbackLocation.BEFORE_TRAIN_ITERATION)
+        return self.pipeline.datamanager.next_train(step)
 
 
-def test_scrambled_numbers_are_splitmixs():
-    numbers = [0, 1, 2, 12345, 2**24, 2**40 + 7, 2**62, -1, -(2**63)]
-    assert scrambled(torch.tensor(numbers)).tolist() == [splitmix(number % 2**64) for number in numbers]
-
-
-def test_pixels_of_scrambled_numbers_are_drawn_evenly(tmp_path):
-    manager = make_datamanager(write_scene(tmp_path / "scene"))
-    draw_same_rays(manager, 3)
-    count = len(manager.pixels)
-    drawn = torch.cat([manager.pixels.draw(10 * count) for _ in range(10)])
-    counts = torch.bincount(drawn, minlength=count).double()
+def test_same_pixels_are_drawn_evenly_and_into_the_same_memory(tmp_path):
+    """A captured step is replayed without Python: it finds what was drawn before it where the capture found it."""
+    rays, batches = 4096, 40
+    manager = make_datamanager(write_scene(tmp_path / "scene"), train_num_rays_per_batch=rays)
+    loop, count = Loop(manager, 3), len(manager.pixels)
+    captured, counts = manager.pixels.draw(rays), torch.zeros(count, dtype=torch.float64)
+    for step in range(batches):
+        loop.next_train(step)
+        counts += torch.bincount(captured, minlength=count)
+    expected = rays * batches / count
     # Chi squared has the mean count - 1 and the variance twice that.
-    chi_squared = float(((counts - 100.0) ** 2 / 100.0).sum())
+    chi_squared = float(((counts - expected) ** 2 / expected).sum())
     assert abs(chi_squared - count + 1) < 5.0 * (2.0 * count) ** 0.5
 
 
@@ -187,17 +193,16 @@ def test_same_rays_whoever_else_draws(tmp_path, has_store):
         random.seed(1)
         managers.append(make_datamanager(scene, **changes))
     assert all((manager.pixels is not None) == has_store for manager in managers)
-    for manager, seed in zip(managers, (5, 5, 6), strict=True):
-        draw_same_rays(manager, seed)
+    loops = [Loop(manager, seed) for manager, seed in zip(managers, (5, 5, 6), strict=True)]
     drawn = []
-    for manager in managers:
+    for loop in loops:
         torch.manual_seed(len(drawn))
         torch.rand(len(drawn) + 1)
-        drawn.append([manager.next_train(step)[1]["indices"] for step in (0, 1)])
+        drawn.append([loop.next_train(step)[1]["indices"] for step in (0, 1)])
     assert all(torch.equal(first, second) for first, second in zip(drawn[0], drawn[1], strict=True))
     assert not torch.equal(drawn[0][0], drawn[0][1]) and not torch.equal(drawn[0][0], drawn[2][0])
     torch.manual_seed(3)
-    managers[0].next_train(9)
+    loops[0].next_train(9)
     after = torch.rand(4)
     torch.manual_seed(3)
     assert torch.equal(after, torch.rand(4))

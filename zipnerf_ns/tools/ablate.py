@@ -8,6 +8,7 @@ from __future__ import annotations
 import argparse
 import copy
 import math
+import statistics
 import sys
 from pathlib import Path
 from typing import Any, Dict, List, Mapping, Optional, Sequence, Tuple
@@ -69,11 +70,8 @@ def why_left_out(method: Any, name: str, has_scales: bool) -> Optional[str]:
 
 def mean_and_error(values: Sequence[float]) -> Tuple[float, float]:
     """The mean, and its standard error; NaN for a single value."""
-    mean = sum(values) / len(values)
-    if len(values) < 2:
-        return mean, math.nan
-    variance = sum((value - mean) ** 2 for value in values) / (len(values) - 1)
-    return mean, math.sqrt(variance / len(values))
+    error = statistics.stdev(values) / math.sqrt(len(values)) if len(values) > 1 else math.nan
+    return statistics.fmean(values), error
 
 
 def difference(values: Mapping[int, float], base: Mapping[int, float]) -> str:

@@ -15,28 +15,25 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Collection
+from collections.abc import Callable, Collection, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from zipnerf_ns.engine.trainer import ZipNerfTrainer
+from zipnerf_ns.errors import InputError
 from zipnerf_ns.tools.benchmark.floors import COUNTING, measure_ceilings
-from zipnerf_ns.tools.benchmark.loop import measure_loops
-from zipnerf_ns.tools.benchmark.parts import WORK_PARTS, measure_optimizer, measure_works
-from zipnerf_ns.tools.benchmark.scaling import measure_scaling
+from zipnerf_ns.tools.benchmark.pieces import WORK_PARTS, measure_optimizer, measure_scaling, measure_works
 from zipnerf_ns.tools.benchmark.setup import (
     FULL,
     TINY_SIZES,
     Bench,
-    BenchError,
     bench_config,
     choose_implementations,
     start_trainer,
     warm_up,
 )
-from zipnerf_ns.tools.benchmark.steps import measure_pictures, measure_steps
+from zipnerf_ns.tools.benchmark.steps import measure_loops, measure_pictures, measure_steps
 from zipnerf_ns.tools.benchmark.table import format_report
 from zipnerf_ns.tools.demo_scene import write_scene
 from zipnerf_ns.tools.system_check import installed_version
@@ -54,7 +51,7 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
     )
     parser.add_argument("--only", nargs="+", choices=PARTS, default=PARTS, metavar="PART", help=", ".join(PARTS))
     parser.add_argument("--rays", nargs="+", type=int, help="of a step; pieces are measured at the largest number")
-    parser.add_argument("--data", type=Path, help="scene in Nerfstudio's or Blender's format, not the built-in one")
+    parser.add_argument("--data", type=Path, help="a scene (Nerfstudio, Blender, COLMAP), not the built-in one")
     parser.add_argument("--warm-steps", type=int, help="training steps beforehand (300; tiny 3)")
     parser.add_argument("--output", type=Path, default=Path("bench.json"), help="file for all numbers")
     parser.add_argument("--no-twin", action="store_true", help="without the torch twin")
@@ -77,7 +74,7 @@ def main(arguments: list[str] | None = None) -> int:
     with tempfile.TemporaryDirectory(prefix="zipnerf-bench-") as folder:
         try:
             report, table = run(options, Path(folder))
-        except BenchError as error:
+        except InputError as error:
             print(f"error: {error}", file=sys.stderr)
             return 1
     options.output.parent.mkdir(parents=True, exist_ok=True)
@@ -93,7 +90,7 @@ def run(options: argparse.Namespace, folder: Path) -> tuple[dict[str, Any], str]
         options: the command line.
         folder: for the scene and what the trainer writes.
     Raises:
-        BenchError: see :func:`bench_config` and :func:`start_trainer`.
+        InputError: if the scene cannot be read, or not trained on by us.
     """
     begin = time.monotonic()
 
@@ -126,17 +123,27 @@ def run(options: argparse.Namespace, folder: Path) -> tuple[dict[str, Any], str]
 def describe(bench: Bench, options: argparse.Namespace, data: Path) -> dict[str, Any]:
     """What the numbers were measured on, and how floors are counted."""
     is_cuda = bench.device.type == "cuda"
+    model = bench.model.config
+    samples = "+".join(str(part.num_samples) for part in (*model.proposals, model))
+    cameras = bench.trainer.pipeline.datamanager.train_dataset.cameras
+    scene = "the built-in scene" if options.data is None else data.name
+    setup = (
+        f"zipnerf, {'tiny' if options.tiny else 'its own'} sizes: {samples} intervals, {model.prefilter}, up to "
+        f"2^{model.grid.log2_hashmap_size} entries a level; trained {options.warm_steps} steps of "
+        f"{bench.sizes.warm_rays:,} rays on {scene} ({len(cameras)} pictures of "
+        f"{int(cameras.width[0])}x{int(cameras.height[0])})"
+    )
     return {
         "device": torch.cuda.get_device_name(bench.device) if is_cuda else f"CPU ({platform.machine()})",
         "versions": {"torch": torch.__version__, "triton": installed_version("triton") or "none"},
-        "setup": setup_text(bench.trainer, options, data),
+        "setup": setup,
         "implementations": [ops.name for ops in bench.implementations],
         "ceilings": dataclasses.asdict(bench.ceilings),
         "counting": COUNTING,
     }
 
 
-def measure(bench: Bench, parts: Collection[str], tell: Any) -> None:
+def measure(bench: Bench, parts: Collection[str], tell: Callable[[str], None]) -> None:
     """Runs the chosen parts in their order.
 
     Args:
@@ -144,20 +151,19 @@ def measure(bench: Bench, parts: Collection[str], tell: Any) -> None:
         parts: names from PARTS.
         tell: is told what begins.
     """
-    some_works = [part for part in WORK_PARTS if part in parts]
-    steps = [part for part in ("step", "memory") if part in parts]
-    runs = [
-        (", ".join(some_works), some_works, lambda: measure_works(bench, some_works)),
-        ("optimizer", "optimizer" in parts, lambda: measure_optimizer(bench)),
-        ("scaling", "scaling" in parts, lambda: measure_scaling(bench)),
-        ("render", "render" in parts, lambda: measure_pictures(bench)),
-        (", ".join(steps), steps, lambda: measure_steps(bench, steps)),
-        ("loop", "loop" in parts, lambda: measure_loops(bench)),
+    runs: list[tuple[Sequence[str], Callable[[list[str]], None]]] = [
+        (WORK_PARTS, lambda chosen: measure_works(bench, chosen)),
+        (["optimizer"], lambda _: measure_optimizer(bench)),
+        (["scaling"], lambda _: measure_scaling(bench)),
+        (["render"], lambda _: measure_pictures(bench)),
+        (["step", "memory"], lambda chosen: measure_steps(bench, chosen)),
+        (["loop"], lambda _: measure_loops(bench)),
     ]
-    for name, is_wanted, run_part in runs:
-        if is_wanted:
-            tell(name)
-            run_part()
+    for names, run_parts in runs:
+        chosen = [name for name in names if name in parts]
+        if chosen:
+            tell(", ".join(chosen))
+            run_parts(chosen)
 
 
 def built_in_scene(folder: Path, tiny: bool) -> Path:
@@ -169,24 +175,6 @@ def built_in_scene(folder: Path, tiny: bool) -> Path:
     # By a program of its own: the processes that draw import what their main module imports, which here is everything.
     subprocess.run([sys.executable, "-m", "zipnerf_ns.tools.demo_scene", str(folder), *options], check=True)
     return folder
-
-
-def setup_text(trainer: ZipNerfTrainer, options: argparse.Namespace, data: Path) -> str:
-    """What the numbers were measured on, in a sentence."""
-    model, manager = trainer.config.pipeline.model, trainer.pipeline.datamanager
-    samples = "+".join(str(part.num_samples) for part in (*model.proposals, model))
-    levels = "/".join(str(part.grid.num_levels) for part in (*model.proposals, model))
-    features = "/".join(str(part.grid.features_per_level) for part in (*model.proposals, model))
-    cameras = manager.train_dataset.cameras
-    size = f"{len(cameras)} pictures of {int(cameras.width[0])}x{int(cameras.height[0])}"
-    scene = "the built-in scene" if options.data is None else data.name
-    sizes = "tiny sizes, not the paper's" if options.tiny else "the paper's sizes"
-    warm_rays = (TINY_SIZES if options.tiny else FULL).warm_rays
-    return (
-        f"zipnerf, {sizes}: {samples} intervals, {model.prefilter}, {levels} levels of {features} features and up to "
-        f"2^{model.grid.log2_hashmap_size} entries; trained {options.warm_steps} steps of {warm_rays:,} rays on "
-        f"{scene} ({size})"
-    )
 
 
 if __name__ == "__main__":

@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
+from scipy.spatial.transform import Rotation
 
 from zipnerf_ns.data.checks import check_transforms
 from zipnerf_ns.errors import InputError
@@ -100,17 +101,10 @@ def disturb_meta(
         if chosen is not None and frame["file_path"] not in chosen:
             continue
         matrix = np.array(frame["transform_matrix"], dtype=float)
-        matrix[:3, :3] = rotation_about(axis, math.radians(degrees)) @ matrix[:3, :3]
+        matrix[:3, :3] = Rotation.from_rotvec(degrees * axis, degrees=True).as_matrix() @ matrix[:3, :3]
         matrix[:3, 3] += shift * direction
         frame["transform_matrix"] = matrix.tolist()
     return meta
-
-
-def rotation_about(axis: np.ndarray, angle: float) -> np.ndarray:
-    """The matrix of a turn about a unit axis by an angle in radians (Rodrigues)."""
-    x, y, z = axis
-    cross = np.array([[0.0, -z, y], [z, 0.0, -x], [-y, x, 0.0]])
-    return np.eye(3) + math.sin(angle) * cross + (1.0 - math.cos(angle)) * cross @ cross
 
 
 def _unit_vector(random: np.random.Generator) -> np.ndarray:

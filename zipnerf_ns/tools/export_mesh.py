@@ -20,14 +20,14 @@ from jaxtyping import Float
 
 from zipnerf_ns.errors import InputError
 from zipnerf_ns.render.points import query_density, query_points
-from zipnerf_ns.tools.density_mesh import (
+from zipnerf_ns.tools.mesh.surface import (
     MeshReport,
     VoxelGrid,
     density_mesh,
     opacity_to_density,
     paint,
 )
-from zipnerf_ns.tools.saved_run import data_frame, load_run
+from zipnerf_ns.tools.programs import data_frame, load_run
 
 if TYPE_CHECKING:
     from nerfstudio.pipelines.base_pipeline import Pipeline

@@ -1,11 +1,20 @@
-"""What the demo runs: the commands, their options, and where each run's files are."""
+"""Nerfstudio's programs for our tools: commands, where each run's files are, and runs read from their config.yml."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
+import numpy as np
+from jaxtyping import Float
 from PIL import Image
+
+from zipnerf_ns.engine.messages import quiet_dependencies
+from zipnerf_ns.errors import InputError
+
+if TYPE_CHECKING:
+    from nerfstudio.pipelines.base_pipeline import Pipeline
 
 EXPERIMENT = "demo"
 VIDEO_SECONDS = 2.0
@@ -185,3 +194,24 @@ def video_reduction(size: tuple[int, int], video_height: int) -> float:
         if int(scaled) % 2 == 0 and (reduction == 1.0 or 0.01 < scaled % 1 < 0.99):
             return reduction
     return height / top
+
+
+def load_run(config: Path) -> Pipeline:
+    """The trained pipeline without its images.
+
+    Raises:
+        InputError: if there is no such run.
+    """
+    if not config.is_file():
+        raise InputError(f"{config} does not exist. Give the config.yml that ns-train wrote.")
+    quiet_dependencies()
+    # Late: it loads every method's entry point, which takes seconds.
+    from nerfstudio.utils.eval_utils import eval_setup
+
+    return eval_setup(config, test_mode="inference")[1]
+
+
+def data_frame(pipeline: Pipeline) -> tuple[Float[np.ndarray, "3 4"], float]:
+    """What the dataparser did to the data set's poses: first the transform, then the scale."""
+    outputs = pipeline.datamanager.train_dataparser_outputs
+    return outputs.dataparser_transform.double().numpy(), float(outputs.dataparser_scale)

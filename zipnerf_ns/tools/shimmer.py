@@ -22,7 +22,7 @@ from nerfstudio.cameras.cameras import Cameras
 
 from zipnerf_ns.errors import InputError
 from zipnerf_ns.tools.demo_scene import camera_pose, scene_pinhole
-from zipnerf_ns.tools.saved_run import data_frame, load_run
+from zipnerf_ns.tools.programs import data_frame, load_run
 from zipnerf_ns.tools.scene.render import Pinhole, render_view
 
 if TYPE_CHECKING:

@@ -149,9 +149,7 @@ def _positions(cones: Cones, start: int, prefilter: Prefilter) -> Tensor:
     """Samples ``[rays, samples, 3]`` of COUNTED_RAYS rays from a first one on."""
     part = slice(start, start + COUNTED_RAYS)
     turns = None if cones.turns is None else cones.turns[part]
-    some = Cones(
-        cones.origins[part], cones.directions[part], cones.radius[part], cones.tdist[part], turns, cones.aabb
-    )
+    some = Cones(cones.origins[part], cones.directions[part], cones.radius[part], cones.tdist[part], turns, cones.aabb)
     positions, _ = cones_in_cube(some, prefilter != "multisample")
     return positions.reshape(len(some.origins), -1, 3)
 

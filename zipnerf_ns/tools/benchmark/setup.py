@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import dataclasses
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -15,13 +15,14 @@ import torch
 from torch import Tensor
 
 from nerfstudio.cameras.rays import RayBundle
-from nerfstudio.data.dataparsers.blender_dataparser import BlenderDataParserConfig
 from nerfstudio.engine.callbacks import TrainingCallbackLocation
 
 from zipnerf_ns.cameras.rays import rays_of_bundle
 from zipnerf_ns.config import zipnerf
+from zipnerf_ns.data.dataparsers.multiscale import MultiscaleDataParserConfig
 from zipnerf_ns.encoding import HashGridConfig
 from zipnerf_ns.engine.trainer import EAGER_STEPS, ZipNerfTrainer, ZipNerfTrainerConfig
+from zipnerf_ns.errors import InputError
 from zipnerf_ns.field import ZipNerfDensityField
 from zipnerf_ns.model import ZipNerfModel
 from zipnerf_ns.model_config import ZipNerfModelConfig
@@ -30,15 +31,6 @@ from zipnerf_ns.rays import Rays, Round
 from zipnerf_ns.tools.benchmark.floors import Ceilings, Cost
 from zipnerf_ns.tools.benchmark.timing import BRIEF, THOROUGH, TINY, Effort, synchronize
 from zipnerf_ns.zipnerf import ProposalConfig
-
-PAPER_GRIDS = ((6, 1, 16, 512, 21), (8, 1, 16, 2048, 21), (10, 4, 16, 8192, 21))
-"""Levels, features, coarsest and finest resolution and log2 of the entries a level, round by round (Zip-NeRF)."""
-PAPER_SAMPLES = (64, 64, 32)
-"""Intervals a ray, round by round."""
-
-
-class BenchError(Exception):
-    """The benchmark cannot run; the message is all that the person needs."""
 
 
 @dataclass(frozen=True)
@@ -137,15 +129,28 @@ class Bench:
         proposals = [(f"proposal {index}", network) for index, network in enumerate(self.model.proposal_networks)]
         return [*proposals, ("NeRF", self.model.field)]
 
-    def effort(self, ops: Ops) -> Effort:
+    @property
+    def ops(self) -> Ops:
+        """What the model runs on now."""
+        return self.model.zipnerf.ops
+
+    def is_twin(self, ops: Ops) -> bool:
+        """Whether an implementation is not the one that the method uses."""
+        return ops is not self.implementations[0]
+
+    def effort(self, ops: Ops, own: Effort = THOROUGH, twin: Effort = BRIEF) -> Effort:
         """How often an implementation is measured."""
-        if self.sizes.is_tiny:
-            return TINY
-        return THOROUGH if ops is self.implementations[0] else BRIEF
+        return TINY if self.sizes.is_tiny else twin if self.is_twin(ops) else own
+
+    def set_rays(self, rays: int) -> None:
+        """Sets the rays of a training step."""
+        manager = self.trainer.pipeline.datamanager
+        manager.config.train_num_rays_per_batch = rays
+        manager.train_pixel_sampler.set_num_rays_per_batch(rays)
 
     def bundle(self, rays: int) -> RayBundle:
         """A batch of training rays."""
-        set_rays(self.trainer, rays)
+        self.set_rays(rays)
         return self.trainer.pipeline.datamanager.next_train(0)[0]
 
     @contextmanager
@@ -154,28 +159,52 @@ class Bench:
         config, before = self.model.config, self.model.config.implementation
         config.implementation = ops.name
         try:
+            # Asking for the operations tells all parts of the model.
+            _ = self.ops
             yield
         finally:
             config.implementation = before
+            _ = self.ops
 
-    def floor(self, row: Row, cost: Cost) -> Row:
-        """The row, with its floor filled in."""
-        row.cost = cost
-        row.floor_ms, row.bound_by = self.ceilings.floor(cost)
+    def row(self, part: str, name: str, rays: int, stage: str = "whole", cost: Optional[Cost] = None) -> Row:
+        """The report's row of that name and stage; begun if there is none, with the floor of its cost."""
+        known = [row for row in self.rows if (row.part, row.name, row.stage) == (part, name, stage)]
+        if known:
+            return known[0]
+        row = Row(part, name, rays, stage, cost=cost)
+        if cost is not None:
+            row.floor_ms, row.bound_by = self.ceilings.floor(cost)
+        self.rows.append(row)
         return row
+
+    @contextmanager
+    def lacking(self, ops: Ops, rows: Sequence[Row]) -> Iterator[None]:
+        """Within, the twin may run out of memory, which its rows then say."""
+        try:
+            yield
+        except torch.cuda.OutOfMemoryError:
+            if not self.is_twin(ops):
+                raise
+            torch.cuda.empty_cache()
+            leave_out(rows, ops, "out of memory")
+
+
+def leave_out(rows: Sequence[Row], ops: Ops, reason: str) -> None:
+    """Says of rows why an implementation was not measured."""
+    for row in rows:
+        row.ms[ops.name] = None
+        row.notes.append(f"{ops.name}: {reason}")
 
 
 def bench_config(data: Path, output: Path, warm_steps: int, sizes: Sizes, implementation: str) -> ZipNerfTrainerConfig:
     """The method `zipnerf` as `ns-train` would run it on a scene, with a schedule as long as the training beforehand.
 
     Args:
-        data: in Nerfstudio's or Blender's format.
+        data: in any format that multiscale-data reads.
         output: folder for what the trainer writes.
         warm_steps: of the training beforehand, at whose end the schedules end.
         sizes: tiny ones also shrink the model.
         implementation: of everything that has several.
-    Raises:
-        BenchError: if the scene is in neither format, or the method no longer has the paper's sizes.
     """
     config = copy.deepcopy(zipnerf.config)
     config.output_dir, config.experiment_name, config.timestamp = output, "bench", "run"
@@ -183,30 +212,11 @@ def bench_config(data: Path, output: Path, warm_steps: int, sizes: Sizes, implem
     config.viewer.quit_on_train_completion = True
     manager, model = config.pipeline.datamanager, config.pipeline.model
     manager.data, manager.train_num_rays_per_batch = data, sizes.warm_rays
-    if (data / "transforms_train.json").is_file():
-        manager.dataparser = BlenderDataParserConfig()
-    elif data.suffix != ".json" and not (data / "transforms.json").is_file():
-        raise BenchError(f"{data} has neither transforms.json nor transforms_train.json.")
+    manager.dataparser = MultiscaleDataParserConfig(data=data).source()
     model.implementation = manager.ray_implementation = implementation
-    check_paper_sizes(model)
     if sizes.is_tiny:
         config.pipeline.model = shrunken(model)
     return config
-
-
-def check_paper_sizes(model: ZipNerfModelConfig) -> None:
-    """Whether what is measured is the paper's model.
-
-    Raises:
-        BenchError: naming what differs.
-    """
-    grids = tuple(
-        (grid.num_levels, grid.features_per_level, grid.base_res, grid.max_res, grid.log2_hashmap_size)
-        for grid in (*(proposal.grid for proposal in model.proposals), model.grid)
-    )
-    samples = (*(proposal.num_samples for proposal in model.proposals), model.num_samples)
-    if (grids, samples, model.prefilter) != (PAPER_GRIDS, PAPER_SAMPLES, "multisample"):
-        raise BenchError(f"the method zipnerf does not have the paper's sizes: {grids}, {samples}, {model.prefilter}.")
 
 
 def shrunken(model: ZipNerfModelConfig) -> ZipNerfModelConfig:
@@ -225,14 +235,14 @@ def start_trainer(config: ZipNerfTrainerConfig) -> ZipNerfTrainer:
     """A trainer as `ns-train` sets it up, with fixed random numbers.
 
     Raises:
-        BenchError: if the scene's cameras are of a kind whose rays the method does not draw itself.
+        InputError: if the scene's cameras are of a kind whose rays the method does not draw itself.
     """
     torch.manual_seed(0)
     config.save_config()
     trainer = config.setup(local_rank=0, world_size=1)
     trainer.setup()
     if trainer.pipeline.datamanager.pixels is None:
-        raise BenchError("the scene's cameras are equirectangular or cropped fisheyes: give another with --data.")
+        raise InputError("the scene's cameras are equirectangular or cropped fisheyes: give another with --data.")
     return trainer
 
 
@@ -260,39 +270,21 @@ def choose_implementations(implementation: str, device: torch.device, with_twin:
     return (chosen, TORCH_OPS) if with_twin and chosen.name != TORCH_OPS.name else (chosen,)
 
 
-def set_rays(trainer: ZipNerfTrainer, rays: int) -> None:
-    """Sets the rays of a training step."""
-    manager = trainer.pipeline.datamanager
-    manager.config.train_num_rays_per_batch = rays
-    manager.train_pixel_sampler.set_num_rays_per_batch(rays)
-
-
 def model_rays(model: ZipNerfModel, bundle: RayBundle) -> Rays:
     """A bundle's rays as the model takes them."""
     return rays_of_bundle(bundle, model.config.near_plane, model.config.far_plane, model.zipnerf.aabb)
 
 
 @torch.no_grad()
-def capture(model: ZipNerfModel, bundle: RayBundle, ops: Ops) -> Batch:
+def capture(model: ZipNerfModel, bundle: RayBundle) -> Batch:
     """Everything that the model computes of a bundle; in training mode with training's random numbers."""
     rays = model_rays(model, bundle)
-    densities: list[Tensor] = []
-
-    def density_fn(network: ZipNerfDensityField) -> Any:
-        def density(rays: Rays, tdist: Tensor) -> Tensor:
-            densities.append(network.density(rays, tdist, ops))
-            return densities[-1]
-
-        return density
-
-    sampled = model.zipnerf.sampler(rays, [density_fn(network) for network in model.proposal_networks], ops, 1.0)
-    radiance = model.field(rays, sampled.tdist, ops)
-    weights, _, _ = ops.render(radiance.density, sampled.tdist, rays.valid, radiance.colors)
-    rounds = (*sampled.proposals, Round(sampled.sdist, sampled.tdist, weights))
-    channels = [
-        network.channels(rays, proposal.tdist, ops)
-        for network, proposal in zip(model.proposal_networks, sampled.proposals, strict=True)
-    ]
+    rendering = model.zipnerf(rays)
+    *proposals, _ = rendering.rounds
+    pairs = list(zip(model.proposal_networks, proposals, strict=True))
+    densities = [network.density(rays, proposal.tdist) for network, proposal in pairs]
+    channels = [network.channels(rays, proposal.tdist) for network, proposal in pairs]
+    radiance = rendering.radiance
     return Batch(
-        rays, rounds, (*densities, radiance.density), (*channels, radiance.channels), radiance.colors
+        rays, tuple(rendering.rounds), (*densities, radiance.density), (*channels, radiance.channels), radiance.colors
     )

@@ -1,4 +1,7 @@
-"""Times of work that a device may still be doing after Python has gone on: medians, after a warm-up."""
+"""Times of work that a device may still be doing after Python has gone on: medians, after a warm-up.
+
+(triton.testing.do_bench would need a GPU, and writes too little between two runs to hide Python's launches.)
+"""
 
 from __future__ import annotations
 
@@ -9,10 +12,9 @@ from typing import Any, NamedTuple
 
 import torch
 
-FLUSH_BYTES = 2**28
-"""Written before every timed piece of work on a GPU: more than its cache holds."""
-FLUSHES = 4
-"""Times that it is written: a third of a millisecond, in which Python launches what follows."""
+FLUSH_BYTES, FLUSHES = 2**28, 4
+"""What is written before every timed piece of work on a GPU, more than its cache holds, and how often: that takes a
+third of a millisecond, in which Python launches what follows."""
 
 
 class Effort(NamedTuple):
@@ -27,6 +29,10 @@ class Effort(NamedTuple):
     seconds: float
     """Between ``least`` and ``most``, as many as fit into this time."""
 
+    def repetitions(self, milliseconds: float) -> int:
+        """How often what takes so long is run."""
+        return min(max(int(self.seconds * 1e3 / max(milliseconds, 1e-6)), self.least), self.most)
+
 
 THOROUGH = Effort(3, 5, 40, 0.15)
 BRIEF = Effort(1, 1, 5, 0.25)
@@ -35,9 +41,9 @@ TINY = Effort(1, 1, 2, 0.01)
 """For seeing whether it works."""
 
 
-def synchronize(device: torch.device) -> None:
+def synchronize(device: torch.device | str) -> None:
     """Waits until the device has done all that it was given."""
-    if device.type == "cuda":
+    if torch.device(device).type == "cuda":
         torch.cuda.synchronize(device)
 
 
@@ -48,17 +54,37 @@ def time_stages(device: torch.device, stages: Sequence[Callable[[Any], Any]], ef
     written: what a stage reads then comes from memory, and the device need not wait for Python's launches, as it need
     not in the middle of a large step.
     """
-    watch = _DeviceWatch(device) if device.type == "cuda" else _HostWatch()
+    buffer = torch.empty(FLUSH_BYTES if device.type == "cuda" else 0, dtype=torch.uint8, device=device)
+
+    def stamp() -> Any:
+        if device.type != "cuda":
+            return time.perf_counter()
+        event = torch.cuda.Event(enable_timing=True)
+        event.record()
+        return event
+
+    def run_once() -> list[tuple[Any, Any]]:
+        value, stamps = None, []
+        for stage in stages:
+            for _ in range(FLUSHES):
+                buffer.zero_()
+            begin = stamp()
+            value = stage(value)
+            stamps.append((begin, stamp()))
+        return stamps
+
+    def elapsed(begin: Any, end: Any) -> float:
+        return begin.elapsed_time(end) if device.type == "cuda" else (end - begin) * 1e3
+
     for _ in range(effort.warmups):
-        _run_once(stages, watch)
-    watch.collect()
-    _run_once(stages, watch)
-    times = [watch.collect()]
-    for _ in range(_repetitions(effort, sum(times[0]) / 1e3) - 1):
-        _run_once(stages, watch)
-    rest = watch.collect()
-    times += [rest[start : start + len(stages)] for start in range(0, len(rest), len(stages))]
-    return tuple(statistics.median(column) for column in zip(*times, strict=True))
+        run_once()
+    synchronize(device)
+    runs = [run_once()]
+    synchronize(device)
+    runs += [run_once() for _ in range(effort.repetitions(sum(elapsed(*stamps) for stamps in runs[0])) - 1)]
+    # Events are read only when all is done.
+    synchronize(device)
+    return tuple(statistics.median(elapsed(*stamps) for stamps in column) for column in zip(*runs, strict=True))
 
 
 def time_calls(device: torch.device, call: Callable[[], Any], effort: Effort, rounds: int = 5) -> float:
@@ -70,76 +96,20 @@ def time_calls(device: torch.device, call: Callable[[], Any], effort: Effort, ro
         effort: counts calls.
         rounds: of calls, of whose means this is the median.
     """
+
+    def time_round(calls: int) -> float:
+        synchronize(device)
+        begin = time.perf_counter()
+        for _ in range(calls):
+            call()
+        synchronize(device)
+        return (time.perf_counter() - begin) / calls * 1e3
+
     for _ in range(effort.warmups):
         call()
-    first = _time_round(device, call, 1)
-    calls = _repetitions(effort, first / 1e3)
+    first = time_round(1)
+    calls = effort.repetitions(first)
     if calls == 1:
         return first
     rounds = min(rounds, calls)
-    return statistics.median(_time_round(device, call, calls // rounds) for _ in range(rounds))
-
-
-def _time_round(device: torch.device, call: Callable[[], Any], calls: int) -> float:
-    synchronize(device)
-    begin = time.perf_counter()
-    for _ in range(calls):
-        call()
-    synchronize(device)
-    return (time.perf_counter() - begin) / calls * 1e3
-
-
-def _repetitions(effort: Effort, seconds: float) -> int:
-    return min(max(int(effort.seconds / max(seconds, 1e-9)), effort.least), effort.most)
-
-
-def _run_once(stages: Sequence[Callable[[Any], Any]], watch: Any) -> None:
-    value = None
-    for stage in stages:
-        value = watch.time(stage, value)
-
-
-class _HostWatch:
-    """For devices that Python waits for anyway."""
-
-    def __init__(self) -> None:
-        self._times: list[float] = []
-
-    def time(self, stage: Callable[[Any], Any], value: Any) -> Any:
-        """Runs one stage and notes its time."""
-        begin = time.perf_counter()
-        value = stage(value)
-        self._times.append((time.perf_counter() - begin) * 1e3)
-        return value
-
-    def collect(self) -> list[float]:
-        """All times noted since the last call, ms."""
-        times, self._times = self._times, []
-        return times
-
-
-class _DeviceWatch:
-    """By events in the device's queue, which are read only when all is done."""
-
-    def __init__(self, device: torch.device) -> None:
-        self._device = device
-        self._buffer = torch.empty(FLUSH_BYTES, dtype=torch.uint8, device=device)
-        self._marks: list[tuple[torch.cuda.Event, torch.cuda.Event]] = []
-
-    def time(self, stage: Callable[[Any], Any], value: Any) -> Any:
-        """Runs one stage with nothing in the cache, between two events."""
-        begin, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
-        for _ in range(FLUSHES):
-            self._buffer.zero_()
-        begin.record()
-        value = stage(value)
-        end.record()
-        self._marks.append((begin, end))
-        return value
-
-    def collect(self) -> list[float]:
-        """All times since the last call, ms; waits for the device."""
-        torch.cuda.synchronize(self._device)
-        times = [begin.elapsed_time(end) for begin, end in self._marks]
-        self._marks = []
-        return times
+    return statistics.median(time_round(calls // rounds) for _ in range(rounds))

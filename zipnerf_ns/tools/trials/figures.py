@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
 from typing import Any, List, Mapping, Optional, Sequence, Tuple
 
@@ -11,7 +10,7 @@ import numpy.typing as npt
 from PIL import Image, ImageDraw
 
 from zipnerf_ns.tools.trials.report import group_by_scene
-from zipnerf_ns.tools.trials.trial import VIEWS
+from zipnerf_ns.tools.trials.trial import VIEWS, written_whole
 
 Shown = Tuple[Mapping[str, Any], Path]
 """A result, and the folder of its trial."""
@@ -45,10 +44,9 @@ def save_curves(path: Path, results: Sequence[Mapping[str, Any]]) -> None:
         axis.grid(alpha=0.3)
         axis.legend()
     figure.tight_layout()
-    unfinished = path.with_name(f".{path.name}.unfinished")
-    figure.savefig(unfinished, format="png", dpi=120)
+    with written_whole(path) as unfinished:
+        figure.savefig(unfinished, format="png", dpi=120)
     pyplot.close(figure)
-    os.replace(unfinished, path)
 
 
 def save_crops(path: Path, shown: Sequence[Shown]) -> None:
@@ -67,9 +65,8 @@ def save_crops(path: Path, shown: Sequence[Shown]) -> None:
     for strip in strips:
         sheet.paste(strip, (0, top))
         top += strip.height
-    unfinished = path.with_name(f".{path.name}.unfinished")
-    sheet.save(unfinished, format="PNG")
-    os.replace(unfinished, path)
+    with written_whole(path) as unfinished:
+        sheet.save(unfinished, format="PNG")
 
 
 def _chosen_views(group: Sequence[Mapping[str, Any]]) -> List[int]:

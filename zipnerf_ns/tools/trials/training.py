@@ -9,14 +9,13 @@ from dataclasses import dataclass, field
 from typing import Any, Callable, Dict, List, Optional, Tuple
 
 import torch
-from jaxtyping import Int
-from torch import Tensor
 
 from nerfstudio.engine.callbacks import TrainingCallback, TrainingCallbackLocation
 from nerfstudio.scripts.train import _set_random_seed
 from nerfstudio.utils import writer
 
-from zipnerf_ns.tools.trials.views import synchronise, without_own_lpips
+from zipnerf_ns.tools.benchmark.timing import synchronize
+from zipnerf_ns.tools.trials.views import without_own_lpips
 
 
 class Clock:
@@ -35,12 +34,12 @@ class Clock:
 
     def start(self) -> None:
         """Goes on counting, after the device has done what it was given."""
-        synchronise(self.device)
+        synchronize(self.device)
         self._started = time.perf_counter()
 
     def stop(self) -> float:
         """Stands still, after the device has done what it was given; the seconds counted so far."""
-        synchronise(self.device)
+        synchronize(self.device)
         self._counted, self._started = self.seconds, None
         return self._counted
 
@@ -85,7 +84,7 @@ def set_up(config: Any, split: str = "test") -> Tuple[Any, float]:
         trainer = config.setup(local_rank=0, world_size=1)
         trainer.setup(split)
     trainer.save_checkpoint = trainer.begin_checkpoint = lambda step: None
-    synchronise(trainer.device)
+    synchronize(trainer.device)
     return trainer, time.perf_counter() - start
 
 
@@ -147,7 +146,7 @@ def train(
         nonlocal middle
         course.steps, course.rays = step + 1, course.rays + rays_of_step(trainer.pipeline)
         if step == 0:
-            synchronise(trainer.device)
+            synchronize(trainer.device)
             course.first_step_seconds = time.perf_counter() - entered
             clock.start()
         done = step + 1 >= planned or (seconds is not None and clock.seconds >= seconds)
@@ -192,23 +191,26 @@ def renders_pictures(pipeline: Any) -> bool:
     return hasattr(pipeline.model, "last_size")
 
 
-def draw_same_rays(datamanager: Any, seed: int) -> None:
+def draw_same_rays(trainer: Any, seed: int) -> None:
     """From now on a training's n-th batch of rays depends on the seed and n alone, not on who else draws.
 
-    Our store of pixels counts its batches on the device, so that this also holds of batches that a CUDA graph draws.
+    Args:
+        trainer: from :func:`set_up`.
+        seed: of the generator of their own.
     """
+    datamanager = trainer.pipeline.datamanager
     pixels = getattr(datamanager, "pixels", None)
     if pixels is not None:
-        batches = torch.zeros((), dtype=torch.int64, device=pixels.colors.device)
-        # Far from the numbers of other seeds, whatever these are.
-        first = scrambled(torch.full_like(batches, seed))
+        device = pixels.colors.device
+        generator = torch.Generator(device).manual_seed(seed)
+        drawn = torch.empty(datamanager.get_train_rays_per_batch(), dtype=torch.int64, device=device)
 
-        def draw(num_rays: int) -> Int[Tensor, "rays"]:
-            batches.add_(1)
-            numbers = torch.arange(num_rays, device=batches.device)
-            return scrambled(first + (batches << 24) + numbers) % len(pixels)
+        def draw(step: int) -> None:
+            # Before the step and into the same memory: a CUDA graph would not know this generator.
+            torch.randint(len(pixels), drawn.shape, generator=generator, out=drawn)
 
-        pixels.draw = draw
+        trainer.callbacks.append(TrainingCallback([TrainingCallbackLocation.BEFORE_TRAIN_ITERATION], draw))
+        pixels.draw = lambda num_rays: drawn
         return
     drawn = datamanager.next_train
 
@@ -226,19 +228,3 @@ def draw_same_rays(datamanager: Any, seed: int) -> None:
             random.setstate(before)
 
     datamanager.next_train = next_train
-
-
-def scrambled(numbers: Int[Tensor, "*shape"]) -> Int[Tensor, "*shape"]:
-    """A one-to-one map of 64 bits whose values look random, without the last sign: in [0, 2^63).
-
-    Steele, Lea and Flood, "Fast splittable pseudorandom number generators" (OOPSLA 2014), as SplitMix64.
-    """
-    numbers = numbers * _signed(0x9E3779B97F4A7C15)
-    for shift, factor in ((30, 0xBF58476D1CE4E5B9), (27, 0x94D049BB133111EB)):
-        numbers = (numbers ^ (numbers >> shift & (1 << 64 - shift) - 1)) * _signed(factor)
-    return (numbers ^ (numbers >> 31 & (1 << 33) - 1)) & (1 << 63) - 1
-
-
-def _signed(bits: int) -> int:
-    """64 bits as torch's integers have them."""
-    return bits - (1 << 64) if bits >= 1 << 63 else bits

@@ -11,9 +11,10 @@ import json
 import os
 import subprocess
 import sys
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Dict, List, Literal, Mapping, Optional, Tuple
+from typing import Any, Dict, Iterator, List, Literal, Mapping, Optional, Tuple
 
 from zipnerf_ns.tools.demo import exit_reason
 from zipnerf_ns.tools.system_check import script_environment
@@ -61,12 +62,19 @@ class Trial:
             raise ValueError("a trial takes either seconds or steps")
 
 
-def save_json(path: Path, content: Any) -> None:
-    """Writes a JSON file so that a reader, or a kill, never meets half of one."""
+@contextmanager
+def written_whole(path: Path) -> Iterator[Path]:
+    """Within, a file to write beside a path; then it takes that path: no reader, or kill, ever meets half of one."""
     path.parent.mkdir(parents=True, exist_ok=True)
     unfinished = path.with_name(f".{path.name}.unfinished")
-    unfinished.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
+    yield unfinished
     os.replace(unfinished, path)
+
+
+def save_json(path: Path, content: Any) -> None:
+    """Writes a JSON file whole."""
+    with written_whole(path) as unfinished:
+        unfinished.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
 
 
 def load_trial(folder: Path) -> Trial:

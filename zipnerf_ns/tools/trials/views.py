@@ -18,6 +18,7 @@ from nerfstudio.model_components import renderers
 from zipnerf_ns.cameras.held_out import drift, moved_camera
 from zipnerf_ns.render.metrics import ImageMetrics, psnr
 from zipnerf_ns.render.pictures import blend
+from zipnerf_ns.tools.benchmark.timing import synchronize
 
 LPIPS_VARIANT = "AlexNet"
 """The backbone of LPIPS, which its figures depend on."""
@@ -60,12 +61,6 @@ def quantise(picture: Tensor) -> Tensor:
     return (picture.float().clamp(0.0, 1.0) * 255.0).round() / 255.0
 
 
-def synchronise(device: torch.device | str) -> None:
-    """Waits until the device has done what it was given."""
-    if torch.device(device).type == "cuda":
-        torch.cuda.synchronize(device)
-
-
 @torch.no_grad()
 def render_views(pipeline: Any, over_white: bool) -> Iterator[View]:
     """All held-out views, one at a time, in the order of the dataset; the pipeline is training again afterwards.
@@ -85,10 +80,10 @@ def render_views(pipeline: Any, over_white: bool) -> Iterator[View]:
     try:
         with _white_background(model, white) if over_white else contextlib.nullcontext():
             for camera, batch in pipeline.datamanager.fixed_indices_eval_dataloader:
-                synchronise(device)
+                synchronize(device)
                 start = time.perf_counter()
                 rendering = model.get_outputs_for_camera(moved_camera(camera, moved).to(device))["rgb"]
-                synchronise(device)
+                synchronize(device)
                 seconds = time.perf_counter() - start
                 image = batch["image"].to(device)
                 image = image.float() / 255.0 if image.dtype == torch.uint8 else image

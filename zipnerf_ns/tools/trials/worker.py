@@ -63,7 +63,7 @@ def perform(trial: Trial, folder: Path) -> Dict[str, Any]:
     planned = trial.steps if trial.steps is not None else steps_that_fit(trial, prepared, first)
     trainer, setup_seconds = set_up(set_steps(prepared, planned, trial.schedule == "stretched"))
     if trial.same_rays:
-        draw_same_rays(trainer.pipeline.datamanager, trial.seed)
+        draw_same_rays(trainer, trial.seed)
     course = train(trainer, trial.seconds, trial.moments, lambda pipeline: mean_psnr(pipeline, prepared.has_alpha))
     course.setup_seconds = setup_seconds
     result.update(dataclasses.asdict(course), planned_steps=planned, schedule=_schedule(trial, prepared, planned))
