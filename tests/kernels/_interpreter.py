@@ -7,7 +7,7 @@ import subprocess
 import sys
 
 import pytest
-from _twins import INTERPRETED, RUNS_KERNELS
+from _twins import RUNS_KERNELS
 
 runs_kernels = pytest.mark.skipif(
     not RUNS_KERNELS, reason="no GPU: test_under_the_interpreter runs it in a process of its own"
