@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 import json
 import os
 import random
@@ -10,9 +9,6 @@ import subprocess
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from types import ModuleType
-from typing import Any
-from unittest import mock
 
 import numpy as np
 import pytest
@@ -28,31 +24,6 @@ os.environ.setdefault("OMP_NUM_THREADS", str(max(1, min(os.cpu_count() or 1, 4) 
 # where they spin, a training that shares its cores took 10 s a step instead of 0.6 s.
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 torch.set_num_threads(int(os.environ["OMP_NUM_THREADS"]))
-
-
-def read_only_its_own_bytecode_apart() -> None:
-    """Keeps all that zipnerf_ns imports out of jaxtyping's bytecode.
-
-    While one of its modules is imported, jaxtyping renames every bytecode file, those of torch and nerfstudio too:
-    they would be compiled from source, in every process anew where Python may not write bytecode.
-    """
-    from jaxtyping import _import_hook
-
-    loader = getattr(_import_hook, "_JaxtypingLoader", None)
-    if loader is None or not hasattr(_import_hook, "_optimized_cache_from_source"):
-        return
-
-    def exec_module(self: Any, module: ModuleType) -> None:
-        name = functools.partial(_import_hook._optimized_cache_from_source, self._typechecker.get_hash())
-        with mock.patch("importlib._bootstrap_external.cache_from_source", name):
-            code = self.get_code(module.__name__)
-        exec(code, module.__dict__)
-
-    loader.exec_module = exec_module
-
-
-read_only_its_own_bytecode_apart()
-
 
 LONG = ("test_viewer_browser", "test_end_to_end_exports", "test_end_to_end", "test_own_photos")
 """Files whose tests mostly wait for programs."""
