@@ -13,6 +13,7 @@ from _scenes import checkpoint, load, start, tiny_config, write_scene
 
 from zipnerf_ns.engine import checkpoints
 from zipnerf_ns.engine.checkpoints import BackgroundWriter, Snapshot
+from zipnerf_ns.errors import InputError
 
 PATIENCE = 20.0
 """Seconds after which a test that waits for another thread fails."""
@@ -97,6 +98,14 @@ def test_a_copy_that_does_not_fit_after_all_is_made_in_main_memory(reserving_dev
     snapshot = Snapshot({"table": table, "step": 3})
     assert table.zero_().sum() == 0.0
     assert snapshot.state["table"].tolist() == [0.0, 1.0, 2.0, 3.0, 4.0] and snapshot.state["step"] == 3
+
+
+@pytest.mark.parametrize("absent", ["step", "schedulers", "scalers", "rng"])
+def test_a_checkpoint_that_lacks_a_part_is_refused(tmp_path, absent):
+    """As another trainer's does: what would resume from it would not be what was saved."""
+    torch.save({part: {} for part in checkpoints.PARTS if part != absent}, tmp_path / "step-1.ckpt")
+    with pytest.raises(InputError, match=f"lacks {absent}: "):
+        checkpoints.load_checkpoint_file(tmp_path / "step-1.ckpt")
 
 
 def test_files_are_written_one_at_a_time_and_in_order():

@@ -194,6 +194,7 @@ def test_tables_that_another_optimiser_writes_are_not_replayed(tmp_path: Path, m
     reasons = []
     for group in (None, "networks", "hash_tables"):
         config = tiny_config(scene, tmp_path, timestamp=str(group))
+        config.pipeline.model.hash_decay_mult = 0.0
         if group is not None:
             config.optimizers[group]["optimizer"] = AdamOptimizerConfig(lr=0.01, eps=1e-15)
         trainer = start(config)

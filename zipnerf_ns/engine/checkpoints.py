@@ -24,6 +24,9 @@ from nerfstudio.utils.rich_utils import CONSOLE
 
 from zipnerf_ns.errors import InputError, shorten
 
+PARTS = ("step", "pipeline", "optimizers", "schedulers", "scalers", "rng")
+"""What a checkpoint holds."""
+
 
 def write_whole(state: Dict[str, Any], path: Path, unfinished: Path) -> None:
     """Writes a state so that a kill at any moment leaves ``path`` as it was or complete.
@@ -179,9 +182,9 @@ def load_checkpoint_file(path: Path) -> Dict[str, Any]:
             f"checkpoint {path} cannot be read ({type(error).__name__}): it is cut short or not a checkpoint. "
             "Resume from an earlier one with --load-checkpoint, or train anew without it."
         ) from error
-    absent = [key for key in ("step", "pipeline", "optimizers") if not isinstance(state, dict) or key not in state]
+    absent = [key for key in PARTS if not isinstance(state, dict) or key not in state]
     if absent:
-        raise InputError(f"checkpoint {path} lacks {shorten(absent)}: it is not a training checkpoint of Nerfstudio.")
+        raise InputError(f"checkpoint {path} lacks {shorten(absent)}: it is not of a training by this trainer.")
     return state
 
 
@@ -229,11 +232,10 @@ class ResumableTrainer(Trainer):
         self._start_step = state["step"] + 1
         self.pipeline.load_pipeline(state["pipeline"], state["step"])
         self.optimizers.load_optimizers(state["optimizers"])
-        if "schedulers" in state and self.config.load_scheduler:
+        if self.config.load_scheduler:
             self.optimizers.load_schedulers(state["schedulers"])
-        if "scalers" in state:
-            self.grad_scaler.load_state_dict(state["scalers"])
-        self._resumed_rng = state.get("rng")
+        self.grad_scaler.load_state_dict(state["scalers"])
+        self._resumed_rng = state["rng"]
         CONSOLE.print(f"Resuming after step {state['step']} of {path}")
 
     def save_checkpoint(self, step: int) -> None:
