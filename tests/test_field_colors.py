@@ -11,7 +11,6 @@ from _rays import make_encoding, make_rays, normal, short_intervals, unit_vector
 
 from zipnerf_ns import field as field_module
 from zipnerf_ns.field import AffineAppearance, ZipNerfDensityField, ZipNerfField
-from zipnerf_ns.kernels.mlp.networks import why_density_unsupported, why_radiance_unsupported
 from zipnerf_ns.ops import TORCH_OPS
 
 # --- colour ---
@@ -188,12 +187,19 @@ def said(monkeypatch) -> list:
 
 
 def kernels(calls: list):
-    """Stands for the kernels: the twins under their name, counted."""
+    """Stands for the kernels: the twins under their name, counted, for a few sizes and no appearance."""
 
     def counted(name):
         return lambda *args: calls.append(name) or getattr(TORCH_OPS, name)(*args)
 
-    return TORCH_OPS._replace(name="triton", **{name: counted(name) for name in ("density_mlp", "radiance_mlp")})
+    return TORCH_OPS._replace(
+        name="triton",
+        **{name: counted(name) for name in ("density_mlp", "radiance_mlp")},
+        why_density_unsupported=lambda *sizes: None if sizes == (12, 32) else f"No kernel for {sizes}.",
+        why_radiance_unsupported=lambda *sizes: (
+            None if sizes == (12, 32, 2, 64, 16, False) else f"No kernel for {sizes}."
+        ),
+    )
 
 
 def sized_field(hidden_dim: int = 32, color_layers: int = 2, color_dim: int = 64, num_images: int = 0) -> ZipNerfField:
@@ -217,7 +223,7 @@ def test_a_density_network_of_another_size_runs_in_torch_which_is_said_once(said
         density = field.eval().density(*short_intervals())
     field.encoding.ops = TORCH_OPS
     torch.testing.assert_close(density, field.density(*short_intervals()), rtol=0.0, atol=0.0)
-    assert calls == [] and said == [f"{why_density_unsupported(12, 48)} This network runs in torch."]
+    assert calls == [] and said == ["No kernel for (12, 48). This network runs in torch."]
 
 
 def test_appearance_keeps_the_kernels_from_training_only(said):
@@ -227,7 +233,7 @@ def test_appearance_keeps_the_kernels_from_training_only(said):
     assert calls == ["radiance_mlp"] and said == []
     field.train()(*short_intervals())
     assert calls == ["radiance_mlp"]
-    assert said == [f"{why_radiance_unsupported(12, 32, 2, 64, has_appearance=True)} This network runs in torch."]
+    assert said == ["No kernel for (12, 32, 2, 64, 16, True). This network runs in torch."]
 
 
 @pytest.mark.parametrize("changes", [{"hidden_dim": 48}, {"color_dim": 48}, {"color_layers": 1}])
@@ -239,5 +245,5 @@ def test_a_colour_network_that_the_kernels_lack_runs_in_torch_which_is_said_once
     for _ in range(3):
         output = field(*short_intervals())
     assert all(torch.equal(one, other) for one, other in zip(output, plain, strict=True)) and calls == []
-    sizes = {"hidden_dim": 32, "color_layers": 2, "color_dim": 64, **changes}
-    assert said == [f"{why_radiance_unsupported(12, **sizes)} This network runs in torch."]
+    sizes = (12, *{"hidden_dim": 32, "color_layers": 2, "color_dim": 64, **changes}.values(), 16, False)
+    assert said == [f"No kernel for {sizes}. This network runs in torch."]

@@ -4,41 +4,86 @@ from __future__ import annotations
 
 import inspect
 import re
+import subprocess
+import sys
 from types import SimpleNamespace
 
 import pytest
 import torch
 
 from zipnerf_ns import ops as implementation
-from zipnerf_ns.functional import cones, mlp, ray_march, table_state
-from zipnerf_ns.ops import TORCH_OPS, TRITON_OPS, Ops, resolve_ops
+from zipnerf_ns.functional import adam, cones, mlp, ray_march, table_state
+from zipnerf_ns.kernels import support
+from zipnerf_ns.ops import TORCH_OPS, Ops, resolve_ops, triton_ops
 
 CPU, CUDA = torch.device("cpu"), torch.device("cuda")
-OPERATIONS = [name for name in Ops._fields if name != "name"]
+OPERATIONS = Ops._fields[1 : Ops._fields.index("cameras")]
+
+
+KERNELS = TORCH_OPS._replace(name="triton")
+"""Stand for the kernels, which cannot be imported where there is no Triton."""
 
 
 @pytest.fixture
 def triton(monkeypatch) -> SimpleNamespace:
     """Whether Triton is there, whatever this machine has; what is said about the choice, as if for the first time."""
     state = SimpleNamespace(lacks=None, said=[])
-    monkeypatch.setattr(implementation.hash_kernels, "why_unavailable", lambda device: state.lacks)
-    monkeypatch.setattr(implementation.CONSOLE, "log", lambda text, **_: state.said.append(text))
+    monkeypatch.setattr(support, "why_unavailable", lambda device: state.lacks)
+    monkeypatch.setattr(implementation, "triton_ops", lambda: KERNELS)
+    monkeypatch.setattr(implementation, "say", state.said.append)
     implementation._announce_choice.cache_clear()
     yield state
     implementation._announce_choice.cache_clear()
 
 
-@pytest.mark.parametrize("name", [name for name in OPERATIONS if name != "reads_half"])
+@pytest.mark.parametrize("name", OPERATIONS)
 def test_every_operation_has_a_kernel_of_the_same_name_and_parameters(name):
-    twin, kernel = getattr(TORCH_OPS, name), getattr(TRITON_OPS, name)
+    pytest.importorskip("triton")
+    twin, kernel = getattr(TORCH_OPS, name), getattr(triton_ops(), name)
     assert twin.__name__ == kernel.__name__ == name
     assert twin.__module__.startswith("zipnerf_ns.functional.") and kernel.__module__.startswith("zipnerf_ns.kernels.")
     assert list(inspect.signature(twin).parameters) == list(inspect.signature(kernel).parameters)
-    assert any(getattr(module, name, None) is twin for module in (cones, mlp, ray_march, table_state))
+    assert any(getattr(module, name, None) is twin for module in (adam, cones, mlp, ray_march, table_state))
 
 
-def test_the_implementations_know_their_names():
-    assert (TORCH_OPS.name, TRITON_OPS.name) == ("torch", "triton")
+@pytest.mark.parametrize("name", OPERATIONS)
+def test_every_operation_is_called_as_its_protocol_says(name):
+    protocol = getattr(implementation, "".join(word.capitalize() for word in name.split("_")))
+    described = list(inspect.signature(protocol.__call__).parameters.values())[1:]
+    twin = inspect.signature(getattr(TORCH_OPS, name)).parameters.values()
+    assert [(p.name, p.default) for p in described] == [(p.name, p.default) for p in twin]
+    assert name.strip("_") in protocol.__doc__
+
+
+def test_the_kernels_know_what_they_are_and_what_they_take():
+    pytest.importorskip("triton")
+    kernels = triton_ops()
+    assert (TORCH_OPS.name, kernels.name) == ("torch", "triton")
+    assert TORCH_OPS.cameras is None and all(name == each.__name__ for name, each in kernels.cameras._asdict().items())
+    assert [ops.reads_half(4) for ops in (TORCH_OPS, kernels)] == [False, True] and not kernels.reads_half(1)
+    sizes_of = {"why_density_unsupported": (12, 48), "why_radiance_unsupported": (12, 64, 3, 48, 16, False)}
+    for name, sizes in sizes_of.items():
+        assert getattr(TORCH_OPS, name)(*sizes) is None and "not 48" in getattr(kernels, name)(*sizes)
+
+
+LATE_KERNELS = """
+import sys, torch
+from zipnerf_ns.ops import resolve_ops
+assert {resolve_ops(name, torch.device("cpu")).name for name in ("auto", "torch", "tcnn")} == {"torch"}
+assert not [name for name in sys.modules if name.startswith("zipnerf_ns.kernels")]
+try:
+    resolve_ops("triton", torch.device("cpu"))
+except RuntimeError as error:
+    assert "cannot run" in str(error)
+found = {name for name in sys.modules if name.startswith("zipnerf_ns.kernels")}
+assert found == {"zipnerf_ns.kernels", "zipnerf_ns.kernels.support"}, found
+"""
+
+
+def test_kernels_are_imported_where_they_run_and_nowhere_else(monkeypatch):
+    monkeypatch.delenv("TRITON_INTERPRET", raising=False)
+    done = subprocess.run([sys.executable, "-W", "ignore", "-c", LATE_KERNELS], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
 
 
 @pytest.mark.parametrize("device", [CPU, CUDA])
@@ -48,10 +93,12 @@ def test_torch_runs_anywhere(triton, device):
 
 
 def test_triton_is_given_where_it_can_run_and_refused_with_the_reason_where_it_cannot(triton):
-    assert resolve_ops("triton", CUDA) is TRITON_OPS
+    assert resolve_ops("triton", CUDA) is KERNELS
     triton.lacks = "The kernels need a newer card."
     with pytest.raises(RuntimeError, match="implementation='triton' cannot run: The kernels need a newer card."):
         resolve_ops("triton", CUDA)
+    with pytest.raises(RuntimeError, match="implementation='triton' of the fields cannot run: The kernels"):
+        resolve_ops("triton", CUDA, " of the fields")
 
 
 @pytest.mark.parametrize("device, lacks, expected", [
@@ -63,6 +110,8 @@ def test_auto_is_the_fastest_there_is_and_says_so_once(triton, device, lacks, ex
         assert resolve_ops("auto", device).name == expected
     (said,) = triton.said
     assert f"'{expected}'" in said and device.type in said
+    # Whoever has a GPU is told what keeps it from the kernels.
+    assert lacks is None or (lacks in said) is (device is CUDA)
 
 
 def test_an_unknown_implementation_is_refused_with_the_choices():
@@ -72,7 +121,7 @@ def test_an_unknown_implementation_is_refused_with_the_choices():
     assert set(offered) == {"auto", "tcnn", "torch", "triton"}
 
 
-@pytest.mark.parametrize("name", ["auto", "torch", "triton"])
+@pytest.mark.parametrize("name", ["auto", "tcnn", "torch", "triton"])
 def test_every_name_that_the_error_offers_is_known_on_this_machine(name):
     try:
         assert isinstance(resolve_ops(name, CPU), Ops)

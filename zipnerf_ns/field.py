@@ -17,7 +17,6 @@ from zipnerf_ns.functional.hash_grid import Prefilter
 from zipnerf_ns.functional.mlp import RadianceWeights
 from zipnerf_ns.functional.normals import density_normals
 from zipnerf_ns.functional.numerics import bounded_exp
-from zipnerf_ns.kernels.mlp.networks import why_density_unsupported, why_radiance_unsupported
 from zipnerf_ns.ops import Ops
 from zipnerf_ns.rays import Rays
 
@@ -65,7 +64,6 @@ class ZipNerfDensityField(nn.Module):
         self.register_buffer("aabb", aabb, persistent=False)
         self.hidden_layer = nn.Linear(encoding.get_out_dim(), hidden_dim)
         self.density_layer = nn.Linear(hidden_dim, 1)
-        self.density_kernels_lack = why_density_unsupported(encoding.get_out_dim(), hidden_dim)
 
     @property
     def ops(self) -> Ops:
@@ -105,7 +103,8 @@ class ZipNerfDensityField(nn.Module):
             prefilter: anti-aliasing mode; the encoding's own if None.
         """
         hidden, density = self.hidden_layer, self.density_layer
-        density_mlp = choose_mlp(self.ops.density_mlp, mlp.density_mlp, self.ops, self.density_kernels_lack)
+        lack = self.ops.why_density_unsupported(hidden.in_features, hidden.out_features)
+        density_mlp = choose_mlp(self.ops.density_mlp, mlp.density_mlp, lack)
         flat = density_mlp(
             self.channels(rays, tdist, num_active, prefilter), hidden.weight, hidden.bias, density.weight,
             density.bias, DENSITY_SHIFT, self.precision,
@@ -170,11 +169,6 @@ class ZipNerfField(ZipNerfDensityField):
         """
         return len(self.color_network.layers) > 2 and not (self.appearance is not None and self.training)
 
-    @property
-    def kernels_lack(self) -> Optional[str]:
-        """Why kernels cannot compute the networks, as a sentence for the user; None if they can."""
-        return why_radiance_unsupported(*self._kernel_sizes, self.appearance is not None and self.training)
-
     def forward(
         self,
         rays: Rays,
@@ -192,7 +186,8 @@ class ZipNerfField(ZipNerfDensityField):
         view = ops.spherical_harmonics(rays.directions, channels.dtype)
         shape = tdist.shape[0], tdist.shape[1] - 1
         # Also where nothing can be folded, for then there is no kernel, which is to be said.
-        radiance_mlp = choose_mlp(ops.radiance_mlp, mlp.radiance_mlp, ops, self.kernels_lack)
+        lack = ops.why_radiance_unsupported(*self._kernel_sizes, self.appearance is not None and self.training)
+        radiance_mlp = choose_mlp(ops.radiance_mlp, mlp.radiance_mlp, lack)
         if self.is_foldable:
             density, colors = radiance_mlp(
                 channels, view, self.folded(photo), DENSITY_SHIFT, RGB_PADDING, self.precision
@@ -278,9 +273,9 @@ class ColorNetwork(nn.Module):
         return rgb(x)
 
 
-def choose_mlp(kernel: Callable, twin: Callable, ops: Ops, lack: Optional[str]) -> Callable:
+def choose_mlp(kernel: Callable, twin: Callable, lack: Optional[str]) -> Callable:
     """A network's kernel, or its torch twin for sizes that the kernels do not know, which is said once."""
-    if lack is None or ops.name == "torch":
+    if lack is None:
         return kernel
     _announce_lack(lack)
     return twin

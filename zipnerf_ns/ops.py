@@ -1,91 +1,252 @@
-"""Which functions compute what: the hot path's operations by implementation, resolved from its name in one place."""
+"""Which functions compute what: the operations that have kernels, and the one place that chooses who computes them.
+
+Only :func:`resolve_ops` imports the kernels, and only where they can run: configurations load without Triton.
+"""
 
 from __future__ import annotations
 
 from functools import lru_cache
-from typing import Any, Callable, Literal, NamedTuple
+from typing import Callable, Literal, NamedTuple, Protocol, Sequence
 
 import torch
+from torch import Tensor
 
-from nerfstudio.utils.rich_utils import CONSOLE
-
-from zipnerf_ns.functional import cones, mlp, ray_march, table_state
-from zipnerf_ns.kernels.adam import table_adam as adam_kernels
-from zipnerf_ns.kernels.encode import cone_encode as cone_kernels
-from zipnerf_ns.kernels.encode import hash_encode as hash_kernels
-from zipnerf_ns.kernels.encode.tuning import default_tuning
-from zipnerf_ns.kernels.march import ray_march as ray_kernels
-from zipnerf_ns.kernels.mlp import networks as mlp_kernels
+from zipnerf_ns.errors import say
+from zipnerf_ns.functional import adam, cones, mlp, ray_march, table_state
+from zipnerf_ns.functional.adam import TableUpdate
+from zipnerf_ns.functional.cones import Cones, HalfTable, Lookup
+from zipnerf_ns.functional.mlp import Precision, RadianceWeights
+from zipnerf_ns.functional.table_state import Summary, TableState
+from zipnerf_ns.rays import CameraRays
 
 Implementation = Literal["auto", "triton", "torch", "tcnn"]
 
 
+class ConeEncode(Protocol):
+    """``functional.cones.cone_encode``: features of cones."""
+
+    def __call__(
+        self, table: Tensor, cones: Cones, weight_scales: Tensor, lookup: Lookup, half: HalfTable | None = None
+    ) -> Tensor: ...
+
+
+class DensityMlp(Protocol):
+    """``functional.mlp.density_mlp``: density of features."""
+
+    def __call__(
+        self, features: Tensor, w_hidden: Tensor, b_hidden: Tensor, w_density: Tensor, b_density: Tensor, shift: float,
+        precision: Precision,
+    ) -> Tensor: ...  # fmt: skip
+
+
+class RadianceMlp(Protocol):
+    """``functional.mlp.radiance_mlp``: density and colour of features and view directions."""
+
+    def __call__(
+        self, features: Tensor, view: Tensor, weights: RadianceWeights, shift: float, rgb_padding: float,
+        precision: Precision,
+    ) -> tuple[Tensor, Tensor]: ...  # fmt: skip
+
+
+class SphericalHarmonics(Protocol):
+    """``functional.mlp.spherical_harmonics``: encoded view directions."""
+
+    def __call__(self, directions: Tensor, dtype: torch.dtype = torch.float32) -> Tensor: ...
+
+
+class DrawIntervals(Protocol):
+    """``functional.ray_march.draw_intervals``: fenceposts drawn from a histogram."""
+
+    def __call__(
+        self, sdist: Tensor | None, weights: Tensor | None, num_samples: int, jitter: Tensor | None,
+        anneal: float | Tensor, near: Tensor, far: Tensor,
+    ) -> tuple[Tensor, Tensor]: ...  # fmt: skip
+
+
+class DensityToWeights(Protocol):
+    """``functional.ray_march.density_to_weights``: the intervals' shares of a ray's colour."""
+
+    def __call__(self, density: Tensor, tdist: Tensor, valid: Tensor) -> Tensor: ...
+
+
+class Render(Protocol):
+    """``functional.ray_march.render``: weights, colour and accumulation of rays."""
+
+    def __call__(
+        self, density: Tensor, tdist: Tensor, valid: Tensor, colors: Tensor
+    ) -> tuple[Tensor, Tensor, Tensor]: ...
+
+
+class Interlevel(Protocol):
+    """``functional.ray_march.interlevel``: the loss between two rounds."""
+
+    def __call__(
+        self, w_prop: Tensor, sdist_prop: Tensor, w_main: Tensor, sdist_main: Tensor, halfwidth: float, eps: float
+    ) -> Tensor: ...
+
+
+class Distortion(Protocol):
+    """``functional.ray_march.distortion``: the loss of one round."""
+
+    def __call__(self, tdist: Tensor, weights: Tensor) -> Tensor: ...
+
+
+class MedianAndMeanDistance(Protocol):
+    """``functional.ray_march.median_and_mean_distance``: distances to show."""
+
+    def __call__(self, weights: Tensor, tdist: Tensor) -> tuple[Tensor, Tensor]: ...
+
+
+class Summarise(Protocol):
+    """``functional.table_state.summarise``: what follows from a table's values."""
+
+    def __call__(self, table: Tensor, state: TableState) -> Summary: ...
+
+
+class DecayedAdam(Protocol):
+    """``functional.adam.decayed_adam_``: the optimizer's step on hash tables."""
+
+    def __call__(
+        self, updates: Sequence[TableUpdate], lr: float, betas: tuple[float, float], eps: float
+    ) -> None: ...
+
+
+class CameraOps(NamedTuple):
+    """Rays of perspective and fisheye cameras, packed by ``cameras.rays.pack``; see ``kernels.camera.camera_rays``."""
+
+    camera_rays: Callable[[Tensor, Tensor], CameraRays]
+    """Of cameras, and each pixel's camera, row and column."""
+    image_rays: Callable[[Tensor, int, int, int], CameraRays]
+    """Of one camera, its picture's width, and the first pixel and the one after the last, counted row by row."""
+    drawn_rays: Callable[[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor | None], tuple[Tensor, Tensor, CameraRays]]
+    """Indices, colours and rays of cameras and numbers drawn from a store of pixels."""
+
+
 class Ops(NamedTuple):
-    """The operations of the hot path; each is described where its torch twin is defined."""
+    """The operations of one implementation; each is described where its torch twin is defined."""
 
     name: str
-    """Of the implementation."""
-    cone_encode: Callable[..., Any]
-    """``functional.cones.cone_encode``."""
-    density_mlp: Callable[..., Any]
-    """``functional.mlp.density_mlp``."""
-    radiance_mlp: Callable[..., Any]
-    """``functional.mlp.radiance_mlp``."""
-    spherical_harmonics: Callable[..., Any]
-    """``functional.mlp.spherical_harmonics``."""
-    draw_intervals: Callable[..., Any]
-    """``functional.ray_march.draw_intervals``."""
-    density_to_weights: Callable[..., Any]
-    """``functional.ray_march.density_to_weights``."""
-    render: Callable[..., Any]
-    """``functional.ray_march.render``."""
-    interlevel: Callable[..., Any]
-    """``functional.ray_march.interlevel``."""
-    distortion: Callable[..., Any]
-    """``functional.ray_march.distortion``."""
-    median_and_mean_distance: Callable[..., Any]
-    """``functional.ray_march.median_and_mean_distance``."""
-    summarise: Callable[..., Any]
-    """``functional.table_state.summarise``."""
+    """Of the implementation: "torch" or "triton"."""
+    cone_encode: ConeEncode
+    density_mlp: DensityMlp
+    radiance_mlp: RadianceMlp
+    spherical_harmonics: SphericalHarmonics
+    draw_intervals: DrawIntervals
+    density_to_weights: DensityToWeights
+    render: Render
+    interlevel: Interlevel
+    distortion: Distortion
+    median_and_mean_distance: MedianAndMeanDistance
+    summarise: Summarise
+    decayed_adam_: DecayedAdam
+    cameras: CameraOps | None
+    """None: Nerfstudio's generator makes the rays."""
     reads_half: Callable[[int], bool]
     """Whether a half-precision copy of a table with so many features a level is worth keeping."""
+    why_density_unsupported: Callable[..., str | None]
+    """Why ``density_mlp`` cannot compute a network of these sizes, as a sentence for the user; None if it can."""
+    why_radiance_unsupported: Callable[..., str | None]
+    """The same of ``radiance_mlp``."""
+
+
+def _never(features_per_level: int) -> bool:
+    return False
+
+
+def _any_size(*sizes: int) -> None:
+    return None
 
 
 TORCH_OPS = Ops(
-    "torch", cones.cone_encode, mlp.density_mlp, mlp.radiance_mlp, mlp.spherical_harmonics, ray_march.draw_intervals,
-    ray_march.density_to_weights, ray_march.render, ray_march.interlevel, ray_march.distortion,
-    ray_march.median_and_mean_distance, table_state.summarise, lambda _: False,
-)  # fmt: skip
-TRITON_OPS = Ops(
-    "triton", cone_kernels.cone_encode, mlp_kernels.density_mlp, mlp_kernels.radiance_mlp,
-    mlp_kernels.spherical_harmonics, ray_kernels.draw_intervals, ray_kernels.density_to_weights, ray_kernels.render,
-    ray_kernels.interlevel, ray_kernels.distortion, ray_kernels.median_and_mean_distance, adam_kernels.summarise,
-    lambda features: default_tuning(features).half_table,
-)  # fmt: skip
+    name="torch",
+    cone_encode=cones.cone_encode,
+    density_mlp=mlp.density_mlp,
+    radiance_mlp=mlp.radiance_mlp,
+    spherical_harmonics=mlp.spherical_harmonics,
+    draw_intervals=ray_march.draw_intervals,
+    density_to_weights=ray_march.density_to_weights,
+    render=ray_march.render,
+    interlevel=ray_march.interlevel,
+    distortion=ray_march.distortion,
+    median_and_mean_distance=ray_march.median_and_mean_distance,
+    summarise=table_state.summarise,
+    decayed_adam_=adam.decayed_adam_,
+    cameras=None,
+    reads_half=_never,
+    why_density_unsupported=_any_size,
+    why_radiance_unsupported=_any_size,
+)
+
+
+@lru_cache(maxsize=1)
+def triton_ops() -> Ops:
+    """The kernels; importing them imports triton."""
+    from zipnerf_ns.kernels.adam import table_adam
+    from zipnerf_ns.kernels.camera import camera_rays
+    from zipnerf_ns.kernels.encode import cone_encode, tuning
+    from zipnerf_ns.kernels.march import ray_march
+    from zipnerf_ns.kernels.mlp import networks
+
+    return Ops(
+        name="triton",
+        cone_encode=cone_encode.cone_encode,
+        density_mlp=networks.density_mlp,
+        radiance_mlp=networks.radiance_mlp,
+        spherical_harmonics=networks.spherical_harmonics,
+        draw_intervals=ray_march.draw_intervals,
+        density_to_weights=ray_march.density_to_weights,
+        render=ray_march.render,
+        interlevel=ray_march.interlevel,
+        distortion=ray_march.distortion,
+        median_and_mean_distance=ray_march.median_and_mean_distance,
+        summarise=table_adam.summarise,
+        decayed_adam_=table_adam.decayed_adam_,
+        cameras=CameraOps(
+            camera_rays=camera_rays.camera_rays,
+            image_rays=camera_rays.image_rays,
+            drawn_rays=camera_rays.drawn_rays,
+        ),
+        reads_half=tuning.reads_half,
+        why_density_unsupported=networks.why_density_unsupported,
+        why_radiance_unsupported=networks.why_radiance_unsupported,
+    )
 
 
 @lru_cache(maxsize=None)
-def _announce_choice(implementation: str, choice: str, device_type: str) -> None:
-    CONSOLE.log(f"Implementation '{implementation}' chose '{choice}' on {device_type}.")
+def _announce_choice(implementation: str, choice: str, device_type: str, reason: str | None) -> None:
+    because = f": {reason}" if reason else "."
+    say(f"Implementation '{implementation}' chose '{choice}' on {device_type}{because}")
 
 
-def resolve_ops(implementation: str, device: torch.device) -> Ops:
-    """The operations that an implementation's name stands for on a device.
+def resolve_ops(implementation: str, device: torch.device, whose: str = "") -> Ops:
+    """The operations that an implementation's name stands for on a device; what "auto" chooses is said once.
 
+    Args:
+        implementation: "triton" (the kernels), "torch" (anywhere), or "auto", the fastest that the device allows.
+            "tcnn" is "auto" here: Tinycudann takes the encodings' place (``tcnn_encoding``) and no other.
+        device: where the tensors lie.
+        whose: of what the implementation is, for the error's message; " of the optimiser".
     Raises:
         ValueError: for a name that is not an implementation.
         RuntimeError: if the implementation cannot run on ``device``; the message says what it needs.
     """
-    if implementation in ("auto", "tcnn"):
-        # Tinycudann takes the encodings' place (tcnn_encoding); everything else is as fast as the device allows.
-        choice = "triton" if device.type == "cuda" and hash_kernels.is_available(device) else "torch"
-        _announce_choice(implementation, choice, device.type)
-        implementation = choice
     if implementation == "torch":
         return TORCH_OPS
-    if implementation == "triton":
-        reason = hash_kernels.why_unavailable(device)
+    if implementation not in ("auto", "triton", "tcnn"):
+        raise ValueError(
+            f"implementation={implementation!r} is unknown: choose 'auto', 'torch' or 'triton', "
+            "or 'tcnn' where encodings are chosen."
+        )
+    is_asked_for = implementation == "triton"
+    if not is_asked_for and device.type != "cuda":
+        _announce_choice(implementation, "torch", device.type, None)
+        return TORCH_OPS
+    from zipnerf_ns.kernels import support
+
+    reason = support.why_unavailable(device)
+    if is_asked_for:
         if reason is not None:
-            raise RuntimeError(f"implementation='triton' cannot run: {reason}")
-        return TRITON_OPS
-    raise ValueError(f"implementation={implementation!r} is unknown: choose 'auto', 'triton', 'torch' or 'tcnn'.")
+            raise RuntimeError(f"implementation='triton'{whose} cannot run: {reason}")
+    else:
+        _announce_choice(implementation, "triton" if reason is None else "torch", device.type, reason)
+    return triton_ops() if reason is None else TORCH_OPS

@@ -12,6 +12,18 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 
+class CameraRays(NamedTuple):
+    """Rays through pixels' centres, world frame, as cameras make them: before near, far and a radius are known."""
+
+    origins: Float[Tensor, "rays 3"]
+    directions: Float[Tensor, "rays 3"]
+    """Of unit length."""
+    pixel_area: Float[Tensor, "rays 1"]
+    """Product of the distances to the directions one pixel further right and down."""
+    directions_norm: Float[Tensor, "rays 1"]
+    """Length of the direction whose component along the optical axis is 1 (perspective)."""
+
+
 class Rays(NamedTuple):
     """A flat bundle of pixels' cones."""
 

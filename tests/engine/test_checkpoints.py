@@ -12,8 +12,7 @@ import torch
 from _scenes import checkpoint, load, start, tiny_config, write_scene
 
 from zipnerf_ns.engine import checkpoints
-from zipnerf_ns.engine.background import BackgroundWriter
-from zipnerf_ns.engine.checkpoints import Snapshot
+from zipnerf_ns.engine.checkpoints import BackgroundWriter, Snapshot
 
 PATIENCE = 20.0
 """Seconds after which a test that waits for another thread fails."""
@@ -68,6 +67,36 @@ def test_a_snapshot_of_a_gpu_is_of_the_state_as_it_was(tmp_path, monkeypatch, fi
     writer.wait()
     found = torch.load(tmp_path / "state.ckpt", weights_only=True, map_location="cpu")
     assert torch.equal(found["table"], torch.arange(2.0**22)) and float(found["step"]) == 3.0
+
+
+class OnFullDevice(torch.Tensor):
+    """A tensor that says it is on a GPU, where there is no memory for a copy of it."""
+
+    is_cuda = True
+
+    def clone(self, **_: Any) -> torch.Tensor:
+        raise torch.cuda.OutOfMemoryError("CUDA out of memory")
+
+
+@pytest.fixture
+def reserving_device(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A GPU with 1000 free bytes, and a million that torch holds: a graph's memory, which nothing else may use."""
+    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device: (1000, 10**9))
+    monkeypatch.setattr(torch.cuda, "memory_reserved", lambda device: 10**6)
+    monkeypatch.setattr(torch.cuda, "memory_allocated", lambda device: 0)
+
+
+@pytest.mark.parametrize(("numbers", "fits"), [(100, True), (125, True), (126, False), (1000, False)])
+def test_what_torch_holds_in_reserve_is_not_free(reserving_device, numbers, fits):
+    state = {"table": torch.zeros(numbers).as_subclass(OnFullDevice)}
+    assert checkpoints._fits_twice(state, torch.device("cuda")) == fits
+
+
+def test_a_copy_that_does_not_fit_after_all_is_made_in_main_memory(reserving_device):
+    table = torch.arange(5.0).as_subclass(OnFullDevice)
+    snapshot = Snapshot({"table": table, "step": 3})
+    assert table.zero_().sum() == 0.0
+    assert snapshot.state["table"].tolist() == [0.0, 1.0, 2.0, 3.0, 4.0] and snapshot.state["step"] == 3
 
 
 def test_files_are_written_one_at_a_time_and_in_order():

@@ -14,8 +14,7 @@ from torch import Tensor, nn
 from nerfstudio.engine.optimizers import AdamOptimizerConfig
 
 from zipnerf_ns.data.datamanager import ZipNerfDataManager
-from zipnerf_ns.engine.graph import GraphedStep
-from zipnerf_ns.engine.trainer import ZipNerfTrainer
+from zipnerf_ns.engine.graph import GraphedStep, set_up_graph, why_no_graph
 from zipnerf_ns.model import ZipNerfModel
 
 
@@ -145,17 +144,64 @@ def test_the_step_after_a_checkpoint_was_loaded_is_not_replayed(tmp_path: Path, 
     assert len(kept) == 2 and graph.steps == [3, 4, 5, 7, 8]
 
 
-def test_tables_that_another_optimiser_writes_are_not_replayed(tmp_path: Path, monkeypatch, fresh_writers):
+class Frozen(Replays):
+    """Gives back what its first step gave, as a graph does with all that is not written on the device."""
+
+    result: Any = None
+
+    def __call__(self, key: Any, compute: Callable[[], Any]) -> Any:
+        fresh = super().__call__(key, compute)
+        self.result = self.result or fresh
+        return self.result
+
+
+def test_shares_of_collisions_are_the_latest_ones_after_every_replay(tmp_path: Path, monkeypatch, fresh_writers):
+    """They are measured by eager steps, before and after the one that was captured."""
+    config = tiny_config(write_scene(tmp_path / "scene"), tmp_path, steps=11)
+    config.pipeline.model.collision_check_steps = 5
+    trainer = start(config)
+    monkeypatch.setattr(ZipNerfModel, "uses_kernels", property(lambda self: True))
+    graph = trainer._graph = Frozen(trainer)
+    monitor, told = trainer.pipeline.model.monitor, {}
+    iterate = trainer.train_iteration
+
+    def iteration(step: int) -> Any:
+        if step in (5, 10):
+            monitor.shares = {}
+        result = iterate(step)
+        if step == 6:
+            # What the next measurement finds must take its place.
+            monitor.shares = {name: share / 2.0 for name, share in monitor.shares.items()}
+        shares = {name: float(value) for name, value in result[2].items() if "collision" in name}
+        told[step] = shares, dict(monitor.shares)
+        return result
+
+    trainer.train_iteration = iteration
+    trainer.train()
+    assert graph.steps == [3, 4, 6, 7, 8, 9]
+    assert all(told[step][0] == {} for step in range(5))
+    for step in (5, 7, 8, 9, 10):
+        shares, latest = told[step]
+        assert len(shares) == 4 and shares == {name: float(share) for name, share in latest.items()}, step
+    assert told[7][0] == {name: share / 2.0 for name, share in told[6][0].items()}
+
+
+def test_tables_that_another_optimiser_writes_are_not_replayed(tmp_path: Path, monkeypatch, capsys, fresh_writers):
     """Torch's Adam leaves what is kept of them stale; the reason is said, and asking for graphs is refused."""
     scene = write_scene(tmp_path / "scene")
     monkeypatch.setattr(ZipNerfModel, "uses_kernels", property(lambda self: True))
-    monkeypatch.setattr(ZipNerfTrainer, "_device_type", "cuda")
     monkeypatch.setattr(ZipNerfDataManager, "is_capturable", True)
-    monkeypatch.setattr(ZipNerfTrainer, "_set_up_graph", lambda self: None)
     reasons = []
     for group in (None, "networks", "hash_tables"):
         config = tiny_config(scene, tmp_path, timestamp=str(group))
         if group is not None:
             config.optimizers[group]["optimizer"] = AdamOptimizerConfig(lr=0.01, eps=1e-15)
-        reasons.append(start(config)._why_no_graph())
+        trainer = start(config)
+        trainer.device = "cuda"
+        reasons.append(why_no_graph(trainer))
     assert reasons[:2] == [None, None] and "DecayingAdam" in reasons[2]
+    assert set_up_graph(trainer) is None
+    trainer.config.use_cuda_graphs = "on"
+    with pytest.raises(SystemExit):
+        set_up_graph(trainer)
+    assert "DecayingAdam" in capsys.readouterr().out

@@ -71,7 +71,9 @@ class RandomlyInitialisedNetwork(torch.nn.Module):
 @pytest.mark.parametrize("prefilter", ["ipe", "multisample"])
 def test_a_resumed_run_equals_the_uninterrupted_one(scene, tmp_path, monkeypatch, prefilter):
     """Parameters and optimiser state after all steps within 1e-6, with held-out images rendered in between."""
-    monkeypatch.setattr(metrics, "_weights_within_reach", lambda: True)
+    monkeypatch.setattr(torch.hub, "get_dir", lambda: str(tmp_path))
+    (tmp_path / "checkpoints").mkdir()
+    (tmp_path / "checkpoints" / metrics.LPIPS_WEIGHTS).touch()
     monkeypatch.setattr(metrics, "LearnedPerceptualImagePatchSimilarity", RandomlyInitialisedNetwork)
     options = dict(steps=14, steps_per_save=6, steps_per_eval_image=4, save_only_latest_checkpoint=False)
     whole = tiny_config(scene, tmp_path, timestamp="whole", **options)

@@ -88,23 +88,21 @@ def test_torch_sees_the_write():
         squared.backward()
 
 
-def test_what_is_not_finite_stays_where_it_is():
-    grid = two_levels()
-    table = new_table(grid)
-    clean = run_one(new_table(grid), None)
-    spoilt = run_one(table, (3, 1))
-    assert torch.isnan(spoilt[3, 1])
-    spoilt[3, 1] = clean[3, 1]
-    assert torch.equal(spoilt, clean)
-    assert torch.isnan(table.table_state.mean_square).tolist() == [True, False]
-
-
-def run_one(table: torch.Tensor, nan_at: tuple | None) -> torch.Tensor:
-    grad = gradient(table.detach(), 1)
-    if nan_at is not None:
-        grad[nan_at] = torch.nan
-    decayed_adam_([TableUpdate(table, grad, *moments(table), table.table_state, 1)], LR, BETAS, EPS)
-    return table.detach().clone()
+@pytest.mark.parametrize("bad", [float("nan"), float("inf"), -float("inf")])
+def test_a_gradient_that_is_not_finite_counts_as_zero(bad):
+    spoilt, cleared = (new_table(two_levels()) for _ in range(2))
+    memories = []
+    for table, value in ((spoilt, bad), (cleared, 0.0)):
+        memory = moments(table)
+        for step in (1, 2):
+            grad = gradient(table.detach(), step)
+            if step == 1:
+                grad[3, 1] = value
+            decayed_adam_([TableUpdate(table, grad, *memory, table.table_state, step)], LR, BETAS, EPS)
+        memories.append(memory)
+    assert torch.equal(spoilt, cleared) and torch.isfinite(spoilt).all()
+    assert all(torch.equal(moment, expected) for moment, expected in zip(*memories, strict=True))
+    assert torch.isfinite(spoilt.table_state.mean_square).all()
 
 
 def test_no_tables():

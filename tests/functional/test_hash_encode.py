@@ -85,6 +85,22 @@ def test_features_are_continuous_across_cell_faces_and_centres():
             torch.testing.assert_close(below, above, rtol=0.0, atol=1e-6)
 
 
+@pytest.mark.parametrize("axis", [0, 1, 2])
+def test_a_position_that_is_no_number_makes_its_intervals_features_so_and_no_others(axis):
+    grid = DENSE_AND_HASHED
+    table = random_table(grid, seed=23, dtype=torch.float32).requires_grad_()
+    positions, stds = random_samples(4, 2, seed=24, dtype=torch.float32)
+    clean, _ = hash_encode(table, positions, stds, grid)
+    positions[1, 1, axis] = torch.nan
+    features, _ = hash_encode(table, positions, stds, grid)
+    assert torch.isnan(features[1]).all()
+    others = torch.arange(4) != 1
+    assert torch.equal(features[others], clean[others])
+    # The way back reads and writes within the table, too.
+    (v_table,) = torch.autograd.grad(features.sum(), table)
+    assert v_table.shape == table.shape and torch.isnan(v_table).any()
+
+
 def test_cells_that_collide_share_a_row_and_their_gradients_add():
     level = Level(9, 0, 64, False)
     grid = HashGrid((level,), 2)

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from fractions import Fraction
+
 import numpy as np
 import pytest
 import torch
 from _truth import assert_finite, dense_density, random_histogram, rng
 
 from zipnerf_ns.functional.linspline import blurred_resample, integrate_linspline, interpolate_integral
+from zipnerf_ns.functional.ray_march import interlevel
 from zipnerf_ns.functional.stepfun import resample
 
 BATCHES = [(), (2,), (1, 2)]
@@ -143,8 +146,8 @@ def test_blur_conserves_mass_when_the_queries_cover_everything(halfwidth, dtype)
     ends = torch.full((4, 1), 1.0 + halfwidth, dtype=dtype)
     queries = torch.cat([1.0 - ends - 1e-3, inner, ends + 1e-3], dim=-1)
     found = blurred_resample(queries, sdist, weights, halfwidth)
-    # Integrals near 1 are rounded to eps and divided by 2 halfwidth; clamping at 0 adds up what is lost.
-    allowed = 8.0 * torch.finfo(dtype).eps / (2.0 * halfwidth) + 8.0 * torch.finfo(dtype).eps
+    # Integrals near 1 are rounded in float64 and divided by 2 halfwidth; clamping at 0 adds up what is lost.
+    allowed = 8.0 * torch.finfo(torch.float64).eps / (2.0 * halfwidth) + 8.0 * torch.finfo(dtype).eps
     torch.testing.assert_close(found.sum(dim=-1), weights.sum(dim=-1), rtol=0.0, atol=allowed)
     assert (found >= 0.0).all()
 
@@ -177,15 +180,41 @@ def test_blur_mirrors_with_the_histogram():
     torch.testing.assert_close(mirrored, found, rtol=1e-9, atol=1e-13)
 
 
-@pytest.mark.parametrize("halfwidth,bound", [(0.03, 3e-6), (0.003, 3e-5)])
-def test_blur_in_float32_is_within_a_known_bound_of_float64(halfwidth, bound):
+@pytest.mark.parametrize("halfwidth", [0.03, 0.003])
+def test_blur_in_float32_is_float64s_rounded(halfwidth):
     sdist, weights = random_histogram((300,), 32, seed=18, dtype=torch.float32)
     queries, _ = random_histogram((300,), 64, seed=19, dtype=torch.float32)
     assert sdist.shape[-1] == 33
     truth = blurred_resample(queries.double(), sdist.double(), weights.double(), halfwidth)
     found = blurred_resample(queries, sdist, weights, halfwidth)
-    # Integrals near 1 are rounded to 6e-8; over 2 halfwidth that is 1e-6 and 1e-5, twice in a difference.
-    assert (found.double() - truth).abs().max() <= bound
+    assert found.dtype == torch.float32
+    assert (found.double() - truth).abs().max() <= 6e-8
+
+
+def exact_blur(queries, sdist, weights, halfwidth):
+    """Masses between the queries in fractions: an interval's blurred share up to q is a sum of four half squares."""
+    q, s, w = ([Fraction(value) for value in tensor.tolist()] for tensor in (queries, sdist, weights))
+    r = Fraction(halfwidth)
+
+    def upto(x):
+        total = Fraction(0)
+        for start, end, mass in zip(s[:-1], s[1:], w, strict=True):
+            corners = ((x + r - start, 1), (x + r - end, -1), (x - r - start, -1), (x - r - end, 1))
+            total += mass / (end - start) * sum(sign * max(at, Fraction(0)) ** 2 for at, sign in corners) / (4 * r)
+        return total
+
+    return torch.tensor([float(upto(b) - upto(a)) for a, b in zip(q[:-1], q[1:], strict=True)], dtype=torch.float64)
+
+
+def test_a_narrow_blur_in_float32_is_exact_and_costs_a_proposal_that_covers_it_nothing():
+    sdist, weights = random_histogram((), 12, seed=23, dtype=torch.float32)
+    queries, _ = random_histogram((), 20, seed=24, dtype=torch.float32)
+    truth = exact_blur(queries, sdist, weights, 0.003)
+    torch.testing.assert_close(blurred_resample(queries, sdist, weights, 0.003).double(), truth, rtol=1e-7, atol=1e-12)
+    proposal = truth.float().requires_grad_()
+    loss = interlevel(proposal[None], queries[None], weights[None], sdist[None], 0.003, 1e-5).sum()
+    (slopes,) = torch.autograd.grad(loss, proposal)
+    assert loss == 0.0 and (slopes == 0.0).all()
 
 
 def test_blur_gradient():

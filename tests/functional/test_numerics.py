@@ -7,9 +7,9 @@ import math
 import numpy as np
 import pytest
 import torch
-from _truth import assert_finite, gradients, random_cotangents, rng
+from _truth import gradients, random_cotangents, rng
 
-from zipnerf_ns.functional.numerics import MAX_EXPONENT, TINY, bounded_exp, log_lerp, safe_sqrt
+from zipnerf_ns.functional.numerics import MAX_EXPONENT, TINY, bounded_exp, log_lerp
 
 
 @pytest.mark.parametrize("shape", [(), (0,), (50,), (2, 3, 4)])
@@ -40,21 +40,6 @@ def test_bounded_exp_gradient_is_its_value_on_both_sides_of_the_bound():
 def test_bounded_exp_turns_sums_into_products_below_the_bound():
     a, b = torch.rand(2, 100, generator=rng(3), dtype=torch.float64) * 7.0
     torch.testing.assert_close(bounded_exp(a + b), bounded_exp(a) * bounded_exp(b), rtol=1e-12, atol=0.0)
-
-
-def test_safe_sqrt_is_sqrt_above_tiny():
-    x = 10.0 ** (torch.rand(200, generator=rng(4), dtype=torch.float64) * 50.0 - 19.0)
-    truth = torch.tensor([math.sqrt(v) for v in x.tolist()], dtype=torch.float64)
-    torch.testing.assert_close(safe_sqrt(x), truth, rtol=1e-12, atol=0.0)
-    torch.testing.assert_close(safe_sqrt(x).square(), x, rtol=1e-12, atol=0.0)
-    moderate = x[(x > 1e-2) & (x < 1e2)].requires_grad_()
-    assert torch.autograd.gradcheck(safe_sqrt, moderate)
-
-
-def test_safe_sqrt_is_finite_where_the_plain_gradient_is_not():
-    x = torch.tensor([0.0, -0.0, 1e-45, 1e-30, TINY, 1.0, 1e38, -1.0])
-    assert_finite(safe_sqrt, x)
-    torch.testing.assert_close(safe_sqrt(x[:4]), torch.full((4,), math.sqrt(TINY)), rtol=1e-6, atol=0.0)
 
 
 def test_tiny_leaves_room_in_float32():

@@ -7,16 +7,11 @@ import subprocess
 import sys
 
 import pytest
-from _quick_interpreter import quicken
 from _twins import INTERPRETED, RUNS_KERNELS
-
-if INTERPRETED:
-    quicken()
 
 runs_kernels = pytest.mark.skipif(
     not RUNS_KERNELS, reason="no GPU: test_under_the_interpreter runs it in a process of its own"
 )
-imports_afresh = pytest.mark.skipif(INTERPRETED, reason="a process of its own, the same wherever it is begun")
 needs_interpreter = pytest.mark.skipif(RUNS_KERNELS, reason="the other tests run the kernels themselves")
 
 

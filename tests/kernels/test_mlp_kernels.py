@@ -7,16 +7,13 @@ imported, and choosing it here would make ``implementation="auto"`` pick it in o
 from __future__ import annotations
 
 import math
-import os
-import subprocess
-import sys
 from dataclasses import replace
 from typing import Any, Callable
 
 import pytest
 import torch
 from _half_networks import half_density_mlp, half_radiance_mlp
-from _interpreter import imports_afresh, needs_interpreter, run_under_the_interpreter, runs_kernels
+from _interpreter import needs_interpreter, run_under_the_interpreter, runs_kernels
 from _networks import named_leaves, random_weights
 from _twins import DEVICE, INTERPRETED
 from torch import Tensor
@@ -401,22 +398,9 @@ def test_sizes_that_the_kernels_cannot_take():
         assert reason in kernels.why_radiance_unsupported(**{**supported, **change})
 
 
-def test_what_is_missing_is_named(monkeypatch):
-    monkeypatch.delenv("TRITON_INTERPRET", raising=False)
+def test_what_is_missing_is_named(without_interpreter):
     parameters = [parameter.detach().cpu() for parameter in density_parameters(12, 64)]
     with pytest.raises(RuntimeError, match="need a CUDA device"):
         kernels.density_mlp(torch.zeros(2, 12), *parameters, -1.0, "float32")
     with pytest.raises(RuntimeError, match="need a CUDA device"):
         kernels.spherical_harmonics(torch.zeros(2, 3))
-
-
-@imports_afresh
-def test_triton_is_imported_on_first_use_only():
-    program = (
-        "import sys; import torch; before = 'triton' in sys.modules\n"
-        "import zipnerf_ns.kernels.mlp.networks as kernels; kernels.why_density_unsupported(12, 64)\n"
-        "assert before or 'triton' not in sys.modules; assert 'zipnerf_ns.kernels.mlp.launch' not in sys.modules"
-    )
-    environment = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
-    result = subprocess.run([sys.executable, "-c", program], env=environment, capture_output=True, text=True)
-    assert result.returncode == 0, result.stderr

@@ -8,18 +8,13 @@ from __future__ import annotations
 
 import itertools
 import math
-import os
-import subprocess
-import sys
 
 import pytest
 import torch
-from _interpreter import imports_afresh, needs_interpreter, run_under_the_interpreter, runs_kernels
-from _quick_interpreter import TRITONS_OWN
+from _interpreter import needs_interpreter, run_under_the_interpreter, runs_kernels
 from _twins import (
     BLOCK,
     DEVICE,
-    INTERPRETED,
     INTERVALS,
     TOLERANCE,
     assert_equals_twin,
@@ -34,6 +29,7 @@ from _twins import (
 
 from zipnerf_ns.functional import hash_grid
 from zipnerf_ns.functional.hash_grid import make_hash_grid
+from zipnerf_ns.kernels import support
 from zipnerf_ns.kernels.encode import hash_encode as kernels
 from zipnerf_ns.kernels.encode.tuning import Launch, Plan, Tuning
 
@@ -112,17 +108,6 @@ def test_a_cell_that_is_left_and_entered_again(merge):
     )
     positions = torch.where(pattern[..., None], second, first) + 0.01 * torch.randn(7, 3, 3)
     assert_equals_twin(grid, positions, torch.full((7, 3), 0.1), tuning=one_way(Launch(merge, block=8, num_warps=1)))
-
-
-@pytest.mark.skipif(not INTERPRETED, reason="about the interpreter")
-def test_tritons_own_scan_from_lane_to_lane_gives_the_same(monkeypatch):
-    """Elsewhere the interpreter scans in rounds; see _quick_interpreter."""
-    from triton.runtime.interpreter import ScanOps
-
-    if "generic_scan" in TRITONS_OWN:
-        monkeypatch.setattr(ScanOps, "generic_scan", TRITONS_OWN["generic_scan"])
-    positions, stds = (tensor[:, :2].contiguous() for tensor in cone_samples(1, 21))
-    assert_equals_twin(even_grid(2), positions, stds, tuning=one_way(Launch("ray", block=16, num_warps=1)))
 
 
 @runs_kernels
@@ -283,28 +268,16 @@ def test_arguments_that_the_kernels_cannot_take():
         kernels.hash_encode(random_table(three).to(DEVICE), positions, stds, three)
 
 
-def test_what_is_missing_is_named(monkeypatch):
+def test_what_is_missing_is_named(without_interpreter, monkeypatch):
     grid = even_grid(1)
     positions, stds = random_samples(2, 1)
-    monkeypatch.delenv("TRITON_INTERPRET", raising=False)
-    assert not kernels.is_available(torch.device("cpu"))
     with pytest.raises(RuntimeError, match="need a CUDA device"):
         kernels.hash_encode(random_table(grid), positions, stds, grid)
+    support.why_unavailable.cache_clear()
     monkeypatch.setenv("TRITON_INTERPRET", "1")
-    monkeypatch.setattr(kernels, "_triton_version", lambda: None)
+    monkeypatch.setattr(support, "_triton_version", lambda: None)
     with pytest.raises(RuntimeError, match="install torch 2.8"):
         kernels.hash_encode(random_table(grid), positions, stds, grid)
-    monkeypatch.setattr(kernels, "_triton_version", lambda: "3.3.1")
-    assert "found: 3.3.1" in kernels.why_unavailable(torch.device("cpu"))
-
-
-@imports_afresh
-def test_triton_is_imported_on_first_use_only():
-    program = (
-        "import sys; import torch; before = 'triton' in sys.modules\n"
-        "import zipnerf_ns.kernels.encode.hash_encode as kernels; kernels.why_unavailable(torch.device('cpu'))\n"
-        "assert before or 'triton' not in sys.modules; assert 'zipnerf_ns.kernels.encode.launch' not in sys.modules"
-    )
-    environment = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
-    result = subprocess.run([sys.executable, "-c", program], env=environment, capture_output=True, text=True)
-    assert result.returncode == 0, result.stderr
+    support.why_unavailable.cache_clear()
+    monkeypatch.setattr(support, "_triton_version", lambda: "3.3.1")
+    assert "found: 3.3.1" in support.why_unavailable(torch.device("cpu"))

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from nerfstudio.cameras.cameras import Cameras
 
-from zipnerf_ns.render.pictures import BEHIND_ALL, depths_of_nothing
+from zipnerf_ns.render.pictures import BEHIND_ALL, depths_of_nothing, evaluation_pictures
 
 DEPTHS = ("depth", "expected_depth", "prop_depth_0")
 
@@ -40,6 +40,17 @@ def test_rays_that_meet_nothing_lie_behind_all_that_others_meet():
         solid, nothing = after[name][:, :4], after[name][:, 4:]
         assert torch.equal(solid, before[name][:, :4]), "what is met keeps its depth"
         assert torch.equal(nothing, (BEHIND_ALL * solid.max()).expand_as(nothing))
+
+
+def test_outputs_that_are_no_distance_stay_whatever_they_are_called():
+    before = picture()
+    names = ("depth_confidence", "depth_of_field", "my_prop_depth_0", "in_depth")
+    others = {name: torch.rand(6, 8, 1) for name in names}
+    after = depths_of_nothing({**before, **others, "prop_depth_12": before["depth"]})
+    assert all(torch.equal(after[name], other) for name, other in others.items())
+    assert torch.equal(after["prop_depth_12"], after["depth"])
+    shown = evaluation_pictures({**before, **others}, torch.zeros(6, 8, 3))
+    assert set(shown) == {"img", "error", "accumulation", "depth", "prop_depth_0"}
 
 
 @pytest.mark.parametrize("accumulation", [0.0, 1.0])

@@ -15,13 +15,14 @@ from nerfstudio.cameras.rays import RayBundle
 from nerfstudio.data.scene_box import OrientedBox
 from nerfstudio.model_components.ray_generators import RayGenerator
 from nerfstudio.utils.math import intersect_obb
-from nerfstudio.utils.rich_utils import CONSOLE
 
+from zipnerf_ns.errors import say
 from zipnerf_ns.functional.frustum import cone_radius
-from zipnerf_ns.kernels.camera import camera_rays as kernels
-from zipnerf_ns.kernels.camera.camera_rays import CameraRays
-from zipnerf_ns.kernels.encode.hash_encode import why_unavailable
-from zipnerf_ns.rays import Rays
+from zipnerf_ns.ops import Ops, resolve_ops
+from zipnerf_ns.rays import CameraRays, Rays
+
+CAMERA_FIELDS = 24
+"""Numbers of a packed camera; see :func:`pack`."""
 
 KERNEL_TYPES = (CameraType.PERSPECTIVE.value, CameraType.FISHEYE.value)
 """Types of camera whose rays the kernels generate; all rays of these two begin at the camera's centre."""
@@ -68,7 +69,8 @@ class PixelRays(nn.Module):
         self._cameras = cameras.to(self.device)
         self._packed: Optional[Tensor] = None
         self._generator: Optional[RayGenerator] = None
-        if uses_kernel(cameras, self.device, implementation):
+        self._ops = resolve_ops(implementation, self.device)
+        if uses_kernel(cameras, self._ops):
             self._packed = pack(cameras).to(self.device)
         else:
             self._generator = RayGenerator(off_centre(self._cameras)).to(self.device)
@@ -78,7 +80,7 @@ class PixelRays(nn.Module):
         indices = indices.to(self.device)
         if self._packed is None:
             return self._generator(indices)
-        return to_bundle(kernels.camera_rays(self._packed, indices), self._cameras, indices[:, :1])
+        return to_bundle(self._ops.cameras.camera_rays(self._packed, indices), self._cameras, indices[:, :1])
 
     def is_one_launch(self, pixels: Pixels) -> bool:
         """Whether :meth:`sample` is one kernel, and waits for nothing."""
@@ -92,7 +94,7 @@ class PixelRays(nn.Module):
         if not self.is_one_launch(pixels):
             batch = {key: _send(value, self.device) for key, value in pixels.sample(num_rays).items()}
             return self(batch["indices"]), batch
-        indices, image, rays = kernels.drawn_rays(
+        indices, image, rays = self._ops.cameras.drawn_rays(
             self._packed, pixels.draw(num_rays), pixels.colors, pixels.offsets, pixels.widths, pixels.allowed
         )
         return to_bundle(rays, self._cameras, indices[:, :1]), {"image": image, "indices": indices}
@@ -127,7 +129,8 @@ class ImageRays:
         self._obb_box = obb_box
         flat = camera.reshape((1,))
         self._packed: Optional[Tensor] = None
-        if uses_kernel(flat, self.device, implementation):
+        self._ops = resolve_ops(implementation, self.device)
+        if uses_kernel(flat, self._ops):
             self._packed = pack(flat).to(self.device)
         self._camera = off_centre(flat.to(self.device))
 
@@ -138,7 +141,7 @@ class ImageRays:
         """The rays of pixels ``start`` to ``end - 1``, counted row by row, as plain tensors (without the crop)."""
         start, end = self._range(start, end)
         if self._packed is not None:
-            return kernels.image_rays(self._packed, self.width, start, end)
+            return self._ops.cameras.image_rays(self._packed, self.width, start, end)
         bundle = self._generated(start, end)
         return CameraRays(bundle.origins, bundle.directions, bundle.pixel_area, bundle.metadata["directions_norm"])
 
@@ -147,7 +150,8 @@ class ImageRays:
         start, end = self._range(start, end)
         if self._packed is not None:
             indices = torch.zeros(end - start, 1, dtype=torch.int64, device=self.device)
-            bundle = to_bundle(kernels.image_rays(self._packed, self.width, start, end), self._camera, indices)
+            rays = self._ops.cameras.image_rays(self._packed, self.width, start, end)
+            bundle = to_bundle(rays, self._camera, indices)
         else:
             bundle = self._generated(start, end)
         if self._obb_box is not None:
@@ -187,33 +191,19 @@ def full_image_rays(
     return ImageRays(camera, device).bundle(start, end)
 
 
-def uses_kernel(cameras: Cameras, device: torch.device, implementation: str) -> bool:
-    """Whether the kernels generate the rays of such cameras there; what is decided is said once.
-
-    Raises:
-        ValueError: for a name that is not an implementation.
-        RuntimeError: if implementation is "triton" and that cannot run on the device; the message says what it needs.
-    """
-    if implementation == "tcnn":
-        # That is about encodings.
-        implementation = "auto"
-    if implementation not in ("auto", "triton", "torch"):
-        raise ValueError(f"implementation={implementation!r} is unknown: choose 'auto', 'torch' or 'triton'.")
-    if implementation == "torch" or (implementation == "auto" and device.type != "cuda"):
+def uses_kernel(cameras: Cameras, ops: Ops) -> bool:
+    """Whether an implementation's kernel generates the rays of such cameras; that it knows others only is said once."""
+    if ops.cameras is None:
         return False
-    reason = why_unavailable(device)
-    if reason is not None and implementation == "triton":
-        raise RuntimeError(f"implementation='triton' cannot run: {reason}")
-    if reason is None and not _has_kernel_types(cameras):
-        reason = "The kernels know perspective and fisheye cameras only."
-    if reason is not None:
-        _announce(reason)
-    return reason is None
+    is_known = _has_kernel_types(cameras)
+    if not is_known:
+        _announce_others()
+    return is_known
 
 
-@lru_cache(maxsize=16)
-def _announce(reason: str) -> None:
-    CONSOLE.log(f"Rays are generated by Nerfstudio, more slowly: {reason}", highlight=False)
+@lru_cache(maxsize=1)
+def _announce_others() -> None:
+    say("Rays are generated by Nerfstudio, more slowly: The kernels know perspective and fisheye cameras only.")
 
 
 def _has_kernel_types(cameras: Cameras) -> bool:
@@ -235,14 +225,18 @@ def off_centre(cameras: Cameras) -> Cameras:
 
 
 def pack(cameras: Cameras) -> Float[Tensor, "cameras 24"]:
-    """Cameras of shape ``[cameras]`` as the kernels read them, on the cameras' device."""
-    return kernels.pack_cameras(
-        cameras.camera_to_worlds.float(),
-        torch.cat([cameras.fx, cameras.fy], dim=-1).float(),
-        torch.cat([cameras.cx, cameras.cy], dim=-1).float(),
-        cameras.distortion_params,
-        cameras.camera_type[:, 0] == CameraType.FISHEYE.value,
-    )
+    """Cameras of shape ``[cameras]`` as the kernels read them, on the cameras' device.
+
+    The pose's 12 numbers (OpenGL axes), fx, fy, cx, cy in pixels, k1 k2 k3 k4 p1 p2 (OpenCV; zeros for no distortion),
+    1 for a fisheye's equidistant projection and 0 for perspective, and one that is unused.
+    """
+    packed = torch.zeros(len(cameras), CAMERA_FIELDS, device=cameras.device)
+    packed[:, :12] = cameras.camera_to_worlds.flatten(1)
+    packed[:, 12:16] = torch.cat([cameras.fx, cameras.fy, cameras.cx, cameras.cy], dim=-1)
+    if cameras.distortion_params is not None:
+        packed[:, 16:22] = cameras.distortion_params
+    packed[:, 22] = (cameras.camera_type[:, 0] == CameraType.FISHEYE.value).float()
+    return packed
 
 
 def to_bundle(rays: CameraRays, cameras: Cameras, camera_indices: Int[Tensor, "rays 1"]) -> RayBundle:

@@ -1,6 +1,7 @@
 """What makes checkpoints trustworthy: files that are whole or absent, and the state of every random generator.
 
-They are written while the training goes on: a copy of the state takes a fraction of the time that the file takes.
+They are written while the training goes on: a copy of the state takes a fraction of the time that the file takes. The
+trainer here saves and resumes; how it trains is a matter of its own.
 """
 
 from __future__ import annotations
@@ -8,12 +9,18 @@ from __future__ import annotations
 import copy
 import os
 import random
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import suppress
 from pathlib import Path
-from typing import Any, Dict, Iterator, Optional
+from typing import Any, Callable, Dict, Iterator, Optional
 
 import numpy as np
 import torch
 from torch import Tensor
+
+from nerfstudio.engine.trainer import Trainer
+from nerfstudio.utils.decorators import check_main_thread
+from nerfstudio.utils.rich_utils import CONSOLE
 
 from zipnerf_ns.errors import InputError, shorten
 
@@ -55,6 +62,41 @@ def restore_rng(state: Dict[str, Any]) -> None:
         torch.cuda.set_rng_state_all(state["cuda"])
 
 
+class BackgroundWriter:
+    """Writes files by a thread of its own, one at a time, in the order in which they are asked for.
+
+    Whoever asked hears of an error at the next :meth:`check`, :meth:`submit` or :meth:`wait`, once.
+    """
+
+    def __init__(self) -> None:
+        self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="writer")
+        self._pending: Optional[Future] = None
+
+    @property
+    def is_writing(self) -> bool:
+        """Whether a file is not done yet."""
+        return self._pending is not None and not self._pending.done()
+
+    def submit(self, write: Callable[[], None]) -> None:
+        """Begins to write; first waits for what is still being written, so that two snapshots are never held."""
+        self.wait()
+        self._pending = self._thread.submit(write)
+
+    def check(self) -> None:
+        """Raises what went wrong with the last file, if it is done; never waits."""
+        if not self.is_writing:
+            self.wait()
+
+    def wait(self) -> None:
+        """Waits for the last file; raises what went wrong with it."""
+        pending = self._pending
+        if pending is not None:
+            # Still pending while this waits: an interrupted wait can be taken up again.
+            pending.exception()
+            self._pending = None
+            pending.result()
+
+
 class Snapshot:
     """A state as it is now, whatever becomes of its tensors; to be written by any thread.
 
@@ -66,11 +108,16 @@ class Snapshot:
     """
 
     def __init__(self, state: Dict[str, Any]) -> None:
-        device = next((tensor.device for tensor in _tensors(state) if tensor.is_cuda), None)
-        stays = device is None or _fits_twice(state, device)
-        self.state: Dict[str, Any] = _copy(state, None if stays else torch.device("cpu"))
-        self._device = device if stays else None
-        self._copied = None if self._device is None else torch.cuda.current_stream(device).record_event()
+        self._device = next((tensor.device for tensor in _tensors(state) if tensor.is_cuda), None)
+        if self._device is not None:
+            if _fits_twice(state, self._device):
+                # What is free may lie in pieces, or be taken meanwhile.
+                with suppress(torch.cuda.OutOfMemoryError):
+                    self.state: Dict[str, Any] = _copy(state, None)
+                    self._copied = torch.cuda.current_stream(self._device).record_event()
+                    return
+            self._device = None
+        self.state = _copy(state, torch.device("cpu"))
 
     def write(self, path: Path, unfinished: Path) -> None:
         """See :func:`write_whole`. Training's own work on the GPU need not wait for the copies to main memory."""
@@ -108,10 +155,12 @@ def _tensors(value: Any) -> Iterator[Tensor]:
 
 
 def _fits_twice(state: Dict[str, Any], device: torch.device) -> bool:
-    """Whether half of the device's free memory is enough for a copy of what the state holds there."""
+    """Whether half of the device's free memory is enough for a copy of what the state holds there.
+
+    What torch holds in reserve does not count as free: it can be a captured graph's, which nobody else may use.
+    """
     needed = sum(tensor.numel() * tensor.element_size() for tensor in _tensors(state) if tensor.is_cuda)
     free, _ = torch.cuda.mem_get_info(device)
-    free += torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
     return 2 * needed <= free
 
 
@@ -146,3 +195,77 @@ def latest_checkpoint(folder: Path) -> Path:
     if not found:
         raise InputError(f"{folder} holds no checkpoint (step-*.ckpt). Give the run's nerfstudio_models folder.")
     return found[-1]
+
+
+class ResumableTrainer(Trainer):
+    """Saves and loads everything that training depends on.
+
+    Whoever trains calls ``checkpoints.check`` in between and ``checkpoints.wait`` at the end, which raise what went
+    wrong with writing.
+    """
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self.checkpoints = BackgroundWriter()
+        self._resumed_rng: Optional[Dict[str, Any]] = None
+
+    def _load_checkpoint(self) -> None:
+        """Loads a checkpoint strictly, random state included."""
+        path: Optional[Path] = self.config.load_checkpoint
+        if self.config.load_dir is not None:
+            step = self.config.load_step
+            folder = self.config.load_dir
+            path = latest_checkpoint(folder) if step is None else folder / f"step-{step:09d}.ckpt"
+        if path is None:
+            CONSOLE.print("No checkpoint to load: training from scratch.")
+            return
+        state = load_checkpoint_file(path)
+        absent = sorted(set(self.optimizers.optimizers) - set(state["optimizers"]))
+        if absent:
+            raise InputError(
+                f"checkpoint {path} lacks the optimiser state of {', '.join(absent)}: it is of another configuration. "
+                "Load it with the options it was trained with (its config.yml), or train anew without it."
+            )
+        self._start_step = state["step"] + 1
+        self.pipeline.load_pipeline(state["pipeline"], state["step"])
+        self.optimizers.load_optimizers(state["optimizers"])
+        if "schedulers" in state and self.config.load_scheduler:
+            self.optimizers.load_schedulers(state["schedulers"])
+        if "scalers" in state:
+            self.grad_scaler.load_state_dict(state["scalers"])
+        self._resumed_rng = state.get("rng")
+        CONSOLE.print(f"Resuming after step {state['step']} of {path}")
+
+    def save_checkpoint(self, step: int) -> None:
+        """Writes a checkpoint so that a kill at any moment leaves either the old one or the new one, whole."""
+        self.begin_checkpoint(step)
+        self.checkpoints.wait()
+
+    @check_main_thread
+    def begin_checkpoint(self, step: int) -> None:
+        """What :meth:`save_checkpoint` does, but the state is written while the training goes on."""
+        # Before the copy is made, for there is memory for one.
+        self.checkpoints.wait()
+        self.checkpoint_dir.mkdir(parents=True, exist_ok=True)
+        pipeline = getattr(self.pipeline, "module", self.pipeline)
+        snapshot = Snapshot(
+            {
+                "step": step,
+                "pipeline": pipeline.state_dict(),
+                "optimizers": {name: optimizer.state_dict() for name, optimizer in self.optimizers.optimizers.items()},
+                "schedulers": {name: scheduler.state_dict() for name, scheduler in self.optimizers.schedulers.items()},
+                "scalers": self.grad_scaler.state_dict(),
+                "rng": capture_rng(),
+            }
+        )
+        only_this = self.config.save_only_latest_checkpoint
+        self.checkpoints.submit(lambda: self._write_checkpoint(snapshot, step, only_this))
+
+    def _write_checkpoint(self, snapshot: Snapshot, step: int, only_this: bool) -> None:
+        path = self.checkpoint_dir / f"step-{step:09d}.ckpt"
+        # Unfinished, it lies beside the folder, not in it: ns-eval takes any file in there for a checkpoint.
+        snapshot.write(path, self.checkpoint_dir.parent / f".{path.name}.unfinished")
+        if only_this:
+            for other in self.checkpoint_dir.glob("*.ckpt"):
+                if other != path:
+                    other.unlink()

@@ -10,6 +10,13 @@ from typing import Callable, Hashable, List, Optional, Sequence, Tuple, TypeVar
 import torch
 from torch import Tensor, nn
 
+from nerfstudio.engine.trainer import Trainer
+from nerfstudio.utils.rich_utils import CONSOLE
+
+from zipnerf_ns.engine.messages import raise_for_user
+from zipnerf_ns.engine.optimizers import DecayingAdam
+from zipnerf_ns.errors import InputError
+
 Result = TypeVar("Result")
 
 
@@ -18,7 +25,7 @@ class GraphedStep:
 
     What the computation reads must stay in the same memory, as tensors do that are written in place. Parameters that
     have moved are noticed, and it is captured anew. Random numbers are drawn anew by every replay. Its result is the
-    same tensors every time, with new values in them.
+    same tensors every time, with new values in them; what was not computed on the device stays as it was captured.
 
     Args:
         parameters: those that may receive gradients.
@@ -76,3 +83,43 @@ class GraphedStep:
             result = compute()
         self._graph, self._key, self._result, self._addresses = graph, key, result, self._find_addresses()
         self._gradients = [(parameter, parameter.grad) for parameter in self.parameters]
+
+
+def set_up_graph(trainer: Trainer) -> Optional[GraphedStep]:
+    """Decides whether a trainer's steps are replayed from a CUDA graph, and says so; None if not.
+
+    Raises:
+        SystemExit: if graphs are asked for and cannot be; the message says what keeps them.
+    """
+    wanted = trainer.config.use_cuda_graphs
+    reason = why_no_graph(trainer)
+    if wanted == "on" and reason is not None:
+        raise_for_user(InputError(f"--use-cuda-graphs on cannot be: {reason} Choose auto or off."))
+    if wanted == "off" or reason is not None:
+        return None
+    CONSOLE.log("Training steps are replayed as one CUDA graph.")
+    return GraphedStep([parameter for group in trainer.optimizers.parameters.values() for parameter in group])
+
+
+def why_no_graph(trainer: Trainer) -> Optional[str]:
+    """What in a training cannot be captured, as a sentence; None if nothing."""
+    model = trainer.pipeline.model
+    if torch.device(trainer.device).type != "cuda":
+        return f"the device is {trainer.device}."
+    if trainer.world_size > 1:
+        return "several GPUs exchange gradients during the backward pass."
+    if any(steps != 1 for steps in trainer.gradient_accumulation_steps.values()):
+        return "gradients are accumulated over steps."
+    if trainer.grad_scaler.is_enabled():
+        return "the gradients' scale changes during training."
+    if model.config.implementation == "tcnn" or not model.uses_kernels:
+        return "the implementation is not triton."
+    tables = {parameter for parameter in model.parameters() if hasattr(parameter, "table_state")}
+    ours = [optimizer for optimizer in trainer.optimizers.optimizers.values() if isinstance(optimizer, DecayingAdam)]
+    if not tables <= {p for optimizer in ours for group in optimizer.param_groups for p in group["params"]}:
+        return "the hash tables' optimiser is not DecayingAdam, which keeps their mean squares current."
+    if model.config.camera_optimizer.mode == "SE3":
+        return "camera optimiser mode SE3 copies from the CPU at every step, which mode SO3xR3 does not."
+    if not getattr(trainer.pipeline.datamanager, "is_capturable", False):
+        return "pixels or rays are not made by our kernels on the GPU."
+    return None

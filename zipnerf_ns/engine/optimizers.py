@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, field
-from functools import lru_cache
 from typing import Any, Callable, Dict, List, Literal, Optional, Tuple, Type
 
 import torch
@@ -14,12 +13,10 @@ from torch.optim.lr_scheduler import LambdaLR
 
 from nerfstudio.engine.optimizers import OptimizerConfig
 from nerfstudio.engine.schedulers import Scheduler, SchedulerConfig
-from nerfstudio.utils.rich_utils import CONSOLE
 
-from zipnerf_ns.functional import adam as torch_adam
 from zipnerf_ns.functional.adam import TableUpdate
 from zipnerf_ns.functional.numerics import log_lerp
-from zipnerf_ns.kernels.adam import table_adam as triton_adam
+from zipnerf_ns.ops import resolve_ops
 
 TableImplementation = Literal["auto", "triton", "torch"]
 
@@ -155,11 +152,6 @@ def _is_table(parameter: Tensor) -> bool:
     return getattr(parameter, "table_state", None) is not None
 
 
-@lru_cache(maxsize=None)
-def _announce_choice(choice: str, device_type: str) -> None:
-    CONSOLE.log(f"Hash tables' optimiser: implementation 'auto' chose '{choice}' on {device_type}.")
-
-
 def resolve_implementation(implementation: str, table: Tensor) -> Callable:
     """The function behind ``functional.adam.decayed_adam_``'s signature that an implementation's name stands for.
 
@@ -167,18 +159,11 @@ def resolve_implementation(implementation: str, table: Tensor) -> Callable:
         ValueError: for a name that is not an implementation.
         RuntimeError: if the implementation cannot run on the table; the message says what it needs.
     """
-    if implementation == "auto":
-        is_possible = table.device.type == "cuda" and triton_adam.why_unavailable(table) is None
-        implementation = "triton" if is_possible else "torch"
-        _announce_choice(implementation, table.device.type)
-    if implementation == "torch":
-        return torch_adam.decayed_adam_
-    if implementation == "triton":
-        reason = triton_adam.why_unavailable(table)
-        if reason is not None:
-            raise RuntimeError(f"implementation='triton' of the optimiser cannot run: {reason}")
-        return triton_adam.decayed_adam_
-    raise ValueError(f"implementation={implementation!r} is unknown: choose 'auto', 'torch' or 'triton'.")
+    if table.dtype != torch.float32:
+        if implementation == "triton":
+            raise RuntimeError(f"The Triton optimiser updates float32 tables; the hash table is {table.dtype}.")
+        implementation = "torch" if implementation == "auto" else implementation
+    return resolve_ops(implementation, table.device, " of the optimiser").decayed_adam_
 
 
 @dataclass

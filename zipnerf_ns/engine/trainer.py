@@ -22,15 +22,13 @@ from nerfstudio.utils.misc import step_check
 from nerfstudio.utils.rich_utils import CONSOLE
 from nerfstudio.utils.writer import EventName, TimeWriter
 
-from zipnerf_ns.engine.background import BackgroundWriter
-from zipnerf_ns.engine.checkpoints import restore_rng
+from zipnerf_ns.engine.checkpoints import BackgroundWriter, ResumableTrainer, restore_rng
 from zipnerf_ns.engine.checks import check_run
 from zipnerf_ns.engine.event_pictures import take_pictures, write_pictures
-from zipnerf_ns.engine.graph import GraphedStep
+from zipnerf_ns.engine.graph import set_up_graph
 from zipnerf_ns.engine.messages import interrupted, next_commands, out_of_memory, quiet_dependencies, raise_for_user
-from zipnerf_ns.engine.optimizers import DecayingAdam, WarmupLogDecayConfig
+from zipnerf_ns.engine.optimizers import WarmupLogDecayConfig
 from zipnerf_ns.engine.progress import ProgressLine, StepTimer, TrainingClock, told_if_slow
-from zipnerf_ns.engine.resumable import ResumableTrainer
 from zipnerf_ns.errors import InputError
 
 EAGER_STEPS = 3
@@ -109,7 +107,8 @@ class ZipNerfTrainer(ResumableTrainer):
             raise_for_user(error)
         except torch.cuda.OutOfMemoryError:
             raise_for_user(out_of_memory(self.config))
-        self._set_up_graph()
+        self._graph = set_up_graph(self)
+        self._eager_steps = 0
 
     def setup_optimizers(self) -> Optimizers:
         """Optimisers whose schedules end with the training, if the configuration does not say otherwise."""
@@ -233,7 +232,7 @@ class ZipNerfTrainer(ResumableTrainer):
 
     @property
     def _device_type(self) -> str:
-        return "cuda" if self.device.startswith("cuda") else "cpu"
+        return torch.device(self.device).type
 
     def _synchronize(self) -> None:
         """Waits for the device."""
@@ -277,6 +276,8 @@ class ZipNerfTrainer(ResumableTrainer):
         else:
             key = self.pipeline.datamanager.get_train_rays_per_batch(), model.zipnerf.num_active_levels()
             loss, loss_dict, metrics_dict = self._graph(key, lambda: self._losses_and_gradients(step))
+            # What is measured by eager steps alone is not written by a replay, whose metrics are those of its capture.
+            metrics_dict = {**metrics_dict, **model.monitor.shares}
         complete = [name for name, steps in every.items() if step % steps == steps - 1]
         self.optimizers.optimizer_scaler_step_some(self.grad_scaler, complete)
         if self.config.log_gradients and self._is_logged(step):
@@ -293,46 +294,6 @@ class ZipNerfTrainer(ResumableTrainer):
             loss = functools.reduce(torch.add, loss_dict.values())
         self.grad_scaler.scale(loss).backward()
         return loss.detach(), {name: value.detach() for name, value in loss_dict.items()}, metrics_dict
-
-    def _set_up_graph(self) -> None:
-        """Decides whether steps are replayed from a CUDA graph, and says so.
-
-        Raises:
-            SystemExit: if graphs are asked for and cannot be; the message says what keeps them.
-        """
-        self._graph: Optional[GraphedStep] = None
-        self._eager_steps = 0
-        wanted = self.config.use_cuda_graphs
-        reason = self._why_no_graph()
-        if wanted == "on" and reason is not None:
-            raise_for_user(InputError(f"--use-cuda-graphs on cannot be: {reason} Choose auto or off."))
-        if wanted == "off" or reason is not None:
-            return
-        CONSOLE.log("Training steps are replayed as one CUDA graph.")
-        groups = self.optimizers.parameters.values()
-        self._graph = GraphedStep([parameter for group in groups for parameter in group])
-
-    def _why_no_graph(self) -> Optional[str]:
-        """What in this training cannot be captured, as a sentence; None if nothing."""
-        if self._device_type != "cuda":
-            return f"the device is {self.device}."
-        if self.world_size > 1:
-            return "several GPUs exchange gradients during the backward pass."
-        if any(steps != 1 for steps in self.gradient_accumulation_steps.values()):
-            return "gradients are accumulated over steps."
-        if self.grad_scaler.is_enabled():
-            return "the gradients' scale changes during training."
-        if self.pipeline.model.config.implementation == "tcnn" or not self.pipeline.model.uses_kernels:
-            return "the implementation is not triton."
-        tables = [p for p in self.pipeline.model.parameters() if hasattr(p, "table_state")]
-        ours = [o for o in self.optimizers.optimizers.values() if isinstance(o, DecayingAdam)]
-        if not {*tables} <= {p for optimizer in ours for group in optimizer.param_groups for p in group["params"]}:
-            return "the hash tables' optimiser is not DecayingAdam, which keeps their mean squares current."
-        if self.pipeline.model.config.camera_optimizer.mode == "SE3":
-            return "camera optimiser mode SE3 copies from the CPU at every step, which mode SO3xR3 does not."
-        if not getattr(self.pipeline.datamanager, "is_capturable", False):
-            return "pixels or rays are not made by our kernels on the GPU."
-        return None
 
     def _update_scaler(self) -> bool:
         """Adapts the gradients' scale; False if it fell, for then there was no update and schedules must wait."""

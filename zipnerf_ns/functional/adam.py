@@ -30,8 +30,9 @@ def decayed_adam_(updates: Sequence[TableUpdate], lr: float, betas: Tuple[float,
     """One step of Adam, in place, on ``grad + decay * table``, level by level (Zip-NeRF's hash decay, section 5).
 
     Autograd so never sees a dense gradient for the decay, and every row is decayed whether or not a ray touched it.
-    Gradients are only read. This function *defines* the operation; the kernel in ``zipnerf_ns.kernels`` computes the
-    same, faster.
+    Where a gradient is not finite it counts as zero: the moments would otherwise keep it for ever, and the table with
+    them. Gradients are only read. This function *defines* the operation; the kernel in ``zipnerf_ns.kernels`` computes
+    the same, faster.
 
     Args:
         updates: tables and their moments, written; and their states, left current.
@@ -44,7 +45,10 @@ def decayed_adam_(updates: Sequence[TableUpdate], lr: float, betas: Tuple[float,
             [tensor[level.offset : level.offset + level.size] for level in state.grid.levels]
             for tensor in (_as_rows(part, state) for part in (table, grad, exp_avg, exp_avg_sq))
         )
-        decayed = [torch.add(g, p, alpha=decay) for g, p, decay in zip(grads, values, state.decay, strict=True)]
+        decayed = [
+            torch.nan_to_num(g, 0.0, 0.0, 0.0).add_(p, alpha=decay)
+            for g, p, decay in zip(grads, values, state.decay, strict=True)
+        ]
         # The number of the step before this one, once a level, for torch counts it up in place.
         steps = torch.full((len(values),), step - 1.0, dtype=torch.float32, device=table.device)
         adam(

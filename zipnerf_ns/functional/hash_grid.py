@@ -125,12 +125,14 @@ def level_corners(
     Args:
         positions: unit cube; outside of it the nearest cell's features continue.
     Returns:
-        rows, int32, x fastest among the eight; and weights, which sum to one.
+        rows, int32, x fastest among the eight, always within the level; and weights, which sum to one, or are NaN
+        for a position with a NaN.
     """
     n = level.resolution
     # Corners before points in memory: the innermost loop of every operation here is then long, on any device.
     cells = (positions.t().contiguous().clamp(0.0, 1.0) * n - 0.5).clamp(0.0, n - 1.0)
-    lower = cells.detach().floor().clamp(max=max(n - 2, 0))
+    # No number points at the first cell, whose row can be read; its fraction, and so its weight, stays no number.
+    lower = cells.detach().nan_to_num(0.0).floor().clamp(max=max(n - 2, 0))
     fraction = cells - lower
     corner = lower.to(torch.int32)
     pair = torch.stack([corner, (corner + 1).clamp(max=n - 1)], dim=1)  # [axis, low or high, points]
@@ -231,7 +233,8 @@ def hash_encode(
 ) -> Tuple[Float[Tensor, "intervals levels features"], Float[Tensor, "intervals levels"]]:
     """Prefiltered features: per level the mean over samples of weight * trilinear(position) (Zip-NeRF, eq. 4-5).
 
-    This function *defines* the operation; the kernels in ``zipnerf_ns.kernels`` compute the same, faster.
+    This function *defines* the operation; the kernels in ``zipnerf_ns.kernels`` compute the same, faster. A NaN
+    coordinate makes its interval's features NaN, so that a divergence is seen.
 
     Args:
         table: rows of ``grid``, level after level.

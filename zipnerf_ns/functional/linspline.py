@@ -60,6 +60,8 @@ def blurred_resample(
 ) -> Float[Tensor, "*batch q-1"]:
     """Mass between successive ``queries`` of a histogram after a box blur (Zip-NeRF, section 4).
 
+    Computed in float64, and rounded to the weights' dtype.
+
     Args:
         queries: increasing fenceposts, normalised distance.
         sdist: the histogram's fenceposts, normalised distance.
@@ -70,9 +72,13 @@ def blurred_resample(
     """
     if not halfwidth > 0.0:
         raise ValueError(f"halfwidth must be positive, got {halfwidth}: without a blur use stepfun.resample.")
+    # Integrals near 1 are divided by the width of the blur: in float32 their rounding (6e-8) would become 1e-5 of a
+    # weight, and a proposal that covers the histogram would be taught by it.
+    dtype = weights.dtype
+    queries, sdist, weights = queries.double(), sdist.double(), weights.double()
     cdf = torch.cat([torch.zeros_like(weights[..., :1]), weights.cumsum(dim=-1)], dim=-1)
     integral = integrate_linspline(sdist, cdf)
     both = torch.cat([queries + halfwidth, queries - halfwidth], dim=-1)
     upper, lower = interpolate_integral(both, sdist, cdf, integral).chunk(2, dim=-1)
     blurred_cdf = (upper - lower) / (2.0 * halfwidth)
-    return blurred_cdf.diff(dim=-1).clamp_min(0.0)
+    return blurred_cdf.diff(dim=-1).clamp_min(0.0).to(dtype)

@@ -38,11 +38,6 @@ def bounded_exp(x: Float[Tensor, "*shape"]) -> Float[Tensor, "*shape"]:
     return _BoundedExp.apply(x)
 
 
-def safe_sqrt(x: Float[Tensor, "*shape"]) -> Float[Tensor, "*shape"]:
-    """Square root with a finite gradient at 0 (arguments below ``TINY`` are treated as ``TINY``)."""
-    return torch.sqrt(x.clamp_min(TINY))
-
-
 def log_lerp(progress: float, start: float, end: float) -> float:
     """Interpolate log-linearly between two positive numbers; ``progress`` is clipped into [0, 1]."""
     progress = min(max(progress, 0.0), 1.0)

@@ -1,4 +1,4 @@
-"""Power-ladder spacing: the map between metric distance t and normalised distance s (Zip-NeRF, section 5)."""
+"""Power-ladder spacing: from normalised distance s to metric distance t (Zip-NeRF, section 5)."""
 
 from __future__ import annotations
 
@@ -24,22 +24,14 @@ def power_ladder(x: Float[Tensor, "*shape"], power: float) -> Float[Tensor, "*sh
     Args:
         x: non-negative numbers.
         power: p, neither 0 nor 1 (those are limits that this project does not use).
+    Raises:
+        ValueError: for a power that is one of these.
     """
-    _check_power(power)
+    if power in (0.0, 1.0):
+        raise ValueError(f"power_ladder is not defined here for power={power}: use another exponent.")
     scale = abs(power - 1.0)
     # expm1/log1p keep the digits of small x, which the textbook form cancels away.
     return (scale / power) * torch.expm1(power * torch.log1p(x / scale))
-
-
-def inverse_power_ladder(y: Float[Tensor, "*shape"], power: float) -> Float[Tensor, "*shape"]:
-    """The closed inverse of :func:`power_ladder`.
-
-    For negative powers y has the supremum |p-1|/|p|; arguments at or beyond it are treated as just below it.
-    """
-    _check_power(power)
-    scale = abs(power - 1.0)
-    above = -1.0 + torch.finfo(y.dtype).eps
-    return scale * torch.expm1(torch.log1p(torch.clamp_min(y * (power / scale), above)) / power)
 
 
 def s_to_t(
@@ -60,15 +52,6 @@ def s_to_t(
     return torch.minimum(torch.maximum(t, near), far)
 
 
-def t_to_s(
-    tdist: Float[Tensor, "*batch edges"], near: Float[Tensor, "*batch 1"], far: Float[Tensor, "*batch 1"]
-) -> Float[Tensor, "*batch edges"]:
-    """Distance along the ray to normalised distance; the inverse of :func:`s_to_t` on [near, far]."""
-    u_near, u_far = _ladder_argument(near), _ladder_argument(far)
-    t = torch.minimum(torch.maximum(tdist, near), far)
-    return (u_near - _ladder_argument(t)) / (u_near - u_far).clamp_min(TINY)
-
-
 def distortion_distance(tdist: Float[Tensor, "*shape"]) -> Float[Tensor, "*shape"]:
     """The curved distance in which the distortion loss compares samples (Zip-NeRF's supplement)."""
     return power_ladder(DISTORTION_PREMULTIPLIER * tdist, DISTORTION_POWER)
@@ -79,8 +62,3 @@ _HALF_SCALE = abs(SAMPLING_POWER - 1.0) / SAMPLING_PREMULTIPLIER
 
 def _ladder_argument(t: Tensor) -> Tensor:
     return torch.exp(SAMPLING_POWER * torch.log1p(t / _HALF_SCALE))
-
-
-def _check_power(power: float) -> None:
-    if power in (0.0, 1.0):
-        raise ValueError(f"power_ladder is not defined here for power={power}: use another exponent.")

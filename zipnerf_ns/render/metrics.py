@@ -1,25 +1,27 @@
-"""Image quality: PSNR, SSIM, and LPIPS where its weights can be had."""
+"""Image quality of 8-bit pictures: PSNR, SSIM, and LPIPS where its weights are."""
 
 from __future__ import annotations
 
-import socket
-import threading
 from pathlib import Path
-from typing import Dict, Optional
 
 import torch
+from jaxtyping import Bool, Float
 from torch import Tensor, nn
-from torchmetrics.functional.image import structural_similarity_index_measure
+from torch.nn.functional import conv2d
 from torchmetrics.image.lpip import LearnedPerceptualImagePatchSimilarity
 
 from nerfstudio.utils.rich_utils import CONSOLE
 
-LPIPS_BACKBONE = "alexnet-owt-7be5be79.pth"
-"""File of AlexNet's weights in torch hub's cache."""
-LPIPS_HOST = "download.pytorch.org"
-"""Where torchvision gets them from if they are not in the cache."""
-LOOKUP_SECONDS = 3.0
-"""A machine without a network can take half a minute to say so; evaluation does not wait for that."""
+WINDOW, SIGMA = 11, 1.5
+"""Pixels of SSIM's Gaussian window, and its standard deviation in pixels (Wang et al. 2004, section III-B)."""
+STABILIZERS = 0.01**2, 0.03**2
+"""C1 and C2 of SSIM for values in [0, 1] (Wang et al. 2004, section III-B)."""
+LPIPS_WEIGHTS = "vgg16-397923af.pth"
+"""File of VGG-16's weights, with which LPIPS is published for radiance fields, in torch hub's cache."""
+LPIPS_DOWNLOAD = "python -c 'from torchvision.models import vgg16; vgg16(weights=\"IMAGENET1K_V1\")'"
+"""What puts it there: half a gigabyte, for which no evaluation should wait."""
+LPIPS_MIN_SIZE = 16
+"""VGG's four poolings leave nothing of smaller pictures."""
 
 
 def psnr(prediction: Tensor, truth: Tensor) -> Tensor:
@@ -27,20 +29,50 @@ def psnr(prediction: Tensor, truth: Tensor) -> Tensor:
     return -10.0 * torch.log10((prediction - truth).square().mean().clamp_min(1e-12))
 
 
-class ImageMetrics(nn.Module):
-    """Metrics of whole pictures. LPIPS (AlexNet) is built at its first use, for it downloads weights.
+def ssim(
+    prediction: Float[Tensor, "height width 3"], truth: Float[Tensor, "height width 3"]
+) -> Float[Tensor, "rows columns"]:
+    """Structural similarity of values in [0, 1] in every window that lies within the picture (Wang et al. 2004).
 
-    Where they cannot be had the key is absent, for every image alike, and one warning says so.
+    The mean over them, and over the channels, is what is published: no picture goes on behind its border.
+    """
+    # In float64: variances are differences of large numbers, and a GPU's float32 convolutions may round to 11 bits.
+    offsets = torch.arange(WINDOW, dtype=torch.float64, device=prediction.device) - WINDOW // 2
+    weights = torch.exp(-(offsets**2) / (2.0 * SIGMA**2))
+    weights = weights / weights.sum()
+    c1, c2 = STABILIZERS
+    values = []
+    # Channel by channel, for the memory of large photographs.
+    for x, y in zip(prediction.double().unbind(-1), truth.double().unbind(-1), strict=True):
+        moments = torch.stack([x, y, x * x, y * y, x * y])[:, None]
+        moments = conv2d(conv2d(moments, weights.view(1, 1, 1, -1)), weights.view(1, 1, -1, 1))[:, 0]
+        mean_x, mean_y, square_x, square_y, product = moments
+        means, covariance = mean_x * mean_y, product - mean_x * mean_y
+        squares, variances = mean_x**2 + mean_y**2, square_x + square_y - mean_x**2 - mean_y**2
+        values.append((2.0 * means + c1) * (2.0 * covariance + c2) / ((squares + c1) * (variances + c2)))
+    return torch.stack(values).mean(dim=0)
+
+
+class ImageMetrics(nn.Module):
+    """Metrics of whole pictures, as they are when they are written with 8 bits a channel.
+
+    LPIPS (VGG) is built at its first use. Where its weights are not in torch hub's cache the key is absent, for every
+    image alike, and one warning says how to get them.
     """
 
     def __init__(self) -> None:
         super().__init__()
         # Hidden in a list so that the network is neither trained nor saved nor moved with the model.
-        self._lpips: list = []
+        self._lpips: list[nn.Module] = []
         self._lpips_absent = False
 
     @torch.no_grad()
-    def forward(self, rgb: Tensor, truth: Tensor, mask: Optional[Tensor] = None) -> Dict[str, float]:
+    def forward(
+        self,
+        rgb: Float[Tensor, "height width 3"],
+        truth: Float[Tensor, "height width 3"],
+        mask: Bool[Tensor, "height width 1"] | None = None,
+    ) -> dict[str, float]:
         """Metrics of one picture, of what a mask leaves where there is one.
 
         PSNR is that of the used pixels alone. The other two look at neighbourhoods: the ignored pixels are first
@@ -48,66 +80,47 @@ class ImageMetrics(nn.Module):
         the windows around used pixels, LPIPS the mean over the whole picture: the more is ignored, the lower it is.
 
         Args:
-            rgb, truth: ``[height, width, 3]`` in [0, 1].
-            mask: ``[height, width, 1]``, true where a pixel counts; all if not given.
+            rgb, truth: values in [0, 1]; what lies outside is clipped.
+            mask: true where a pixel counts; all if not given.
         Returns:
             Each metric that the picture is large enough for; none at all where the mask leaves no pixel.
         """
-        if mask is not None:
-            if not mask.any():
-                return {}
-            rgb = torch.where(mask, rgb, truth)
-        prediction, target = (image.permute(2, 0, 1)[None] for image in (rgb, truth))
-        used = slice(None) if mask is None else mask[..., 0]
+        rgb, truth = _in_8_bits(rgb), _in_8_bits(truth)
+        if mask is None:
+            mask = torch.ones_like(rgb[..., :1], dtype=torch.bool)
+        if not mask.any():
+            return {}
+        rgb = torch.where(mask, rgb, truth)
+        used = mask[..., 0]
         values = {"psnr": float(psnr(rgb[used], truth[used]))}
-        # The window of 11 pixels does not fit into smaller pictures.
-        if min(rgb.shape[:2]) >= 11:
-            values["ssim"] = _ssim(prediction, target, mask)
-        # AlexNet's strides leave nothing of smaller pictures.
-        network = self._get_lpips(rgb.device) if min(rgb.shape[:2]) >= 31 else None
+        margin = WINDOW // 2
+        # The pixels that have a window around them.
+        central = used[margin:-margin, margin:-margin]
+        if central.any():
+            values["ssim"] = float(ssim(rgb, truth)[central].mean())
+        network = self._get_lpips(rgb.device) if min(rgb.shape[:2]) >= LPIPS_MIN_SIZE else None
         if network is not None:
-            values["lpips"] = float(network(prediction.clamp(0.0, 1.0), target.clamp(0.0, 1.0)))
+            values["lpips"] = float(network(*(image.permute(2, 0, 1)[None] for image in (rgb, truth))))
         return values
 
-    def _get_lpips(self, device: torch.device) -> Optional[nn.Module]:
+    def _get_lpips(self, device: torch.device) -> nn.Module | None:
         if self._lpips_absent:
             return None
         if not self._lpips:
+            weights = Path(torch.hub.get_dir()) / "checkpoints" / LPIPS_WEIGHTS
             try:
-                if not _weights_within_reach():
-                    raise OSError("no network")
+                if not weights.is_file():
+                    raise OSError(f"{weights} does not exist; to download it: {LPIPS_DOWNLOAD}")
                 # Its networks draw random weights before they load theirs; training must not notice.
                 with torch.random.fork_rng(devices=[]):
-                    self._lpips.append(LearnedPerceptualImagePatchSimilarity(net_type="alex", normalize=True))
+                    self._lpips.append(LearnedPerceptualImagePatchSimilarity(net_type="vgg", normalize=True))
             except (OSError, RuntimeError, ImportError) as error:
                 self._lpips_absent = True
-                CONSOLE.log(f"LPIPS is left out: AlexNet's weights are not here and cannot be downloaded ({error}).")
+                CONSOLE.log(f"LPIPS is left out: VGG's weights cannot be read ({error}).", markup=False)
                 return None
         return self._lpips[0].to(device)
 
 
-def _ssim(prediction: Tensor, target: Tensor, mask: Optional[Tensor]) -> float:
-    """SSIM of pictures ``[1, 3, height, width]``: the mean over all windows, or over those around used pixels."""
-    if mask is None:
-        return float(structural_similarity_index_measure(prediction, target, data_range=1.0))
-    _, windows = structural_similarity_index_measure(prediction, target, data_range=1.0, return_full_image=True)
-    return float(windows[0].permute(1, 2, 0)[mask[..., 0]].mean())
-
-
-def _weights_within_reach() -> bool:
-    """Whether LPIPS's backbone is in torch hub's cache, or its host's name can be looked up in a few seconds."""
-    if (Path(torch.hub.get_dir()) / "checkpoints" / LPIPS_BACKBONE).is_file():
-        return True
-    found = threading.Event()
-
-    def look_up() -> None:
-        try:
-            socket.getaddrinfo(LPIPS_HOST, 443)
-            found.set()
-        except OSError:
-            pass
-
-    thread = threading.Thread(target=look_up, daemon=True)
-    thread.start()
-    thread.join(LOOKUP_SECONDS)
-    return found.is_set()
+def _in_8_bits(picture: Float[Tensor, "*shape"]) -> Float[Tensor, "*shape"]:
+    """The values of a picture as a file of 8 bits a channel holds them."""
+    return (picture.clamp(0.0, 1.0) * 255.0).round() / 255.0

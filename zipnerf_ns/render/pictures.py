@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from typing import Dict, Optional
 
 import torch
@@ -19,6 +20,8 @@ BEHIND_ALL = 2.0
 no wall just behind what is seen."""
 FAR_QUANTILE = 0.95
 """Share of the solid depths that the colours resolve; the sky would swallow the whole range."""
+DISTANCES = re.compile(r"depth|expected_depth|prop_depth_\d+")
+"""Names of the outputs that are distances along the rays: the rendered round's median and mean, proposals' medians."""
 
 
 def blend(image: Float[Tensor, "*batch channels"], background: Float[Tensor, "..."]) -> Float[Tensor, "*batch 3"]:
@@ -48,7 +51,7 @@ def depths_of_nothing(outputs: Dict[str, Tensor]) -> Dict[str, Tensor]:
     """
     is_solid = outputs["accumulation"] >= SOLID
     settled = dict(outputs)
-    for name in [name for name in outputs if "depth" in name]:
+    for name in filter(DISTANCES.fullmatch, outputs):
         farthest = torch.where(is_solid, outputs[name], 0.0).max()
         # A picture of nothing at all is left as it is.
         is_nothing = ~is_solid & (farthest > 0.0)
@@ -73,7 +76,8 @@ def evaluation_pictures(
     }
     # Distances through the background are arbitrary, and up to the far plane.
     is_solid = outputs["accumulation"] >= SOLID
-    for name in [name for name in outputs if "depth" in name and name != "expected_depth"]:
+    medians = [name for name in outputs if DISTANCES.fullmatch(name) and name != "expected_depth"]
+    for name in medians:
         solid = outputs[name][is_solid] if is_solid.any() else outputs[name].flatten()
         # torch.quantile takes 2^24 numbers at the most.
         solid = solid[:: max(1, len(solid) >> 22)]

@@ -1,4 +1,4 @@
-"""Adam with decay over a hash table in one pass, and its launches. Importing this imports triton.
+"""Adam with decay over a hash table in one pass, and its launches.
 
 A value costs the memory traffic of reading it with its gradient and both moments and of writing all but the gradient,
 28 bytes, and 2 more for the half-precision copy. Every program works on one chunk of one level, so that the level's
@@ -71,7 +71,9 @@ def adam_kernel(
     p = tl.load(table + start + lanes, mask=mask, other=0.0)
     if UPDATE:
         decay = tl.load(decays + tl.load(chunk + 2))
-        g = tl.load(grad + start + lanes, mask=mask, other=0.0) + decay * p
+        g = tl.load(grad + start + lanes, mask=mask, other=0.0)
+        # What is not finite counts as zero: the moments would keep it.
+        g = tl.where(tl.abs(g) < float("inf"), g, 0.0) + decay * p
         m = tl.load(exp_avg + start + lanes, mask=mask, other=0.0)
         v = tl.load(exp_avg_sq + start + lanes, mask=mask, other=0.0)
         m += take_exp_avg * (g - m)

@@ -1,4 +1,4 @@
-"""From pixels to rays on the device, one lane a ray; importing this imports triton, ``camera_rays`` does so late.
+"""From pixels to rays on the device, one lane a ray.
 
 Every ray is treated alike, whatever its camera: Newton's undistortion leaves a camera without distortion exactly as it
 is, and both projections are computed and one chosen. A ray costs some 2000 operations that way, 65,536 of them a few
@@ -12,7 +12,7 @@ import triton
 import triton.language as tl
 
 CAMERA_FIELDS = tl.constexpr(24)
-"""Numbers that describe a camera; see camera_rays.pack_cameras."""
+"""Numbers that describe a camera; see zipnerf_ns.cameras.rays.pack."""
 NEWTON_STEPS = tl.constexpr(10)
 MIN_DETERMINANT = tl.constexpr(1e-3)
 """Steps and smallest determinant of nerfstudio.cameras.camera_utils.radial_and_tangential_undistort."""
@@ -175,7 +175,7 @@ def drawn_rays_kernel(
     CHANNELS: tl.constexpr,
     BLOCK: tl.constexpr,
 ):
-    """What ``pixel_store.PixelStore.sample`` says of drawn pixels, and their rays.
+    """What ``data.pixels.PixelStore.sample`` says of drawn pixels, and their rays.
 
     ``drawn`` counts the store's pixels, or the entries of ``allowed``. Written are camera, row and column as [rays, 3]
     and colours in [0, 1] as [rays, CHANNELS]. STEPS is the number of bits of the last image's number.

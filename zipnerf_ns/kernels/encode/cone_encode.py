@@ -16,7 +16,8 @@ from torch.autograd.function import once_differentiable
 from zipnerf_ns.functional import hash_grid
 from zipnerf_ns.functional.cones import Cones, HalfTable, Lookup, channels, cones_in_cube
 from zipnerf_ns.functional.frustum import NUM_MULTISAMPLES
-from zipnerf_ns.kernels.encode.hash_encode import _check, _launch, _unit_bandwidths, hash_encode
+from zipnerf_ns.kernels.encode import launch
+from zipnerf_ns.kernels.encode.hash_encode import _check, _unit_bandwidths, hash_encode
 from zipnerf_ns.kernels.encode.tuning import Tuning, default_tuning
 
 
@@ -30,8 +31,9 @@ def cone_encode(
     """Channels of each interval: prefiltered features of all levels, then one weight feature a level.
 
     Computes what ``functional.cones.cone_encode`` defines, to float32 rounding (to half precision where ``half`` is
-    read); the result is a view of channel-major memory. Where anything but the table needs a gradient, and under
+    read); the result is a view of channel-major memory. Where cones or weight scales need a gradient, and under
     ``torch.use_deterministic_algorithms``, positions are made by torch and looked up by ``kernels.encode.hash_encode``.
+    Bandwidths receive no gradient.
 
     Raises:
         ValueError: if the table's shape is not the grid's, or is one that the kernels cannot read.
@@ -51,7 +53,7 @@ def tuned_cone_encode(
 ) -> Float[Tensor, "intervals channels"]:
     """:func:`cone_encode` with its launches chosen by the caller, for benchmarks and tests."""
     needs_samples = torch.are_deterministic_algorithms_enabled() or any(
-        tensor is not None and tensor.requires_grad for tensor in (*cones, weight_scales, lookup.bandwidths)
+        tensor is not None and tensor.requires_grad for tensor in (*cones, weight_scales)
     )
     if needs_samples:
         positions, stds = cones_in_cube(cones, lookup.prefilter != "multisample")
@@ -71,7 +73,7 @@ class _ConeEncode(torch.autograd.Function):
         ctx: Any, table: Tensor, cones: Cones, weight_scales: Tensor, lookup: Lookup, half: Optional[HalfTable],
         tuning: Tuning,
     ) -> Tensor:  # fmt: skip
-        launch, grid, table = _launch(), lookup.grid, table.contiguous()
+        grid, table = lookup.grid, table.contiguous()
         bandwidths = lookup.bandwidths
         if bandwidths is None:
             bandwidths = _unit_bandwidths(len(grid.levels), table.device)
@@ -95,5 +97,5 @@ class _ConeEncode(torch.autograd.Function):
         (table,) = ctx.saved_tensors
         source, bandwidths, options, gain = ctx.rest
         with torch.cuda.device_of(table):
-            v_table = _launch().cone_table_gradient(table, source, bandwidths, gain, v_channels.t(), options)
+            v_table = launch.cone_table_gradient(table, source, bandwidths, gain, v_channels.t(), options)
         return v_table, None, None, None, None, None

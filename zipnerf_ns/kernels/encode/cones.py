@@ -193,37 +193,37 @@ def _gaussian(o, d, start, end, radius, box, PREFILTER: tl.constexpr, BOXED: tl.
 @triton.jit
 @no_type_check
 def prepare(
-    a, b, c, d, e, f, first, lanes, mask, per_ray,
+    origins, directions, radius, tdist, turns, aabb, first, lanes, mask, per_ray,
     SAMPLES: tl.constexpr, CONES: tl.constexpr, BOXED: tl.constexpr, TURNED: tl.constexpr,
 ):  # fmt: skip
     """What every sample of each lane's interval needs, whatever the level; ``sample_of`` makes samples of it.
 
-    Of cones the tensors are origins, directions, radius, tdist, turns and aabb, of samples in memory positions and
-    stds. ``first`` is the program's first interval of all rays' ``per_ray`` each, ``lanes`` count from it.
+    Without CONES ``origins`` are the positions of samples in memory, ``directions`` their stds, and nothing else is
+    read. ``first`` is the program's first interval of all rays' ``per_ray`` each, ``lanes`` count from it.
     """
     if CONES:
         first_ray = first // per_ray
         number = lanes + (first - first_ray * per_ray).to(tl.int32)
         ray = number // per_ray
         number -= ray * per_ray
-        origin = load3(a + first_ray * 3 + ray * 3, mask)
-        direction = load3(b + first_ray * 3 + ray * 3, mask)
-        radius = tl.load(c + first_ray + ray, mask=mask, other=1.0)
-        post = d + first_ray * (per_ray + 1) + (ray * (per_ray + 1) + number)
+        origin = load3(origins + first_ray * 3 + ray * 3, mask)
+        direction = load3(directions + first_ray * 3 + ray * 3, mask)
+        cone_radius = tl.load(radius + first_ray + ray, mask=mask, other=1.0)
+        post = tdist + first_ray * (per_ray + 1) + (ray * (per_ray + 1) + number)
         start, end = tl.load(post, mask=mask, other=0.0), tl.load(post + 1, mask=mask, other=1.0)
         box = ((0.0, 0.0, 0.0), (1.0, 1.0, 1.0))
         if BOXED:
-            box = _load_box(f)
+            box = _load_box(aabb)
         if SAMPLES == 6:
             turn = start
             if TURNED:
-                turn = tl.load(e + first + lanes, mask=mask, other=0.0)
-            shape = _frustum(direction, start, end, radius, turn, (number & 1) == 1, TURNED)
+                turn = tl.load(turns + first + lanes, mask=mask, other=0.0)
+            shape = _frustum(direction, start, end, cone_radius, turn, (number & 1) == 1, TURNED)
         else:
-            shape = (start, end, radius)
+            shape = (start, end, cone_radius)
         source = (origin, direction, shape, box)
     else:
-        source = (a + first * (SAMPLES * 3), b + first * SAMPLES, lanes * SAMPLES, mask)
+        source = (origins + first * (SAMPLES * 3), directions + first * SAMPLES, lanes * SAMPLES, mask)
     return source
 
 

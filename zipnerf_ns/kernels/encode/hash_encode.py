@@ -7,11 +7,7 @@ scatter is then a sorted one.
 
 from __future__ import annotations
 
-import importlib
-import importlib.util
-import os
 from functools import lru_cache
-from types import ModuleType
 from typing import Any, Optional
 
 import torch
@@ -21,55 +17,15 @@ from torch.autograd.function import once_differentiable
 
 from zipnerf_ns.functional import hash_grid
 from zipnerf_ns.functional.hash_grid import HashGrid, Prefilter
+from zipnerf_ns.kernels import support
+from zipnerf_ns.kernels.encode import launch
+from zipnerf_ns.kernels.encode.launch import Options, Samples
 from zipnerf_ns.kernels.encode.tuning import Tuning, default_tuning
 
-MIN_TRITON = (3, 4)
-"""The first Triton whose functions may return tuples of tuples; it comes with torch 2.8."""
-MIN_CAPABILITY = (7, 0)
-"""The oldest CUDA devices that Triton compiles for."""
 FEATURES = (1, 2, 4, 8)
 """Features a level that the kernels read: powers of two, so that a row is a vector."""
 DETERMINISTIC_CHUNK = 65536
 """Intervals at a time for the deterministic gradient, which sorts the rows of all their corners."""
-
-
-def why_unavailable(device: torch.device) -> Optional[str]:
-    """What the kernels lack to run on ``device``, as a sentence for the user; None if nothing.
-
-    Triton's interpreter (TRITON_INTERPRET=1 before the first use) stands in for a CUDA device, slowly.
-    """
-    is_interpreted = os.environ.get("TRITON_INTERPRET") == "1"
-    if not is_interpreted and (device.type != "cuda" or not torch.cuda.is_available()):
-        return f"The Triton kernels need a CUDA device and a torch built for it; the hash table is on '{device}'."
-    found = _triton_version()
-    if found is None or tuple(int(part) for part in found.split(".")[:2]) < MIN_TRITON:
-        needed = ".".join(str(part) for part in MIN_TRITON)
-        return (
-            f"The Triton kernels need triton {needed} or later (found: {found or 'none'}): install torch 2.8 or later, "
-            "which brings it on Linux; on Windows also 'pip install triton-windows'."
-        )
-    if not is_interpreted and torch.cuda.get_device_capability(device) < MIN_CAPABILITY:
-        name = torch.cuda.get_device_name(device)
-        return f"The Triton kernels need compute capability {MIN_CAPABILITY} or later; {name} is older."
-    return None
-
-
-def is_available(device: torch.device) -> bool:
-    """Whether :func:`hash_encode` can run on ``device``."""
-    return why_unavailable(device) is None
-
-
-@lru_cache(maxsize=1)
-def _triton_version() -> Optional[str]:
-    if importlib.util.find_spec("triton") is None:
-        return None
-    return importlib.import_module("triton").__version__
-
-
-@lru_cache(maxsize=1)
-def _launch() -> ModuleType:
-    """The part that needs triton, imported when first used: configurations must load without it, and quickly."""
-    return importlib.import_module("zipnerf_ns.kernels.encode.launch")
 
 
 def hash_encode(
@@ -84,7 +40,7 @@ def hash_encode(
     """Prefiltered features: per level the mean over samples of weight * trilinear(position) (Zip-NeRF, eq. 4-5).
 
     Computes what ``functional.hash_grid.hash_encode`` defines, to float32 rounding, with erf within 2e-7; see there
-    for the arguments. Positions, stds and bandwidths receive gradients if they require them.
+    for the arguments. Positions and stds receive gradients if they require them, bandwidths never do.
 
     Raises:
         ValueError: if the table's shape is not the grid's, or is one that the kernels cannot read.
@@ -111,13 +67,11 @@ def tuned_hash_encode(
         bandwidths = _unit_bandwidths(len(grid.levels), table.device)
     # Under autocast positions may come in half precision, in which fine levels have no cells to tell apart.
     samples = positions.float(), stds.float(), bandwidths.float()
-    return _HashEncode.apply(table, *samples, _launch().Options(grid, prefilter, active, tuning))
+    return _HashEncode.apply(table, *samples, Options(grid, prefilter, active, tuning))
 
 
 def _check(table: Tensor, grid: HashGrid, prefilter: str) -> None:
-    reason = why_unavailable(table.device)
-    if reason is not None:
-        raise RuntimeError(reason)
+    support.require(table.device)
     features = grid.features_per_level
     hash_grid.check_table(table, grid)
     if table.dtype != torch.float32:
@@ -133,7 +87,7 @@ def _unit_bandwidths(num_levels: int, device: torch.device) -> Float[Tensor, "le
     return torch.ones(num_levels, device=device)
 
 
-def _deterministic_table_gradient(table: Tensor, samples: Any, v_features: Tensor, options: Any) -> Tensor:
+def _deterministic_table_gradient(table: Tensor, samples: Samples, v_features: Tensor, options: Options) -> Tensor:
     """The table's gradient by the torch twin, whose scatter torch makes deterministic when asked to."""
     grid, prefilter, num_active, _ = options
     positions, stds, bandwidths = samples
@@ -154,17 +108,17 @@ class _HashEncode(torch.autograd.Function):
 
     @staticmethod
     def forward(
-        ctx: Any, table: Tensor, positions: Tensor, stds: Tensor, bandwidths: Tensor, options: Any
+        ctx: Any, table: Tensor, positions: Tensor, stds: Tensor, bandwidths: Tensor, options: Options
     ) -> tuple[Tensor, Tensor]:
         table = table.contiguous()
-        samples = _launch().Samples(positions.contiguous(), stds.contiguous(), bandwidths.contiguous())
+        samples = Samples(positions.contiguous(), stds.contiguous(), bandwidths.contiguous())
         with torch.cuda.device_of(table):
-            features, weights = _launch().forward(table, samples, options)
+            features, weights = launch.forward(table, samples, options)
         ctx.save_for_backward(table, *samples)
         ctx.options = options
         # An absent cotangent must not become a tensor of zeros to be read and scattered.
         ctx.set_materialize_grads(False)
-        if options.prefilter == "none" or not any(ctx.needs_input_grad[2:4]):
+        if options.prefilter == "none" or not ctx.needs_input_grad[2]:
             ctx.mark_non_differentiable(weights)
         return features, weights
 
@@ -172,13 +126,13 @@ class _HashEncode(torch.autograd.Function):
     @once_differentiable
     def backward(ctx: Any, v_features: Optional[Tensor], v_weights: Optional[Tensor]) -> tuple[Optional[Tensor], ...]:
         table, *saved = ctx.saved_tensors
-        samples, needed = _launch().Samples(*saved), ctx.needs_input_grad
-        v_table, v_samples = None, (None, None, None)
+        samples, needed = Samples(*saved), ctx.needs_input_grad
+        v_table, v_samples = None, (None, None)
         with torch.cuda.device_of(table):
             if needed[0] and v_features is not None:
                 is_deterministic = torch.are_deterministic_algorithms_enabled()
-                gradient = _deterministic_table_gradient if is_deterministic else _launch().table_gradient
+                gradient = _deterministic_table_gradient if is_deterministic else launch.table_gradient
                 v_table = gradient(table, samples, v_features, ctx.options)
-            if any(needed[1:4]) and not (v_features is None and v_weights is None):
-                v_samples = _launch().sample_gradients(table, samples, v_features, v_weights, ctx.options)
-        return v_table, *(v if need else None for v, need in zip(v_samples, needed[1:4], strict=True)), None
+            if any(needed[1:3]) and not (v_features is None and v_weights is None):
+                v_samples = launch.sample_gradients(table, samples, v_features, v_weights, ctx.options)
+        return v_table, *(v if need else None for v, need in zip(v_samples, needed[1:3], strict=True)), None, None

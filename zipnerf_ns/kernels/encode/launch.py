@@ -1,4 +1,4 @@
-"""Launches of the hash encoding's kernels. Importing this imports triton; ``hash_encode`` does so on first use."""
+"""Launches of the hash encoding's kernels."""
 
 from __future__ import annotations
 
@@ -41,10 +41,10 @@ class Samples(NamedTuple):
 
 
 class Source(NamedTuple):
-    """Where the kernels take their samples from; see ``_cones``."""
+    """Where the kernels take their samples from; see ``cones.prepare``."""
 
     tensors: tuple[Tensor, ...]
-    """Six contiguous float32 tensors: positions and stds, or origins, directions, radius, tdist, turns and aabb."""
+    """Six contiguous float32 tensors: origins (or positions), directions (or stds), radius, tdist, turns and aabb."""
     intervals: int
     per_ray: int
     """Intervals of each ray; of no meaning for positions."""
@@ -174,31 +174,30 @@ def _scatter(
 
 def sample_gradients(
     table: Tensor, samples: Samples, v_features: Optional[Tensor], v_weights: Optional[Tensor], options: Options
-) -> tuple[Tensor, Tensor, Tensor]:
-    """Cotangents of positions, stds and bandwidths from those of features and mean weights, either of them absent."""
+) -> tuple[Tensor, Tensor]:
+    """Cotangents of positions and stds from those of features and mean weights, either of them absent."""
     grid, prefilter, num_active, _ = options
     positions, stds, bandwidths = samples
     levels, features = len(grid.levels), grid.features_per_level
     programs = triton.cdiv(stds.numel(), SAMPLE_BLOCK)
     v_positions, v_stds = torch.empty_like(positions), torch.empty_like(stds)
-    v_bandwidths = stds.new_empty(programs, levels)
     # An absent cotangent's pointer is never followed.
     v, step, stride = (stds, 0, 0) if v_features is None else _row_strides(v_features)
     w = stds if v_weights is None else v_weights.float()
     if programs:
         sample_kernel[(programs,)](
             table, positions, stds, level_constants(grid, table.device), bandwidths, v, w,
-            v_positions, v_stds, v_bandwidths, stds.numel(), levels, num_active,
+            v_positions, v_stds, stds.numel(), levels, num_active,
             step, stride, w.stride(0), w.stride(1),
             SAMPLES=stds.shape[1], ROW=features, PREFILTER=prefilter, XOR=_is_xor(grid, 0, levels),
             HAS_FEATURES=v_features is not None, HAS_WEIGHTS=v_weights is not None, BLOCK=SAMPLE_BLOCK,
         )  # fmt: skip
-    return v_positions, v_stds, v_bandwidths.sum(dim=0)
+    return v_positions, v_stds
 
 
 @lru_cache(maxsize=64)
 def level_constants(grid: HashGrid, device: torch.device) -> Int[Tensor, "levels 5"]:
-    """The levels as ``_cells.load_level`` reads them, on the device once and for all.
+    """The levels as ``cells.load_level`` reads them, on the device once and for all.
 
     Cells a side, first row, y and z multipliers of a row's number, and the hash's mask: -1 marks a dense level.
     """
@@ -226,7 +225,7 @@ def _has_vector_atomics(device: torch.device) -> bool:
 
 @lru_cache(maxsize=256)
 def _is_xor(grid: HashGrid, begin: int, end: int) -> bool:
-    """Whether exclusive ors give every level's rows; see ``_cells.corner_rows``."""
+    """Whether exclusive ors give every level's rows; see ``cells.corner_rows``."""
     return all(not level.is_dense or level.resolution.bit_count() == 1 for level in grid.levels[begin:end])
 
 

@@ -1,4 +1,4 @@
-"""The kernel of the gradient to the samples: where they lie, how far they extend, and the bandwidths of the levels.
+"""The kernel of the gradient to the samples: where they lie, and how far they extend.
 
 Needed when cameras are optimised or normals taken, so it is written for clarity: one lane a sample, all levels in a
 loop, every result written once by its own lane, no atomics.
@@ -18,23 +18,22 @@ MIN_CELLS = tl.constexpr(1e-3)
 
 @triton.jit
 @no_type_check
-def _weight_and_slopes(std, resolution, bandwidth, PREFILTER: tl.constexpr):
-    """The prefilter weight, and its derivatives with respect to std and to the level's bandwidth."""
+def _weight_and_slope(std, resolution, bandwidth, PREFILTER: tl.constexpr):
+    """The prefilter weight, and its derivative with respect to std."""
     cells = std * resolution
     nothing = tl.zeros(cells.shape, tl.float32)
     if PREFILTER == "multisample":
         floored = tl.maximum(cells, MIN_CELLS)
         x = 1.0 / (floored * SQRT8)
         slope = tl.exp(-x * x) * x * resolution / floored * -TWO_OVER_SQRT_PI
-        result = erf(x), tl.where(cells < MIN_CELLS, 0.0, slope), nothing
+        result = erf(x), tl.where(cells < MIN_CELLS, 0.0, slope)
     elif PREFILTER == "ipe":
         exponent = 0.5 * bandwidth * cells * cells
         weight = tl.exp(-tl.minimum(exponent, MAX_EXPONENT))
         moving = exponent <= MAX_EXPONENT
-        by_std = tl.where(moving, -weight * bandwidth * cells * resolution, 0.0)
-        result = weight, by_std, tl.where(moving, -0.5 * weight * cells * cells, 0.0)
+        result = weight, tl.where(moving, -weight * bandwidth * cells * resolution, 0.0)
     else:
-        result = nothing + 1.0, nothing, nothing
+        result = nothing + 1.0, nothing
     return result
 
 
@@ -73,7 +72,6 @@ def sample_kernel(
     v_weights,
     v_positions,
     v_stds,
-    v_bandwidths,
     samples,
     num_levels,
     num_active,
@@ -89,10 +87,10 @@ def sample_kernel(
     HAS_WEIGHTS: tl.constexpr,
     BLOCK: tl.constexpr,
 ):
-    """Cotangents of BLOCK samples' positions and stds, and this program's share of each level's bandwidth.
+    """Cotangents of BLOCK samples' positions and stds.
 
     ``v_features`` and ``v_weights`` are indexed as features and weights are in ``forward_kernel``; one of them may be
-    absent. ``v_bandwidths`` is [programs, levels].
+    absent.
     """
     program = tl.program_id(0).to(tl.int64)
     numbers = program * BLOCK + tl.arange(0, BLOCK)
@@ -106,7 +104,7 @@ def sample_kernel(
     for index in range(0, num_levels):
         level = load_level(levels, index)
         resolution = level[0].to(tl.float32)
-        weight, by_std, by_bandwidth = _weight_and_slopes(std, resolution, tl.load(bandwidths + index), PREFILTER)
+        weight, by_std = _weight_and_slope(std, resolution, tl.load(bandwidths + index), PREFILTER)
         v_weight = tl.zeros([BLOCK], tl.float32)
         if HAS_WEIGHTS:
             source = v_weights + intervals * weight_step + index * weight_stride.to(tl.int64)
@@ -128,8 +126,6 @@ def sample_kernel(
             v_y += weight * _slope_in_cube(y, by_y, resolution)
             v_z += weight * _slope_in_cube(z, by_z, resolution)
         v_std += v_weight * by_std
-        share = tl.sum(tl.where(mask, v_weight * by_bandwidth, 0.0), axis=0)
-        tl.store(v_bandwidths + program * num_levels + index, share * (1.0 / SAMPLES))
     target = v_positions + numbers * 3
     tl.store(target, v_x * (1.0 / SAMPLES), mask=mask)
     tl.store(target + 1, v_y * (1.0 / SAMPLES), mask=mask)

@@ -85,12 +85,12 @@ def _continue_run(sums, shares, moved):
 @no_type_check
 def forward_kernel(
     table,
-    a,
-    b,
-    c,
-    d,
-    e,
-    f,
+    origins,
+    directions,
+    radius,
+    tdist,
+    turns,
+    aabb,
     levels,
     bandwidths,
     features,
@@ -132,7 +132,9 @@ def forward_kernel(
     lanes = tl.arange(0, BLOCK)
     mask = lanes < intervals - first
     columns = columns_of(ROW, COLUMNS)
-    source = prepare(a, b, c, d, e, f, first, lanes, mask, per_ray, SAMPLES, CONES, BOXED, TURNED)
+    source = prepare(
+        origins, directions, radius, tdist, turns, aabb, first, lanes, mask, per_ray, SAMPLES, CONES, BOXED, TURNED
+    )
     begin += tl.program_id(1) * LEVELS
     for index in range(begin, tl.minimum(begin + LEVELS, end)):
         level = load_level(levels, index)
@@ -179,12 +181,12 @@ def forward_kernel(
 @no_type_check
 def backward_kernel(
     v_table,
-    a,
-    b,
-    c,
-    d,
-    e,
-    f,
+    origins,
+    directions,
+    radius,
+    tdist,
+    turns,
+    aabb,
     levels,
     bandwidths,
     v_features,
@@ -222,7 +224,9 @@ def backward_kernel(
     remaining = tl.minimum(intervals - first, BLOCK).to(tl.int32)
     mask = lanes < remaining
     columns = columns_of(ROW, COLUMNS)
-    source = prepare(a, b, c, d, e, f, first, lanes, mask, per_ray, SAMPLES, CONES, BOXED, TURNED)
+    source = prepare(
+        origins, directions, radius, tdist, turns, aabb, first, lanes, mask, per_ray, SAMPLES, CONES, BOXED, TURNED
+    )
     if ALONG_RAY:
         previous, following = tl.maximum(lanes - 1, 0), tl.minimum(lanes + 1, BLOCK - 1)
         is_last = lanes + 1 >= remaining

@@ -76,3 +76,8 @@ def default_tuning(features_per_level: int) -> Tuning:
         wide = replace(along, wide=True)
         backward = Plan(wide, wide)
     return Tuning(forward=Plan(each, each), backward=backward, half_table=features_per_level >= HALF_FROM)
+
+
+def reads_half(features_per_level: int) -> bool:
+    """Whether a half-precision copy of a table with such rows is worth keeping."""
+    return default_tuning(features_per_level).half_table

@@ -7,10 +7,8 @@ float64 to float32 rounding, and are deterministic.
 
 from __future__ import annotations
 
-import importlib
 from collections.abc import Callable
 from functools import lru_cache
-from types import ModuleType
 from typing import Any, Optional, Union
 
 import torch
@@ -18,7 +16,14 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from zipnerf_ns.kernels.encode.hash_encode import why_unavailable
+from zipnerf_ns.kernels import support
+from zipnerf_ns.kernels.march.histogram_kernels import draw_kernel, interlevel_kernel
+from zipnerf_ns.kernels.march.ray_kernels import (
+    distances_kernel,
+    distortion_kernel,
+    march_backward_kernel,
+    march_kernel,
+)
 
 PROGRAM_LANES = 128
 """Intervals a program, several rays of them where they are short: four a thread keep enough loads under way."""
@@ -45,7 +50,7 @@ def draw_intervals(
         raise ValueError(f"num_samples must be at least 2, got {num_samples}.")
     if (sdist is None) != (weights is None):
         raise ValueError("a histogram is both sdist and weights: give both, or neither for an even one.")
-    _require_triton(near.device)
+    support.require(near.device)
     near, far = near.float(), far.float()
     offset = near if jitter is None else jitter.float()
     # An absent tensor's pointer is never followed.
@@ -58,7 +63,7 @@ def draw_intervals(
     grid, options = _programs(len(near), widest, SEARCH_NUM_WARPS)
     if len(near):
         with torch.cuda.device_of(near):
-            _histograms().draw_kernel[grid](
+            draw_kernel[grid](
                 knots, masses, offset, near, far, drawn, tdist, len(near), bins, num_samples, knots.stride(0),
                 masses.stride(0), offset.stride(0), near.stride(0), far.stride(0), _exponent(anneal, near.device),
                 HAS_HISTOGRAM=weights is not None, HAS_JITTER=jitter is not None,
@@ -71,7 +76,7 @@ def density_to_weights(
     density: Float[Tensor, "rays n"], tdist: Float[Tensor, "rays n+1"], valid: Bool[Tensor, "rays 1"]
 ) -> Float[Tensor, "rays n"]:
     """Share of each ray's colour that its intervals contribute; see ``functional.ray_march.density_to_weights``."""
-    _require_triton(density.device)
+    support.require(density.device)
     _check_shape("tdist", tdist, density.shape[0], density.shape[1] + 1)
     return _March.apply(_rows(density), _rows(tdist), valid, None)
 
@@ -86,7 +91,7 @@ def render(
 
     Colours are read as they lie, in any floating dtype, and get their gradient in the same dtype.
     """
-    _require_triton(density.device)
+    support.require(density.device)
     _check_shape("tdist", tdist, density.shape[0], density.shape[1] + 1)
     _check_shape("colors", colors, *density.shape, 3)
     return _March.apply(_rows(density), _rows(tdist), valid, colors)
@@ -103,7 +108,7 @@ def interlevel(
     """Anti-aliased interlevel loss of each ray; see ``functional.ray_march.interlevel``."""
     if not halfwidth > 0.0:
         raise ValueError(f"halfwidth must be positive, got {halfwidth}.")
-    _require_triton(w_prop.device)
+    support.require(w_prop.device)
     (rays, n), m = w_prop.shape, w_main.shape[1]
     _check_shape("sdist_prop", sdist_prop, rays, n + 1)
     _check_shape("sdist_main", sdist_main, rays, m + 1)
@@ -111,7 +116,7 @@ def interlevel(
 
     def launch(loss: Tensor, slopes: Optional[Tensor]) -> None:
         grid, options = _programs(rays, max(n, m), SEARCH_NUM_WARPS)
-        _histograms().interlevel_kernel[grid](
+        interlevel_kernel[grid](
             w_prop, sdist_prop, w_main, sdist_main, loss, loss if slopes is None else slopes, rays, n, m,
             w_prop.stride(0), sdist_prop.stride(0), w_main.stride(0), sdist_main.stride(0),
             float(halfwidth), float(eps), HAS_SLOPES=slopes is not None, N=_block(n), M=_block(m), **options,
@@ -122,14 +127,14 @@ def interlevel(
 
 def distortion(tdist: Float[Tensor, "rays edges"], weights: Float[Tensor, "rays edges-1"]) -> Float[Tensor, "rays"]:
     """Distortion of each ray; see ``functional.ray_march.distortion``."""
-    _require_triton(weights.device)
+    support.require(weights.device)
     rays, n = weights.shape
     _check_shape("tdist", tdist, rays, n + 1)
     tdist, weights = _rows(tdist), _rows(weights)
 
     def launch(loss: Tensor, slopes: Optional[Tensor]) -> None:
         grid, options = _programs(rays, n, NUM_WARPS)
-        _marches().distortion_kernel[grid](
+        distortion_kernel[grid](
             tdist, weights, loss, loss if slopes is None else slopes, rays, n, tdist.stride(0), weights.stride(0),
             HAS_SLOPES=slopes is not None, N=_block(n), **options,
         )  # fmt: skip
@@ -141,7 +146,7 @@ def median_and_mean_distance(
     weights: Float[Tensor, "rays n"], tdist: Float[Tensor, "rays n+1"]
 ) -> tuple[Float[Tensor, "rays 1"], Float[Tensor, "rays 1"]]:
     """Median and geometric mean distance along each ray; see ``functional.ray_march.median_and_mean_distance``."""
-    _require_triton(weights.device)
+    support.require(weights.device)
     rays, n = weights.shape
     _check_shape("tdist", tdist, rays, n + 1)
     weights, tdist = _rows(weights.detach()), _rows(tdist.detach())
@@ -149,7 +154,7 @@ def median_and_mean_distance(
     grid, options = _programs(rays, n, NUM_WARPS)
     if rays:
         with torch.cuda.device_of(weights):
-            _marches().distances_kernel[grid](
+            distances_kernel[grid](
                 weights, tdist, median, mean, rays, n, weights.stride(0), tdist.stride(0), N=_block(n), **options
             )
     return median, mean
@@ -170,7 +175,7 @@ class _March(torch.autograd.Function):
         grid, options = _programs(rays, n, NUM_WARPS)
         if rays:
             with torch.cuda.device_of(density):
-                _marches().march_kernel[grid](
+                march_kernel[grid](
                     density, tdist, valid, density if colors is None else colors, weights, rgb, accumulation, rays, n,
                     *_strides(density, tdist, valid, colors),
                     HAS_COLORS=colors is not None, N=_block(n), **options,
@@ -197,7 +202,7 @@ class _March(torch.autograd.Function):
         grid, options = _programs(rays, n, NUM_WARPS)
         if rays:
             with torch.cuda.device_of(density):
-                _marches().march_backward_kernel[grid](
+                march_backward_kernel[grid](
                     density, tdist, valid, density if colors is None else colors, w, c, a,
                     v_density, v_density if v_colors is None else v_colors, rays, n,
                     *_strides(density, tdist, valid, colors), w.stride(0), c.stride(0), c.stride(1), a.stride(0),
@@ -274,21 +279,3 @@ def _check_shape(name: str, values: Tensor, *shape: int) -> None:
     """Kernels do not check bounds: a row too short would be read into the next one."""
     if tuple(values.shape) != shape:
         raise ValueError(f"{name} must have shape {shape}, got {tuple(values.shape)}.")
-
-
-@lru_cache(maxsize=16)
-def _require_triton(device: torch.device) -> None:
-    reason = why_unavailable(device)
-    if reason is not None:
-        raise RuntimeError(reason)
-
-
-@lru_cache(maxsize=1)
-def _marches() -> ModuleType:
-    """Kernels are imported when first used: configurations must load without triton, and quickly."""
-    return importlib.import_module("zipnerf_ns.kernels.march.ray_kernels")
-
-
-@lru_cache(maxsize=1)
-def _histograms() -> ModuleType:
-    return importlib.import_module("zipnerf_ns.kernels.march.histogram_kernels")

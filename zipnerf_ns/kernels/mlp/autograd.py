@@ -6,9 +6,6 @@ before vectors, in the order in which the kernels of colour read them; see :func
 
 from __future__ import annotations
 
-import importlib
-from functools import lru_cache
-from types import ModuleType
 from typing import Any, NamedTuple, Optional
 
 import torch
@@ -17,6 +14,8 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from zipnerf_ns.functional.mlp import RadianceWeights
+from zipnerf_ns.kernels.mlp import launch
+from zipnerf_ns.kernels.mlp.launch import HiddenLayer, Saved, Shape
 from zipnerf_ns.kernels.mlp.tuning import DensityTuning, RadianceTuning
 
 NUM_OTHER_MATRICES = 7
@@ -35,12 +34,6 @@ class Options(NamedTuple):
     """Hidden layers of the colour network."""
 
 
-@lru_cache(maxsize=1)
-def launches() -> ModuleType:
-    """The part that needs triton, imported when first used: configurations must load without it, and quickly."""
-    return importlib.import_module("zipnerf_ns.kernels.mlp.launch")
-
-
 def flatten(weights: RadianceWeights) -> tuple[Tensor, ...]:
     """A network's parameters in the kernels' order: matrices, then vectors, each from the first layer on."""
     w = weights
@@ -57,9 +50,9 @@ class DensityMlp(torch.autograd.Function):
         ctx: Any, features: Tensor, shift: float, dtype: torch.dtype, tuning: DensityTuning, *parameters: Tensor
     ) -> Tensor:
         w_hidden, b_hidden, w_density, b_density = (parameter.contiguous() for parameter in parameters)
-        layer = launches().HiddenLayer(w_hidden, b_hidden, w_density)
+        layer = HiddenLayer(w_hidden, b_hidden, w_density)
         with torch.cuda.device_of(features):
-            density = launches().density_forward(features, layer, b_density, shift, dtype, tuning.forward)
+            density = launch.density_forward(features, layer, b_density, shift, dtype, tuning.forward)
         ctx.save_for_backward(features, density, *layer)
         ctx.dtype, ctx.tuning = dtype, tuning
         return density
@@ -70,24 +63,24 @@ class DensityMlp(torch.autograd.Function):
         features, density, *layer = ctx.saved_tensors
         v_features = _channel_major(features) if ctx.needs_input_grad[0] else None
         with torch.cuda.device_of(features):
-            sums = launches().density_backward(
-                features, launches().HiddenLayer(*layer), density, v_density.contiguous(), None, v_features,
+            sums = launch.density_backward(
+                features, HiddenLayer(*layer), density, v_density.contiguous(), None, v_features,
                 ctx.dtype, ctx.tuning,
             )  # fmt: skip
-        gradients = launches().density_gradients(sums, len(layer[1]), features.shape[1])
+        gradients = launch.density_gradients(sums, len(layer[1]), features.shape[1])
         return v_features, None, None, None, *gradients
 
 
 def radiance_forward(
     features: Tensor, view: Tensor, parameters: tuple[Tensor, ...], options: Options, saves: bool
-) -> tuple[Tensor, Tensor, Any, Tensor, Tensor]:
+) -> tuple[Tensor, Tensor, Saved | None, Tensor, Tensor]:
     """Density, colour, the layers if ``saves``, and the parameters as the kernels read them: matrices and vectors."""
     matrices = options.layers - 2 + NUM_OTHER_MATRICES
     weights = torch.cat([matrix.detach().reshape(-1) for matrix in parameters[:matrices]]).to(options.dtype)
     biases = torch.cat([vector.detach().reshape(-1) for vector in parameters[matrices:]])
     shape = _shape(parameters, options.layers)
     with torch.cuda.device_of(features):
-        density, rgb, saved = launches().radiance_forward(
+        density, rgb, saved = launch.radiance_forward(
             features.detach(), view.detach().contiguous(), weights, biases, shape, options.shift, options.padding,
             saves, options.tuning,
         )  # fmt: skip
@@ -100,11 +93,9 @@ class Forward(NamedTuple):
     features: Tensor
     density: Tensor
     rgb: Tensor
-    saved: Any
-    """mlp_launch.Saved."""
+    saved: Saved
     weights: Tensor
-    layer: Any
-    """mlp_launch.HiddenLayer."""
+    layer: HiddenLayer
 
 
 class RadianceMlp(torch.autograd.Function):
@@ -132,11 +123,11 @@ class RadianceMlp(torch.autograd.Function):
         v_density, v_rgb = v_density.contiguous(), v_rgb.contiguous()
         layer, samples = _hidden_layer(weights, biases, shape), rows // len(view)
         sums: list[Tensor] = []
-        at_a_time = launches().rows_at_a_time(tuning.rows, samples)
+        at_a_time = launch.rows_at_a_time(tuning.rows, samples)
         for start in range(0, rows, at_a_time):
             part = slice(start, start + at_a_time)
             rays = None if v_view is None else v_view[start // samples : (start + at_a_time) // samples]
-            saved = launches().Saved(units[part], signs[part])
+            saved = Saved(units[part], signs[part])
             forward = Forward(features[part], density[part], rgb[part], saved, weights, layer)
             v_part = None if v_features is None else v_features[part]
             with torch.cuda.device_of(features):
@@ -151,17 +142,17 @@ def _radiance_backward(
     v_rgb: Tensor,
     v_features: Optional[Tensor],
     v_view: Optional[Tensor],
-    shape: Any,
+    shape: Shape,
     options: Options,
 ) -> list[Tensor]:
     """Fills ``v_features`` and ``v_view`` of some rows where given; returns their part of the parameters' gradients.
 
     The layers' cotangents, by far the largest tensors here, end with this function.
     """
-    v_layers, v_hidden, v_colors = launches().radiance_backward(
+    v_layers, v_hidden, v_colors = launch.radiance_backward(
         forward.saved, forward.weights, forward.rgb, v_rgb, shape, options.padding, options.tuning
     )
-    v_density_network = launches().density_backward(
+    v_density_network = launch.density_backward(
         forward.features, forward.layer, forward.density, v_density, v_hidden, v_features, options.dtype, options.tuning
     )
     if v_view is not None:
@@ -175,16 +166,16 @@ def _channel_major(features: Float[Tensor, "rows channels"]) -> Float[Tensor, "r
     return features.new_empty(channels, rows).t()
 
 
-def _shape(parameters: tuple[Tensor, ...], layers: int) -> Any:
+def _shape(parameters: tuple[Tensor, ...], layers: int) -> Shape:
     width, hidden = parameters[0].shape
     channels = parameters[layers - 2 + NUM_OTHER_MATRICES - 1].shape[1]
-    return launches().Shape(channels, hidden, parameters[1].shape[1], width, layers)
+    return Shape(channels, hidden, parameters[1].shape[1], width, layers)
 
 
-def _hidden_layer(weights: Tensor, biases: Tensor, shape: Any) -> Any:
+def _hidden_layer(weights: Tensor, biases: Tensor, shape: Shape) -> HiddenLayer:
     """The density network's part of what the colour network's kernels read."""
     w_hidden = weights[-shape.hidden * shape.channels :].view(shape.hidden, shape.channels)
-    return launches().HiddenLayer(w_hidden, biases[: shape.hidden], biases[shape.hidden : 2 * shape.hidden])
+    return HiddenLayer(w_hidden, biases[: shape.hidden], biases[shape.hidden : 2 * shape.hidden])
 
 
 def _transposed_product(a: Float[Tensor, "rows m"], b: Float[Tensor, "rows n"]) -> Float[Tensor, "m n"]:
@@ -194,7 +185,7 @@ def _transposed_product(a: Float[Tensor, "rows m"], b: Float[Tensor, "rows n"]) 
     return torch.mm(a.t().float(), b.float())
 
 
-def _layer_gradients(v_layers: Tensor, units: Tensor, shape: Any) -> list[Float[Tensor, "width inputs"]]:
+def _layer_gradients(v_layers: Tensor, units: Tensor, shape: Shape) -> list[Float[Tensor, "width inputs"]]:
     """Gradients of each colour layer's weights, as columns over what feeds it; for the order see ``saved``."""
     width, side, middle = shape.width, shape.side, shape.middle
     first, *others, last = v_layers.split(width, dim=1)
@@ -205,7 +196,7 @@ def _layer_gradients(v_layers: Tensor, units: Tensor, shape: Any) -> list[Float[
     return [*products, _transposed_product(last, units[:, : width + side])]
 
 
-def _v_view(v_layers: Tensor, weights: Tensor, samples: int, shape: Any) -> Float[Tensor, "rays view"]:
+def _v_view(v_layers: Tensor, weights: Tensor, samples: int, shape: Shape) -> Float[Tensor, "rays view"]:
     """Cotangent of the view directions of whole rays."""
     _, hidden, view, width, layers = shape
     first, last = width * hidden, width * (hidden + view) + (layers - 1) * width * width + width * hidden
@@ -214,11 +205,11 @@ def _v_view(v_layers: Tensor, weights: Tensor, samples: int, shape: Any) -> Floa
     return by_interval.view(-1, samples, view).sum(dim=1)
 
 
-def _parameter_gradients(sums: list[Tensor], shape: Any) -> tuple[Tensor, ...]:
+def _parameter_gradients(sums: list[Tensor], shape: Shape) -> tuple[Tensor, ...]:
     """The gradients of the flat tuple of parameters from sums over all rows."""
     channels, hidden, view, width, _ = shape
     v_density_network, v_colors, v_first, *v_middle, v_last = sums
-    v_hidden, v_hidden_bias, v_density, v_density_bias = launches().density_gradients(
+    v_hidden, v_hidden_bias, v_density, v_density_bias = launch.density_gradients(
         v_density_network, hidden, channels
     )
     first, first_view, first_ones = v_first.split([hidden, view, view], dim=1)

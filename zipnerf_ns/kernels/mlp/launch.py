@@ -1,4 +1,4 @@
-"""Launches of the networks' kernels. Importing this imports triton; ``mlp`` does so on first use."""
+"""Launches of the networks' kernels."""
 
 from __future__ import annotations
 
@@ -58,7 +58,7 @@ class Shape(NamedTuple):
 
     @property
     def saved(self) -> int:
-        """Columns of ``saved``; see ``_radiance_mlp_kernels``. The first middle layer's one is that beside view."""
+        """Columns of ``saved``; see ``radiance_kernels``. The first middle layer's one is that beside view."""
         middle = self.middle * (self.layers - 2) - self.view if self.layers > 2 else 0
         return 2 * self.width + self.side + middle
 
@@ -69,7 +69,7 @@ class Shape(NamedTuple):
 
 
 class Saved(NamedTuple):
-    """What a forward pass keeps of every row; see ``_radiance_mlp_kernels``."""
+    """What a forward pass keeps of every row; see ``radiance_kernels``."""
 
     units: Tensor
     signs: Tensor

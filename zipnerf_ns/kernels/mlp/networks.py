@@ -18,13 +18,13 @@ from torch import Tensor
 
 from zipnerf_ns.functional import mlp
 from zipnerf_ns.functional.mlp import NUM_HARMONICS, Precision, RadianceWeights, intervals_per_ray
-from zipnerf_ns.kernels.encode.hash_encode import why_unavailable
+from zipnerf_ns.kernels import support
+from zipnerf_ns.kernels.mlp import launch
 from zipnerf_ns.kernels.mlp.autograd import (
     DensityMlp,
     Options,
     RadianceMlp,
     flatten,
-    launches,
     radiance_forward,
 )
 from zipnerf_ns.kernels.mlp.tuning import (
@@ -166,25 +166,19 @@ def spherical_harmonics(
     Raises:
         RuntimeError: if the kernel cannot run on the directions' device; the message says what to install.
     """
-    _check_device(directions.device)
+    support.require(directions.device)
     if torch.is_grad_enabled() and directions.requires_grad:
         return mlp.spherical_harmonics(directions, dtype)
     directions = directions.detach()
     if directions.stride(1) != 1:
         directions = directions.contiguous()
     with torch.cuda.device_of(directions):
-        return launches().spherical_harmonics(directions, dtype)
+        return launch.spherical_harmonics(directions, dtype)
 
 
 def _dtype(precision: Precision) -> torch.dtype:
     """Of the operands of matrix products."""
     return torch.bfloat16 if precision == "bfloat16" else torch.float32
-
-
-def _check_device(device: torch.device) -> None:
-    problem = why_unavailable(device)
-    if problem is not None:
-        raise RuntimeError(problem)
 
 
 def _check(features: Tensor, parameters: tuple[Tensor, ...], unsupported: Optional[str]) -> None:
@@ -200,4 +194,4 @@ def _check(features: Tensor, parameters: tuple[Tensor, ...], unsupported: Option
     others = [parameter.dtype for parameter in parameters if parameter.dtype != torch.float32]
     if others:
         raise ValueError(f"the kernels read float32 parameters, got {others[0]}.")
-    _check_device(features.device)
+    support.require(features.device)

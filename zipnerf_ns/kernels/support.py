@@ -1,0 +1,56 @@
+"""Whether the Triton kernels can run on a device: asked before any is imported, also where there is no Triton."""
+
+from __future__ import annotations
+
+import os
+from functools import lru_cache
+
+import torch
+
+MIN_TRITON = (3, 4)
+"""The first Triton whose functions may return tuples of tuples; it comes with torch 2.8."""
+MIN_CAPABILITY = (7, 0)
+"""The oldest CUDA devices that Triton compiles for."""
+
+
+@lru_cache(maxsize=None)
+def why_unavailable(device: torch.device) -> str | None:
+    """What the kernels lack to run on ``device``, as a sentence for the user; None if nothing.
+
+    Found out once a device, for asking the driver takes longer than a launch. Triton's interpreter (TRITON_INTERPRET=1
+    before the first use) stands in for a CUDA device, slowly.
+    """
+    is_interpreted = os.environ.get("TRITON_INTERPRET") == "1"
+    if not is_interpreted and (device.type != "cuda" or not torch.cuda.is_available()):
+        return f"The Triton kernels need a CUDA device and a torch built for it, not '{device}'."
+    found = _triton_version()
+    if found is None or tuple(int(part) for part in found.split(".")[:2]) < MIN_TRITON:
+        needed = ".".join(str(part) for part in MIN_TRITON)
+        return (
+            f"The Triton kernels need triton {needed} or later (found: {found or 'none'}): install torch 2.8 or later, "
+            "which brings it on Linux; on Windows also 'pip install triton-windows'."
+        )
+    if not is_interpreted and torch.cuda.get_device_capability(device) < MIN_CAPABILITY:
+        name = torch.cuda.get_device_name(device)
+        return f"The Triton kernels need compute capability {MIN_CAPABILITY} or later; {name} is older."
+    return None
+
+
+def require(device: torch.device) -> None:
+    """Does nothing where the kernels can run.
+
+    Raises:
+        RuntimeError: elsewhere; the message says what to install.
+    """
+    reason = why_unavailable(device)
+    if reason is not None:
+        raise RuntimeError(reason)
+
+
+def _triton_version() -> str | None:
+    # Not at the top: who asks may have no Triton, and where there is no CUDA device nobody needs to load it.
+    try:
+        import triton
+    except ImportError:
+        return None
+    return triton.__version__
