@@ -220,8 +220,8 @@ def _draw(bench: Bench, batch: Batch) -> Work:
         ]
         return tuple(tensor for fenceposts in drawn for tensor in fenceposts)
 
-    reads = [near, far, *(tensor for histogram in drawn_from[1:] for tensor in histogram)]
-    return Work("rays", "draw intervals", run, (*reads, *([] if jitter is None else [jitter])))
+    reads = (near, far, jitter, *(tensor for histogram in drawn_from[1:] for tensor in histogram))
+    return Work("rays", "draw intervals", run, tuple(tensor for tensor in reads if tensor is not None))
 
 
 def _weights(batch: Batch, ops: Ops) -> Work:
@@ -244,16 +244,12 @@ def _render(batch: Batch, ops: Ops) -> Work:
 def _losses(bench: Bench, batch: Batch) -> list[Work]:
     ops, widths = bench.ops, [proposal.blur_halfwidth for proposal in bench.model.config.proposals]
     rounds = [a_round._replace(weights=a_round.weights.detach().requires_grad_()) for a_round in batch.rounds]
-    *proposals, main = rounds
-    histograms = tuple(tensor for a_round in rounds for tensor in (a_round.sdist, a_round.weights))
+    main, weights = rounds[-1], tuple(a_round.weights for a_round in rounds)
+    histograms = (*weights, *(a_round.sdist for a_round in rounds))
     return [
+        Work("loss", "interlevel", lambda: (losses.interlevel_loss(rounds, widths, ops),), histograms, weights[:-1]),
         Work(
-            "loss", "interlevel", lambda: (losses.interlevel_loss(rounds, widths, ops),), histograms,
-            tuple(proposal.weights for proposal in proposals),
-        ),
-        Work(
-            "loss", "distortion", lambda: (losses.distortion_loss(main, ops),), (main.tdist, main.weights),
-            (main.weights,),
+            "loss", "distortion", lambda: (losses.distortion_loss(main, ops),), (main.tdist, main.weights), weights[-1:]
         ),
     ]  # fmt: skip
 
