@@ -1,4 +1,4 @@
-"""A program: puts command lines before the argument parsers of nerfstudio's programs, and runs none of them.
+"""A program: puts command lines before the argument parsers of nerfstudio's programs and ours, and runs none of them.
 
 Reads a JSON list of command lines (lists of words) from standard input, writes a JSON list of what is wrong with
 each, or null, to the file named first. Run apart from the tests, for it imports every method and dataparser.
@@ -6,12 +6,16 @@ each, or null, to the file named first. Run apart from the tests, for it imports
 
 from __future__ import annotations
 
+import argparse
 import contextlib
 import importlib.metadata
 import io
 import json
+import runpy
 import sys
+from collections.abc import Callable
 from pathlib import Path
+from unittest import mock
 
 import tyro
 
@@ -32,23 +36,37 @@ def stop_after_parsing(parse):
     return parse_and_stop
 
 
+def run_module(name: str) -> None:
+    """A module as ``python -m`` runs it, up to where its arguments are parsed."""
+    parser = argparse.ArgumentParser
+    with mock.patch.object(parser, "parse_args", stop_after_parsing(parser.parse_args)):
+        runpy.run_module(name, run_name="__main__", alter_sys=True)
+
+
 def problem(command: list[str]) -> str | None:
     """What the program of a command line says against it."""
+    if command[:2] == ["python", "-m"]:
+        return what_is_said(lambda: run_module(command[2]), command[2:])
     programs = importlib.metadata.entry_points(group="console_scripts", name=command[0])
     if not programs:
         return f"{command[0]} is not installed"
+    return what_is_said(lambda: next(iter(programs)).load()(), command)
+
+
+def what_is_said(program: Callable[[], None], arguments: list[str]) -> str | None:
+    """What a program says against its arguments."""
     said = io.StringIO()
-    sys.argv = list(command)
+    sys.argv = list(arguments)
     try:
         with contextlib.redirect_stdout(said), contextlib.redirect_stderr(said):
-            next(iter(programs)).load()()
+            program()
     except ParsedError:
         return None
     except ImportError as error:
         return f"ImportError: {error}"
     except SystemExit:
         return said.getvalue()
-    return "it did not parse its arguments with tyro"
+    return "it did not parse its arguments with tyro or argparse"
 
 
 tyro.cli = stop_after_parsing(tyro.cli)

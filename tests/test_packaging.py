@@ -1,10 +1,11 @@
-"""What a user gets: registered methods, a light import, and a README whose commands exist."""
+"""What a user gets: registered methods, a light import, and pages whose commands, links, names and messages exist."""
 
 from __future__ import annotations
 
 import ast
 import importlib.metadata
 import importlib.util
+import itertools
 import json
 import re
 import shlex
@@ -13,11 +14,18 @@ import sys
 from pathlib import Path
 
 import pytest
+from test_layers import LAYERS
 
 import zipnerf_ns
 
 ROOT = Path(__file__).resolve().parents[1]
-README = (ROOT / "README.md").read_text()
+PAGES = {path: path.read_text() for path in (ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md")))}
+README, CODE, GUIDE, TROUBLE = (PAGES[ROOT / name] for name in ("README.md", "docs/code.md", "docs/guide.md",
+                                                                "docs/trouble.md"))  # fmt: skip
+ALL_PAGES = "\n".join(PAGES.values())
+IN_TEXT = re.findall(r"`([^`\n]+)`", re.sub(r"```.*?```", "", ALL_PAGES, flags=re.DOTALL))
+"""What stands between backticks outside of blocks."""
+MOST_README_LINES = 200
 METHODS = {"zipnerf", "zipnerf-big", "zipnerf-lite", "zipnerf-360", "zipnerf-blender"}
 
 IMPORT_NAMES = {"Pillow": "PIL", "PyYAML": "yaml", "scikit-image": "skimage"}
@@ -26,20 +34,39 @@ OPTIONAL_IMPORTS = {"imageio_ffmpeg", "pycolmap"}
 """Imported where they are installed; extras of the distribution bring them."""
 
 
-def readme_commands() -> list[list[str]]:
-    """Every command line in the README's shell blocks, as words."""
+def page_commands() -> list[list[str]]:
+    """Every command line of the pages as words: all of their shell blocks, and those in their text with options."""
+    blocks = re.findall(r"```bash\n(.*?)```", ALL_PAGES, flags=re.DOTALL)
+    lines = [line for block in blocks for line in block.replace("\\\n", " ").splitlines()]
+    lines += filter(re.compile(r"ns-[a-z-]+ .*--|python -m zipnerf_ns\S+ ").match, IN_TEXT)
     commands = []
-    for block in re.findall(r"```bash\n(.*?)```", README, flags=re.DOTALL):
-        for line in block.replace("\\\n", " ").splitlines():
-            if words := shlex.split(line, comments=True):
-                commands.append(words)
+    for line in lines:
+        words = shlex.split(line, comments=True)
+        while words and re.fullmatch(r"[A-Z_]+=\w+", words[0]):
+            del words[0]
+        if words and words not in commands:
+            commands.append(words)
     return commands
 
 
-def readme_training_options() -> list[list[str]]:
-    """Options of ns-train that the README's text names with a value, as command lines."""
-    found = re.findall(r"`(--(?:pipeline|viewer)\S* \S+)`", README)
-    return [["ns-train", "zipnerf", *option.split()] for option in found]
+def page_training_options() -> list[list[str]]:
+    """Options of ns-train, and of its dataparsers, that the pages' text names with a value, as command lines."""
+    options = re.compile(r"--(pipeline|viewer|machine)\S* \S+|\w+-data --\S+ \S.*")
+    return [["ns-train", "zipnerf", *text.split()] for text in dict.fromkeys(filter(options.fullmatch, IN_TEXT))]
+
+
+def slug(heading: str) -> str:
+    """A heading's anchor, as GitHub makes it."""
+    return re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-")
+
+
+def messages_of_the_source() -> str:
+    """Every string of the package's source, those parts of f-strings that are not computed, one a line."""
+    texts = []
+    for path in (ROOT / "zipnerf_ns").rglob("*.py"):
+        nodes = ast.walk(ast.parse(path.read_text()))
+        texts += [node.value for node in nodes if isinstance(node, ast.Constant) and isinstance(node.value, str)]
+    return "\n".join(texts)
 
 
 def run_python(program: str) -> str:
@@ -49,7 +76,7 @@ def run_python(program: str) -> str:
 
 
 def test_methods_are_registered():
-    """The installed distribution offers exactly its three methods."""
+    """The installed distribution offers exactly these methods."""
     entries = importlib.metadata.distribution("zipnerf-ns").entry_points
     values = {entry.name: entry.value for entry in entries if entry.group == "nerfstudio.method_configs"}
     assert values == {name: f"zipnerf_ns.config:{name.replace('-', '_')}" for name in METHODS}
@@ -84,12 +111,14 @@ def test_configuration_loads_light_and_without_triton():
     assert not {"open3d", "triton", "tensorboard", "wandb", "comet_ml", "imageio_ffmpeg"} & set(found["packages"])
 
 
-def test_readme_commands_are_understood(parse_problems):
-    """Every ns-* command and training option of the README passes nerfstudio's own argument parser."""
-    commands = [words for words in readme_commands() if words[0].startswith("ns-") and "--help" not in words]
-    options = readme_training_options()
-    assert {words[0] for words in commands} >= {"ns-process-data", "ns-train", "ns-eval", "ns-render", "ns-export"}
-    assert len(options) >= 5
+def test_commands_of_the_pages_are_understood(parse_problems):
+    """Every command and training option of README and docs passes its program's own argument parser."""
+    parsed = re.compile(r"ns-|python -m zipnerf_ns\.")
+    commands = [words for words in page_commands() if parsed.match(" ".join(words)) and "--help" not in words]
+    options = page_training_options()
+    programs = {words[0] for words in commands}
+    assert programs >= {"ns-process-data", "ns-train", "ns-eval", "ns-render", "ns-export", "ns-viewer", "python"}
+    assert len(commands) >= 30 and len(options) >= 10
     problems = dict(zip(map(shlex.join, commands + options), parse_problems(commands + options), strict=True))
     without_library = {command for command, problem in problems.items() if problem and "libusb" in problem}
     assert {command: problem for command, problem in problems.items() if problem and "libusb" not in problem} == {}
@@ -97,29 +126,77 @@ def test_readme_commands_are_understood(parse_problems):
         pytest.skip(f"open3d does not load here without libusb-1.0-0, so not checked: {sorted(without_library)}")
 
 
-def test_readme_targets_and_modules_exist():
-    """Every make target and every module that the README runs is there."""
+def test_targets_and_modules_of_the_pages_exist():
+    """Every make target and every module that the pages run is there."""
     targets = set(re.findall(r"^([a-z]+):", (ROOT / "Makefile").read_text(), flags=re.MULTILINE))
-    named = {words[1] for words in readme_commands() if words[0] == "make"} | set(re.findall(r"`make (\w+)", README))
+    named = {words[1] for words in page_commands() if words[0] == "make"}
+    named |= set(re.findall(r"`make (\w+)", ALL_PAGES))
     assert named >= {"setup", "demo", "test"} and named <= targets
-    modules = set(re.findall(r"python -m (zipnerf_ns[\w.]*)", README))
+    modules = set(re.findall(r"python -m (zipnerf_ns[\w.]*)", ALL_PAGES))
     assert modules and all(importlib.util.find_spec(module) for module in modules)
 
 
-def test_readme_names_every_method_and_layer():
-    """The table of methods is complete, and the layout names modules that exist."""
+def test_the_table_of_commands_is_complete():
+    """Every command of ours and every make target has its row in the guide."""
+    table = GUIDE.split("\n## Commands\n")[1]
+    rows = re.findall(r"^\| `([^`]+)` \| \S", table, flags=re.MULTILINE)
+    tools = {path.stem for path in (ROOT / "zipnerf_ns" / "tools").glob("*.py")
+             if "\nif __name__ == " in path.read_text()}  # fmt: skip
+    assert {row.split()[2].removeprefix("zipnerf_ns.tools.") for row in rows if row.startswith("python -m")} == tools
+    targets = re.findall(r"^([a-z]+):.*## ", (ROOT / "Makefile").read_text(), flags=re.MULTILINE)
+    assert {row.split()[1] for row in rows if row.startswith("make")} == set(targets) - {"help"}
+
+
+def test_readme_is_short_and_names_every_method():
+    """The table of methods is complete."""
+    assert len(README.splitlines()) <= MOST_README_LINES
     assert {name for name in METHODS if f"| `{name}` |" in README} == METHODS
-    layout = README.split("## How it is laid out")[1].split("To change it")[0]
-    for name in re.findall(r"(\w+(?:\.py|/))", layout):
-        assert (ROOT / "zipnerf_ns" / name).exists(), name
 
 
-def test_readme_links_lead_somewhere():
-    """Pictures and files that the README shows are in the repository."""
-    targets = re.findall(r"\]\(([^)#]+)\)", README)
-    local = [target for target in targets if "://" not in target]
-    assert ".github/fox.png" in local and "LICENSE" in local
-    assert [target for target in local if not (ROOT / target).is_file()] == []
+def test_the_tree_and_the_layers_are_the_codes():
+    """The tree lists every module and folder at the top and names none that does not exist; layers are as tested."""
+    tree, layers = (CODE.split(f"\n## {name}\n")[1].split("```")[1] for name in ("The tree", "Layers"))
+    parents, found = [ROOT], set()
+    for line in tree.strip().splitlines():
+        depth = (len(line) - len(line.lstrip())) // 2
+        words = re.split(r" {2,}", line.strip())
+        names = list(itertools.takewhile(re.compile(r"\w+(\.py|/)").fullmatch, words))
+        del parents[depth + 1 :]
+        assert names and all((parents[depth] / name).exists() for name in names), line
+        if parents[1:] == [ROOT / "zipnerf_ns"]:
+            found |= {name.rstrip("/") for name in names}
+        parents.append(parents[depth] / names[0])
+    package = ROOT / "zipnerf_ns"
+    there = {path.name for path in package.iterdir() if path.suffix == ".py" or (path / "__init__.py").is_file()}
+    assert found == there
+    assert [frozenset(line.split()) for line in layers.strip().splitlines()] == [row for row in LAYERS if row != {""}]
+
+
+def test_messages_that_the_pages_mend_are_said():
+    """What trouble.md quotes of this package is in its source, up to what is filled in."""
+    said = messages_of_the_source()
+    rows = re.findall(r"^\| (?:`?[\w ]+`?: )?\*([^*]+)\* \|", TROUBLE.split("\n## Data\n")[1], flags=re.MULTILINE)
+    foreign = {"weights_only", "need at least one array to stack", "images_4.0 … missing"}
+    parts = [part.strip() for row in rows if row not in foreign for part in row.split("…")]
+    assert len(parts) >= 25
+    assert [part for part in parts if part not in said] == []
+
+
+def test_links_of_the_pages_lead_somewhere():
+    """Pictures, files and headings that the pages link to are in the repository, and README leads to every page."""
+    absent = []
+    for page, text in PAGES.items():
+        for target in re.findall(r"\]\(([^)]+)\)", text):
+            if "://" in target:
+                continue
+            name, _, anchor = target.partition("#")
+            path = page if not name else (page.parent / name).resolve()
+            headings = re.findall(r"^#+ (.+)$", path.read_text(), re.MULTILINE) if anchor and path.is_file() else []
+            if not path.is_file() or (anchor and anchor not in map(slug, headings)):
+                absent.append(f"{page.name}: {target}")
+    assert absent == []
+    assert ".github/fox.png" in README and "(LICENSE)" in README
+    assert all(f"(docs/{page.name})" in README for page in PAGES if page.parent != ROOT)
 
 
 def test_licence_is_apache():
@@ -132,9 +209,9 @@ def test_licence_is_apache():
 
 
 def test_one_version():
-    """Package, distribution and the newest change agree."""
+    """Package, distribution and the newest release of the changes agree."""
     assert importlib.metadata.version("zipnerf-ns") == zipnerf_ns.__version__
-    newest = re.search(r"^## (\S+)", (ROOT / "CHANGELOG.md").read_text(), flags=re.MULTILINE)
+    newest = re.search(r"^## (\d\S*)", (ROOT / "CHANGELOG.md").read_text(), flags=re.MULTILINE)
     assert newest.group(1) == zipnerf_ns.__version__
 
 
