@@ -195,3 +195,13 @@ def test_frames_without_the_key_are_full_size(tmp_path):
     outputs, scales = scales_of(scene, "train")
     assert [scale for path, scale in zip(outputs.image_filenames, scales, strict=True) if path.stem == "002"] == [2]
     assert sorted(scales) == [1, 1, 1, 1, 1, 2]
+
+
+@pytest.mark.parametrize("value", [1.5, 0, -2, "half", None, float("nan"), float("inf")])
+def test_a_scale_that_is_no_whole_number_is_refused(tmp_path, value):
+    scene = write_scene(tmp_path / "scene")
+    meta = read_meta(scene)
+    meta["frames"][2]["downscale"] = value
+    write_meta(scene, meta)
+    with pytest.raises(InputError, match="transforms.json: frame 2: 'downscale' is .*whole number"):
+        scales_of(scene, "train")

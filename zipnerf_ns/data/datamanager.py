@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Dict, Literal, Optional, Tuple, Type
@@ -81,9 +82,27 @@ class ZipNerfDataManager(VanillaDataManager[CheckedDataset]):
         outputs.metadata[SCENE_HINTS] = SceneHints(
             bounded=isinstance(source_config(self.config.dataparser), BlenderDataParserConfig),
             background="white" if background == "white" else "black",
-            longest_side=int(max(cameras.width.max(), cameras.height.max())),
+            longest_side=int(max(cameras.width.max(), cameras.height.max())) // self._reduction_of_training(),
         )
         return self._prepared(super().create_train_dataset(), has_alpha)
+
+    def _reduction_of_training(self) -> int:
+        """By how much smaller than these cameras those of the training are: 1 in a training itself.
+
+        For inference Nerfstudio has its parser of transforms give the full size, and open no picture.
+        """
+        source = source_config(dataclasses.replace(self.config.dataparser, data=self.dataparser.config.data))
+        if not self._is_inference or not isinstance(source, NerfstudioDataParserConfig):
+            return 1
+        if source.downscale_factor is not None:
+            return source.downscale_factor
+        try:
+            outputs = source.setup().get_dataparser_outputs("train")
+        except OSError:
+            # Without pictures nothing tells their size: full is what most have.
+            return 1
+        cameras, full = outputs.cameras, self.train_dataparser_outputs.cameras
+        return round(float(full.width.max() / cameras.width.max()))
 
     def create_eval_dataset(self) -> CheckedDataset:
         """The held-out images, checked."""
@@ -130,8 +149,14 @@ class ZipNerfDataManager(VanillaDataManager[CheckedDataset]):
             InputError: if a held-out image of a training, or its mask, cannot be decoded: not in the middle of it.
         """
         dataset = self.eval_dataset
-        for index in range(len(dataset)) if self.test_mode == "val" else ():
-            dataset.get_data(index, image_type="uint8")
+        if self.test_mode == "val":
+            with ThreadPoolExecutor() as pool:
+                checked = [pool.submit(_check_decodes, dataset, index) for index in range(len(dataset))]
+                try:
+                    for done in checked:
+                        done.result()
+                finally:
+                    pool.shutdown(cancel_futures=True)
         if self.config.eval_num_images_to_sample_from != -1:
             super().setup_eval()
         else:
@@ -211,6 +236,11 @@ def _check_before_parsing(config: ZipNerfDataManagerConfig) -> None:
         for split in ("train", "val", "test"):
             if split == "train" or (data / f"transforms_{split}.json").exists():
                 check_transforms(data / f"transforms_{split}.json", is_blender=True)
+
+
+def _check_decodes(dataset: CheckedDataset, index: int) -> None:
+    """Decodes a picture and its mask and keeps neither."""
+    dataset.get_data(index, image_type="uint8")
 
 
 def _check_outputs(outputs) -> bool:

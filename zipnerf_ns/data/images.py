@@ -14,7 +14,7 @@ from torch import Tensor
 
 from nerfstudio.data.datasets.base_dataset import InputDataset
 
-from zipnerf_ns.data.masks import read_mask
+from zipnerf_ns.data.masks import read_mask, white_of_integers
 from zipnerf_ns.errors import InputError
 
 FLOAT_OVERSHOOT = 0.5
@@ -94,7 +94,7 @@ def _to_rgb_or_rgba(image: Image.Image, has_alpha: bool, filename: Path) -> Imag
     if image.mode.startswith("I"):
         wide = np.asarray(image, dtype=np.float64)
         _check_values(wide, (0.0, 65535.0), filename)
-        image = Image.fromarray(np.round(wide / 257.0).astype(np.uint8))
+        image = Image.fromarray(np.round(255.0 * wide / white_of_integers(image, wide.max())).astype(np.uint8))
     elif image.mode == "F":
         values = np.asarray(image, dtype=np.float64)
         limits = (-FLOAT_OVERSHOOT, 1.0 + FLOAT_OVERSHOOT)

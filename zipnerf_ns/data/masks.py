@@ -7,7 +7,7 @@ from typing import Iterable, Sequence, Tuple
 
 import numpy as np
 import torch
-from jaxtyping import Bool
+from jaxtyping import Bool, Float
 from PIL import Image
 from torch import Tensor
 
@@ -15,6 +15,9 @@ from zipnerf_ns.errors import InputError
 
 USED_FROM = 128
 """Least brightness, of 255, of a pixel that is used: what lossy compression leaves in black is still black."""
+
+LOSSY_FORMATS = ("JPEG", "MPO")
+"""Formats, as Pillow names them, that cannot hold labels: what is nearly black in them is black."""
 
 NOTHING_USED = "the masks leave no pixel: white marks what is used, black what is ignored."
 """Said of masks that ignore all of every image."""
@@ -87,6 +90,19 @@ def read_mask(filename: Path, scale_factor: float = 1.0) -> Bool[Tensor, "height
     return torch.from_numpy(np.array(used))[..., None]
 
 
+def white_of_integers(image: Image.Image, largest: float) -> float:
+    """What white is in a picture of 16 or 32 bits: 255 in one of 32 bits without a larger value, else 65535.
+
+    Files of 32 bits do not say how many of them are used. A PNG has at most 16, in whatever mode it is opened.
+
+    Args:
+        image: as it was opened.
+        largest: of its values.
+    """
+    has_32_bits = image.mode == "I" and image.format != "PNG"
+    return 255.0 if has_32_bits and largest <= 255.0 else 65535.0
+
+
 def used_pixels(mask: Image.Image) -> Bool[np.ndarray, "height width"]:
     """Which pixels a picture of any mode marks as used."""
     return np.asarray(_brightness(mask)) >= USED_FROM
@@ -94,12 +110,20 @@ def used_pixels(mask: Image.Image) -> Bool[np.ndarray, "height width"]:
 
 def _brightness(mask: Image.Image) -> Image.Image:
     if mask.mode.startswith("I"):
-        # 16 bits; what holds 0 and 1 or 0 and 255 in so many bits means those by them.
         wide = np.asarray(mask, dtype=np.float64)
-        return Image.fromarray((255.0 * wide / max(wide.max(), 1.0)).astype(np.uint8))
+        return Image.fromarray((255.0 * wide / _white(mask, wide)).clip(0.0, 255.0).astype(np.uint8))
     if "A" in mask.getbands() or "transparency" in mask.info:
         over_black = Image.new("RGBA", mask.size, (0, 0, 0, 255))
         return Image.alpha_composite(over_black, mask.convert("RGBA")).convert("L")
     brightness = mask.convert("L")
-    # Labels 0 and 1 in 8 bits: stretched, or all would be ignored.
-    return brightness.point(lambda value: 255 * value) if brightness.getextrema()[1] == 1 else brightness
+    # Labels 0 and 1 in 8 bits: stretched, or all would be ignored. Lossy compression leaves such values in black.
+    are_labels = brightness.getextrema()[1] == 1 and mask.format not in LOSSY_FORMATS
+    return brightness.point(lambda value: 255 * value) if are_labels else brightness
+
+
+def _white(mask: Image.Image, values: Float[np.ndarray, "height width"]) -> float:
+    """What white is in a mask of 16 or 32 bits: 1 or 255 where nothing but 0 and it occurs, else its format's."""
+    largest = float(values.max())
+    if largest in (1.0, 255.0) and bool(np.isin(values, (0.0, largest)).all()):
+        return largest
+    return white_of_integers(mask, largest)

@@ -31,13 +31,16 @@ def find_scales(
         metadata: of the dataset.
         data: the folder or transforms file that was read.
     Raises:
-        InputError: if the transforms know scales, but not those of the images that are read.
+        InputError: if the transforms know scales, but not those of the images that are read, or no whole number.
     """
     if metadata is not None and SCALES in metadata:
         return tuple(metadata[SCALES])
     path = data if data.suffix == ".json" else data / "transforms.json"
     frames = json.loads(path.read_text(encoding="utf-8"))["frames"] if path.is_file() else []
-    known = {path.parent / frame["file_path"]: int(frame.get(FRAME_KEY, 1)) for frame in frames}
+    known = {
+        path.parent / frame["file_path"]: _scale_of_frame(frame.get(FRAME_KEY, 1), f"{path}: frame {index}")
+        for index, frame in enumerate(frames)
+    }
     if set(known.values()) <= {1}:
         return None
     for filename in filenames:
@@ -47,6 +50,16 @@ def find_scales(
                 "Such data are read as they are: give --downscale-factor 1."
             )
     return tuple(known[Path(filename)] for filename in filenames)
+
+
+def _scale_of_frame(value: Any, where: str) -> int:
+    try:
+        scale = float(value)
+    except (TypeError, ValueError):
+        scale = 0.0
+    if scale < 1.0 or not scale.is_integer():
+        raise InputError(f"{where}: '{FRAME_KEY}' is {value}. It must be a whole number of at least 1, or absent.")
+    return int(scale)
 
 
 def area_weights(scales: Sequence[int], num_pixels: Sequence[int]) -> Float[Tensor, " images"]:
