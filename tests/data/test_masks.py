@@ -7,7 +7,7 @@ import pytest
 import torch
 from PIL import Image
 
-from zipnerf_ns.data.masks import check_masks, check_some_used, read_mask
+from zipnerf_ns.data.images import check_masks, check_some_used, read_mask
 from zipnerf_ns.errors import InputError
 
 WIDTH, HEIGHT = 24, 16

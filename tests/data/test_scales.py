@@ -15,7 +15,7 @@ from _scenes import make_datamanager, read_meta, start, tiny_config, write_meta,
 from nerfstudio.data.dataparsers.nerfstudio_dataparser import NerfstudioDataParserConfig
 
 from zipnerf_ns.data.dataparsers.multiscale import MultiscaleDataParserConfig
-from zipnerf_ns.data.scales import SCALES, area_weights, find_scales, mean_metrics, means_by_scale
+from zipnerf_ns.data.metadata import SCALES, area_weights, find_scales, mean_metrics, means_by_scale
 from zipnerf_ns.engine.pipeline import PER_IMAGE
 from zipnerf_ns.errors import InputError
 from zipnerf_ns.tools.demo_scene import write_scene as write_built_in

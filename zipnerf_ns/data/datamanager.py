@@ -13,19 +13,17 @@ from torch import Tensor
 from nerfstudio.cameras.cameras import Cameras, CameraType
 from nerfstudio.cameras.rays import RayBundle
 from nerfstudio.data.datamanagers.base_datamanager import VanillaDataManager, VanillaDataManagerConfig
-from nerfstudio.data.dataparsers.blender_dataparser import BlenderDataParserConfig
 from nerfstudio.data.dataparsers.nerfstudio_dataparser import NerfstudioDataParserConfig
 from nerfstudio.data.utils.dataloaders import FixedIndicesEvalDataloader, RandIndicesEvalDataloader
 from nerfstudio.utils.rich_utils import CONSOLE
 
 from zipnerf_ns.cameras.rays import PixelRays
-from zipnerf_ns.data.checks import check_cameras, check_images, check_train_split, check_transforms
+from zipnerf_ns.data.checks import check_cameras, check_images, check_train_split
+from zipnerf_ns.data.dataparsers.formats import format_of
 from zipnerf_ns.data.dataparsers.multiscale import source_config
-from zipnerf_ns.data.hints import SCENE_HINTS, SceneHints
-from zipnerf_ns.data.images import CheckedDataset
-from zipnerf_ns.data.masks import check_masks, check_some_used
+from zipnerf_ns.data.images import CheckedDataset, check_masks, check_some_used
+from zipnerf_ns.data.metadata import SCENE_HINTS, SceneHints, area_weights, find_scales
 from zipnerf_ns.data.pixels import PixelStore
-from zipnerf_ns.data.scales import area_weights, find_scales
 from zipnerf_ns.errors import InputError
 
 
@@ -78,9 +76,10 @@ class ZipNerfDataManager(VanillaDataManager[CheckedDataset]):
             check_train_split(len(outputs.image_filenames), self.config.dataparser.data)
             has_alpha = _check_outputs(outputs)
         cameras = outputs.cameras
+        scene_format = format_of(source_config(self.config.dataparser))
         background = self._alpha_color or ("white" if has_alpha else "black")
         outputs.metadata[SCENE_HINTS] = SceneHints(
-            bounded=isinstance(source_config(self.config.dataparser), BlenderDataParserConfig),
+            bounded=scene_format is not None and scene_format.is_bounded,
             background="white" if background == "white" else "black",
             longest_side=int(max(cameras.width.max(), cameras.height.max())) // self._reduction_of_training(),
         )
@@ -230,12 +229,9 @@ def _check_before_parsing(config: ZipNerfDataManagerConfig) -> None:
     if not data.exists():
         raise InputError(f"{data} does not exist. Check --data.")
     parser = source_config(dataclasses.replace(parser, data=data))
-    if isinstance(parser, NerfstudioDataParserConfig):
-        check_transforms(data if data.suffix == ".json" else data / "transforms.json")
-    elif isinstance(parser, BlenderDataParserConfig):
-        for split in ("train", "val", "test"):
-            if split == "train" or (data / f"transforms_{split}.json").exists():
-                check_transforms(data / f"transforms_{split}.json", is_blender=True)
+    scene_format = format_of(parser)
+    if scene_format is not None:
+        scene_format.check(data)
 
 
 def _check_decodes(dataset: CheckedDataset, index: int) -> None:

@@ -1,4 +1,4 @@
-"""Views that a data set shows at several sizes: which size each image has, what its pixels weigh, means by size.
+"""What data say beside their pictures: hints at the scene for the model, and the scale of each image.
 
 The scale of an image is the side of its pixels in pixels of the full-resolution picture: 1, 2, 4, 8.
 """
@@ -6,8 +6,9 @@ The scale of an image is the side of its pixels in pixels of the full-resolution
 from __future__ import annotations
 
 import json
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Dict, List, Mapping, Optional, Sequence, Tuple
+from typing import Any, Dict, List, Literal, Mapping, Optional, Sequence, Tuple
 
 import torch
 from jaxtyping import Float
@@ -15,10 +16,29 @@ from torch import Tensor
 
 from zipnerf_ns.errors import InputError
 
+SCENE_HINTS = "zipnerf_scene_hints"
+"""Key of the dataset's metadata under which :class:`SceneHints` travel."""
 SCALES = "zipnerf_scales"
 """Key of a dataset's metadata under which a dataparser leaves the scale of each image."""
 FRAME_KEY = "downscale"
 """Key of a frame in ``transforms.json`` that says the same of its image."""
+
+
+@dataclass(frozen=True)
+class SceneHints:
+    """What the data say about the scene, for the model's "auto" settings."""
+
+    bounded: bool
+    """Whether everything lies within the scene box."""
+    background: Literal["white", "black"]
+    """What shows through where there is nothing."""
+    longest_side: int
+    """Longest side of a training image, pixels."""
+
+
+def find_hints(metadata: Optional[Mapping[str, Any]]) -> Optional[SceneHints]:
+    """The hints in a dataset's metadata; None with a datamanager that leaves none."""
+    return None if metadata is None else metadata.get(SCENE_HINTS)
 
 
 def find_scales(
