@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import shutil
+import threading
 from pathlib import Path
 from typing import Dict, List
 
@@ -35,6 +36,7 @@ from nerfstudio.data.utils import colmap_parsing_utils as colmap
 from zipnerf_ns.cameras.rays import PixelRays
 from zipnerf_ns.data.datamanager import SCENE_HINTS, SceneHints, ZipNerfDataManager
 from zipnerf_ns.data.dataparsers.multiscale import MultiscaleDataParserConfig
+from zipnerf_ns.data.images import CheckedDataset
 from zipnerf_ns.errors import InputError
 
 SIZES = [(24, 16), (10, 30), (33, 7), (24, 16), (5, 5), (48, 20)]
@@ -336,3 +338,16 @@ def test_rays_are_generated_as_the_setting_says(tmp_path):
             make_datamanager(scene, ray_implementation="triton")
     with pytest.raises(InputError, match="ray-implementation: .*'cuda' is unknown"):
         make_datamanager(scene, ray_implementation="cuda")
+
+
+def test_held_out_pictures_are_checked_side_by_side(tmp_path, monkeypatch):
+    """Each of two waits for the other: one after the other would never end."""
+    both, read = threading.Barrier(2, timeout=20), CheckedDataset.get_data
+
+    def waiting(dataset, index, image_type="float32"):
+        if [path.stem for path in dataset.image_filenames] == ["003", "007"]:
+            both.wait()
+        return read(dataset, index, image_type)
+
+    monkeypatch.setattr(CheckedDataset, "get_data", waiting)
+    assert len(make_datamanager(write_scene(tmp_path / "scene")).eval_dataset) == 2
