@@ -75,33 +75,41 @@ class ZipNerfDataManager(VanillaDataManager[CheckedDataset]):
         if not self._is_inference:
             check_train_split(len(outputs.image_filenames), self.config.dataparser.data)
             has_alpha = _check_outputs(outputs)
-        cameras = outputs.cameras
+        cameras = self._training_cameras()
         scene_format = format_of(source_config(self.config.dataparser))
         background = self._alpha_color or ("white" if has_alpha else "black")
         outputs.metadata[SCENE_HINTS] = SceneHints(
             bounded=scene_format is not None and scene_format.is_bounded,
             background="white" if background == "white" else "black",
-            longest_side=int(max(cameras.width.max(), cameras.height.max())) // self._reduction_of_training(),
+            longest_side=int(max(cameras.width.max(), cameras.height.max())),
         )
         return self._prepared(super().create_train_dataset(), has_alpha)
 
-    def _reduction_of_training(self) -> int:
-        """By how much smaller than these cameras those of the training are: 1 in a training itself.
+    def _training_cameras(self) -> Cameras:
+        """The cameras of the training, in its pictures' size.
 
         For inference Nerfstudio has its parser of transforms give the full size, and open no picture.
         """
-        source = source_config(dataclasses.replace(self.config.dataparser, data=self.dataparser.config.data))
+        cameras = self.train_dataparser_outputs.cameras
+        config = dataclasses.replace(self.config.dataparser, data=self.dataparser.config.data)
+        source = source_config(config)
         if not self._is_inference or not isinstance(source, NerfstudioDataParserConfig):
-            return 1
-        if source.downscale_factor is not None:
-            return source.downscale_factor
-        try:
-            outputs = source.setup().get_dataparser_outputs("train")
-        except OSError:
-            # Without pictures nothing tells their size: full is what most have.
-            return 1
-        cameras, full = outputs.cameras, self.train_dataparser_outputs.cameras
-        return round(float(full.width.max() / cameras.width.max()))
+            return cameras
+        factor = source.downscale_factor
+        if factor is None:
+            parser = source.setup()
+            try:
+                parser.get_dataparser_outputs("train")
+            except OSError:
+                # Without pictures nothing tells their size: full is what most have.
+                return cameras
+            factor = parser.downscale_factor
+        if factor == 1:
+            return cameras
+        parser = config.setup()
+        # Known, so no picture is opened, nor a reduced one written.
+        parser.downscale_factor = factor
+        return parser.get_dataparser_outputs("train").cameras
 
     def create_eval_dataset(self) -> CheckedDataset:
         """The held-out images, checked."""
