@@ -12,7 +12,7 @@ from _rays import make_bundle, make_model, sphere_batch, tiny_config
 from nerfstudio.engine.callbacks import TrainingCallbackAttributes
 
 from zipnerf_ns import losses
-from zipnerf_ns.data.hints import SceneHints
+from zipnerf_ns.data.metadata import SceneHints
 from zipnerf_ns.encoding import HashGridConfig
 from zipnerf_ns.engine.optimizers import DecayingAdam
 from zipnerf_ns.ops import TORCH_OPS

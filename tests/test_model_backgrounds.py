@@ -8,7 +8,7 @@ from _rays import make_bundle, make_model, missed_crop, sphere_batch, tiny_confi
 
 from nerfstudio.model_components.renderers import background_color_override_context
 
-from zipnerf_ns.data.hints import SceneHints
+from zipnerf_ns.data.metadata import SceneHints
 
 GREY = torch.tensor([0.2, 0.5, 0.9])
 

@@ -19,7 +19,7 @@ from nerfstudio.models.base_model import Model
 from zipnerf_ns import losses
 from zipnerf_ns.cameras import corrections as camera_poses
 from zipnerf_ns.cameras.rays import ImageRays, rays_of_bundle
-from zipnerf_ns.data.hints import SceneHints, find_hints
+from zipnerf_ns.data.metadata import SceneHints, find_hints
 from zipnerf_ns.errors import InputError
 from zipnerf_ns.field import ZipNerfField
 from zipnerf_ns.functional.normals import normal_colors

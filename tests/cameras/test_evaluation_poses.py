@@ -140,6 +140,20 @@ def test_refinement_leaves_no_trace_in_the_model(blob_model):
     assert all(parameter.grad is None for parameter in blob_model.parameters())
 
 
+def test_what_a_mask_ignores_is_not_looked_at(blob_model):
+    """However the ignored part looks, the same pose is found; a photo that is ignored whole moves nothing."""
+    camera, image, mask = looking_at_origin(1), torch.rand(20, 20, 3), torch.zeros(20, 20, 1, dtype=torch.bool)
+    mask[5:, 3:18] = True
+    found = [
+        refine(blob_model, camera, {"image": torch.where(mask, image, ignored), "mask": mask}, 3).camera
+        for ignored in (torch.zeros(()), torch.ones(()))
+    ]
+    assert torch.equal(found[0].camera_to_worlds, found[1].camera_to_worlds)
+    assert not torch.equal(found[0].camera_to_worlds, camera.camera_to_worlds)
+    nothing = refine(blob_model, camera, {"image": image, "mask": torch.zeros_like(mask)}, 3)
+    assert nothing.camera is camera and nothing.degrees == nothing.distance == 0.0
+
+
 def test_no_step_is_no_move(blob_model):
     camera = looking_at_origin(1)
     found = refine(blob_model, camera, {"image": torch.rand(20, 20, 3)}, 0)

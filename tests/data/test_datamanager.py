@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import shutil
+import threading
 from pathlib import Path
 from typing import Dict, List
 
@@ -26,6 +27,7 @@ from _scenes import (
 from PIL import Image
 from torch import Tensor
 
+from nerfstudio.data.dataparsers import nerfstudio_dataparser
 from nerfstudio.data.dataparsers.blender_dataparser import BlenderDataParserConfig
 from nerfstudio.data.dataparsers.colmap_dataparser import ColmapDataParserConfig
 from nerfstudio.data.dataparsers.nerfstudio_dataparser import NerfstudioDataParserConfig
@@ -33,6 +35,8 @@ from nerfstudio.data.utils import colmap_parsing_utils as colmap
 
 from zipnerf_ns.cameras.rays import PixelRays
 from zipnerf_ns.data.datamanager import SCENE_HINTS, SceneHints, ZipNerfDataManager
+from zipnerf_ns.data.dataparsers.multiscale import MultiscaleDataParserConfig
+from zipnerf_ns.data.images import CheckedDataset
 from zipnerf_ns.errors import InputError
 
 SIZES = [(24, 16), (10, 30), (33, 7), (24, 16), (5, 5), (48, 20)]
@@ -243,6 +247,22 @@ def test_inference_needs_no_image_files(tmp_path, parser):
     assert hints(manager).longest_side == WIDTH
 
 
+@pytest.mark.parametrize("asked", [None, 2], ids=["automatic", "asked for"])
+@pytest.mark.parametrize("several", [False, True], ids=["one scale", "multiscale-data"])
+def test_the_longest_side_is_the_same_in_training_and_inference(tmp_path, monkeypatch, asked, several):
+    """Also where reduced pictures are read: grids that are adapted to it must have a checkpoint's sizes."""
+    monkeypatch.setattr(nerfstudio_dataparser, "MAX_AUTO_RESOLUTION", WIDTH)
+    scene = write_scene(tmp_path / "scene", sizes=[(2 * WIDTH + 1, 2 * HEIGHT)] * 8)
+    (scene / "images_2").mkdir()
+    for index in range(8):
+        Image.fromarray(named_pixels(index)).save(scene / f"images_2/{index:03d}.png")
+    parser = NerfstudioDataParserConfig(downscale_factor=asked)
+    if several:
+        parser = MultiscaleDataParserConfig(scales=(1, 2), nerfstudio=parser)
+    sides = [hints(make_datamanager(scene, parser, test_mode=mode)).longest_side for mode in ("val", "inference")]
+    assert sides == [WIDTH, WIDTH]
+
+
 @pytest.mark.parametrize(
     "changes", [{"patch_size": 8}, {"train_num_images_to_sample_from": 2}], ids=["patch", "subset"]
 )
@@ -318,3 +338,16 @@ def test_rays_are_generated_as_the_setting_says(tmp_path):
             make_datamanager(scene, ray_implementation="triton")
     with pytest.raises(InputError, match="ray-implementation: .*'cuda' is unknown"):
         make_datamanager(scene, ray_implementation="cuda")
+
+
+def test_held_out_pictures_are_checked_side_by_side(tmp_path, monkeypatch):
+    """Each of two waits for the other: one after the other would never end."""
+    both, read = threading.Barrier(2, timeout=20), CheckedDataset.get_data
+
+    def waiting(dataset, index, image_type="float32"):
+        if [path.stem for path in dataset.image_filenames] == ["003", "007"]:
+            both.wait()
+        return read(dataset, index, image_type)
+
+    monkeypatch.setattr(CheckedDataset, "get_data", waiting)
+    assert len(make_datamanager(write_scene(tmp_path / "scene")).eval_dataset) == 2

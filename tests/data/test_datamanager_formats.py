@@ -100,6 +100,18 @@ def test_floating_point_pictures_are_black_at_0_and_white_at_1(tmp_path):
     assert {0.0, 255.0} <= set(stored.ravel())
 
 
+@pytest.mark.parametrize(
+    ("kind", "factor", "divisor"), [(np.int32, 1, 1), (np.int32, 257, 1), (np.int32, 2, 514), (np.uint16, 1, 257)]
+)
+def test_white_of_integers(tmp_path, kind, factor, divisor):
+    """32 bits with values up to 255 are 8-bit values, with larger ones 16-bit values; 16 bits are always those."""
+    values = GREY.astype(kind) * kind(factor)
+    store = with_picture(write_scene(tmp_path / "scene"), Image.fromarray(values), "tiff").pixels
+    stored = store.colors[WIDTH * HEIGHT : 2 * WIDTH * HEIGHT, 0].reshape(HEIGHT, WIDTH).numpy()
+    expected = GREY if divisor == 1 else np.round(values / 257.0)
+    np.testing.assert_array_equal(stored, expected)
+
+
 BAD_VALUES: Dict[str, Tuple[np.ndarray, str]] = {
     "NaN": (np.where(GREY == 7, np.nan, 0.5).astype(np.float32), "values from nan to nan"),
     "infinity": (np.where(GREY == 7, np.inf, 0.5).astype(np.float32), "values from 0.5 to inf"),

@@ -7,7 +7,7 @@ import pytest
 import torch
 from PIL import Image
 
-from zipnerf_ns.data.masks import check_masks, check_some_used, read_mask
+from zipnerf_ns.data.images import check_masks, check_some_used, read_mask
 from zipnerf_ns.errors import InputError
 
 WIDTH, HEIGHT = 24, 16
@@ -52,6 +52,27 @@ def test_a_mask_of_one_value(tmp_path, value, used):
     Image.new("L", (WIDTH, HEIGHT), value).save(tmp_path / "mask.png")
     assert bool(read_mask(tmp_path / "mask.png").all()) is used
     assert bool(read_mask(tmp_path / "mask.png").any()) is used
+
+
+@pytest.mark.parametrize("most", [2, 200, 300, 20000])
+def test_a_nearly_black_mask_of_16_bits_is_all_ignored(tmp_path, most):
+    noise = np.random.default_rng(0).integers(0, most + 1, (HEIGHT, WIDTH), dtype=np.uint16)
+    Image.fromarray(noise).save(tmp_path / "mask.png")
+    assert not read_mask(tmp_path / "mask.png").any()
+
+
+def test_noise_of_lossy_compression_is_no_label(tmp_path):
+    Image.new("L", (WIDTH, HEIGHT), 1).save(tmp_path / "mask.jpg", quality=95)
+    assert np.asarray(Image.open(tmp_path / "mask.jpg")).max() == 1
+    assert not read_mask(tmp_path / "mask.jpg").any()
+
+
+@pytest.mark.parametrize("white", [1, 255, 65535])
+def test_labels_of_more_than_8_bits(tmp_path, white):
+    for kind, suffix in ((np.uint16, "png"), (np.int32, "tiff")):
+        path = tmp_path / f"mask.{suffix}"
+        Image.fromarray(ALLOWED.astype(kind) * kind(white)).save(path)
+        assert torch.equal(read_mask(path)[..., 0], torch.from_numpy(ALLOWED)), kind
 
 
 def test_scaled_with_its_image(tmp_path):

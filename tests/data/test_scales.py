@@ -15,7 +15,7 @@ from _scenes import make_datamanager, read_meta, start, tiny_config, write_meta,
 from nerfstudio.data.dataparsers.nerfstudio_dataparser import NerfstudioDataParserConfig
 
 from zipnerf_ns.data.dataparsers.multiscale import MultiscaleDataParserConfig
-from zipnerf_ns.data.scales import SCALES, area_weights, find_scales, mean_metrics, means_by_scale
+from zipnerf_ns.data.metadata import SCALES, area_weights, find_scales, mean_metrics, means_by_scale
 from zipnerf_ns.engine.pipeline import PER_IMAGE
 from zipnerf_ns.errors import InputError
 from zipnerf_ns.tools.demo_scene import write_scene as write_built_in
@@ -195,3 +195,13 @@ def test_frames_without_the_key_are_full_size(tmp_path):
     outputs, scales = scales_of(scene, "train")
     assert [scale for path, scale in zip(outputs.image_filenames, scales, strict=True) if path.stem == "002"] == [2]
     assert sorted(scales) == [1, 1, 1, 1, 1, 2]
+
+
+@pytest.mark.parametrize("value", [1.5, 0, -2, "half", None, float("nan"), float("inf")])
+def test_a_scale_that_is_no_whole_number_is_refused(tmp_path, value):
+    scene = write_scene(tmp_path / "scene")
+    meta = read_meta(scene)
+    meta["frames"][2]["downscale"] = value
+    write_meta(scene, meta)
+    with pytest.raises(InputError, match="transforms.json: frame 2: 'downscale' is .*whole number"):
+        scales_of(scene, "train")

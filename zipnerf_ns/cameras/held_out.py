@@ -78,7 +78,8 @@ def refine(model: nn.Module, camera: Cameras, batch: Dict[str, Any], steps: int,
     Args:
         model: in evaluation mode.
         camera: one camera, where the photo is thought to have been taken.
-        batch: ``image`` [height, width, 3 or 4] of the photo.
+        batch: ``image`` [height, width, 3 or 4] of the photo, and where part of it is ignored ``mask``
+            [height, width, 1], true where used. A photo of which nothing is used moves nothing.
         steps: of Adam.
         seed: of the pixels.
     """
@@ -91,9 +92,14 @@ def refine(model: nn.Module, camera: Cameras, batch: Dict[str, Any], steps: int,
     adam = torch.optim.Adam(correction.parameters(), lr=PHOTO_LR, eps=1e-15)
     schedule = torch.optim.lr_scheduler.CosineAnnealingLR(adam, max(steps, 1))
     generator = torch.Generator().manual_seed(seed)
+    width = image.shape[1]
+    used = batch["mask"].flatten().nonzero()[:, 0].cpu() if "mask" in batch else torch.arange(image.shape[0] * width)
+    if len(used) == 0:
+        return Refined(camera, 0.0, 0.0)
     with _frozen(model), torch.enable_grad():
         for _ in range(steps):
-            rows, columns = (torch.randint(size, (PHOTO_RAYS,), generator=generator) for size in image.shape[:2])
+            drawn = used[torch.randint(len(used), (PHOTO_RAYS,), generator=generator)]
+            rows, columns = drawn // width, drawn % width
             bundle = rays(torch.stack([torch.zeros_like(rows), rows, columns], dim=-1))
             bundle.camera_indices = torch.zeros_like(bundle.camera_indices)
             outputs = model(corrected_bundle(bundle, correction))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Dict, Literal, Optional, Tuple, Type
@@ -12,19 +13,17 @@ from torch import Tensor
 from nerfstudio.cameras.cameras import Cameras, CameraType
 from nerfstudio.cameras.rays import RayBundle
 from nerfstudio.data.datamanagers.base_datamanager import VanillaDataManager, VanillaDataManagerConfig
-from nerfstudio.data.dataparsers.blender_dataparser import BlenderDataParserConfig
 from nerfstudio.data.dataparsers.nerfstudio_dataparser import NerfstudioDataParserConfig
 from nerfstudio.data.utils.dataloaders import FixedIndicesEvalDataloader, RandIndicesEvalDataloader
 from nerfstudio.utils.rich_utils import CONSOLE
 
 from zipnerf_ns.cameras.rays import PixelRays
-from zipnerf_ns.data.checks import check_cameras, check_images, check_train_split, check_transforms
+from zipnerf_ns.data.checks import check_cameras, check_images, check_train_split
+from zipnerf_ns.data.dataparsers.formats import format_of
 from zipnerf_ns.data.dataparsers.multiscale import source_config
-from zipnerf_ns.data.hints import SCENE_HINTS, SceneHints
-from zipnerf_ns.data.images import CheckedDataset
-from zipnerf_ns.data.masks import check_masks, check_some_used
+from zipnerf_ns.data.images import CheckedDataset, check_masks, check_some_used
+from zipnerf_ns.data.metadata import SCENE_HINTS, SceneHints, area_weights, find_scales
 from zipnerf_ns.data.pixels import PixelStore
-from zipnerf_ns.data.scales import area_weights, find_scales
 from zipnerf_ns.errors import InputError
 
 
@@ -76,14 +75,41 @@ class ZipNerfDataManager(VanillaDataManager[CheckedDataset]):
         if not self._is_inference:
             check_train_split(len(outputs.image_filenames), self.config.dataparser.data)
             has_alpha = _check_outputs(outputs)
-        cameras = outputs.cameras
+        cameras = self._training_cameras()
+        scene_format = format_of(source_config(self.config.dataparser))
         background = self._alpha_color or ("white" if has_alpha else "black")
         outputs.metadata[SCENE_HINTS] = SceneHints(
-            bounded=isinstance(source_config(self.config.dataparser), BlenderDataParserConfig),
+            bounded=scene_format is not None and scene_format.is_bounded,
             background="white" if background == "white" else "black",
             longest_side=int(max(cameras.width.max(), cameras.height.max())),
         )
         return self._prepared(super().create_train_dataset(), has_alpha)
+
+    def _training_cameras(self) -> Cameras:
+        """The cameras of the training, in its pictures' size.
+
+        For inference Nerfstudio has its parser of transforms give the full size, and open no picture.
+        """
+        cameras = self.train_dataparser_outputs.cameras
+        config = dataclasses.replace(self.config.dataparser, data=self.dataparser.config.data)
+        source = source_config(config)
+        if not self._is_inference or not isinstance(source, NerfstudioDataParserConfig):
+            return cameras
+        factor = source.downscale_factor
+        if factor is None:
+            parser = source.setup()
+            try:
+                parser.get_dataparser_outputs("train")
+            except OSError:
+                # Without pictures nothing tells their size: full is what most have.
+                return cameras
+            factor = parser.downscale_factor
+        if factor == 1:
+            return cameras
+        parser = config.setup()
+        # Known, so no picture is opened, nor a reduced one written.
+        parser.downscale_factor = factor
+        return parser.get_dataparser_outputs("train").cameras
 
     def create_eval_dataset(self) -> CheckedDataset:
         """The held-out images, checked."""
@@ -130,8 +156,14 @@ class ZipNerfDataManager(VanillaDataManager[CheckedDataset]):
             InputError: if a held-out image of a training, or its mask, cannot be decoded: not in the middle of it.
         """
         dataset = self.eval_dataset
-        for index in range(len(dataset)) if self.test_mode == "val" else ():
-            dataset.get_data(index, image_type="uint8")
+        if self.test_mode == "val":
+            with ThreadPoolExecutor() as pool:
+                checked = [pool.submit(_check_decodes, dataset, index) for index in range(len(dataset))]
+                try:
+                    for done in checked:
+                        done.result()
+                finally:
+                    pool.shutdown(cancel_futures=True)
         if self.config.eval_num_images_to_sample_from != -1:
             super().setup_eval()
         else:
@@ -205,12 +237,14 @@ def _check_before_parsing(config: ZipNerfDataManagerConfig) -> None:
     if not data.exists():
         raise InputError(f"{data} does not exist. Check --data.")
     parser = source_config(dataclasses.replace(parser, data=data))
-    if isinstance(parser, NerfstudioDataParserConfig):
-        check_transforms(data if data.suffix == ".json" else data / "transforms.json")
-    elif isinstance(parser, BlenderDataParserConfig):
-        for split in ("train", "val", "test"):
-            if split == "train" or (data / f"transforms_{split}.json").exists():
-                check_transforms(data / f"transforms_{split}.json", is_blender=True)
+    scene_format = format_of(parser)
+    if scene_format is not None:
+        scene_format.check(data)
+
+
+def _check_decodes(dataset: CheckedDataset, index: int) -> None:
+    """Decodes a picture and its mask and keeps neither."""
+    dataset.get_data(index, image_type="uint8")
 
 
 def _check_outputs(outputs) -> bool:

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from nerfstudio.data.datasets.base_dataset import InputDataset
 
-from zipnerf_ns.data.masks import NOTHING_USED
+from zipnerf_ns.data.images import NOTHING_USED
 from zipnerf_ns.errors import InputError
 
 

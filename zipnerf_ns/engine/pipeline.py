@@ -18,7 +18,7 @@ from nerfstudio.pipelines.base_pipeline import VanillaPipeline, VanillaPipelineC
 from nerfstudio.utils.rich_utils import CONSOLE, get_progress
 
 from zipnerf_ns.cameras.held_out import describe, drift, moved_bundle, moved_camera, refine
-from zipnerf_ns.data.scales import find_scales, mean_metrics, means_by_scale
+from zipnerf_ns.data.metadata import find_scales, mean_metrics, means_by_scale
 from zipnerf_ns.engine.messages import quiet_dependencies
 from zipnerf_ns.errors import InputError
 from zipnerf_ns.functional.similarity import Similarity

@@ -13,7 +13,7 @@ import sys
 from pathlib import Path
 from typing import Any, Dict, List, Mapping, Optional, Sequence, Tuple
 
-from zipnerf_ns.data.scales import FRAME_KEY
+from zipnerf_ns.data.metadata import FRAME_KEY
 from zipnerf_ns.errors import InputError
 from zipnerf_ns.tools.compare import add_trial_arguments, checked, say, trial_fields, trial_folder
 from zipnerf_ns.tools.trials.config import change, registered, value_of

@@ -20,7 +20,7 @@ from nerfstudio.data.dataparsers.nerfstudio_dataparser import NerfstudioDataPars
 from zipnerf_ns.data.dataparsers.mipnerf360 import MipNerf360DataParserConfig
 from zipnerf_ns.data.dataparsers.multiscale import MultiscaleDataParserConfig
 from zipnerf_ns.data.dataparsers.reduction import reduce_mask, reduce_picture
-from zipnerf_ns.data.scales import SCALES
+from zipnerf_ns.data.metadata import SCALES
 from zipnerf_ns.errors import InputError
 from zipnerf_ns.tools.demo_scene import write_scene as write_built_in
 

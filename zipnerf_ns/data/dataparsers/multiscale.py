@@ -22,9 +22,10 @@ from nerfstudio.plugins.registry_dataparser import DataParserSpecification
 from nerfstudio.utils.colors import get_color
 
 from zipnerf_ns.data.checks import check_images
+from zipnerf_ns.data.dataparsers.formats import FORMATS, find_format
 from zipnerf_ns.data.dataparsers.mipnerf360 import MipNerf360DataParserConfig
 from zipnerf_ns.data.dataparsers.reduction import reduce_mask, reduce_picture, write_reduced
-from zipnerf_ns.data.scales import SCALES, find_scales
+from zipnerf_ns.data.metadata import SCALES, find_scales
 from zipnerf_ns.errors import InputError
 
 
@@ -51,13 +52,9 @@ class MultiscaleDataParserConfig(DataParserConfig):
 
     def source(self) -> DataParserConfig:
         """The configuration of the parser that reads this scene at its full size."""
-        if self.data.suffix == ".json" or (self.data / "transforms.json").is_file():
-            parser: DataParserConfig = self.nerfstudio
-        elif (self.data / "transforms_train.json").is_file():
-            parser = self.blender
-        else:
-            parser = self.mipnerf360
-        return dataclasses.replace(parser, data=self.data)
+        # Where nothing is found the last one says what it misses.
+        found = find_format(self.data) or FORMATS[-1]
+        return dataclasses.replace(getattr(self, found.name), data=self.data)
 
 
 def source_config(config: DataParserConfig) -> DataParserConfig:

@@ -15,7 +15,7 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image
 
-from zipnerf_ns.data.masks import used_pixels
+from zipnerf_ns.data.images import used_pixels
 from zipnerf_ns.errors import InputError
 
 

@@ -15,9 +15,10 @@ from nerfstudio.data.dataparsers.nerfstudio_dataparser import NerfstudioDataPars
 from nerfstudio.utils.external import TCNN_EXISTS
 
 from zipnerf_ns.data.checks import check_images
+from zipnerf_ns.data.dataparsers.formats import format_of
 from zipnerf_ns.data.dataparsers.mipnerf360 import MipNerf360DataParserConfig
 from zipnerf_ns.data.dataparsers.multiscale import MultiscaleDataParserConfig
-from zipnerf_ns.data.scales import find_scales
+from zipnerf_ns.data.metadata import find_scales
 from zipnerf_ns.errors import InputError
 from zipnerf_ns.tools.trials.trial import Trial
 
@@ -206,10 +207,7 @@ def _scene_parser(trial: Trial, config: Any, folder: Path) -> Tuple[DataParserCo
     has_scales = find_scales(outputs.image_filenames, outputs.metadata, data) is not None
     if not trial.scales or has_scales:
         return source, outputs
-    name = {NerfstudioDataParserConfig: "nerfstudio", BlenderDataParserConfig: "blender"}.get(
-        type(source), "mipnerf360"
-    )
-    return dataclasses.replace(multiscale, **{name: source}), outputs
+    return dataclasses.replace(multiscale, **{format_of(source).name: source}), outputs
 
 
 def _object_settings(

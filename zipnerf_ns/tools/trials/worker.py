@@ -12,7 +12,7 @@ from typing import Any, Dict, List
 
 import torch
 
-from zipnerf_ns.data.scales import find_scales, mean_metrics, means_by_scale
+from zipnerf_ns.data.metadata import find_scales, mean_metrics, means_by_scale
 from zipnerf_ns.tools.trials.config import Prepared, prepare, set_steps
 from zipnerf_ns.tools.trials.training import Course, draw_same_rays, release, renders_pictures, set_up, train
 from zipnerf_ns.tools.trials.trial import RESULT_FILE, VIEWS, Trial, load_trial, save_json

@@ -1,4 +1,4 @@
-"""Views that a data set shows at several sizes: which size each image has, what its pixels weigh, means by size.
+"""What data say beside their pictures: hints at the scene for the model, and the scale of each image.
 
 The scale of an image is the side of its pixels in pixels of the full-resolution picture: 1, 2, 4, 8.
 """
@@ -6,8 +6,9 @@ The scale of an image is the side of its pixels in pixels of the full-resolution
 from __future__ import annotations
 
 import json
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Dict, List, Mapping, Optional, Sequence, Tuple
+from typing import Any, Dict, List, Literal, Mapping, Optional, Sequence, Tuple
 
 import torch
 from jaxtyping import Float
@@ -15,10 +16,29 @@ from torch import Tensor
 
 from zipnerf_ns.errors import InputError
 
+SCENE_HINTS = "zipnerf_scene_hints"
+"""Key of the dataset's metadata under which :class:`SceneHints` travel."""
 SCALES = "zipnerf_scales"
 """Key of a dataset's metadata under which a dataparser leaves the scale of each image."""
 FRAME_KEY = "downscale"
 """Key of a frame in ``transforms.json`` that says the same of its image."""
+
+
+@dataclass(frozen=True)
+class SceneHints:
+    """What the data say about the scene, for the model's "auto" settings."""
+
+    bounded: bool
+    """Whether everything lies within the scene box."""
+    background: Literal["white", "black"]
+    """What shows through where there is nothing."""
+    longest_side: int
+    """Longest side of a training image, pixels."""
+
+
+def find_hints(metadata: Optional[Mapping[str, Any]]) -> Optional[SceneHints]:
+    """The hints in a dataset's metadata; None with a datamanager that leaves none."""
+    return None if metadata is None else metadata.get(SCENE_HINTS)
 
 
 def find_scales(
@@ -31,13 +51,16 @@ def find_scales(
         metadata: of the dataset.
         data: the folder or transforms file that was read.
     Raises:
-        InputError: if the transforms know scales, but not those of the images that are read.
+        InputError: if the transforms know scales, but not those of the images that are read, or no whole number.
     """
     if metadata is not None and SCALES in metadata:
         return tuple(metadata[SCALES])
     path = data if data.suffix == ".json" else data / "transforms.json"
     frames = json.loads(path.read_text(encoding="utf-8"))["frames"] if path.is_file() else []
-    known = {path.parent / frame["file_path"]: int(frame.get(FRAME_KEY, 1)) for frame in frames}
+    known = {
+        path.parent / frame["file_path"]: _scale_of_frame(frame.get(FRAME_KEY, 1), f"{path}: frame {index}")
+        for index, frame in enumerate(frames)
+    }
     if set(known.values()) <= {1}:
         return None
     for filename in filenames:
@@ -47,6 +70,16 @@ def find_scales(
                 "Such data are read as they are: give --downscale-factor 1."
             )
     return tuple(known[Path(filename)] for filename in filenames)
+
+
+def _scale_of_frame(value: Any, where: str) -> int:
+    try:
+        scale = float(value)
+    except (TypeError, ValueError):
+        scale = 0.0
+    if scale < 1.0 or not scale.is_integer():
+        raise InputError(f"{where}: '{FRAME_KEY}' is {value}. It must be a whole number of at least 1, or absent.")
+    return int(scale)
 
 
 def area_weights(scales: Sequence[int], num_pixels: Sequence[int]) -> Float[Tensor, " images"]:
