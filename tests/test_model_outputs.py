@@ -330,7 +330,9 @@ def test_image_metrics_and_pictures(channels, background, monkeypatch):
     if channels == 4:
         truth = truth * image[..., 3:] + float(background == "white") * (1.0 - image[..., 3:])
     assert set(metrics) == {"psnr", "ssim"} and all(type(value) is float for value in metrics.values())
-    mse = float((outputs["rgb"] - truth).square().mean())
+    # Of the pictures as files of 8 bits hold them.
+    shown, true = ((picture * 255.0).round() / 255.0 for picture in (outputs["rgb"], truth))
+    mse = float((shown - true).square().mean())
     assert 10.0 ** (-metrics["psnr"] / 10.0) == pytest.approx(mse, rel=1e-5)
     assert list(pictures)[0] == "img"
     torch.testing.assert_close(pictures["img"], torch.cat([truth, outputs["rgb"]], dim=1))

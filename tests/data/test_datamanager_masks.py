@@ -247,7 +247,8 @@ def test_metrics_are_of_the_used_pixels(tmp_path, fresh_writers, monkeypatch):
     camera, batch = pipeline.datamanager.next_eval_image(0)
     outputs = pipeline.model.get_outputs_for_camera(camera)
     metrics, pictures = pipeline.model.get_image_metrics_and_images(outputs, batch)
-    left = (outputs["rgb"] - batch["image"])[:, :9]
+    # Of the rendering as a file of 8 bits holds it; the photo is one.
+    left = ((outputs["rgb"] * 255.0).round() / 255.0 - batch["image"])[:, :9]
     assert 10.0 ** (-metrics["psnr"] / 10.0) == pytest.approx(float(left.square().mean()), rel=1e-5)
     # The picture of errors is that of no error there; the truth and the rendering are shown whole.
     black = pictures["error"][:, 9:].reshape(-1, 3).unique(dim=0)

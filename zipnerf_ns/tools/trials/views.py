@@ -20,7 +20,7 @@ from zipnerf_ns.render.metrics import ImageMetrics, psnr
 from zipnerf_ns.render.pictures import blend
 from zipnerf_ns.tools.benchmark.timing import synchronize
 
-LPIPS_VARIANT = "AlexNet"
+LPIPS_VARIANT = "VGG"
 """The backbone of LPIPS, which its figures depend on."""
 
 
