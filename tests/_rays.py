@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import copy
 import dataclasses
-from typing import Any, Optional, Sequence, Tuple
+from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -94,7 +95,7 @@ def make_rays(count: int, seed: int = 0, near: float = 0.2, far: float = 1e6, **
     return rays._replace(**changes)
 
 
-def short_intervals(rays: int = 4, bins: int = 5, dtype=torch.float32, **changes: Any) -> Tuple[Rays, Tensor]:
+def short_intervals(rays: int = 4, bins: int = 5, dtype=torch.float32, **changes: Any) -> tuple[Rays, Tensor]:
     """Rays and fenceposts near the origin, where the contraction is the identity; visibly wide cones."""
     tdist = 0.1 + 0.3 * uniform((rays, bins + 1), 20, dtype=torch.float64).sort(dim=-1).values
     made = make_rays(
@@ -108,7 +109,7 @@ def short_intervals(rays: int = 4, bins: int = 5, dtype=torch.float32, **changes
 
 def make_cones(
     rays: int = 3, bins: int = 4, seed: int = 0, dtype=torch.float32, turned: bool = False,
-    aabb: Optional[Tensor] = None,
+    aabb: Tensor | None = None,
 ) -> Cones:  # fmt: skip
     """Cones near the origin, from thin ones to ones much wider than the tiny grid's finest cells."""
     tdist = 0.2 + 0.6 * uniform((rays, bins + 1), seed, dtype=torch.float64).sort(dim=-1).values
@@ -122,7 +123,7 @@ def make_cones(
     )
 
 
-def make_round(sdist: Tensor, weights: Tensor, tdist: Optional[Tensor] = None) -> Round:
+def make_round(sdist: Tensor, weights: Tensor, tdist: Tensor | None = None) -> Round:
     """A round of sampling whose distances are the normalised ones if not given."""
     return Round(sdist, sdist if tdist is None else tdist, weights)
 
@@ -168,8 +169,8 @@ def tiny_config(**changes: Any) -> ZipNerfModelConfig:
 
 
 def make_model(
-    config: Optional[ZipNerfModelConfig] = None,
-    hints: Optional[SceneHints] = None,
+    config: ZipNerfModelConfig | None = None,
+    hints: SceneHints | None = None,
     side: float = 2.0,
     seed: int = 0,
     device: torch.device | str = "cpu",
@@ -182,7 +183,7 @@ def make_model(
     return model.to(device).eval()
 
 
-def sphere_batch(count: int, seed: int, channels: int = 3) -> Tuple[RayBundle, dict]:
+def sphere_batch(count: int, seed: int, channels: int = 3) -> tuple[RayBundle, dict]:
     """Rays at a ball of radius 0.5 with a colour gradient, before a grey (or transparent) background."""
     bundle = make_bundle(count, seed)
     along = (bundle.origins * bundle.directions).sum(-1, keepdim=True)

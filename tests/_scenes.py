@@ -7,7 +7,7 @@ import json
 import math
 import socket
 from pathlib import Path
-from typing import Any, Dict, List, Optional, Tuple
+from typing import Any
 
 import numpy as np
 import pytest
@@ -28,7 +28,7 @@ from zipnerf_ns.zipnerf import ProposalConfig
 WIDTH, HEIGHT = 24, 16
 
 
-def pose(index: int, count: int, radius: float = 2.5) -> List[List[float]]:
+def pose(index: int, count: int, radius: float = 2.5) -> list[list[float]]:
     """A camera on a circle that looks at the origin, camera to world, OpenGL axes."""
     angle = 2.0 * math.pi * index / count
     eye = np.array([radius * math.cos(angle), radius * math.sin(angle), 0.4 + 0.3 * (index % 3)])
@@ -48,7 +48,7 @@ def named_pixels(image: int, width: int = WIDTH, height: int = HEIGHT, channels:
 
 
 def write_scene(
-    folder: Path, count: int = 8, sizes: Optional[List[Tuple[int, int]]] = None, channels: int = 3, **extra: Any
+    folder: Path, count: int = 8, sizes: list[tuple[int, int]] | None = None, channels: int = 3, **extra: Any
 ) -> Path:
     """Writes a scene in Nerfstudio's format.
 
@@ -93,18 +93,18 @@ def write_blender_scene(folder: Path, count: int = 6, size: int = 16) -> Path:
     return folder
 
 
-def read_meta(folder: Path, name: str = "transforms.json") -> Dict[str, Any]:
+def read_meta(folder: Path, name: str = "transforms.json") -> dict[str, Any]:
     """The folder's transforms."""
     return json.loads((folder / name).read_text())
 
 
-def write_meta(folder: Path, meta: Dict[str, Any], name: str = "transforms.json") -> None:
+def write_meta(folder: Path, meta: dict[str, Any], name: str = "transforms.json") -> None:
     """Writes the folder's transforms; NaN is written as Python's json does."""
     (folder / name).write_text(json.dumps(meta))
 
 
 def tiny_config(
-    data: Path, output: Path, steps: int = 6, dataparser: Optional[DataParserConfig] = None, **changes: Any
+    data: Path, output: Path, steps: int = 6, dataparser: DataParserConfig | None = None, **changes: Any
 ) -> ZipNerfTrainerConfig:
     """zipnerf-lite made small enough for a few steps a second; ``changes`` are fields of the trainer's config."""
     config = copy.deepcopy(zipnerf_lite.config)
@@ -144,10 +144,10 @@ def start(config: ZipNerfTrainerConfig, seed: int = 0) -> ZipNerfTrainer:
     return trainer
 
 
-def train(config: ZipNerfTrainerConfig, seed: int = 0) -> Tuple[ZipNerfTrainer, Dict[int, float]]:
+def train(config: ZipNerfTrainerConfig, seed: int = 0) -> tuple[ZipNerfTrainer, dict[int, float]]:
     """Trains a run as ``ns-train`` would; returns the trainer and the loss of every step."""
     trainer = start(config, seed)
-    losses: Dict[int, float] = {}
+    losses: dict[int, float] = {}
     iterate = trainer.train_iteration
 
     def recorded(step: int) -> Any:
@@ -165,12 +165,12 @@ def checkpoint(config: ZipNerfTrainerConfig, step: int) -> Path:
     return config.get_checkpoint_dir() / f"step-{step:09d}.ckpt"
 
 
-def load(path: Path) -> Dict[str, Any]:
+def load(path: Path) -> dict[str, Any]:
     """A checkpoint, read as torch >= 2.6 reads it."""
     return torch.load(path, weights_only=True)
 
 
-def assert_clear(message: str, expected: Tuple[str, ...]) -> None:
+def assert_clear(message: str, expected: tuple[str, ...]) -> None:
     """One line that names what it should, and ends as a sentence."""
     missing = [part for part in expected if part not in message]
     assert not missing, f"{missing} not in: {message}"
@@ -188,7 +188,7 @@ def said_when_started(config: ZipNerfTrainerConfig) -> str:
     return lines[0]
 
 
-def folder_bytes(folder: Path) -> Dict[str, bytes]:
+def folder_bytes(folder: Path) -> dict[str, bytes]:
     """Every file below a folder, with its contents."""
     return {str(path.relative_to(folder)): path.read_bytes() for path in sorted(folder.rglob("*")) if path.is_file()}
 

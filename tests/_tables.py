@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Optional, Sequence
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor
@@ -41,7 +41,7 @@ def decays(grid: HashGrid) -> list[float]:
     return [0.2 + 0.3 * index for index in range(len(grid.levels))]
 
 
-def new_table(grid: HashGrid, dtype=torch.float32, decay: Optional[Sequence[float]] = None, **settings) -> Tensor:
+def new_table(grid: HashGrid, dtype=torch.float32, decay: Sequence[float] | None = None, **settings) -> Tensor:
     """A parameter with its state."""
     table = torch.nn.Parameter(values((grid.num_entries, grid.features_per_level), 0, 0.3, dtype))
     TableState(grid, decays(grid) if decay is None else decay, **settings).attach(table)

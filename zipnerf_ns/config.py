@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import dataclasses
-from typing import Any, Tuple
+from typing import Any
 
 import torch
 
@@ -33,9 +33,9 @@ def _method(
     model: ZipNerfModelConfig,
     num_rays: int,
     num_steps: int,
-    table_lr: Tuple[float, float] = (0.01, 0.001),
-    network_lr: Tuple[float, float] = (0.002, 0.0002),
-    camera_lr: Tuple[float, float] = (0.001, 0.0001),
+    table_lr: tuple[float, float] = (0.01, 0.001),
+    network_lr: tuple[float, float] = (0.002, 0.0002),
+    camera_lr: tuple[float, float] = (0.001, 0.0001),
 ) -> MethodSpecification:
     """A method from its model and schedule; learning rates are given as (peak, final)."""
     config = ZipNerfTrainerConfig(

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Optional, Tuple
 
 import torch
 from jaxtyping import Float
@@ -59,7 +58,7 @@ class AntiAliasedHashEncoding(nn.Module):
         self,
         config: HashGridConfig,
         prefilter: Prefilter = "multisample",
-        bandwidths: Optional[Tuple[float, ...]] = None,
+        bandwidths: tuple[float, ...] | None = None,
     ) -> None:
         super().__init__()
         self.grid, self.hash_table = self._make_table(config)
@@ -70,7 +69,7 @@ class AntiAliasedHashEncoding(nn.Module):
             raise ValueError(f"{len(bandwidths)} bandwidths were given for {len(self.grid.levels)} levels.")
         self.register_buffer("bandwidths", None if bandwidths is None else torch.tensor(bandwidths), persistent=False)
 
-    def _make_table(self, config: HashGridConfig) -> Tuple[HashGrid, nn.Parameter]:
+    def _make_table(self, config: HashGridConfig) -> tuple[HashGrid, nn.Parameter]:
         """The grid of a configuration, and its table with initial values."""
         grid = config.make()
         table = torch.empty(grid.num_entries, grid.features_per_level)
@@ -91,8 +90,8 @@ class AntiAliasedHashEncoding(nn.Module):
     def forward(
         self,
         cones: Cones,
-        num_active: Optional[int] = None,
-        prefilter: Optional[Prefilter] = None,
+        num_active: int | None = None,
+        prefilter: Prefilter | None = None,
         dtype: torch.dtype = torch.float32,
         is_frozen: bool = False,
     ) -> Float[Tensor, "intervals channels"]:

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from functools import lru_cache
-from typing import Callable, Dict, List, Literal, NamedTuple, Optional, Tuple
+from collections.abc import Callable
+from functools import cache
+from typing import Literal, NamedTuple
 
 import torch
 from jaxtyping import Float, Int
@@ -54,7 +55,7 @@ class ZipNerfDensityField(nn.Module):
     def __init__(
         self,
         encoding: AntiAliasedHashEncoding,
-        aabb: Optional[Tensor] = None,
+        aabb: Tensor | None = None,
         hidden_dim: int = 64,
         precision: Precision = "float32",
     ) -> None:
@@ -79,8 +80,8 @@ class ZipNerfDensityField(nn.Module):
         self,
         rays: Rays,
         tdist: Float[Tensor, "rays edges"],
-        num_active: Optional[int] = None,
-        prefilter: Optional[Prefilter] = None,
+        num_active: int | None = None,
+        prefilter: Prefilter | None = None,
     ) -> Float[Tensor, "intervals channels"]:
         """The encoding's output, in the precision in which the networks read it."""
         is_half = self.precision == "bfloat16" and tdist.device.type == "cuda"
@@ -91,8 +92,8 @@ class ZipNerfDensityField(nn.Module):
         self,
         rays: Rays,
         tdist: Float[Tensor, "rays edges"],
-        num_active: Optional[int] = None,
-        prefilter: Optional[Prefilter] = None,
+        num_active: int | None = None,
+        prefilter: Prefilter | None = None,
     ) -> Float[Tensor, "rays n"]:
         """Density of every interval, per world unit.
 
@@ -115,8 +116,8 @@ class ZipNerfDensityField(nn.Module):
         self,
         rays: Rays,
         tdist: Float[Tensor, "rays edges"],
-        num_active: Optional[int] = None,
-        prefilter: Optional[Prefilter] = None,
+        num_active: int | None = None,
+        prefilter: Prefilter | None = None,
     ) -> Float[Tensor, "rays n 3"]:
         """Unit normals of every interval, world frame: against the gradient of its prefiltered density; zero where
         there is none. No gradient flows through them; see :meth:`density` for the arguments."""
@@ -146,7 +147,7 @@ class ZipNerfField(ZipNerfDensityField):
     def __init__(
         self,
         encoding: AntiAliasedHashEncoding,
-        aabb: Optional[Tensor] = None,
+        aabb: Tensor | None = None,
         hidden_dim: int = 64,
         precision: Precision = "float32",
         bottleneck_dim: int = 256,
@@ -173,9 +174,9 @@ class ZipNerfField(ZipNerfDensityField):
         self,
         rays: Rays,
         tdist: Float[Tensor, "rays edges"],
-        num_active: Optional[int] = None,
-        prefilter: Optional[Prefilter] = None,
-        photo: Optional[int] = None,
+        num_active: int | None = None,
+        prefilter: Prefilter | None = None,
+        photo: int | None = None,
     ) -> Radiance:
         """Density and colour of every interval; see :meth:`density` for the first arguments.
 
@@ -206,7 +207,7 @@ class ZipNerfField(ZipNerfDensityField):
         enabled = self.precision == "bfloat16" and device_type == "cuda"
         return torch.autocast(device_type, dtype=torch.bfloat16, enabled=enabled)
 
-    def folded(self, photo: Optional[int] = None) -> RadianceWeights:
+    def folded(self, photo: int | None = None) -> RadianceWeights:
         """The network's weights with the bottleneck, which has no activation, multiplied into the layers after it.
 
         Fewer products for the same function: the bottleneck enters the first and the last colour layer through
@@ -234,7 +235,7 @@ class ZipNerfField(ZipNerfDensityField):
 
     def _unfolded_colors(
         self, hidden: Float[Tensor, "rays n hidden"], view: Float[Tensor, "rays view"],
-        camera_indices: Optional[Tensor], photo: Optional[int],
+        camera_indices: Tensor | None, photo: int | None,
     ) -> Float[Tensor, "rays n 3"]:  # fmt: skip
         """Colours by the network as the paper draws it."""
         bottleneck = self.bottleneck_layer(hidden)
@@ -273,7 +274,7 @@ class ColorNetwork(nn.Module):
         return rgb(x)
 
 
-def choose_mlp(kernel: Callable, twin: Callable, lack: Optional[str]) -> Callable:
+def choose_mlp(kernel: Callable, twin: Callable, lack: str | None) -> Callable:
     """A network's kernel, or its torch twin for sizes that the kernels do not know, which is said once."""
     if lack is None:
         return kernel
@@ -281,7 +282,7 @@ def choose_mlp(kernel: Callable, twin: Callable, lack: Optional[str]) -> Callabl
     return twin
 
 
-@lru_cache(maxsize=None)
+@cache
 def _announce_lack(lack: str) -> None:
     say(f"{lack} This network runs in torch.")
 
@@ -310,7 +311,7 @@ class AffineAppearance(nn.Module):
         scale, shift = self.affine(self.codes(camera_indices)).chunk(2, dim=-1)
         return bottleneck * (1.0 + scale) + shift
 
-    def affine_map(self, photo: Optional[int] = None) -> Tuple[Float[Tensor, "dim"], Float[Tensor, "dim"]]:
+    def affine_map(self, photo: int | None = None) -> tuple[Float[Tensor, "dim"], Float[Tensor, "dim"]]:
         """Factor and shift of one image, or the mean of all images': what a view would get of which no photo exists.
 
         Args:
@@ -321,9 +322,9 @@ class AffineAppearance(nn.Module):
         return 1.0 + scale, shift
 
 
-def parameter_groups(fields: List[nn.Module]) -> Tuple[List[nn.Parameter], List[nn.Parameter]]:
+def parameter_groups(fields: list[nn.Module]) -> tuple[list[nn.Parameter], list[nn.Parameter]]:
     """The hash tables of some fields, and all their other parameters."""
-    named: Dict[str, nn.Parameter] = {
+    named: dict[str, nn.Parameter] = {
         f"{index}.{name}": parameter
         for index, field in enumerate(fields)
         for name, parameter in field.named_parameters()

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import Dict, Literal, NamedTuple, Optional, Sequence
+from collections.abc import Sequence
+from typing import Literal, NamedTuple
 
 import torch
 from jaxtyping import Float
@@ -40,9 +41,9 @@ def regularizers(
     rounds: Sequence[Round],
     blur_halfwidths: Sequence[float],
     mean_squares: Sequence[Float[Tensor, "_"]],
-    per_level: Optional[Float[Tensor, "intervals levels features"]] = None,
-    rgb_loss: Optional[Float[Tensor, ""]] = None,
-) -> Dict[str, Float[Tensor, ""]]:
+    per_level: Float[Tensor, "intervals levels features"] | None = None,
+    rgb_loss: Float[Tensor, ""] | None = None,
+) -> dict[str, Float[Tensor, ""]]:
     """What a training minimizes beside the color loss, by name: each loss that is on, times its weight.
 
     Args:
@@ -54,7 +55,7 @@ def regularizers(
         per_level: the rendered round's features by level, for level consistency.
         rgb_loss: beside which proposals must not lag in distillation; without it they may.
     """
-    scaled: Dict[str, Tensor] = {}
+    scaled: dict[str, Tensor] = {}
     if mults.interlevel > 0.0:
         scaled["interlevel_loss"] = mults.interlevel * interlevel_loss(rounds, blur_halfwidths, ops)
     if mults.distillation > 0.0:
@@ -85,7 +86,7 @@ def color_loss(
     name: ColorLoss,
     prediction: Float[Tensor, "*batch 3"],
     target: Float[Tensor, "*batch 3"],
-    ray_weights: Optional[Float[Tensor, "*batch"]] = None,
+    ray_weights: Float[Tensor, "*batch"] | None = None,
 ) -> Float[Tensor, ""]:
     """The mean distance of colours over a step's rays.
 

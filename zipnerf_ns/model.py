@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import Any, Callable, Dict, List, Mapping, Optional, Sequence, Tuple
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -90,7 +91,7 @@ class ZipNerfModel(Model):
         self.monitor = CollisionMonitor(config.collision_check_steps)
         self.chunk_limit = ChunkLimit()
 
-    def _is_background_white(self, hints: Optional[SceneHints]) -> bool:
+    def _is_background_white(self, hints: SceneHints | None) -> bool:
         if self.config.background_color == "auto":
             return hints is not None and hints.background == "white"
         return self.config.background_color == "white"
@@ -106,7 +107,7 @@ class ZipNerfModel(Model):
         return self.zipnerf.field
 
     @property
-    def corrections(self) -> Optional[CameraOptimizer]:
+    def corrections(self) -> CameraOptimizer | None:
         """Of the training cameras' poses; None where they are not optimised.
 
         The attribute is then absent: a model that has it makes Nerfstudio's viewer move every camera again and again.
@@ -118,7 +119,7 @@ class ZipNerfModel(Model):
         """Whether Triton's kernels run the hot path where the model is now."""
         return self.zipnerf.ops.name == "triton"
 
-    def get_param_groups(self) -> Dict[str, List[nn.Parameter]]:
+    def get_param_groups(self) -> dict[str, list[nn.Parameter]]:
         """Hash tables, networks and, where they are optimised, cameras, which take different learning rates."""
         tables, networks = self.zipnerf.parameter_groups()
         groups = {"hash_tables": tables, "networks": networks}
@@ -128,7 +129,7 @@ class ZipNerfModel(Model):
 
     def get_training_callbacks(
         self, training_callback_attributes: TrainingCallbackAttributes
-    ) -> List[TrainingCallback]:
+    ) -> list[TrainingCallback]:
         """Keeps the share of the training that is done, from which all schedules follow."""
         trainer = training_callback_attributes.trainer
         total = trainer.config.max_num_iterations if trainer is not None else 1
@@ -139,11 +140,11 @@ class ZipNerfModel(Model):
 
         return [TrainingCallback([TrainingCallbackLocation.BEFORE_TRAIN_ITERATION], set_progress)]
 
-    def forward(self, ray_bundle: RayBundle) -> Dict[str, Any]:
+    def forward(self, ray_bundle: RayBundle) -> dict[str, Any]:
         """Renders a bundle of rays of any shape ``[..., 3]``; the bundle is not changed."""
         return self.get_outputs(ray_bundle)
 
-    def get_outputs(self, ray_bundle: RayBundle) -> Dict[str, Any]:
+    def get_outputs(self, ray_bundle: RayBundle) -> dict[str, Any]:
         """Colours, opacity and distances along unit directions, ``[rays, channels]``.
 
         In training the rounds that the losses need instead of distances, and colours without the background, which
@@ -151,7 +152,7 @@ class ZipNerfModel(Model):
         """
         return self._render(ray_bundle, UNCHANGED if self.training else self.view.read())
 
-    def _render(self, ray_bundle: RayBundle, view: View) -> Dict[str, Any]:
+    def _render(self, ray_bundle: RayBundle, view: View) -> dict[str, Any]:
         """:meth:`get_outputs` with the viewer's differences."""
         config = self.config
         if self.training:
@@ -186,12 +187,12 @@ class ZipNerfModel(Model):
             background = colors[:, -1].float()
         return torch.nan_to_num(rgb + background * (1.0 - accumulation)).clamp(0.0, 1.0)
 
-    def _normals(self, rays: Rays, rendered: Round, looks: Dict[str, Any]) -> Tensor:
+    def _normals(self, rays: Rays, rendered: Round, looks: dict[str, Any]) -> Tensor:
         """Directions of the surfaces that rays see as colors: components from [-1, 1] to [0, 1]."""
         with evaluating(self):
             return normal_colors(self.zipnerf.normals(rays, rendered, **looks))
 
-    def get_metrics_dict(self, outputs: Dict[str, Any], batch: Dict[str, Any]) -> Dict[str, Tensor]:
+    def get_metrics_dict(self, outputs: dict[str, Any], batch: dict[str, Any]) -> dict[str, Tensor]:
         """PSNR of the batch, distortion and the latest collision shares."""
         prediction, target = self._with_background(outputs, batch)
         metrics = {"psnr": psnr(prediction.detach(), target)}
@@ -200,12 +201,12 @@ class ZipNerfModel(Model):
             metrics.update(camera_poses.correction_metrics(self.corrections))
         return metrics
 
-    def feature_sizes(self) -> Dict[str, float]:
+    def feature_sizes(self) -> dict[str, float]:
         """Root mean square of the features of each hash level, by ``GRID/level_INDEX``; waits for the device."""
         fields = zip(named_grids(self.config), self.zipnerf.fields, strict=True)
         return feature_sizes(dict(fields))
 
-    def _with_background(self, outputs: Dict[str, Any], batch: Dict[str, Any]) -> Tuple[Tensor, Tensor]:
+    def _with_background(self, outputs: dict[str, Any], batch: dict[str, Any]) -> tuple[Tensor, Tensor]:
         """Rendered and true colours over the same background, drawn at random in training.
 
         Both are kept in ``outputs``, so that metrics and losses see the same draw.
@@ -225,10 +226,10 @@ class ZipNerfModel(Model):
 
     def get_loss_dict(
         self,
-        outputs: Dict[str, Any],
-        batch: Dict[str, Any],
-        metrics_dict: Optional[Dict[str, Tensor]] = None,
-    ) -> Dict[str, Tensor]:
+        outputs: dict[str, Any],
+        batch: dict[str, Any],
+        metrics_dict: dict[str, Tensor] | None = None,
+    ) -> dict[str, Tensor]:
         """Every loss, scaled; at evaluation only the colour's."""
         prediction, target = self._with_background(outputs, batch)
         ray_weights = None
@@ -242,8 +243,8 @@ class ZipNerfModel(Model):
         return loss_dict
 
     def get_image_metrics_and_images(
-        self, outputs: Dict[str, Tensor], batch: Dict[str, Any]
-    ) -> Tuple[Dict[str, float], Dict[str, Tensor]]:
+        self, outputs: dict[str, Tensor], batch: dict[str, Any]
+    ) -> tuple[dict[str, float], dict[str, Tensor]]:
         """PSNR, SSIM and (where its weights are there) LPIPS of a whole image, and pictures to look at.
 
         What the batch's mask ignores does not count: see :class:`~zipnerf_ns.render.metrics.ImageMetrics`.
@@ -258,7 +259,7 @@ class ZipNerfModel(Model):
         black = self.config.background_color == "last_sample"
         return (torch.zeros_like(self.background) if black else self.background).to(device)
 
-    def get_rgba_image(self, outputs: Dict[str, Tensor], output_name: str = "rgb") -> Tensor:
+    def get_rgba_image(self, outputs: dict[str, Tensor], output_name: str = "rgb") -> Tensor:
         """Straight-alpha RGBA: the background taken out again, the opacity as alpha."""
         alpha = outputs[output_name.replace("rgb", "accumulation")]
         background = self.background.to(alpha.device)
@@ -270,13 +271,13 @@ class ZipNerfModel(Model):
         return straight_alpha(outputs[output_name], alpha, background)
 
     @torch.no_grad()
-    def get_outputs_for_camera(self, camera: Cameras, obb_box: Optional[OrientedBox] = None) -> Dict[str, Tensor]:
+    def get_outputs_for_camera(self, camera: Cameras, obb_box: OrientedBox | None = None) -> dict[str, Tensor]:
         """A whole picture ``[height, width, channels]``, its rays generated chunk by chunk."""
         rays = ImageRays(camera, self.device, obb_box, self.config.implementation)
         return self._picture(rays.bundle, len(rays), (rays.height, rays.width))
 
     @torch.no_grad()
-    def get_outputs_for_camera_ray_bundle(self, camera_ray_bundle: RayBundle) -> Dict[str, Tensor]:
+    def get_outputs_for_camera_ray_bundle(self, camera_ray_bundle: RayBundle) -> dict[str, Tensor]:
         """A whole picture from its rays, in chunks."""
         flat = camera_ray_bundle.flatten()
         return self._picture(
@@ -292,8 +293,8 @@ class ZipNerfModel(Model):
         """
         view = self.view.read()
 
-        def rendered(names: Optional[Sequence[str]], most: int) -> Dict[str, Tensor]:
-            def render(rays: RayBundle) -> Dict[str, Tensor]:
+        def rendered(names: Sequence[str] | None, most: int) -> dict[str, Tensor]:
+            def render(rays: RayBundle) -> dict[str, Tensor]:
                 outputs = self._render(rays, view)
                 return outputs if names is None else {name: outputs[name] for name in names}
 

@@ -5,8 +5,9 @@ from __future__ import annotations
 import dataclasses
 import math
 import os
+from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any, Dict, Literal, Mapping, Optional, Tuple, Type, get_args
+from typing import Any, Literal, get_args
 
 import torch
 import tyro
@@ -32,7 +33,7 @@ CAMERA_MODES = ("off", "SO3xR3", "SE3")
 """Nerfstudio's forms of a camera's correction."""
 
 
-def _model_class() -> Type:
+def _model_class() -> type:
     # Late, for the model is made of its configuration.
     from zipnerf_ns.model import ZipNerfModel
 
@@ -43,15 +44,15 @@ def _model_class() -> Type:
 class ZipNerfModelConfig(ModelConfig, ZipNerfConfig):
     """Hyper-parameters of Zip-NeRF; defaults are the paper's unless their line says otherwise."""
 
-    _target: Type = field(default_factory=lambda: _model_class())
+    _target: type = field(default_factory=lambda: _model_class())
     """Model class."""
     enable_collider: tyro.conf.Suppress[bool] = False
     """Nerfstudio's; near_plane and far_plane bound the rays instead."""
-    collider_params: tyro.conf.Suppress[Optional[Dict[str, float]]] = to_immutable_dict({})
+    collider_params: tyro.conf.Suppress[dict[str, float] | None] = to_immutable_dict({})
     """Nerfstudio's; without a collider there are none."""
-    loss_coefficients: tyro.conf.Suppress[Dict[str, float]] = to_immutable_dict({})
+    loss_coefficients: tyro.conf.Suppress[dict[str, float]] = to_immutable_dict({})
     """Nerfstudio's; each loss has a multiplier of its own below."""
-    prompt: tyro.conf.Suppress[Optional[str]] = None
+    prompt: tyro.conf.Suppress[str | None] = None
     """Nerfstudio's, for models that read text."""
     eval_num_rays_per_chunk: int = 65536
     """The most rays rendered at once at evaluation; fewer where memory is short."""
@@ -143,7 +144,7 @@ def _check_combinations(config: ZipNerfModelConfig) -> None:
                 raise InputError(f"--pipeline.model.{name}: {reason}")
 
 
-def named_grids(config: ZipNerfModelConfig) -> Dict[str, HashGridConfig]:
+def named_grids(config: ZipNerfModelConfig) -> dict[str, HashGridConfig]:
     """The hash grids of a model by their names in its configuration, in the order of the rounds."""
     proposals = {f"proposals.{index}.grid": proposal.grid for index, proposal in enumerate(config.proposals)}
     return {**proposals, "grid": config.grid}
@@ -179,7 +180,7 @@ def adapt_resolutions(config: ZipNerfModelConfig, longest_side: int) -> ZipNerfM
     return dataclasses.replace(config, grid=adapt(config.grid), proposals=proposals)
 
 
-def prefilters_of(config: ZipNerfModelConfig) -> Tuple[Prefilter, ...]:
+def prefilters_of(config: ZipNerfModelConfig) -> tuple[Prefilter, ...]:
     """The anti-aliasing modes in which a model's tables can be read."""
     if config.implementation != "tcnn":
         return get_args(Prefilter)

@@ -5,8 +5,9 @@ Only :func:`resolve_ops` imports the kernels, and only where they can run: confi
 
 from __future__ import annotations
 
-from functools import lru_cache
-from typing import Callable, Literal, NamedTuple, Protocol, Sequence
+from collections.abc import Callable, Sequence
+from functools import cache, lru_cache
+from typing import Literal, NamedTuple, Protocol
 
 import torch
 from torch import Tensor
@@ -212,7 +213,7 @@ def triton_ops() -> Ops:
     )
 
 
-@lru_cache(maxsize=None)
+@cache
 def _announce_choice(implementation: str, choice: str, device_type: str, reason: str | None) -> None:
     because = f": {reason}" if reason else "."
     say(f"Implementation '{implementation}' chose '{choice}' on {device_type}{because}")

@@ -5,7 +5,7 @@ Nerfstudio's RayBundle comes in and goes out; between, its RaySamples would cost
 
 from __future__ import annotations
 
-from typing import NamedTuple, Optional
+from typing import NamedTuple
 
 import torch
 from jaxtyping import Bool, Float, Int
@@ -39,7 +39,7 @@ class Rays(NamedTuple):
     """Where to end, world units; above ``near``."""
     valid: Bool[Tensor, "rays 1"]
     """False for rays with nothing to see (a crop or a scene box that they miss); their limits are placeholders."""
-    camera_indices: Optional[Int[Tensor, "rays 1"]] = None
+    camera_indices: Int[Tensor, "rays 1"] | None = None
     """Training image of each ray."""
 
     @classmethod

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import Callable, List, NamedTuple, Optional, Sequence, Union
+from collections.abc import Callable, Sequence
+from typing import NamedTuple
 
 import torch
 from jaxtyping import Float
@@ -22,7 +23,7 @@ class Sampled(NamedTuple):
     """Fenceposts of the final round, normalised distance."""
     tdist: Float[Tensor, "rays edges"]
     """The same in world units."""
-    proposals: List[Round]
+    proposals: list[Round]
     """The rounds before."""
 
 
@@ -45,7 +46,7 @@ class IntervalSampler(nn.Module):
         self.ops: Ops = TORCH_OPS
 
     def forward(
-        self, rays: Rays, density_fns: Sequence[DensityFn], anneal: Union[float, Float[Tensor, ""]] = 1.0
+        self, rays: Rays, density_fns: Sequence[DensityFn], anneal: float | Float[Tensor, ""] = 1.0
     ) -> Sampled:
         """Intervals for the final round, with the proposal rounds.
 
@@ -58,9 +59,9 @@ class IntervalSampler(nn.Module):
         """
         if len(density_fns) != len(self.num_samples) - 1:
             raise ValueError(f"{len(self.num_samples)} rounds need one density_fn fewer, got {len(density_fns)}.")
-        sdist: Optional[Tensor] = None
-        weights: Optional[Tensor] = None
-        proposals: List[Round] = []
+        sdist: Tensor | None = None
+        weights: Tensor | None = None
+        proposals: list[Round] = []
         jitters = self._jitters(rays)
         for index, num_samples in enumerate(self.num_samples):
             drawn_from = None if weights is None else weights.detach()
@@ -73,7 +74,7 @@ class IntervalSampler(nn.Module):
                 proposals.append(Round(sdist, tdist, weights))
         return Sampled(sdist, tdist, proposals)
 
-    def _jitters(self, rays: Rays) -> Optional[Float[Tensor, "rounds rays 1"]]:
+    def _jitters(self, rays: Rays) -> Float[Tensor, "rounds rays 1"] | None:
         """One jitter a round and ray, all drawn at once; none at evaluation."""
         if not self.training:
             return None

@@ -14,7 +14,7 @@ from __future__ import annotations
 import importlib
 import math
 from types import ModuleType
-from typing import Any, List, Optional, Tuple
+from typing import Any
 
 import numpy as np
 import torch
@@ -49,7 +49,7 @@ def import_library() -> ModuleType:
         raise RuntimeError(f"implementation='tcnn' needs tinycudann ({error}). On a CUDA machine: {INSTALL}") from error
 
 
-def why_unsupported(prefilter: str, features_per_level: int) -> Optional[str]:
+def why_unsupported(prefilter: str, features_per_level: int) -> str | None:
     """What in a configuration keeps it from this encoding, as a sentence for the user; None if nothing."""
     if prefilter not in ("ipe", "none"):
         return (
@@ -70,13 +70,13 @@ def growth(config: HashGridConfig) -> float:
 
 def library_levels(
     num_levels: int, base_res: int, per_level_scale: float, log2_hashmap_size: int
-) -> Tuple[Tuple[Level, ...], Tuple[float, ...]]:
+) -> tuple[tuple[Level, ...], tuple[float, ...]]:
     """The levels as the library lays them out, and the cells along the unit cube's side of each.
 
     In float32, as the library computes them: a resolution is a rounded-up number.
     """
-    levels: List[Level] = []
-    cells: List[float] = []
+    levels: list[Level] = []
+    cells: list[float] = []
     log_scale, offset = np.float32(math.log2(np.float32(per_level_scale))), 0
     for index in range(num_levels):
         side = np.float32(2.0 ** float(np.float32(index) * log_scale)) * np.float32(base_res) - np.float32(1.0)
@@ -110,7 +110,7 @@ class TcnnHashEncoding(AntiAliasedHashEncoding):
         self,
         config: HashGridConfig,
         prefilter: Prefilter = "ipe",
-        bandwidths: Optional[Tuple[float, ...]] = None,
+        bandwidths: tuple[float, ...] | None = None,
     ) -> None:
         reason = why_unsupported(prefilter, config.features_per_level)
         if reason is not None:
@@ -119,7 +119,7 @@ class TcnnHashEncoding(AntiAliasedHashEncoding):
         _, cells = library_levels(config.num_levels, config.base_res, growth(config), config.log2_hashmap_size)
         self.register_buffer("cells", torch.tensor(cells), persistent=False)
 
-    def _make_table(self, config: HashGridConfig) -> Tuple[HashGrid, nn.Parameter]:
+    def _make_table(self, config: HashGridConfig) -> tuple[HashGrid, nn.Parameter]:
         config.make()  # Names the field of a configuration that makes no grid.
         library = import_library().Encoding(
             3,
@@ -145,16 +145,16 @@ class TcnnHashEncoding(AntiAliasedHashEncoding):
         with torch.no_grad():
             library.params.uniform_(-1.0, 1.0).mul_(FEATURE_INIT / TABLE_GAIN)
         # In a tuple, so that the parameter is this module's alone, under the name that it has in every implementation.
-        self._library: Tuple[Any] = (library,)
+        self._library: tuple[Any] = (library,)
         return grid, library.params
 
     def look_up(
         self,
         positions: Float[Tensor, "intervals 1 3"],
         stds: Float[Tensor, "intervals 1"],
-        num_active: Optional[int] = None,
-        prefilter: Optional[Prefilter] = None,
-    ) -> Tuple[Float[Tensor, "intervals levels features"], Float[Tensor, "intervals levels"]]:
+        num_active: int | None = None,
+        prefilter: Prefilter | None = None,
+    ) -> tuple[Float[Tensor, "intervals levels features"], Float[Tensor, "intervals levels"]]:
         """What ``functional.hash_grid.hash_encode`` gives of a table: prefiltered features, without the gain, and the
         prefilter weight of every level.
 
@@ -192,8 +192,8 @@ class TcnnHashEncoding(AntiAliasedHashEncoding):
     def forward(
         self,
         cones: Cones,
-        num_active: Optional[int] = None,
-        prefilter: Optional[Prefilter] = None,
+        num_active: int | None = None,
+        prefilter: Prefilter | None = None,
         dtype: torch.dtype = torch.float32,
         is_frozen: bool = False,
     ) -> Float[Tensor, "intervals channels"]:

@@ -12,7 +12,7 @@ Nothing here knows Nerfstudio: ``model`` is its face.
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Any, Dict, List, Literal, NamedTuple, Optional, Tuple
+from typing import Any, Literal, NamedTuple
 
 import torch
 from jaxtyping import Float
@@ -49,7 +49,7 @@ class ProposalConfig:
     """Half-width of the box blur in the interlevel loss, in normalized ray distance (0.03 then 0.003 in Zip-NeRF)."""
 
 
-def paper_proposals() -> Tuple[ProposalConfig, ...]:
+def paper_proposals() -> tuple[ProposalConfig, ...]:
     """The two proposal rounds of Zip-NeRF (section 5)."""
     return (
         ProposalConfig(grid=HashGridConfig(6, 1, 16, 512), blur_halfwidth=0.03),
@@ -63,7 +63,7 @@ class ZipNerfConfig:
 
     grid: HashGridConfig = field(default_factory=HashGridConfig)
     """Hash grid of the rendered round."""
-    proposals: Tuple[ProposalConfig, ...] = field(default_factory=paper_proposals)
+    proposals: tuple[ProposalConfig, ...] = field(default_factory=paper_proposals)
     """The proposal rounds, in order."""
     num_samples: int = 32
     """Intervals per ray in the rendered round."""
@@ -129,7 +129,7 @@ class Rendering(NamedTuple):
     """Colors in front of black: without what is behind where a ray is not opaque."""
     accumulation: Float[Tensor, "rays 1"]
     """Opacity, 0 to 1."""
-    rounds: List[Round]
+    rounds: list[Round]
     """Intervals and weights of every round, the rendered one last."""
     radiance: Radiance
     """Densities and colors of the rendered round's intervals."""
@@ -150,7 +150,7 @@ class ZipNerf(nn.Module):
     def __init__(
         self,
         config: ZipNerfConfig,
-        aabb: Optional[Float[Tensor, "2 3"]] = None,
+        aabb: Float[Tensor, "2 3"] | None = None,
         num_images: int = 0,
         bandwidth: float = 1.0,
     ) -> None:
@@ -183,7 +183,7 @@ class ZipNerf(nn.Module):
         return encoding
 
     @property
-    def fields(self) -> List[ZipNerfDensityField]:
+    def fields(self) -> list[ZipNerfDensityField]:
         """The field of every round, the rendered one last."""
         return [*self.proposal_networks, self.field]
 
@@ -206,7 +206,7 @@ class ZipNerf(nn.Module):
         _ = self.ops
         return self
 
-    def parameter_groups(self) -> Tuple[List[nn.Parameter], List[nn.Parameter]]:
+    def parameter_groups(self) -> tuple[list[nn.Parameter], list[nn.Parameter]]:
         """Hash tables, and networks: they take different learning rates."""
         return parameter_groups(self.fields)
 
@@ -217,7 +217,7 @@ class ZipNerf(nn.Module):
         # In place, and in the device's memory, for the training step may be a graph that was captured once.
         self.anneal.fill_(slope * progress / ((slope - 1.0) * progress + 1.0))
 
-    def num_active_levels(self) -> Optional[int]:
+    def num_active_levels(self) -> int | None:
         """Hash levels in use in training, from the coarsest; None for all."""
         if not (self.training and self.config.progressive_levels):
             return None
@@ -227,9 +227,9 @@ class ZipNerf(nn.Module):
     def forward(
         self,
         rays: Rays,
-        prefilter: Optional[Prefilter] = None,
-        finest_level: Optional[int] = None,
-        photo: Optional[int] = None,
+        prefilter: Prefilter | None = None,
+        finest_level: int | None = None,
+        photo: int | None = None,
     ) -> Rendering:
         """Renders rays.
 
@@ -262,8 +262,8 @@ class ZipNerf(nn.Module):
         rendering: Rendering,
         prediction: Float[Tensor, "rays 3"],
         target: Float[Tensor, "rays 3"],
-        ray_weights: Optional[Float[Tensor, "rays"]] = None,
-    ) -> Dict[str, Float[Tensor, ""]]:
+        ray_weights: Float[Tensor, "rays"] | None = None,
+    ) -> dict[str, Float[Tensor, ""]]:
         """What a training step minimizes the sum of, by name.
 
         Args:
@@ -282,7 +282,7 @@ class ZipNerf(nn.Module):
             per_level, rgb_loss if self.config.proposal_catchup else None,
         )}  # fmt: skip
 
-    def distances(self, rounds: List[Round]) -> Dict[str, Float[Tensor, "rays 1"]]:
+    def distances(self, rounds: list[Round]) -> dict[str, Float[Tensor, "rays 1"]]:
         """Distances along the rays, world units: the rendered round's median and geometric mean first, then the
         proposals' medians."""
         *proposals, main = rounds
@@ -296,8 +296,8 @@ class ZipNerf(nn.Module):
         self,
         rays: Rays,
         rendered: Round,
-        prefilter: Optional[Prefilter] = None,
-        finest_level: Optional[int] = None,
+        prefilter: Prefilter | None = None,
+        finest_level: int | None = None,
     ) -> Float[Tensor, "rays 3"]:
         """Directions of the surfaces that rays see, world frame; zero where there is none.
 

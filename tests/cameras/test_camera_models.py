@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import math
 from pathlib import Path
-from typing import Any, Dict
+from typing import Any
 
 import pytest
 import torch
 from _scenes import make_datamanager, read_meta, tiny_config, train, write_meta, write_scene
 
-MODELS: Dict[str, Dict[str, Any]] = {
+MODELS: dict[str, dict[str, Any]] = {
     "OPENCV": {"k1": 0.05, "k2": -0.01, "p1": 0.001, "p2": 0.002},
     "OPENCV_FISHEYE": {"k1": 0.02, "k2": -0.01, "k3": 0.001, "k4": -0.001},
     "FISHEYE624": {"distortion_params": [0.01, *[0.0] * 11]},

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import shutil
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any, Callable, Dict, Tuple
+from typing import Any
 
 import numpy as np
 import pytest
@@ -33,7 +34,7 @@ SINGULAR_POSE[0, :3] = 2.0 * SINGULAR_POSE[1, :3]
 Break = Callable[[Path], Any]
 
 
-def edit(change: Callable[[Dict[str, Any]], Any], name: str = "transforms.json") -> Break:
+def edit(change: Callable[[dict[str, Any]], Any], name: str = "transforms.json") -> Break:
     """A change of the scene's transforms."""
 
     def apply(folder: Path) -> None:
@@ -69,14 +70,14 @@ def resized(name: str) -> Break:
     return lambda folder: Image.fromarray(named_pixels(2, 20, 12, 4)[..., :3]).save(folder / name)
 
 
-def without_splits(meta: Dict[str, Any], count: int) -> None:
+def without_splits(meta: dict[str, Any], count: int) -> None:
     """Only the first frames, and no lists of splits."""
     meta["frames"] = meta["frames"][:count]
     for split in ("train", "val", "test"):
         del meta[f"{split}_filenames"]
 
 
-NERFSTUDIO: Dict[str, Tuple[Break, Tuple[str, ...]]] = {
+NERFSTUDIO: dict[str, tuple[Break, tuple[str, ...]]] = {
     "camera model that only renders": (
         edit(lambda meta: meta.update(camera_model="VR180_L")), ("'camera_model'", "VR180_L", "EQUIRECTANGULAR")
     ),
@@ -134,7 +135,7 @@ NERFSTUDIO: Dict[str, Tuple[Break, Tuple[str, ...]]] = {
 }  # fmt: skip
 
 TRAIN = "transforms_train.json"
-BLENDER: Dict[str, Tuple[Break, Tuple[str, ...]]] = {
+BLENDER: dict[str, tuple[Break, tuple[str, ...]]] = {
     "no transforms": (lambda folder: (folder / TRAIN).unlink(), (TRAIN, "does not exist")),
     "no frames": (edit(lambda meta: meta.update(frames=[]), TRAIN), (TRAIN, "'frames'")),
     "missing image": (lambda folder: (folder / "train/r_2.png").unlink(), ("r_2", "missing", "remove")),

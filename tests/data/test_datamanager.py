@@ -6,7 +6,6 @@ import os
 import shutil
 import threading
 from pathlib import Path
-from typing import Dict, List
 
 import numpy as np
 import pytest
@@ -46,7 +45,7 @@ def hints(manager: ZipNerfDataManager) -> SceneHints:
     return manager.train_dataset.metadata[SCENE_HINTS]
 
 
-def assert_colours_are_of_their_pixels(manager: ZipNerfDataManager, batch: Dict[str, Tensor]) -> None:
+def assert_colours_are_of_their_pixels(manager: ZipNerfDataManager, batch: dict[str, Tensor]) -> None:
     """Every drawn colour is exactly the pixel that its indices name: the pictures spell out (image, y, x)."""
     numbers = [int(path.stem.split("_")[-1]) for path in manager.train_dataset.image_filenames]
     image, y, x = batch["indices"].unbind(-1)
@@ -194,7 +193,7 @@ def test_half_resolution_scales_images_and_cameras_alike(tmp_path):
     assert int(y.max()) == HEIGHT // 2 - 1 and int(x.max()) == WIDTH // 2 - 1
 
 
-def write_colmap_scene(folder: Path, extension: str, count: int = 10) -> List[np.ndarray]:
+def write_colmap_scene(folder: Path, extension: str, count: int = 10) -> list[np.ndarray]:
     """A COLMAP model with a distorted camera, and its images; returns the cameras' centres in COLMAP's frame."""
     (folder / "images").mkdir(parents=True)
     (folder / "colmap/sparse/0").mkdir(parents=True)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Dict, Tuple
 
 import numpy as np
 import pytest
@@ -26,7 +25,7 @@ from zipnerf_ns.data.datamanager import SCENE_HINTS, ZipNerfDataManager
 from zipnerf_ns.errors import InputError
 
 GREY = np.arange(WIDTH * HEIGHT, dtype=np.uint8).reshape(HEIGHT, WIDTH)
-MODES: Dict[str, Tuple[Image.Image, np.ndarray]] = {
+MODES: dict[str, tuple[Image.Image, np.ndarray]] = {
     "grey": (Image.fromarray(GREY), np.stack([GREY] * 3, -1)),
     "grey and alpha": (
         Image.merge("LA", [Image.fromarray(GREY), Image.fromarray(GREY.T.copy().reshape(GREY.shape))]),
@@ -40,7 +39,7 @@ MODES: Dict[str, Tuple[Image.Image, np.ndarray]] = {
 }  # fmt: skip
 
 
-def palette_picture(transparent: bool) -> Tuple[Image.Image, np.ndarray]:
+def palette_picture(transparent: bool) -> tuple[Image.Image, np.ndarray]:
     """Indices into a palette in which entry 7 may be transparent."""
     picture = Image.fromarray(GREY % 16).convert("P")
     colours = np.random.default_rng(0).integers(0, 256, (256, 3), dtype=np.uint8)
@@ -112,7 +111,7 @@ def test_white_of_integers(tmp_path, kind, factor, divisor):
     np.testing.assert_array_equal(stored, expected)
 
 
-BAD_VALUES: Dict[str, Tuple[np.ndarray, str]] = {
+BAD_VALUES: dict[str, tuple[np.ndarray, str]] = {
     "NaN": (np.where(GREY == 7, np.nan, 0.5).astype(np.float32), "values from nan to nan"),
     "infinity": (np.where(GREY == 7, np.inf, 0.5).astype(np.float32), "values from 0.5 to inf"),
     "0 to 255": (GREY.astype(np.float32), "values from 0 to 255"),

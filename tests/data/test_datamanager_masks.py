@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, Dict, List, Tuple
+from typing import Any
 
 import numpy as np
 import pytest
@@ -49,17 +49,17 @@ def with_masks(scene: Path, picture_of: Callable[[int], Image.Image], extension:
     return scene
 
 
-def drawn(manager: ZipNerfDataManager, held_out: bool = False) -> Dict[str, List[Tuple[int, int]]]:
+def drawn(manager: ZipNerfDataManager, held_out: bool = False) -> dict[str, list[tuple[int, int]]]:
     """Rows and columns of the pixels that a large batch draws, by their image's name."""
     batch = (manager.next_eval if held_out else manager.next_train)(0)[1]
     dataset = manager.eval_dataset if held_out else manager.train_dataset
-    found: Dict[str, List[Tuple[int, int]]] = {}
+    found: dict[str, list[tuple[int, int]]] = {}
     for image, row, column in batch["indices"].tolist():
         found.setdefault(dataset.image_filenames[image].stem, []).append((row, column))
     return found
 
 
-KINDS: Dict[str, Tuple[Callable[[np.ndarray], Image.Image], str]] = {
+KINDS: dict[str, tuple[Callable[[np.ndarray], Image.Image], str]] = {
     "grey": (grey, "png"),
     "1 bit": (lambda used: grey(used).convert("1"), "png"),
     "palette": (lambda used: grey(used).convert("P"), "png"),
@@ -214,7 +214,7 @@ def test_an_image_of_which_nothing_is_used_is_left_out_alone(tmp_path, fresh_wri
 # --- what is learnt and measured ---
 
 
-def masked_training(folder: Path, used: np.ndarray, spoil: bool) -> Tuple[Dict[int, float], float, Dict[str, Any]]:
+def masked_training(folder: Path, used: np.ndarray, spoil: bool) -> tuple[dict[int, float], float, dict[str, Any]]:
     """Losses, mean PSNR and weights of a training whose pictures are spoilt outside of LEFT."""
     scene = with_masks(write_scene(folder / "scene"), lambda _: grey(used))
     for path in (scene / "images").iterdir() if spoil else ():

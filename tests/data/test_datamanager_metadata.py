@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, Dict
+from typing import Any
 
 import cv2
 import numpy as np
@@ -27,7 +27,7 @@ EXTRA_TOP = {
 EXTRA_FRAME = {"exposure_time": 1 / 60, "iso": 100, "sharpness": 3.2, "colmap_im_id": 4, "time": 0.5, "exposure": None}
 
 
-def edited(folder: Path, edit: Callable[[Dict[str, Any]], object], **arguments: Any) -> ZipNerfDataManager:
+def edited(folder: Path, edit: Callable[[dict[str, Any]], object], **arguments: Any) -> ZipNerfDataManager:
     scene = write_scene(folder / "scene", **arguments)
     meta = read_meta(scene)
     edit(meta)
@@ -35,8 +35,8 @@ def edited(folder: Path, edit: Callable[[Dict[str, Any]], object], **arguments: 
     return make_datamanager(scene, train_num_rays_per_batch=200)
 
 
-def with_depth(scene: Path, written: bool) -> Callable[[Dict[str, Any]], None]:
-    def edit(meta: Dict[str, Any]) -> None:
+def with_depth(scene: Path, written: bool) -> Callable[[dict[str, Any]], None]:
+    def edit(meta: dict[str, Any]) -> None:
         (scene / "depth").mkdir()
         for index, frame in enumerate(meta["frames"]):
             frame["depth_file_path"] = f"depth/{index:03d}.png"
@@ -63,7 +63,7 @@ def test_depth_is_ignored(tmp_path, written):
 
 
 def test_exposure_and_other_notes_are_ignored(tmp_path):
-    def edit(meta: Dict[str, Any]) -> None:
+    def edit(meta: dict[str, Any]) -> None:
         meta.update(EXTRA_TOP)
         for frame in meta["frames"]:
             frame.update(EXTRA_FRAME)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import threading
 from collections import OrderedDict
 from pathlib import Path
-from typing import Any, List
+from typing import Any
 
 import pytest
 import torch
@@ -161,7 +161,7 @@ class HeldWrites:
         monkeypatch.setattr(checkpoints, "write_whole", write)
 
 
-def before_steps(trainer: Any, act: Any) -> List[int]:
+def before_steps(trainer: Any, act: Any) -> list[int]:
     """Has the trainer call ``act`` with every step before it trains it; returns the steps trained so far."""
     iterate, steps = trainer.train_iteration, []
 

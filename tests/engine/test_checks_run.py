@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any, Dict, Tuple
+from typing import Any
 
 import numpy as np
 import pytest
@@ -69,7 +69,7 @@ def test_message_keeps_brackets_of_paths(tmp_path):
     assert "a[red]b[1]" in said_when_started(tiny_config(scene, tmp_path))
 
 
-MODEL_FAULTS: Dict[str, Tuple[Dict[str, Any], Tuple[str, ...]]] = {
+MODEL_FAULTS: dict[str, tuple[dict[str, Any], tuple[str, ...]]] = {
     "unknown implementation": ({"implementation": "cuda"}, ("implementation", "'cuda'", "'torch'")),
     "table too large": (
         {"grid": HashGridConfig(64, 256, 16, 8192, 26)}, ("GiB", "--pipeline.model.grid.log2-hashmap-size")

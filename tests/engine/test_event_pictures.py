@@ -5,7 +5,7 @@ from __future__ import annotations
 import io
 import threading
 from pathlib import Path
-from typing import Any, Dict, List
+from typing import Any
 
 import numpy as np
 import torch
@@ -19,7 +19,7 @@ from zipnerf_ns.engine.event_pictures import take_pictures
 writer = trainer_module.writer
 
 
-def images_of(folder: Path) -> Dict[str, List[Any]]:
+def images_of(folder: Path) -> dict[str, list[Any]]:
     """Tags with steps and pixels of all pictures in a folder's event file."""
     events = EventAccumulator(str(folder), size_guidance={"images": 0})
     events.Reload()
@@ -64,7 +64,7 @@ def test_training_does_not_wait_for_pictures_but_its_end_does(tmp_path, monkeypa
         steps.append(step)
         return iterate(step)
 
-    def write(pictures: List[Any]) -> None:
+    def write(pictures: list[Any]) -> None:
         assert may_end.wait(20.0)
         written.append({event["step"] for event in pictures})
 

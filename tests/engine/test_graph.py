@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, Callable, Iterator, List
+from typing import Any
 
 import pytest
 import torch
@@ -21,7 +22,7 @@ from zipnerf_ns.model import ZipNerfModel
 class PlayedGraph:
     """Computes again, on the tensors that it was captured with, what stands for the kernels of a step."""
 
-    captured: List["PlayedGraph"] = []
+    captured: list["PlayedGraph"] = []
 
     def __init__(self) -> None:
         self.replay: Callable[[], Any] = lambda: None
@@ -29,7 +30,7 @@ class PlayedGraph:
 
 
 @pytest.fixture
-def played_graphs(monkeypatch: pytest.MonkeyPatch) -> List[PlayedGraph]:
+def played_graphs(monkeypatch: pytest.MonkeyPatch) -> list[PlayedGraph]:
     @contextmanager
     def capturing(graph: PlayedGraph, capture_error_mode: str) -> Iterator[None]:
         yield

@@ -6,7 +6,7 @@ import shlex
 import shutil
 import warnings
 from pathlib import Path
-from typing import Any, List
+from typing import Any
 
 import pytest
 import torch
@@ -58,7 +58,7 @@ def test_out_of_memory_offers_only_what_is_left(scene, tmp_path):
     assert "images-on-gpu" not in str(out_of_memory(config))
 
 
-def commands_of(text: str) -> List[List[str]]:
+def commands_of(text: str) -> list[list[str]]:
     """The command lines of what is said at the end, without the last line, which is no command."""
     lines = [line.partition(":")[2].partition("  (needs")[0] for line in text.splitlines()]
     assert "the same command with --load-dir" in lines[-1]

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any, Callable, Dict, Tuple
+from typing import Any
 
 import pytest
 import torch
@@ -35,7 +36,7 @@ def set_on(path: str, value: Any) -> Callable[[ZipNerfTrainerConfig], None]:
     return change
 
 
-FAULTS: Dict[str, Tuple[Tuple[Callable[[ZipNerfTrainerConfig], None], ...], Tuple[str, ...]]] = {
+FAULTS: dict[str, tuple[tuple[Callable[[ZipNerfTrainerConfig], None], ...], tuple[str, ...]]] = {
     "no steps": ((set_on("max_num_iterations", 0),), ("--max-num-iterations", "0", "at least 1")),
     "negative interval": ((set_on("steps_per_save", -1),), ("--steps-per-save", "-1", "0 (never)")),
     "unknown group": (
@@ -89,7 +90,7 @@ FAULTS: Dict[str, Tuple[Tuple[Callable[[ZipNerfTrainerConfig], None], ...], Tupl
 }  # fmt: skip
 
 
-def prepare(folder: Path, name: str) -> Tuple[ZipNerfTrainerConfig, Tuple[str, ...]]:
+def prepare(folder: Path, name: str) -> tuple[ZipNerfTrainerConfig, tuple[str, ...]]:
     changes, expected = FAULTS[name]
     config = tiny_config(folder / "scene", folder)
     for change in changes:

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import copy
 import random
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, Iterator, List
+from typing import Any
 
 import numpy as np
 import pytest
@@ -224,7 +225,7 @@ def test_checkpoints_hold_tensors_and_plain_python_only(scene, tmp_path):
         assert all(type(rate) is float for rate in trainer.optimizers.schedulers[name].get_last_lr())
 
 
-def draws() -> List[Any]:
+def draws() -> list[Any]:
     """Numbers from every generator."""
     return [random.random(), random.gauss(0, 1), np.random.rand(), np.random.normal(), torch.rand(()).item()]
 

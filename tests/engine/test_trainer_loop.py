@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any, Callable, Dict, List, NamedTuple, Tuple
+from typing import Any, NamedTuple
 
 import pytest
 import torch
@@ -42,7 +43,7 @@ class Recorder(writer.Writer):
     """An event writer that keeps what it is given."""
 
     def __init__(self) -> None:
-        self.events: List[Event] = []
+        self.events: list[Event] = []
 
     def write_scalar(self, name: str, scalar: Any, step: int) -> None:
         self.events.append(Event(name, float(scalar), step))
@@ -50,14 +51,14 @@ class Recorder(writer.Writer):
     def write_image(self, name: str, image: torch.Tensor, step: int) -> None:
         self.events.append(Event(name, image.shape, step))
 
-    def write_config(self, name: str, config_dict: Dict[str, Any], step: int) -> None:
+    def write_config(self, name: str, config_dict: dict[str, Any], step: int) -> None:
         pass
 
-    def steps(self, name: str) -> List[int]:
+    def steps(self, name: str) -> list[int]:
         return [event.step for event in self.events if event.name == name]
 
 
-def record(config: Any, before_step: Callable[[ZipNerfTrainer, int], None] | None = None) -> Tuple[Any, Recorder]:
+def record(config: Any, before_step: Callable[[ZipNerfTrainer, int], None] | None = None) -> tuple[Any, Recorder]:
     """Trains a run; the trainer and the events that were written."""
     trainer, recorder = start(config), Recorder()
     writer.EVENT_WRITERS.append(recorder)
@@ -113,7 +114,7 @@ def test_events_are_written_at_logged_steps_only(scene, tmp_path):
 
 def test_events_of_the_viewers_thread_are_not_kept_waiting(scene, tmp_path):
     """They are written at the end of the step in which they came."""
-    waiting: Dict[int, List[str]] = {}
+    waiting: dict[int, list[str]] = {}
 
     def before(trainer: ZipNerfTrainer, step: int) -> None:
         waiting[step] = [event["name"] for event in writer.EVENT_STORAGE]
@@ -139,7 +140,7 @@ class Waits(TorchDispatchMode):
     def __init__(self, trainer: ZipNerfTrainer) -> None:
         super().__init__()
         self.trainer = trainer
-        self.steps: List[int] = []
+        self.steps: list[int] = []
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         if func in (torch.ops.aten._local_scalar_dense.default, torch.ops.aten.nonzero.default):
@@ -160,7 +161,7 @@ def stub_pipeline(trainer: ZipNerfTrainer) -> None:
 
 @pytest.mark.parametrize("steps", [10, 30])
 def test_between_logged_steps_nothing_waits_for_the_device(scene, tmp_path, monkeypatch, steps):
-    waited: List[int] = []
+    waited: list[int] = []
     monkeypatch.setattr(ZipNerfTrainer, "_synchronize", lambda self: waited.append(self.step))
     trainer = start(tiny_config(scene, tmp_path, steps=steps, logging=logging(20)))
     stub_pipeline(trainer)
@@ -175,7 +176,7 @@ def test_between_logged_steps_nothing_waits_for_the_device(scene, tmp_path, monk
 def test_the_modules_mode_is_switched_only_when_it_was_changed(scene, tmp_path):
     """Whatever left the model in evaluation mode, the next step trains; visiting all modules costs 0.1 ms."""
     trainer = start(tiny_config(scene, tmp_path, steps=7, logging=logging(100)))
-    switched: List[int] = []
+    switched: list[int] = []
     switch, iterate = trainer.pipeline.train, trainer.train_iteration
 
     def switch_and_tell(mode: bool = True) -> Any:
@@ -226,7 +227,7 @@ def test_a_slow_first_step_is_explained_where_kernels_are_compiled(scene, tmp_pa
 @pytest.mark.parametrize("stopped", [False, True])
 def test_a_paused_training_waits_and_its_time_is_no_training_time(scene, tmp_path, monkeypatch, stopped):
     trainer = start(tiny_config(scene, tmp_path, steps=3, start_paused=True))
-    naps: List[float] = []
+    naps: list[float] = []
 
     class Time:
         @staticmethod
@@ -237,7 +238,7 @@ def test_a_paused_training_waits_and_its_time_is_no_training_time(scene, tmp_pat
                 trainer.stop_training = stopped
 
     monkeypatch.setattr(trainer_module, "time", Time)
-    steps: List[int] = []
+    steps: list[int] = []
     iterate = trainer.train_iteration
     trainer.train_iteration = lambda step: (steps.append(step), iterate(step))[1]
     trainer.train()

@@ -7,8 +7,9 @@ imported, and choosing it here would make ``implementation="auto"`` pick it in o
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import replace
-from typing import Any, Callable
+from typing import Any
 
 import pytest
 import torch

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from typing import Dict
-
 import pytest
 import torch
 from _rays import make_model, tiny_config
@@ -16,7 +14,7 @@ from zipnerf_ns.render.pictures import BEHIND_ALL, depths_of_nothing, evaluation
 DEPTHS = ("depth", "expected_depth", "prop_depth_0")
 
 
-def picture(seed: int = 0) -> Dict[str, Tensor]:
+def picture(seed: int = 0) -> dict[str, Tensor]:
     """A picture of 6 x 8 whose right half meets nothing: its depths are anything up to 1e6."""
     generator = torch.Generator().manual_seed(seed)
     solid = (torch.arange(8) < 4).expand(6, 8)[..., None]

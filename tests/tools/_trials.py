@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any, Dict
+from typing import Any
 
 SMALL = {
     "datamanager.train_num_rays_per_batch": 64, "model.num_samples": 6, "model.hidden_dim": 16, "model.color_dim": 16,
@@ -13,7 +13,7 @@ SMALL = {
 """What makes zipnerf-lite a matter of seconds."""
 
 
-def result(method: str, scene: str = "/data/fox", **changes: Any) -> Dict[str, Any]:
+def result(method: str, scene: str = "/data/fox", **changes: Any) -> dict[str, Any]:
     """A result as a trial leaves it."""
     trial = {"scene": scene, "method": method, "seconds": 120.0, "steps": None, "scales": [], "seed": 42, "changes": {}}
     made = {

@@ -6,7 +6,7 @@ import sys
 from importlib.machinery import ModuleSpec
 from pathlib import Path
 from types import ModuleType, SimpleNamespace
-from typing import Any, Dict, List
+from typing import Any
 
 import pytest
 
@@ -23,12 +23,12 @@ class PretendedPycolmap(ModuleType):
 
     __version__ = "4.9.9"
 
-    def __init__(self, images_of_models: List[int]) -> None:
+    def __init__(self, images_of_models: list[int]) -> None:
         super().__init__("pycolmap")
         # Without one a module counts as not installed.
         self.__spec__ = ModuleSpec("pycolmap", None)
         self.images_of_models = images_of_models
-        self.calls: List[Any] = []
+        self.calls: list[Any] = []
         self.CameraMode = SimpleNamespace(SINGLE="single", AUTO="auto")
         self.Device = SimpleNamespace(auto="auto", cpu="cpu")
         self.ImageReaderOptions = self.IncrementalPipelineOptions = SimpleNamespace
@@ -45,7 +45,7 @@ class PretendedPycolmap(ModuleType):
     def match_sequential(self, database: Path, device: str) -> None:
         self.calls.append(("sequential", database, device))
 
-    def incremental_mapping(self, database: Path, images: Path, output: Path, options: Any) -> Dict[int, Any]:
+    def incremental_mapping(self, database: Path, images: Path, output: Path, options: Any) -> dict[int, Any]:
         self.calls.append(("map", options.ba_global_function_tolerance))
         for number, count in enumerate(self.images_of_models):
             (output / str(number)).mkdir()
@@ -63,9 +63,9 @@ def pretended(monkeypatch: pytest.MonkeyPatch) -> PretendedPycolmap:
     return module
 
 
-def nerfstudios_commands(monkeypatch: pytest.MonkeyPatch, folder: Path, **options: Any) -> List[List[str]]:
+def nerfstudios_commands(monkeypatch: pytest.MonkeyPatch, folder: Path, **options: Any) -> list[list[str]]:
     """The arguments of every command that ns-process-data runs with a COLMAP of our version."""
-    commands: List[str] = []
+    commands: list[str] = []
 
     def run_command(command: str, verbose: bool = False) -> str:
         commands.append(command)

@@ -164,7 +164,7 @@ def test_two_methods_through_the_whole_of_it(tiny_scene, tmp_path, monkeypatch):
     folder = tmp_path / "out/tiny/zipnerf-lite"
     for index in done["kept_views"]:
         pictures = [np.asarray(Image.open(folder / f"views/{index:04d}_{name}.png")) for name in ("truth", "rendering")]
-        error = np.square((pictures[0] / 255.0 - pictures[1] / 255.0)).mean()
+        error = np.square(pictures[0] / 255.0 - pictures[1] / 255.0).mean()
         # What was measured is what the kept 8-bit pictures show.
         assert done["per_image"][index]["psnr"] == pytest.approx(-10.0 * np.log10(error), abs=1e-3)
     assert Image.open(tmp_path / "out/crops.png").size[0] > 0 and Image.open(tmp_path / "out/curves.png").size[0] > 0

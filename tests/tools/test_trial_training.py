@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import random
+from collections.abc import Callable
 from types import SimpleNamespace
-from typing import Any, Callable, List
+from typing import Any
 
 import pytest
 import torch
@@ -53,7 +54,7 @@ class OwnTrainer:
                 callback.run_callback(step)
 
 
-def evaluation(time: OwnTime, at: List[float]) -> Callable:
+def evaluation(time: OwnTime, at: list[float]) -> Callable:
     def evaluate(pipeline) -> float:
         at.append(time.now)
         time.now += EVALUATION
@@ -141,7 +142,7 @@ def test_nothing_is_rendered_without_being_asked(own_time):
 
 def test_moments_that_pass_together_are_one(own_time):
     """With few steps several shares are reached at once: rendering twice would show nothing new."""
-    at: List[float] = []
+    at: list[float] = []
     train(OwnTrainer(own_time, 3), None, 6, evaluation(own_time, at))
     assert len(at) == 2
 
@@ -156,7 +157,7 @@ class Loop:
     """A trainer's part in drawing: what is called before a step, and the step's batch."""
 
     def __init__(self, manager: Any, seed: int) -> None:
-        self.callbacks: List[TrainingCallback] = []
+        self.callbacks: list[TrainingCallback] = []
         self.pipeline = SimpleNamespace(datamanager=manager)
         draw_same_rays(self, seed)
 

@@ -8,7 +8,6 @@ device at every step; hence the functions here. In mode SO3xR3 nothing in them w
 from __future__ import annotations
 
 import dataclasses
-from typing import Dict, Optional
 
 import torch
 from jaxtyping import Float
@@ -18,7 +17,7 @@ from nerfstudio.cameras.camera_optimizers import CameraOptimizer
 from nerfstudio.cameras.rays import RayBundle
 
 
-def corrected_bundle(bundle: RayBundle, optimizer: Optional[CameraOptimizer]) -> RayBundle:
+def corrected_bundle(bundle: RayBundle, optimizer: CameraOptimizer | None) -> RayBundle:
     """The rays as the corrected cameras see them, with a gradient to the corrections; the bundle is left as it is.
 
     Args:
@@ -36,7 +35,7 @@ def corrected_bundle(bundle: RayBundle, optimizer: Optional[CameraOptimizer]) ->
 
 
 def corrected_poses(
-    poses: Float[Tensor, "cameras 3 4"], optimizer: Optional[CameraOptimizer]
+    poses: Float[Tensor, "cameras 3 4"], optimizer: CameraOptimizer | None
 ) -> Float[Tensor, "cameras 3 4"]:
     """Camera-to-world matrices with the corrections applied, on the optimiser's device; no gradient.
 
@@ -52,7 +51,7 @@ def corrected_poses(
         return torch.cat([corrections[:, :, :3] @ poses[:, :, :3], poses[:, :, 3:] + corrections[:, :, 3:]], dim=-1)
 
 
-def correction_metrics(optimizer: Optional[CameraOptimizer]) -> Dict[str, Tensor]:
+def correction_metrics(optimizer: CameraOptimizer | None) -> dict[str, Tensor]:
     """Mean and largest shift (world units) and turn (degrees) of all cameras, under Nerfstudio's names."""
     if optimizer is None:
         return {}

@@ -9,8 +9,9 @@ and ``ns-render`` look from the poses that they are given.
 from __future__ import annotations
 
 import copy
+from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any, Dict, Iterator, NamedTuple, Optional
+from typing import Any, NamedTuple
 
 import torch
 from jaxtyping import Float
@@ -40,7 +41,7 @@ class Refined(NamedTuple):
     """By which it was shifted, world units."""
 
 
-def drift(optimizer: Optional[CameraOptimizer], train_poses: Float[Tensor, "cameras 3 4"]) -> Optional[Similarity]:
+def drift(optimizer: CameraOptimizer | None, train_poses: Float[Tensor, "cameras 3 4"]) -> Similarity | None:
     """The similarity by which the optimised training cameras have drifted; None where cameras are not optimised.
 
     Args:
@@ -52,7 +53,7 @@ def drift(optimizer: Optional[CameraOptimizer], train_poses: Float[Tensor, "came
     return align_cameras(train_poses, corrected_poses(train_poses, optimizer).to(train_poses.device))
 
 
-def moved_camera(camera: Cameras, similarity: Optional[Similarity]) -> Cameras:
+def moved_camera(camera: Cameras, similarity: Similarity | None) -> Cameras:
     """A copy of cameras, moved by a similarity; the cameras themselves where there is none."""
     if similarity is None:
         return camera
@@ -60,7 +61,7 @@ def moved_camera(camera: Cameras, similarity: Optional[Similarity]) -> Cameras:
     return _at(camera, move_cameras(similarity, poses.reshape(-1, 3, 4)).view(poses.shape))
 
 
-def moved_bundle(bundle: RayBundle, similarity: Optional[Similarity]) -> RayBundle:
+def moved_bundle(bundle: RayBundle, similarity: Similarity | None) -> RayBundle:
     """A copy of rays, moved by a similarity; the rays themselves where there is none."""
     if similarity is None:
         return bundle
@@ -69,7 +70,7 @@ def moved_bundle(bundle: RayBundle, similarity: Optional[Similarity]) -> RayBund
     return moved
 
 
-def refine(model: nn.Module, camera: Cameras, batch: Dict[str, Any], steps: int, seed: int = 0) -> Refined:
+def refine(model: nn.Module, camera: Cameras, batch: dict[str, Any], steps: int, seed: int = 0) -> Refined:
     """The camera whose picture is most like a photo, by gradient steps on its pose alone.
 
     Training is not disturbed: the model's parameters get no gradient, and the pixels are drawn from a generator of
@@ -114,7 +115,7 @@ def refine(model: nn.Module, camera: Cameras, batch: Dict[str, Any], steps: int,
     return Refined(_at(camera, refined.view(camera.camera_to_worlds.shape)), float(degrees), float(distance))
 
 
-def describe(similarity: Optional[Similarity], steps: int) -> Optional[str]:
+def describe(similarity: Similarity | None, steps: int) -> str | None:
     """What is done to held-out cameras before they are scored, as a sentence; None if nothing."""
     parts = []
     if similarity is not None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from functools import cached_property, lru_cache
-from typing import Any, Dict, Optional, Protocol, Tuple, runtime_checkable
+from typing import Any, Protocol, runtime_checkable
 
 import torch
 from jaxtyping import Float, Int
@@ -41,12 +41,12 @@ class Pixels(Protocol):
     colors: Tensor
     offsets: Tensor
     widths: Tensor
-    allowed: Optional[Tensor]
+    allowed: Tensor | None
 
     def draw(self, num_rays: int) -> Tensor:
         """Numbers of pixels, or of entries of ``allowed`` where there is one."""
 
-    def sample(self, num_rays: int) -> Dict[str, Tensor]:
+    def sample(self, num_rays: int) -> dict[str, Tensor]:
         """``image`` and ``indices`` of pixels drawn uniformly."""
 
 
@@ -67,8 +67,8 @@ class PixelRays(nn.Module):
         super().__init__()
         self.device = torch.device(device)
         self._cameras = cameras.to(self.device)
-        self._packed: Optional[Tensor] = None
-        self._generator: Optional[RayGenerator] = None
+        self._packed: Tensor | None = None
+        self._generator: RayGenerator | None = None
         self._ops = resolve_ops(implementation, self.device)
         if uses_kernel(cameras, self._ops):
             self._packed = pack(cameras).to(self.device)
@@ -86,7 +86,7 @@ class PixelRays(nn.Module):
         """Whether :meth:`sample` is one kernel, and waits for nothing."""
         return self._packed is not None and pixels.colors.device.type == self.device.type
 
-    def sample(self, pixels: Pixels, num_rays: int) -> Tuple[RayBundle, Dict[str, Tensor]]:
+    def sample(self, pixels: Pixels, num_rays: int) -> tuple[RayBundle, dict[str, Tensor]]:
         """Rays and ``image`` [rays, 3 or 4] in [0, 1] and ``indices`` [rays, 3] of pixels drawn uniformly.
 
         The cameras are those of the store's images. Where the store lies with the kernel, one launch does it all.
@@ -119,7 +119,7 @@ class ImageRays:
         self,
         camera: Cameras,
         device: torch.device | str | None = None,
-        obb_box: Optional[OrientedBox] = None,
+        obb_box: OrientedBox | None = None,
         implementation: str = "auto",
     ) -> None:
         if camera.size != 1:
@@ -128,7 +128,7 @@ class ImageRays:
         self.height, self.width = int(camera.height), int(camera.width)
         self._obb_box = obb_box
         flat = camera.reshape((1,))
-        self._packed: Optional[Tensor] = None
+        self._packed: Tensor | None = None
         self._ops = resolve_ops(implementation, self.device)
         if uses_kernel(flat, self._ops):
             self._packed = pack(flat).to(self.device)
@@ -137,7 +137,7 @@ class ImageRays:
     def __len__(self) -> int:
         return self.height * self.width
 
-    def tensors(self, start: int = 0, end: Optional[int] = None) -> CameraRays:
+    def tensors(self, start: int = 0, end: int | None = None) -> CameraRays:
         """The rays of pixels ``start`` to ``end - 1``, counted row by row, as plain tensors (without the crop)."""
         start, end = self._range(start, end)
         if self._packed is not None:
@@ -145,7 +145,7 @@ class ImageRays:
         bundle = self._generated(start, end)
         return CameraRays(bundle.origins, bundle.directions, bundle.pixel_area, bundle.metadata["directions_norm"])
 
-    def bundle(self, start: int = 0, end: Optional[int] = None) -> RayBundle:
+    def bundle(self, start: int = 0, end: int | None = None) -> RayBundle:
         """The same as a flat bundle; camera indices are 0."""
         start, end = self._range(start, end)
         if self._packed is not None:
@@ -159,7 +159,7 @@ class ImageRays:
             bundle.nears, bundle.fars = nears.reshape(-1, 1), fars.reshape(-1, 1)
         return bundle
 
-    def _range(self, start: int, end: Optional[int]) -> Tuple[int, int]:
+    def _range(self, start: int, end: int | None) -> tuple[int, int]:
         end = len(self) if end is None else min(end, len(self))
         return min(max(start, 0), end), end
 
@@ -179,7 +179,7 @@ class ImageRays:
 
 
 def full_image_rays(
-    camera: Cameras, start: int = 0, end: Optional[int] = None, device: torch.device | str | None = None
+    camera: Cameras, start: int = 0, end: int | None = None, device: torch.device | str | None = None
 ) -> RayBundle:
     """The flat bundle of pixels ``start`` to ``end - 1`` of a camera's picture; for many ranges use :class:`ImageRays`.
 
@@ -242,7 +242,7 @@ def pack(cameras: Cameras) -> Float[Tensor, "cameras 24"]:
 def to_bundle(rays: CameraRays, cameras: Cameras, camera_indices: Int[Tensor, "rays 1"]) -> RayBundle:
     """Nerfstudio's form of the rays, with the cameras' times and metadata."""
     number = camera_indices[:, 0]
-    metadata: Dict[str, Any] = {
+    metadata: dict[str, Any] = {
         key: value[number] if isinstance(value, Tensor) else value for key, value in (cameras.metadata or {}).items()
     }
     return RayBundle(
@@ -263,7 +263,7 @@ def _send(value: Tensor, device: torch.device) -> Tensor:
 
 
 def rays_of_bundle(
-    ray_bundle: RayBundle, near_plane: float, far_plane: float, aabb: Optional[Float[Tensor, "2 3"]] = None
+    ray_bundle: RayBundle, near_plane: float, far_plane: float, aabb: Float[Tensor, "2 3"] | None = None
 ) -> Rays:
     """The rays of a bundle of any shape, with unit directions; the bundle itself is left as it is.
 

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import json
 import math
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, Dict, List, Mapping, Optional, Sequence, Tuple
+from typing import Any
 
 import numpy as np
 from PIL import Image
@@ -66,7 +67,7 @@ def check_transforms(path: Path, is_blender: bool = False) -> None:
         raise InputError(f"{path}: 'train_filenames' is empty. List the images to train on, or remove the key.")
 
 
-def check_pose(matrix: Any, where: str, rows: Tuple[int, ...] = (3, 4)) -> None:
+def check_pose(matrix: Any, where: str, rows: tuple[int, ...] = (3, 4)) -> None:
     """Checks one camera-to-world matrix: shape, finite numbers, a rotation that can be inverted.
 
     Raises:
@@ -84,7 +85,7 @@ def check_pose(matrix: Any, where: str, rows: Tuple[int, ...] = (3, 4)) -> None:
         raise InputError(f"{where}: the pose's rotation is singular. Remove the frame or estimate its pose again.")
 
 
-def check_images(filenames: Sequence[Path], sizes: Optional[Sequence[Tuple[int, int]]] = None) -> bool:
+def check_images(filenames: Sequence[Path], sizes: Sequence[tuple[int, int]] | None = None) -> bool:
     """Checks that every image is there, can be opened and has its camera's size.
 
     Only headers are read: the pixels are checked when they are loaded.
@@ -145,7 +146,7 @@ def check_train_split(num_images: int, source: Path) -> None:
         raise InputError(f"{source}: only one image to train on. A scene needs at least two, better fifty.")
 
 
-def _read_json(path: Path) -> Dict[str, Any]:
+def _read_json(path: Path) -> dict[str, Any]:
     try:
         meta = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError as error:
@@ -160,7 +161,7 @@ def _read_json(path: Path) -> Dict[str, Any]:
 def _check_frame_image(folder: Path, name: str, where: str) -> None:
     """A frame's image must be there under its name, with .png added (Blender's layout), or in a downscaled folder."""
     path = Path(name)
-    candidates: List[Path] = [folder / path, folder / f"{name}.png"]
+    candidates: list[Path] = [folder / path, folder / f"{name}.png"]
     candidates += [folder / f"{path.parent}_{factor}" / path.name for factor in (2, 4, 8)]
     found = [candidate for candidate in candidates if candidate.is_file()]
     if not found:

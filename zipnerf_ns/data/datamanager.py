@@ -6,7 +6,7 @@ import dataclasses
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Dict, Literal, Optional, Tuple, Type
+from typing import Literal
 
 from torch import Tensor
 
@@ -31,7 +31,7 @@ from zipnerf_ns.errors import InputError
 class ZipNerfDataManagerConfig(VanillaDataManagerConfig):
     """Settings of the datamanager."""
 
-    _target: Type = field(default_factory=lambda: ZipNerfDataManager)
+    _target: type = field(default_factory=lambda: ZipNerfDataManager)
     """Datamanager class."""
     images_on_gpu: bool = True
     """Keep the training pixels (8 bits a channel) on the GPU; turn off if they do not fit."""
@@ -63,9 +63,9 @@ class ZipNerfDataManager(VanillaDataManager[CheckedDataset]):
             config = dataclasses.replace(config, dataparser=dataclasses.replace(config.dataparser, alpha_color=None))
         if not self._is_inference:
             _check_before_parsing(config)
-        self.pixels: Optional[PixelStore] = None
-        self.eval_pixels: Optional[PixelStore] = None
-        self.image_weights: Optional[Tensor] = None
+        self.pixels: PixelStore | None = None
+        self.eval_pixels: PixelStore | None = None
+        self.image_weights: Tensor | None = None
         super().__init__(config, *args, **kwargs)
 
     def create_train_dataset(self) -> CheckedDataset:
@@ -191,7 +191,7 @@ class ZipNerfDataManager(VanillaDataManager[CheckedDataset]):
         """Whether :meth:`next_train` can be part of a CUDA graph."""
         return self.pixels is not None and self.train_ray_generator.is_one_launch(self.pixels)
 
-    def next_train(self, step: int) -> Tuple[RayBundle, Dict]:
+    def next_train(self, step: int) -> tuple[RayBundle, dict]:
         """A batch of training rays and their pixels: ``image`` [rays, 3 or 4] in [0, 1], ``indices`` [rays, 3], and
         where pixels weigh differently ``loss_weight`` [rays, 1], of mean 1 over all pixels, for the colour loss."""
         if self.pixels is None:
@@ -204,7 +204,7 @@ class ZipNerfDataManager(VanillaDataManager[CheckedDataset]):
             batch["loss_weight"] = self.image_weights[images][:, None]
         return bundle, batch
 
-    def next_eval(self, step: int) -> Tuple[RayBundle, Dict]:
+    def next_eval(self, step: int) -> tuple[RayBundle, dict]:
         """A batch of held-out rays and their pixels, drawn uniformly from all that the masks leave.
 
         The first call reads the held-out images, as that may never come.
@@ -216,7 +216,7 @@ class ZipNerfDataManager(VanillaDataManager[CheckedDataset]):
         self.eval_count += 1
         return self.eval_ray_generator.sample(self.eval_pixels, self.get_eval_rays_per_batch())
 
-    def _find_image_weights(self) -> Optional[Tensor]:
+    def _find_image_weights(self) -> Tensor | None:
         """What a pixel of each training image weighs; None where all weigh the same."""
         if self.config.scale_weighting == "even":
             return None

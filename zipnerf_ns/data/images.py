@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import Any, Dict, Iterable, Literal, Optional, Sequence, Tuple
+from typing import Any, Literal
 
 import numpy as np
 import numpy.typing as npt
@@ -40,7 +41,7 @@ class CheckedDataset(InputDataset):
     """Whether any image has an alpha channel; then all get one, for batches of images must have equal channels."""
     ignore_masks: bool = False
     """Whether every pixel is used; masks then only say where ``mask_color`` is painted."""
-    crop_radius: Optional[float] = None
+    crop_radius: float | None = None
     """Of a fisheye's circle around the middle of the image, pixels; what is outside of it is masked."""
 
     def get_numpy_image(self, image_idx: int) -> npt.NDArray[np.uint8]:
@@ -62,7 +63,7 @@ class CheckedDataset(InputDataset):
             decoded = decoded.resize(size, resample=Image.Resampling.BOX)
         return np.array(decoded, dtype=np.uint8)
 
-    def get_data(self, image_idx: int, image_type: Literal["uint8", "float32"] = "float32") -> Dict[str, Any]:
+    def get_data(self, image_idx: int, image_type: Literal["uint8", "float32"] = "float32") -> dict[str, Any]:
         """``image_idx``, ``image`` [height, width, 3 or 4], of bytes or of floats in [0, 1], and where there are masks
         or a fisheye's circle ``mask`` [height, width, 1], true where used.
 
@@ -112,7 +113,7 @@ def _to_rgb_or_rgba(image: Image.Image, has_alpha: bool, filename: Path) -> Imag
     return image.convert("RGBA" if has_alpha else "RGB")
 
 
-def _check_values(values: npt.NDArray[np.float64], limits: Tuple[float, float], filename: Path) -> None:
+def _check_values(values: npt.NDArray[np.float64], limits: tuple[float, float], filename: Path) -> None:
     low, high = float(values.min()), float(values.max())
     # A comparison with NaN is false.
     if not (low >= limits[0] and high <= limits[1]):
@@ -122,7 +123,7 @@ def _check_values(values: npt.NDArray[np.float64], limits: Tuple[float, float], 
         )
 
 
-def check_masks(filenames: Sequence[Path], sizes: Sequence[Tuple[int, int]]) -> None:
+def check_masks(filenames: Sequence[Path], sizes: Sequence[tuple[int, int]]) -> None:
     """Checks that every mask is there, can be opened and has its image's size; only headers are read.
 
     Args:

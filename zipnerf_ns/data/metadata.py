@@ -6,9 +6,10 @@ The scale of an image is the side of its pixels in pixels of the full-resolution
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Dict, List, Literal, Mapping, Optional, Sequence, Tuple
+from typing import Any, Literal
 
 import torch
 from jaxtyping import Float
@@ -36,14 +37,14 @@ class SceneHints:
     """Longest side of a training image, pixels."""
 
 
-def find_hints(metadata: Optional[Mapping[str, Any]]) -> Optional[SceneHints]:
+def find_hints(metadata: Mapping[str, Any] | None) -> SceneHints | None:
     """The hints in a dataset's metadata; None with a datamanager that leaves none."""
     return None if metadata is None else metadata.get(SCENE_HINTS)
 
 
 def find_scales(
-    filenames: Sequence[Path], metadata: Optional[Mapping[str, Any]], data: Path
-) -> Optional[Tuple[int, ...]]:
+    filenames: Sequence[Path], metadata: Mapping[str, Any] | None, data: Path
+) -> tuple[int, ...] | None:
     """The scale of each image; None for data that have one scale only.
 
     Args:
@@ -96,8 +97,8 @@ def area_weights(scales: Sequence[int], num_pixels: Sequence[int]) -> Float[Tens
 
 
 def means_by_scale(
-    per_image: Sequence[Mapping[str, float]], scales: Optional[Sequence[int]]
-) -> Dict[int, Dict[str, float]]:
+    per_image: Sequence[Mapping[str, float]], scales: Sequence[int] | None
+) -> dict[int, dict[str, float]]:
     """The mean of every metric over the images of each scale, in ascending order; empty where there is one scale only.
 
     A metric that some images of a scale lack (small pictures have no SSIM or LPIPS) is averaged over the others.
@@ -108,15 +109,15 @@ def means_by_scale(
     """
     if scales is None or len(set(scales)) < 2:
         return {}
-    means: Dict[int, Dict[str, float]] = {}
+    means: dict[int, dict[str, float]] = {}
     for scale in sorted(set(scales)):
         members = [metrics for metrics, own in zip(per_image, scales, strict=True) if own == scale]
         means[scale] = mean_metrics(members)
     return means
 
 
-def mean_metrics(per_image: Sequence[Mapping[str, float]]) -> Dict[str, float]:
+def mean_metrics(per_image: Sequence[Mapping[str, float]]) -> dict[str, float]:
     """The mean of every metric over the images that have it."""
-    names: List[str] = list(dict.fromkeys(name for metrics in per_image for name in metrics))
+    names: list[str] = list(dict.fromkeys(name for metrics in per_image for name in metrics))
     columns = {name: [metrics[name] for metrics in per_image if name in metrics] for name in names}
     return {name: sum(column) / len(column) for name, column in columns.items()}

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Dict, List, Optional
 
 import torch
 from jaxtyping import Int, UInt8
@@ -25,7 +24,7 @@ class PixelStore:
     """First pixel of each image."""
     widths: Int[Tensor, "images"]
     """Of each image."""
-    allowed: Optional[Int[Tensor, "_"]]
+    allowed: Int[Tensor, "_"] | None
     """Pixels that the masks leave, or ``None`` for all."""
 
     @classmethod
@@ -35,9 +34,9 @@ class PixelStore:
         Raises:
             InputError: if masks leave no pixel.
         """
-        colors: List[Tensor] = []
-        masks: List[Tensor] = []
-        widths: List[int] = []
+        colors: list[Tensor] = []
+        masks: list[Tensor] = []
+        widths: list[int] = []
         for index in range(len(dataset)):
             data = dataset.get_data(index, image_type="uint8")
             image = data["image"]
@@ -69,7 +68,7 @@ class PixelStore:
         """Numbers of pixels, or of entries of ``allowed`` where there is one: uniform, with replacement."""
         return torch.randint(len(self), (num_rays,), device=self.colors.device)
 
-    def sample(self, num_rays: int) -> Dict[str, Tensor]:
+    def sample(self, num_rays: int) -> dict[str, Tensor]:
         """Pixels drawn uniformly, with replacement: colours in [0, 1], and camera, row and column."""
         drawn = self.draw(num_rays)
         flat = drawn if self.allowed is None else self.allowed[drawn].long()

@@ -9,10 +9,11 @@ from __future__ import annotations
 import copy
 import os
 import random
+from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import suppress
 from pathlib import Path
-from typing import Any, Callable, Dict, Iterator, Optional
+from typing import Any
 
 import numpy as np
 import torch
@@ -28,7 +29,7 @@ PARTS = ("step", "pipeline", "optimizers", "schedulers", "scalers", "rng")
 """What a checkpoint holds."""
 
 
-def write_whole(state: Dict[str, Any], path: Path, unfinished: Path) -> None:
+def write_whole(state: dict[str, Any], path: Path, unfinished: Path) -> None:
     """Writes a state so that a kill at any moment leaves ``path`` as it was or complete.
 
     Args:
@@ -43,7 +44,7 @@ def write_whole(state: Dict[str, Any], path: Path, unfinished: Path) -> None:
     os.replace(unfinished, path)
 
 
-def capture_rng() -> Dict[str, Any]:
+def capture_rng() -> dict[str, Any]:
     """The state of every random generator that training draws from, in types that torch loads without pickle."""
     name, keys, position, has_gauss, cached = np.random.get_state()
     return {
@@ -54,7 +55,7 @@ def capture_rng() -> Dict[str, Any]:
     }
 
 
-def restore_rng(state: Dict[str, Any]) -> None:
+def restore_rng(state: dict[str, Any]) -> None:
     """Sets the generators to a state from :func:`capture_rng`; CUDA's only where the number of devices is the same."""
     version, internal, gauss = state["python"]
     random.setstate((version, tuple(internal), gauss))
@@ -73,7 +74,7 @@ class BackgroundWriter:
 
     def __init__(self) -> None:
         self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="writer")
-        self._pending: Optional[Future] = None
+        self._pending: Future | None = None
 
     @property
     def is_writing(self) -> bool:
@@ -110,13 +111,13 @@ class Snapshot:
         state: nested dictionaries, lists and tuples of tensors and plain values.
     """
 
-    def __init__(self, state: Dict[str, Any]) -> None:
+    def __init__(self, state: dict[str, Any]) -> None:
         self._device = next((tensor.device for tensor in _tensors(state) if tensor.is_cuda), None)
         if self._device is not None:
             if _fits_twice(state, self._device):
                 # What is free may lie in pieces, or be taken meanwhile.
                 with suppress(torch.cuda.OutOfMemoryError):
-                    self.state: Dict[str, Any] = _copy(state, None)
+                    self.state: dict[str, Any] = _copy(state, None)
                     self._copied = torch.cuda.current_stream(self._device).record_event()
                     return
             self._device = None
@@ -135,7 +136,7 @@ class Snapshot:
         stream.synchronize()
 
 
-def _copy(value: Any, device: Optional[torch.device]) -> Any:
+def _copy(value: Any, device: torch.device | None) -> Any:
     if isinstance(value, Tensor):
         return value.detach().clone() if device is None else value.detach().to(device, copy=True)
     if isinstance(value, dict):
@@ -157,7 +158,7 @@ def _tensors(value: Any) -> Iterator[Tensor]:
             yield from _tensors(entry)
 
 
-def _fits_twice(state: Dict[str, Any], device: torch.device) -> bool:
+def _fits_twice(state: dict[str, Any], device: torch.device) -> bool:
     """Whether half of the device's free memory is enough for a copy of what the state holds there.
 
     What torch holds in reserve does not count as free: it can be a captured graph's, which nobody else may use.
@@ -167,7 +168,7 @@ def _fits_twice(state: Dict[str, Any], device: torch.device) -> bool:
     return 2 * needed <= free
 
 
-def load_checkpoint_file(path: Path) -> Dict[str, Any]:
+def load_checkpoint_file(path: Path) -> dict[str, Any]:
     """Reads a checkpoint of this project's trainer.
 
     Raises:
@@ -210,11 +211,11 @@ class ResumableTrainer(Trainer):
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         self.checkpoints = BackgroundWriter()
-        self._resumed_rng: Optional[Dict[str, Any]] = None
+        self._resumed_rng: dict[str, Any] | None = None
 
     def _load_checkpoint(self) -> None:
         """Loads a checkpoint strictly, random state included."""
-        path: Optional[Path] = self.config.load_checkpoint
+        path: Path | None = self.config.load_checkpoint
         if self.config.load_dir is not None:
             step = self.config.load_step
             folder = self.config.load_dir

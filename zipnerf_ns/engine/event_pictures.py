@@ -6,7 +6,7 @@ go on meanwhile.
 
 from __future__ import annotations
 
-from typing import Any, List
+from typing import Any
 
 # Not from where it lies: the two modules import each other, and only this one may come first.
 from nerfstudio.configs.base_config import writer
@@ -16,7 +16,7 @@ Event = Any
 would draw by another thread, and from the generator that training resumes with.)"""
 
 
-def take_pictures() -> List[Event]:
+def take_pictures() -> list[Event]:
     """Takes the pictures out of Nerfstudio's waiting events; none if some writer is not TensorBoard's.
 
     Others want their events in the order of the steps, which pictures that come later would break.
@@ -30,7 +30,7 @@ def take_pictures() -> List[Event]:
     return [waiting.pop(index) for index in reversed(numbers)][::-1]
 
 
-def write_pictures(pictures: List[Event]) -> None:
+def write_pictures(pictures: list[Event]) -> None:
     """Writes what :func:`take_pictures` took."""
     for event in pictures:
         for event_writer in writer.EVENT_WRITERS:

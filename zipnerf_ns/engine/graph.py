@@ -5,7 +5,8 @@ A step is some two hundred launches, which take Python 15 ms; at few rays the de
 
 from __future__ import annotations
 
-from typing import Callable, Hashable, List, Optional, Sequence, Tuple, TypeVar
+from collections.abc import Callable, Hashable, Sequence
+from typing import TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -34,11 +35,11 @@ class GraphedStep:
     def __init__(self, parameters: Sequence[nn.Parameter]) -> None:
         self.parameters = list(parameters)
         self._tables = [parameter for parameter in self.parameters if hasattr(parameter, "table_state")]
-        self._graph: Optional[torch.cuda.CUDAGraph] = None
-        self._key: Optional[Hashable] = None
-        self._addresses: List[int] = []
+        self._graph: torch.cuda.CUDAGraph | None = None
+        self._key: Hashable | None = None
+        self._addresses: list[int] = []
         self._result: object = None
-        self._gradients: List[Tuple[nn.Parameter, Optional[Tensor]]] = []
+        self._gradients: list[tuple[nn.Parameter, Tensor | None]] = []
 
     def __call__(self, key: Hashable, compute: Callable[[], Result]) -> Result:
         """The computation's result; the gradients are then those of the parameters.
@@ -68,7 +69,7 @@ class GraphedStep:
         """
         return all(table.table_state.is_current(table) for table in self._tables)
 
-    def _find_addresses(self) -> List[int]:
+    def _find_addresses(self) -> list[int]:
         return [parameter.data_ptr() for parameter in self.parameters]
 
     def _capture(self, key: Hashable, compute: Callable[[], Result]) -> None:
@@ -85,7 +86,7 @@ class GraphedStep:
         self._gradients = [(parameter, parameter.grad) for parameter in self.parameters]
 
 
-def set_up_graph(trainer: Trainer) -> Optional[GraphedStep]:
+def set_up_graph(trainer: Trainer) -> GraphedStep | None:
     """Decides whether a trainer's steps are replayed from a CUDA graph, and says so; None if not.
 
     Raises:
@@ -101,7 +102,7 @@ def set_up_graph(trainer: Trainer) -> Optional[GraphedStep]:
     return GraphedStep([parameter for group in trainer.optimizers.parameters.values() for parameter in group])
 
 
-def why_no_graph(trainer: Trainer) -> Optional[str]:
+def why_no_graph(trainer: Trainer) -> str | None:
     """What in a training cannot be captured, as a sentence; None if nothing."""
     model = trainer.pipeline.model
     if torch.device(trainer.device).type != "cuda":

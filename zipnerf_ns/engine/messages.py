@@ -6,7 +6,7 @@ import shlex
 import shutil
 import warnings
 from pathlib import Path
-from typing import Any, Dict, List
+from typing import Any
 
 from nerfstudio.utils.rich_utils import CONSOLE
 
@@ -64,7 +64,7 @@ def next_commands(run: Path, checkpoints: Path, num_held_out: int, has_events: b
     """
     config = ["--load-config", run / "config.yml"]
     source = [] if num_held_out > 1 else ["--pose-source", "train"]
-    commands: Dict[str, List[Any]] = {
+    commands: dict[str, list[Any]] = {
         "look at it": ["ns-viewer", *config],
         "measure it": ["ns-eval", *config, "--output-path", run / "eval.json", "--render-output-path", run / "eval"],
         "make a video": ["ns-render", "interpolate", *config, *source, "--output-path", run / "video.mp4"],

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Any, Callable, Dict, List, Literal, Optional, Tuple, Type
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
@@ -50,23 +51,23 @@ class DecayingAdam(torch.optim.Adam):
         self,
         params: Any,
         lr: float = 0.01,
-        betas: Tuple[float, float] = (0.9, 0.99),
+        betas: tuple[float, float] = (0.9, 0.99),
         eps: float = 1e-15,
         fused: bool = True,
         implementation: TableImplementation = "auto",
     ) -> None:
         self.implementation = implementation
-        self._chosen: Dict[Tuple[torch.device, torch.dtype], Callable] = {}
+        self._chosen: dict[tuple[torch.device, torch.dtype], Callable] = {}
         super().__init__(params, lr=lr, betas=betas, eps=eps, fused=fused)
         # A grad scaler must hand over unscaled gradients, for the decay is not scaled; Adam says otherwise when fused.
         self._step_supports_amp_scaling = False
 
-    def add_param_group(self, param_group: Dict[str, Any]) -> None:
+    def add_param_group(self, param_group: dict[str, Any]) -> None:
         """Torch's, which also finds out at once whether the group's tables can be updated."""
         super().add_param_group(param_group)
         self._check_group(self.param_groups[-1])
 
-    def __setstate__(self, state: Dict[str, Any]) -> None:
+    def __setstate__(self, state: dict[str, Any]) -> None:
         """Takes over a state from a checkpoint, which may be torch's Adam's, or from a copy."""
         super().__setstate__(state)
         # Of copies, torch keeps only its own attributes.
@@ -79,7 +80,7 @@ class DecayingAdam(torch.optim.Adam):
                     # Fused Adam keeps the step on the device: read there, every step of training would wait for it.
                     self.state[table]["step"] = self.state[table]["step"].to("cpu", torch.float32)
 
-    def _check_group(self, group: Dict[str, Any]) -> None:
+    def _check_group(self, group: dict[str, Any]) -> None:
         unknown = [name for name in OTHER_OPTIONS if group.get(name)]
         if unknown:
             raise ValueError(f"DecayingAdam has no {', '.join(unknown)}: leave it out.")
@@ -92,7 +93,7 @@ class DecayingAdam(torch.optim.Adam):
             self._chosen[key] = resolve_implementation(self.implementation, table)
         return self._chosen[key]
 
-    def _state_of(self, parameter: Tensor, step_device: Any) -> Dict[str, Tensor]:
+    def _state_of(self, parameter: Tensor, step_device: Any) -> dict[str, Tensor]:
         state = self.state[parameter]
         if not state:
             state["step"] = torch.zeros((), dtype=torch.float32, device=step_device)
@@ -101,7 +102,7 @@ class DecayingAdam(torch.optim.Adam):
         return state
 
     @torch.no_grad()
-    def step(self, closure: Optional[Callable] = None) -> Any:
+    def step(self, closure: Callable | None = None) -> Any:
         """One update of every parameter that has a gradient."""
         loss = None
         if closure is not None:
@@ -113,8 +114,8 @@ class DecayingAdam(torch.optim.Adam):
             self._step_others(group, [parameter for parameter in due if not _is_table(parameter)])
         return loss
 
-    def _step_tables(self, group: Dict[str, Any], tables: List[Tensor]) -> None:
-        batches: Dict[Tuple[Callable, torch.device], List[TableUpdate]] = {}
+    def _step_tables(self, group: dict[str, Any], tables: list[Tensor]) -> None:
+        batches: dict[tuple[Callable, torch.device], list[TableUpdate]] = {}
         for table in tables:
             state = self._state_of(table, "cpu")
             state["step"] += 1.0
@@ -125,7 +126,7 @@ class DecayingAdam(torch.optim.Adam):
         for (decayed_adam_, _), updates in batches.items():
             decayed_adam_(updates, group["lr"], group["betas"], group["eps"])
 
-    def _step_others(self, group: Dict[str, Any], parameters: List[Tensor]) -> None:
+    def _step_others(self, group: dict[str, Any], parameters: list[Tensor]) -> None:
         if not parameters:
             return
         # Where torch's Adam has them: fused on the parameter's device, or else on the CPU.
@@ -170,15 +171,15 @@ def resolve_implementation(implementation: str, table: Tensor) -> Callable:
 class DecayingAdamConfig(OptimizerConfig):
     """Adam as Zip-NeRF uses it (section 5)."""
 
-    _target: Type = DecayingAdam
+    _target: type = DecayingAdam
     """Optimizer class."""
     lr: float = 0.01
     """Peak learning rate."""
     eps: float = 1e-15
     """Added to the root of the second moment; tiny, because the gradients of table entries are."""
-    max_norm: Optional[float] = None
+    max_norm: float | None = None
     """Largest norm of the group's gradient; longer ones are scaled down. None: never."""
-    betas: Tuple[float, float] = (0.9, 0.99)
+    betas: tuple[float, float] = (0.9, 0.99)
     """Decay rates of the two moments."""
     fused: bool = True
     """One kernel for the whole update of the networks instead of one an operation."""
@@ -190,7 +191,7 @@ class DecayingAdamConfig(OptimizerConfig):
 class WarmupLogDecayConfig(SchedulerConfig):
     """A short warm-up, then a log-linear decay to the last step."""
 
-    _target: Type = field(default_factory=lambda: WarmupLogDecay)
+    _target: type = field(default_factory=lambda: WarmupLogDecay)
     """Scheduler class."""
     lr_final: float = 0.001
     """Learning rate at the last step."""
@@ -198,7 +199,7 @@ class WarmupLogDecayConfig(SchedulerConfig):
     """Share of the training over which the rate grows to its schedule."""
     warmup_start: float = 0.01
     """Factor on the rate at the first step."""
-    max_steps: Optional[int] = None
+    max_steps: int | None = None
     """Step at which lr_final is reached; the trainer's max-num-iterations if not given."""
 
 

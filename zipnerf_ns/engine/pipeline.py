@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from time import perf_counter
-from typing import Any, Dict, List, Optional, Sequence, Tuple, Type
+from typing import Any
 
 import numpy as np
 import torch
@@ -36,7 +37,7 @@ NONE_HELD_OUT = (
 class ZipNerfPipelineConfig(VanillaPipelineConfig):
     """Settings of the pipeline."""
 
-    _target: Type = field(default_factory=lambda: ZipNerfPipeline)
+    _target: type = field(default_factory=lambda: ZipNerfPipeline)
     """Pipeline class."""
     eval_pose_steps: int = 0
     """Gradient steps that fit each test pose to its own test photo before scoring on it; 0 never looks at the photo."""
@@ -59,7 +60,7 @@ class ZipNerfPipeline(VanillaPipeline):
         quiet_dependencies()
         super().__init__(*args, **kwargs)
 
-    def get_eval_loss_dict(self, step: int) -> Tuple[Any, Dict[str, Any], Dict[str, Any]]:
+    def get_eval_loss_dict(self, step: int) -> tuple[Any, dict[str, Any], dict[str, Any]]:
         """Outputs, losses and metrics of a batch of held-out pixels.
 
         Args:
@@ -73,7 +74,7 @@ class ZipNerfPipeline(VanillaPipeline):
         self.train()
         return outputs, losses, metrics
 
-    def get_eval_image_metrics_and_images(self, step: int) -> Tuple[Dict[str, Any], Dict[str, Tensor]]:
+    def get_eval_image_metrics_and_images(self, step: int) -> tuple[dict[str, Any], dict[str, Tensor]]:
         """Metrics and pictures of one held-out image.
 
         Args:
@@ -89,17 +90,17 @@ class ZipNerfPipeline(VanillaPipeline):
         self.train()
         return {**metrics, **moves, "num_rays": int(camera.height) * int(camera.width)}, pictures
 
-    def _drift(self) -> Optional[Similarity]:
+    def _drift(self) -> Similarity | None:
         return drift(self.model.corrections, self.datamanager.train_dataset.cameras.camera_to_worlds)
 
-    def _say_what_is_done(self, similarity: Optional[Similarity]) -> None:
+    def _say_what_is_done(self, similarity: Similarity | None) -> None:
         sentence = describe(similarity, self.config.eval_pose_steps)
         if sentence is not None:
             CONSOLE.log(sentence, highlight=False)
 
     def _found_camera(
-        self, camera: Cameras, batch: Dict[str, Any], similarity: Optional[Similarity]
-    ) -> Tuple[Cameras, Dict[str, float]]:
+        self, camera: Cameras, batch: dict[str, Any], similarity: Similarity | None
+    ) -> tuple[Cameras, dict[str, float]]:
         """A held-out camera where it is scored, and how far its own photo has moved it."""
         camera = moved_camera(camera, similarity)
         if self.config.eval_pose_steps == 0:
@@ -110,8 +111,8 @@ class ZipNerfPipeline(VanillaPipeline):
         }  # fmt: skip
 
     def get_average_eval_image_metrics(
-        self, step: Optional[int] = None, output_path: Optional[Path] = None, get_std: bool = False
-    ) -> Dict[str, float]:
+        self, step: int | None = None, output_path: Path | None = None, get_std: bool = False
+    ) -> dict[str, float]:
         """Mean metrics over all held-out images, then over those of each scale where there are several.
 
         Args:
@@ -124,7 +125,7 @@ class ZipNerfPipeline(VanillaPipeline):
         if len(self.datamanager.eval_dataset) == 0:
             raise InputError(NONE_HELD_OUT)
         self.eval()
-        per_image: List[Dict[str, float]] = []
+        per_image: list[dict[str, float]] = []
         if output_path is not None:
             output_path.mkdir(exist_ok=True, parents=True)
         views = self.datamanager.fixed_indices_eval_dataloader
@@ -155,7 +156,7 @@ def _save_picture(picture: Tensor, path: Path) -> None:
     Image.fromarray(np.repeat(pixels, 3, axis=-1) if pixels.shape[-1] == 1 else pixels).save(path)
 
 
-def _averages(per_image: List[Dict[str, float]], scales: Optional[Tuple[int, ...]], get_std: bool) -> Dict[str, float]:
+def _averages(per_image: list[dict[str, float]], scales: tuple[int, ...] | None, get_std: bool) -> dict[str, float]:
     averages = mean_metrics(per_image)
     if get_std:
         for name in list(averages):
@@ -167,7 +168,7 @@ def _averages(per_image: List[Dict[str, float]], scales: Optional[Tuple[int, ...
 
 
 def _write_per_image(
-    path: Path, images: Sequence[Path], scales: Optional[Tuple[int, ...]], per_image: List[Dict[str, float]]
+    path: Path, images: Sequence[Path], scales: tuple[int, ...] | None, per_image: list[dict[str, float]]
 ) -> None:
     rows = [
         {"image": str(image), **({} if scales is None else {"scale": scales[index]}), **metrics}

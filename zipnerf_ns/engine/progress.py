@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import threading
 import time
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from typing import Callable, Iterator, Mapping, NamedTuple, Optional
+from typing import NamedTuple
 
 from torch import Tensor
 
@@ -72,9 +73,9 @@ class StepTimer:
 
     def __init__(self, clock: TrainingClock) -> None:
         self.clock = clock
-        self._last: Optional[_Mark] = None
+        self._last: _Mark | None = None
 
-    def lap(self, steps: int) -> Optional[float]:
+    def lap(self, steps: int) -> float | None:
         """Seconds a step since the last reading, which this one replaces; None at the first.
 
         Args:
@@ -109,8 +110,8 @@ class ProgressLine:
         self.clock = clock
         self.write = write
         self.interval = interval
-        self.test_psnr: Optional[float] = None
-        self._train_psnr: Optional[float] = None
+        self.test_psnr: float | None = None
+        self._train_psnr: float | None = None
         self._timer = StepTimer(clock)
         self._last_line = 0.0
         self._lines = 0
@@ -134,7 +135,7 @@ class ProgressLine:
         self._lines += 1
         self.write("  ".join(self._parts(step, rays_per_step, seconds)))
 
-    def _parts(self, step: int, rays_per_step: int, seconds: Optional[float]) -> Iterator[str]:
+    def _parts(self, step: int, rays_per_step: int, seconds: float | None) -> Iterator[str]:
         """What the line says, with the seconds a step if they are known."""
         yield f"step {step + 1}/{self.total_steps} ({100.0 * (step + 1) / self.total_steps:.0f}%)"
         if seconds is not None:

@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import sys
 from types import FrameType, SimpleNamespace
-from typing import List, Optional
 
 from nerfstudio.configs import external_methods
 
 
-def functions_from(frame: Optional[FrameType]) -> List[SimpleNamespace]:
+def functions_from(frame: FrameType | None) -> list[SimpleNamespace]:
     """The function of a frame, its caller, and so on: of ``inspect.stack`` what nerfstudio reads."""
     found = []
     while frame is not None:

@@ -6,9 +6,9 @@ import dataclasses
 import functools
 import signal
 import time
-from contextlib import nullcontext, suppress
+from contextlib import AbstractContextManager, nullcontext, suppress
 from dataclasses import dataclass, field
-from typing import Any, ContextManager, Dict, Literal, Optional, Type
+from typing import Any, Literal
 
 import torch
 import tyro
@@ -42,9 +42,9 @@ COMPILING = "Compiling the kernels: about a minute at the first use on this mach
 class ZipNerfTrainerConfig(TrainerConfig):
     """Nerfstudio's trainer settings; only their handling differs."""
 
-    _target: Type = field(default_factory=lambda: ZipNerfTrainer)
+    _target: type = field(default_factory=lambda: ZipNerfTrainer)
     """Trainer class."""
-    prompt: tyro.conf.Suppress[Optional[str]] = None
+    prompt: tyro.conf.Suppress[str | None] = None
     """Nerfstudio's, for models that read text."""
     max_num_iterations: int = 1_000_000
     """Steps of the whole training, those before a resume among them."""
@@ -78,7 +78,7 @@ class ZipNerfTrainerConfig(TrainerConfig):
         super().save_config()
 
 
-def gradient_norms(model: torch.nn.Module) -> Dict[str, torch.Tensor]:
+def gradient_norms(model: torch.nn.Module) -> dict[str, torch.Tensor]:
     """The norm of every parameter's gradient, and their sum as the total, as Nerfstudio names them."""
     norms = {
         f"Gradients/{name}": parameter.grad.norm()
@@ -224,7 +224,7 @@ class ZipNerfTrainer(ResumableTrainer):
             self._pictures.submit(lambda: write_pictures(pictures))
         writer.write_out_storage()
 
-    def _explained_if_slow(self) -> ContextManager[None]:
+    def _explained_if_slow(self) -> AbstractContextManager[None]:
         """For the first step, in which kernels are compiled where they run."""
         if self.local_rank > 0 or not self.pipeline.model.uses_kernels:
             return nullcontext()

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple, Sequence, Tuple
+from collections.abc import Sequence
+from typing import NamedTuple
 
 import torch
 from jaxtyping import Float
@@ -26,7 +27,7 @@ class TableUpdate(NamedTuple):
 
 
 @torch.no_grad()
-def decayed_adam_(updates: Sequence[TableUpdate], lr: float, betas: Tuple[float, float], eps: float) -> None:
+def decayed_adam_(updates: Sequence[TableUpdate], lr: float, betas: tuple[float, float], eps: float) -> None:
     """One step of Adam, in place, on ``grad + decay * table``, level by level (Zip-NeRF's hash decay, section 5).
 
     Autograd so never sees a dense gradient for the decay, and every row is decayed whether or not a ray touched it.

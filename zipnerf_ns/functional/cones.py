@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from typing import NamedTuple, Optional, Tuple
+from typing import NamedTuple
 
 import torch
 from jaxtyping import Float
@@ -24,10 +24,10 @@ class Cones(NamedTuple):
     """Of each cone at distance 1."""
     tdist: Float[Tensor, "rays edges"]
     """Fenceposts along the direction, world units, increasing."""
-    turns: Optional[Float[Tensor, "rays edges-1"]]
+    turns: Float[Tensor, "rays edges-1"] | None
     """In [0, 2): the fraction turns an interval's multisamples about the ray, by whole turns, and numbers from 1
     reverse their order. ``None`` reverses every other interval and turns it by 30 degrees, as evaluation does."""
-    aabb: Optional[Float[Tensor, "2 3"]]
+    aabb: Float[Tensor, "2 3"] | None
     """Box of a bounded scene, world frame; ``None`` for contracted space."""
 
 
@@ -38,8 +38,8 @@ class Lookup(NamedTuple):
     prefilter: Prefilter
     gain: float
     """Factor on the table's values."""
-    bandwidths: Optional[Float[Tensor, "levels"]] = None
-    num_active: Optional[int] = None
+    bandwidths: Float[Tensor, "levels"] | None = None
+    num_active: int | None = None
     dtype: torch.dtype = torch.float32
     """Of the channels."""
 
@@ -54,7 +54,7 @@ class HalfTable(NamedTuple):
 
 def cones_in_cube(
     cones: Cones, one_lookup: bool
-) -> Tuple[Float[Tensor, "intervals samples 3"], Float[Tensor, "intervals samples"]]:
+) -> tuple[Float[Tensor, "intervals samples 3"], Float[Tensor, "intervals samples"]]:
     """The Gaussians that stand for each interval's frustum: means in the unit cube, stds in units of its side.
 
     Args:
@@ -118,7 +118,7 @@ def cone_encode(
     cones: Cones,
     weight_scales: Float[Tensor, "levels"],
     lookup: Lookup,
-    half: Optional[HalfTable] = None,
+    half: HalfTable | None = None,
 ) -> Float[Tensor, "intervals channels"]:
     """Channels of each interval: prefiltered features of all levels, then one weight feature a level.
 

@@ -6,8 +6,6 @@ of space lands in a ball of radius 2; the unit cube is (C + 2) / 4. Bounded scen
 
 from __future__ import annotations
 
-from typing import Tuple
-
 import torch
 from jaxtyping import Float
 from torch import Tensor
@@ -20,7 +18,7 @@ CUBE_PER_CONTRACTED = 1.0 / (2.0 * CONTRACTED_RADIUS)
 """Length in the unit cube of one unit of contracted space."""
 
 
-def contract(x: Float[Tensor, "*batch 3"]) -> Tuple[Float[Tensor, "*batch 3"], Float[Tensor, "*batch 1"]]:
+def contract(x: Float[Tensor, "*batch 3"]) -> tuple[Float[Tensor, "*batch 3"], Float[Tensor, "*batch 1"]]:
     """mip-NeRF 360's contraction (eq. 10).
 
     Args:
@@ -37,7 +35,7 @@ def contract(x: Float[Tensor, "*batch 3"]) -> Tuple[Float[Tensor, "*batch 3"], F
 
 def contract_points(
     x: Float[Tensor, "*batch 3"], std: Float[Tensor, "*batch"]
-) -> Tuple[Float[Tensor, "*batch 3"], Float[Tensor, "*batch"]]:
+) -> tuple[Float[Tensor, "*batch 3"], Float[Tensor, "*batch"]]:
     """Isotropic Gaussians from the world into the unit cube (Zip-NeRF, section 2 and supplement).
 
     std is scaled by the cube root of |det J|, the geometric mean of the contraction's three stretches: 1/r^2 along
@@ -60,7 +58,7 @@ def contract_cone_gaussians(
     direction: Float[Tensor, "*batch 3"],
     t_var: Float[Tensor, "*batch"],
     r_var: Float[Tensor, "*batch"],
-) -> Tuple[Float[Tensor, "*batch 3"], Float[Tensor, "*batch"]]:
+) -> tuple[Float[Tensor, "*batch 3"], Float[Tensor, "*batch"]]:
     """Cone Gaussians from the world into the unit cube, as mean and root of the covariance's trace.
 
     The covariance is t_var d d^T + r_var (1 - d d^T). With the Jacobian's stretches a along the radius and b across,
@@ -89,7 +87,7 @@ def contract_cone_gaussians(
 
 def box_points(
     x: Float[Tensor, "*batch 3"], std: Float[Tensor, "*batch"], aabb: Float[Tensor, "2 3"]
-) -> Tuple[Float[Tensor, "*batch 3"], Float[Tensor, "*batch"]]:
+) -> tuple[Float[Tensor, "*batch 3"], Float[Tensor, "*batch"]]:
     """Like :func:`contract_points` for a bounded scene: the box [aabb[0], aabb[1]] becomes the unit cube.
 
     std is divided by the geometric mean of the box's sides.
@@ -104,7 +102,7 @@ def box_cone_gaussians(
     t_var: Float[Tensor, "*batch"],
     r_var: Float[Tensor, "*batch"],
     aabb: Float[Tensor, "2 3"],
-) -> Tuple[Float[Tensor, "*batch 3"], Float[Tensor, "*batch"]]:
+) -> tuple[Float[Tensor, "*batch 3"], Float[Tensor, "*batch"]]:
     """Like :func:`contract_cone_gaussians` for a bounded scene."""
     inverse_sides = 1.0 / (aabb[1] - aabb[0])
     j_direction2 = (direction * inverse_sides).square().sum(dim=-1)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from typing import Tuple
 
 import torch
 from jaxtyping import Bool, Float, Int
@@ -29,7 +28,7 @@ def pinhole_cones(
     pixels: Float[Tensor, "rays 2"],
     focal: Float[Tensor, "2"],
     center: Float[Tensor, "2"],
-) -> Tuple[Float[Tensor, "rays 3"], Float[Tensor, "rays 3"], Float[Tensor, "rays 1"]]:
+) -> tuple[Float[Tensor, "rays 3"], Float[Tensor, "rays 3"], Float[Tensor, "rays 1"]]:
     """Origins, unit directions and radii at distance 1 of pixels' cones, world frame, without lens distortion.
 
     Args:
@@ -48,7 +47,7 @@ def pinhole_cones(
 
 def gaussian_moments(
     starts: Float[Tensor, "*batch n"], ends: Float[Tensor, "*batch n"], radius: Float[Tensor, "*batch 1"]
-) -> Tuple[Float[Tensor, "*batch n"], Float[Tensor, "*batch n"], Float[Tensor, "*batch n"]]:
+) -> tuple[Float[Tensor, "*batch n"], Float[Tensor, "*batch n"], Float[Tensor, "*batch n"]]:
     """Mean and variances of a conical frustum (mip-NeRF, eq. 7, in its numerically stable form).
 
     Args:
@@ -74,7 +73,7 @@ def cone_gaussians(
     starts: Float[Tensor, "*batch n"],
     ends: Float[Tensor, "*batch n"],
     radius: Float[Tensor, "*batch 1"],
-) -> Tuple[Float[Tensor, "*batch n 3"], Float[Tensor, "*batch n"], Float[Tensor, "*batch n"]]:
+) -> tuple[Float[Tensor, "*batch n 3"], Float[Tensor, "*batch n"], Float[Tensor, "*batch n"]]:
     """World-space mean of each frustum and its variances along and across the ray (mip-NeRF, eq. 8)."""
     t_mean, t_var, r_var = gaussian_moments(starts, ends, radius)
     return origins[..., None, :] + t_mean[..., None] * directions[..., None, :], t_var, r_var
@@ -114,7 +113,7 @@ def multisamples(
     radius: Float[Tensor, "*batch 1"],
     rotation: Float[Tensor, "*batch n"],
     reverse: Bool[Tensor, "*batch n"],
-) -> Tuple[Float[Tensor, "*batch n 6 3"], Float[Tensor, "*batch n 6"]]:
+) -> tuple[Float[Tensor, "*batch n 6 3"], Float[Tensor, "*batch n 6"]]:
     """Six points per conical frustum with mip-NeRF's mean and variances, and their std (Zip-NeRF, section 2).
 
     Args:
@@ -142,7 +141,7 @@ def multisamples(
 
 def orthonormal_basis(
     directions: Float[Tensor, "*batch 3"],
-) -> Tuple[Float[Tensor, "*batch 3"], Float[Tensor, "*batch 3"]]:
+) -> tuple[Float[Tensor, "*batch 3"], Float[Tensor, "*batch 3"]]:
     """Two unit vectors across a unit direction, without a singular case (Duff et al., JCGT 2017)."""
     x, y, z = directions.unbind(dim=-1)
     sign = torch.where(z < 0.0, -1.0, 1.0).to(z.dtype)

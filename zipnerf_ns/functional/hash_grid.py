@@ -9,8 +9,9 @@ All levels of a grid share one flat table, level after level.
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, Literal, Optional, Sequence, Tuple, Union
+from typing import Any, Literal
 
 import torch
 from jaxtyping import Float, Int
@@ -43,7 +44,7 @@ class Level:
 class HashGrid:
     """Shape of a hash grid: its levels in a flat table of ``num_entries`` rows of ``features_per_level`` values."""
 
-    levels: Tuple[Level, ...]
+    levels: tuple[Level, ...]
     features_per_level: int
 
     @property
@@ -52,7 +53,7 @@ class HashGrid:
         return self.levels[-1].offset + self.levels[-1].size
 
     @property
-    def resolutions(self) -> Tuple[int, ...]:
+    def resolutions(self) -> tuple[int, ...]:
         """Cells a side, level by level."""
         return tuple(level.resolution for level in self.levels)
 
@@ -89,9 +90,9 @@ def make_hash_grid(
 
 def prefilter_weights(
     stds: Float[Tensor, "intervals samples"],
-    resolutions: Union[Sequence[int], Float[Tensor, "levels"]],
+    resolutions: Sequence[int] | Float[Tensor, "levels"],
     prefilter: Prefilter,
-    bandwidths: Optional[Float[Tensor, "levels"]] = None,
+    bandwidths: Float[Tensor, "levels"] | None = None,
 ) -> Float[Tensor, "intervals samples levels"]:
     """How much of each level survives averaging over a sample's Gaussian.
 
@@ -119,7 +120,7 @@ def prefilter_weights(
 
 def level_corners(
     positions: Float[Tensor, "points 3"], level: Level
-) -> Tuple[Int[Tensor, "points 8"], Float[Tensor, "points 8"]]:
+) -> tuple[Int[Tensor, "points 8"], Float[Tensor, "points 8"]]:
     """Rows (within the level) of the eight cells around each position, and their trilinear weights.
 
     Args:
@@ -171,7 +172,7 @@ class _HashEncode(torch.autograd.Function):
         return features
 
     @staticmethod
-    def backward(ctx: Any, v_features: Tensor) -> Tuple[Optional[Tensor], ...]:
+    def backward(ctx: Any, v_features: Tensor) -> tuple[Tensor | None, ...]:
         table, positions, weights = ctx.saved_tensors
         need_table, need_positions, need_weights = ctx.needs_input_grad[:3]
         samples = positions.shape[1]
@@ -217,7 +218,7 @@ def check_table(table: Tensor, grid: HashGrid) -> None:
         raise ValueError(f"the table has shape {tuple(table.shape)}, its grid needs {needed}.")
 
 
-def count_active(grid: HashGrid, num_active: Optional[int]) -> int:
+def count_active(grid: HashGrid, num_active: int | None) -> int:
     """Levels in use when ``num_active`` are asked for; all for None."""
     return len(grid.levels) if num_active is None else min(max(num_active, 0), len(grid.levels))
 
@@ -228,9 +229,9 @@ def hash_encode(
     stds: Float[Tensor, "intervals samples"],
     grid: HashGrid,
     prefilter: Prefilter = "multisample",
-    bandwidths: Optional[Float[Tensor, "levels"]] = None,
-    num_active: Optional[int] = None,
-) -> Tuple[Float[Tensor, "intervals levels features"], Float[Tensor, "intervals levels"]]:
+    bandwidths: Float[Tensor, "levels"] | None = None,
+    num_active: int | None = None,
+) -> tuple[Float[Tensor, "intervals levels features"], Float[Tensor, "intervals levels"]]:
     """Prefiltered features: per level the mean over samples of weight * trilinear(position) (Zip-NeRF, eq. 4-5).
 
     This function *defines* the operation; the kernels in ``zipnerf_ns.kernels`` compute the same, faster. A NaN

@@ -7,7 +7,7 @@ that read it, the bottleneck disappears, and what remains has half of the produc
 
 from __future__ import annotations
 
-from typing import Literal, NamedTuple, Optional
+from typing import Literal, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -181,7 +181,7 @@ def _is_half(features: Tensor, precision: Precision) -> bool:
     return precision == "bfloat16" and features.device.type == "cuda"
 
 
-def _linear(x: Tensor, w: Tensor, b: Optional[Tensor], half: bool) -> Tensor:
+def _linear(x: Tensor, w: Tensor, b: Tensor | None, half: bool) -> Tensor:
     """x W^T + b with operands, and so the result, in half precision or in that of the weights."""
     dtype = torch.bfloat16 if half else w.dtype
     return F.linear(x.to(dtype), w.to(dtype), None if b is None else b.to(dtype))

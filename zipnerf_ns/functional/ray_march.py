@@ -7,8 +7,6 @@ those compute. Intervals of a ray adjoin: n of them are n+1 fenceposts, ``sdist`
 
 from __future__ import annotations
 
-from typing import Optional, Union
-
 import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
@@ -19,11 +17,11 @@ from zipnerf_ns.functional.linspline import blurred_resample
 
 @torch.no_grad()
 def draw_intervals(
-    sdist: Optional[Float[Tensor, "rays edges"]],
-    weights: Optional[Float[Tensor, "rays bins"]],
+    sdist: Float[Tensor, "rays edges"] | None,
+    weights: Float[Tensor, "rays bins"] | None,
     num_samples: int,
-    jitter: Optional[Float[Tensor, "rays 1"]],
-    anneal: Union[float, Float[Tensor, ""]],
+    jitter: Float[Tensor, "rays 1"] | None,
+    anneal: float | Float[Tensor, ""],
     near: Float[Tensor, "rays 1"],
     far: Float[Tensor, "rays 1"],
 ) -> tuple[Float[Tensor, "rays {num_samples}+1"], Float[Tensor, "rays {num_samples}+1"]]:

@@ -6,7 +6,7 @@ held-out cameras have to follow before they can be compared with anything.
 
 from __future__ import annotations
 
-from typing import NamedTuple, Tuple
+from typing import NamedTuple
 
 import torch
 from jaxtyping import Float
@@ -72,7 +72,7 @@ def move_cameras(similarity: Similarity, poses: Float[Tensor, "cameras 3 4"]) ->
 
 def move_rays(
     similarity: Similarity, origins: Float[Tensor, "*batch 3"], directions: Float[Tensor, "*batch 3"]
-) -> Tuple[Float[Tensor, "*batch 3"], Float[Tensor, "*batch 3"]]:
+) -> tuple[Float[Tensor, "*batch 3"], Float[Tensor, "*batch 3"]]:
     """Rays moved by a similarity; directions only turn."""
     scale, rotation, translation = (value.to(origins) for value in similarity)
     return scale * (origins @ rotation.T) + translation, directions @ rotation.T
@@ -80,7 +80,7 @@ def move_rays(
 
 def pose_errors(
     found: Float[Tensor, "cameras 3 4"], truth: Float[Tensor, "cameras 3 4"]
-) -> Tuple[Float[Tensor, "cameras"], Float[Tensor, "cameras"]]:
+) -> tuple[Float[Tensor, "cameras"], Float[Tensor, "cameras"]]:
     """How far cameras are turned (degrees) and shifted (world units) against their true poses, in float64."""
     found, truth = found.double(), truth.double()
     # The chord between rotation matrices: unlike the trace's arc cosine it keeps its digits at small angles.
@@ -95,6 +95,6 @@ def angle(rotation: Float[Tensor, "3 3"]) -> Float[Tensor, ""]:
     return torch.rad2deg(2.0 * torch.asin(chord.clamp(max=1.0)))
 
 
-def _centred(points: Float[Tensor, "points 3"]) -> Tuple[Float[Tensor, "3"], Float[Tensor, "points 3"]]:
+def _centred(points: Float[Tensor, "points 3"]) -> tuple[Float[Tensor, "3"], Float[Tensor, "points 3"]]:
     centre = points.mean(dim=0)
     return centre, points - centre

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from typing import Optional, Union
-
 import torch
 from jaxtyping import Float
 from torch import Tensor
@@ -18,8 +16,8 @@ def sample_intervals(
     sdist: Float[Tensor, "*batch edges"],
     weights: Float[Tensor, "*batch edges-1"],
     num_samples: int,
-    jitter: Optional[Float[Tensor, "*batch 1"]] = None,
-    anneal: Union[float, Float[Tensor, ""]] = 1.0,
+    jitter: Float[Tensor, "*batch 1"] | None = None,
+    anneal: float | Float[Tensor, ""] = 1.0,
 ) -> Float[Tensor, "*batch {num_samples}+1"]:
     """Fenceposts of ``num_samples`` intervals drawn from a histogram on [0, 1] (Zip-NeRF, section 4; mip-NeRF 360).
 
@@ -52,7 +50,7 @@ def sample_intervals(
 def annealed(
     sdist: Float[Tensor, "*batch edges"],
     weights: Float[Tensor, "*batch edges-1"],
-    anneal: Union[float, Float[Tensor, ""]],
+    anneal: float | Float[Tensor, ""],
 ) -> Float[Tensor, "*batch edges-1"]:
     """weights ** anneal, zero for empty intervals, normalised to sum to one (mip-NeRF 360, section 4)."""
     raised = torch.where(sdist.diff(dim=-1) > 0.0, weights.clamp_min(MIN_ANNEALED_WEIGHT) ** anneal, 0.0)

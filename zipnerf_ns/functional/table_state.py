@@ -7,7 +7,8 @@ them here, and nobody passes over the table again. Whatever else changes the tab
 
 from __future__ import annotations
 
-from typing import Any, Callable, Dict, NamedTuple, Optional, Sequence, Tuple
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
 
 import torch
 from jaxtyping import Float, Float16
@@ -24,7 +25,7 @@ class Summary(NamedTuple):
 
     mean_square: Float[Tensor, "levels"]
     """Mean squared value of each level."""
-    half: Optional[Float16[Tensor, "*table"]]
+    half: Float16[Tensor, "*table"] | None
     """The table times HALF_SCALE, where it is wanted."""
 
 
@@ -42,16 +43,16 @@ class TableState:
         wants_half: whether to keep the half-precision copy.
     """
 
-    def __init__(self, grid: HashGrid, decay: Optional[Sequence[float]] = None, wants_half: bool = False) -> None:
+    def __init__(self, grid: HashGrid, decay: Sequence[float] | None = None, wants_half: bool = False) -> None:
         self.grid = grid
         self.decay = (0.0,) * len(grid.levels) if decay is None else decay
         self.wants_half = wants_half
-        self.mean_square: Optional[Tensor] = None
-        self.half: Optional[Tensor] = None
-        self._written: Optional[Tuple[torch.device, int, int]] = None
+        self.mean_square: Tensor | None = None
+        self.half: Tensor | None = None
+        self._written: tuple[torch.device, int, int] | None = None
 
     @property
-    def decay(self) -> Tuple[float, ...]:
+    def decay(self) -> tuple[float, ...]:
         """What the optimiser adds to the gradient of each level, in multiples of the level's values."""
         return self._decay
 
@@ -77,7 +78,7 @@ class TableState:
         """Whether ``mean_square``, and ``half`` if it is wanted, are those of the table as it is now."""
         return self._written == _identity(table) and (self.half is not None or not self.wants_half)
 
-    def record(self, table: Tensor, mean_square: Float[Tensor, "levels"], half: Optional[Tensor]) -> None:
+    def record(self, table: Tensor, mean_square: Float[Tensor, "levels"], half: Tensor | None) -> None:
         """Takes over what a writer of the table has computed of the values it wrote."""
         kept = self.mean_square
         if kept is not None and kept.dtype == mean_square.dtype and kept.device == mean_square.device:
@@ -87,7 +88,7 @@ class TableState:
             self.mean_square = mean_square
         self.half, self._written = half, _identity(table)
 
-    def refresh(self, table: Tensor, compute: Optional[Callable[[Tensor, TableState], Summary]] = None) -> None:
+    def refresh(self, table: Tensor, compute: Callable[[Tensor, TableState], Summary] | None = None) -> None:
         """Brings the summary up to date with a table; ``compute`` does it, or :func:`summarise` if not given."""
         # Kept beyond this forward pass, so it must be fit for any other, also if this one runs in inference mode.
         with torch.inference_mode(False), torch.no_grad():
@@ -97,7 +98,7 @@ class TableState:
         """Counts as stale from now on; what is computed next goes to the same memory."""
         self._written = None
 
-    def half_buffer(self, table: Tensor) -> Optional[Float16[Tensor, "*table"]]:
+    def half_buffer(self, table: Tensor) -> Float16[Tensor, "*table"] | None:
         """Memory for the half-precision copy, the present one's if it fits; None if no copy is wanted."""
         if not self.wants_half:
             return None
@@ -105,7 +106,7 @@ class TableState:
             return self.half
         return torch.empty_like(table, dtype=torch.float16, requires_grad=False)
 
-    def __getstate__(self) -> Dict[str, Any]:
+    def __getstate__(self) -> dict[str, Any]:
         # A copy's table lies at another address, and some day another table may lie at this one.
         return {**self.__dict__, "mean_square": None, "half": None, "_written": None}
 
@@ -118,12 +119,12 @@ def summarise(table: Tensor, state: TableState) -> Summary:
     return Summary(mean_square, half if half is None else torch.mul(values, HALF_SCALE, out=half))
 
 
-def decay_coefficients(grid: HashGrid, mult: float) -> Tuple[float, ...]:
+def decay_coefficients(grid: HashGrid, mult: float) -> tuple[float, ...]:
     """For :attr:`TableState.decay`: the gradient of mult/2 times the sum over levels of their mean square is
     ``mult / number of values`` times a level's values (Zip-NeRF, section 5)."""
     return tuple(mult / (level.size * grid.features_per_level) for level in grid.levels)
 
 
-def _identity(table: Tensor) -> Tuple[torch.device, int, int]:
+def _identity(table: Tensor) -> tuple[torch.device, int, int]:
     """Tells a table's values from others by where they lie and how often torch has seen them written."""
     return table.device, table.data_ptr(), table._version

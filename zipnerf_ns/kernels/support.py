@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from functools import lru_cache
+from functools import cache
 
 import torch
 
@@ -13,7 +13,7 @@ MIN_CAPABILITY = (7, 0)
 """The oldest CUDA devices that Triton compiles for."""
 
 
-@lru_cache(maxsize=None)
+@cache
 def why_unavailable(device: torch.device) -> str | None:
     """What the kernels lack to run on ``device``, as a sentence for the user; None if nothing.
 

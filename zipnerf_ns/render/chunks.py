@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from collections import defaultdict
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import Callable, Dict, Iterator, List
 
 import torch
 from torch import Tensor, nn
@@ -57,14 +57,14 @@ def rays_that_fit(device: torch.device, uses_kernels: bool) -> int:
 
 
 def render_in_chunks(
-    render: Callable[[RayBundle], Dict[str, Tensor]],
+    render: Callable[[RayBundle], dict[str, Tensor]],
     device: torch.device,
     uses_kernels: bool,
     bundle: Callable[[int, int], RayBundle],
     num_rays: int,
     most: int,
     limit: ChunkLimit,
-) -> Dict[str, Tensor]:
+) -> dict[str, Tensor]:
     """Outputs ``[num_rays, channels]`` of rays that are generated as they are needed.
 
     Args:
@@ -78,7 +78,7 @@ def render_in_chunks(
         torch.cuda.OutOfMemoryError: if not even the smallest chunk fits.
     """
     chunk = min(most, limit.rays, rays_that_fit(device, uses_kernels))
-    parts: Dict[str, List[Tensor]] = defaultdict(list)
+    parts: dict[str, list[Tensor]] = defaultdict(list)
     start = 0
     while start < num_rays:
         outputs, tried = None, min(chunk, num_rays - start)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Dict, Mapping
+from collections.abc import Mapping
 
 import torch
 from torch import Tensor
@@ -44,7 +44,7 @@ def collision_shares(positions: Tensor, grid: HashGrid) -> Tensor:
 
 
 @torch.no_grad()
-def feature_sizes(fields: Mapping[str, ZipNerfDensityField]) -> Dict[str, float]:
+def feature_sizes(fields: Mapping[str, ZipNerfDensityField]) -> dict[str, float]:
     """Root mean square of each hash level's features as they are read, before any prefilter weight.
 
     The optimiser has left the sums that this takes; reading them waits for the device.
@@ -71,7 +71,7 @@ class CollisionMonitor:
     def __init__(self, interval: int) -> None:
         self.interval = interval
         self.step = 0
-        self.shares: Dict[str, Tensor] = {}
+        self.shares: dict[str, Tensor] = {}
         self._warned = False
 
     def is_due(self) -> bool:

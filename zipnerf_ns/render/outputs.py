@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import Any, Callable, Dict, NamedTuple
+from collections.abc import Callable
+from typing import Any, NamedTuple
 
 import torch
 from jaxtyping import Float
@@ -17,7 +18,7 @@ class Deferred(NamedTuple):
     compute: Callable[[], Tensor]
 
 
-class Outputs(Dict[str, Any]):
+class Outputs(dict[str, Any]):
     """Outputs by name. A deferred one is a key like the others, and computed when its value is first looked up.
 
     Nerfstudio's programs list the names, and then look up those that they show; who iterates over values meets

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-from typing import Dict, Optional
 
 import torch
 from jaxtyping import Bool, Float
@@ -40,7 +39,7 @@ def straight_alpha(
     return torch.cat([color.clamp(0.0, 1.0), alpha], dim=-1)
 
 
-def depths_of_nothing(outputs: Dict[str, Tensor]) -> Dict[str, Tensor]:
+def depths_of_nothing(outputs: dict[str, Tensor]) -> dict[str, Tensor]:
     """A picture's outputs with one depth for all rays that meet nothing, behind all that others meet.
 
     Their own would be anything between the ends of the ray, up to 1e6: it takes all colours of a depth picture, for its
@@ -60,10 +59,10 @@ def depths_of_nothing(outputs: Dict[str, Tensor]) -> Dict[str, Tensor]:
 
 
 def evaluation_pictures(
-    outputs: Dict[str, Tensor],
+    outputs: dict[str, Tensor],
     truth: Float[Tensor, "height width 3"],
-    mask: Optional[Bool[Tensor, "height width 1"]] = None,
-) -> Dict[str, Float[Tensor, "height _ 3"]]:
+    mask: Bool[Tensor, "height width 1"] | None = None,
+) -> dict[str, Float[Tensor, "height _ 3"]]:
     """Truth beside rendering, the error (none where a mask is false), the opacity, the distances of every round."""
     rgb = outputs["rgb"].clamp(0.0, 1.0)
     error = (rgb - truth).abs().mean(dim=-1, keepdim=True)

@@ -8,7 +8,7 @@ points too, and nothing of it is written a second time here.
 from __future__ import annotations
 
 import math
-from typing import NamedTuple, Optional, Tuple
+from typing import NamedTuple
 
 import torch
 from jaxtyping import Float
@@ -57,7 +57,7 @@ def point_cones(points: Float[Tensor, "points 3"], directions: Float[Tensor, "po
 @torch.no_grad()
 def query_points(
     field: ZipNerfField, points: Float[Tensor, "points 3"], directions: Float[Tensor, "points 3"], std: float
-) -> Tuple[Float[Tensor, "points"], Float[Tensor, "points 3"]]:
+) -> tuple[Float[Tensor, "points"], Float[Tensor, "points 3"]]:
     """Density per world unit, zero outside the box of a bounded scene, and colour in [0, 1], of points.
 
     Args:
@@ -85,7 +85,7 @@ def query_density(field: ZipNerfField, points: Float[Tensor, "points 3"], std: f
 
 
 def _inside(
-    density: Float[Tensor, "points"], points: Float[Tensor, "points 3"], aabb: Optional[Float[Tensor, "2 3"]]
+    density: Float[Tensor, "points"], points: Float[Tensor, "points 3"], aabb: Float[Tensor, "2 3"] | None
 ) -> Float[Tensor, "points"]:
     """The density where rays of a bounded scene would look; beyond the box the grid only repeats its faces."""
     if aabb is None:

@@ -8,7 +8,8 @@ evaluation in the same process, while a viewer is open, must measure the model a
 from __future__ import annotations
 
 import threading
-from typing import NamedTuple, Optional, Sequence, Tuple
+from collections.abc import Sequence
+from typing import NamedTuple
 
 from torch import nn
 
@@ -35,15 +36,15 @@ CHOSEN_COLOUR = "chosen colour"
 class View(NamedTuple):
     """How one render differs from the model as it was trained."""
 
-    prefilter: Optional[Prefilter] = None
+    prefilter: Prefilter | None = None
     """Anti-aliasing mode of every field; the configured one if None."""
     cone_scale: float = 1.0
     """Factor on the radius of every ray's cone: 0 for rays without width, 2 for cones of two pixels."""
-    num_active: Optional[int] = None
+    num_active: int | None = None
     """Hash levels of the rendered field that are read, from the coarsest; all if None."""
-    photo: Optional[int] = None
+    photo: int | None = None
     """Number of the training photo whose appearance is shown; the mean of all if None."""
-    background: Optional[Tuple[float, float, float]] = None
+    background: tuple[float, float, float] | None = None
     """Colour behind what is transparent, in [0, 1]; the configured one if None. A crop's own goes before it."""
     extra_outputs: bool = False
     """Whether outputs that cost more are rendered at once, for whoever cannot ask for them later."""
@@ -119,12 +120,12 @@ class ViewerControls(nn.Module):
             extra_outputs=bool(self.extra_outputs.value),
         )
 
-    def _photo(self) -> Optional[int]:
+    def _photo(self) -> int | None:
         if self.appearance is None or self.appearance.value != OF_A_PHOTO:
             return None
         return min(int(self.appearance_photo.value), self.num_photos - 1)
 
-    def _background(self) -> Optional[Tuple[float, float, float]]:
+    def _background(self) -> tuple[float, float, float] | None:
         choice = self.background.value
         if choice == CHOSEN_COLOUR:
             red, green, blue = self.background_colour.value

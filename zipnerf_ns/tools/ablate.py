@@ -10,8 +10,9 @@ import copy
 import math
 import statistics
 import sys
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, Dict, List, Mapping, Optional, Sequence, Tuple
+from typing import Any
 
 from zipnerf_ns.data.metadata import FRAME_KEY
 from zipnerf_ns.errors import InputError
@@ -26,7 +27,7 @@ CLOSE_CALL = 2.0
 """A difference smaller than this many standard errors of the difference is marked as not told apart."""
 
 
-def parse(arguments: Optional[List[str]]) -> argparse.Namespace:
+def parse(arguments: list[str] | None) -> argparse.Namespace:
     """The command line."""
     parser = argparse.ArgumentParser(
         prog="python -m zipnerf_ns.tools.ablate", description="Trains a method with one setting changed at a time."
@@ -46,7 +47,7 @@ def parse(arguments: Optional[List[str]]) -> argparse.Namespace:
     return options
 
 
-def why_left_out(method: Any, name: str, has_scales: bool) -> Optional[str]:
+def why_left_out(method: Any, name: str, has_scales: bool) -> str | None:
     """Why a variant needs no training, or cannot have any; None for one that does.
 
     Args:
@@ -68,7 +69,7 @@ def why_left_out(method: Any, name: str, has_scales: bool) -> Optional[str]:
     return None
 
 
-def mean_and_error(values: Sequence[float]) -> Tuple[float, float]:
+def mean_and_error(values: Sequence[float]) -> tuple[float, float]:
     """The mean, and its standard error; NaN for a single value."""
     error = statistics.stdev(values) / math.sqrt(len(values)) if len(values) > 1 else math.nan
     return statistics.fmean(values), error
@@ -86,9 +87,9 @@ def difference(values: Mapping[int, float], base: Mapping[int, float]) -> str:
     return f"{mean:+.2f} ± {error:.2f}{' (not told apart)' if abs(mean) < CLOSE_CALL * error else ''}"
 
 
-def by_variant(rows: Sequence[Mapping[str, Any]]) -> Dict[str, Dict[int, Any]]:
+def by_variant(rows: Sequence[Mapping[str, Any]]) -> dict[str, dict[int, Any]]:
     """Results by variant and seed, in the order of the rows."""
-    results: Dict[str, Dict[int, Any]] = {}
+    results: dict[str, dict[int, Any]] = {}
     for row in rows:
         results.setdefault(row["variant"], {})[row["seed"]] = row
     return results
@@ -125,7 +126,7 @@ def report(options: argparse.Namespace, results: Mapping[str, Mapping[int, Any]]
     return "\n".join(lines).rstrip() + "\n"
 
 
-def _done(by_seed: Mapping[int, Any]) -> Dict[int, Any]:
+def _done(by_seed: Mapping[int, Any]) -> dict[int, Any]:
     return {seed: result for seed, result in by_seed.items() if result["status"] == "done"}
 
 
@@ -136,7 +137,7 @@ def _row(
     base: Mapping[int, float],
     scales: Sequence[int],
     num_columns: int,
-) -> List[str]:
+) -> list[str]:
     if not done:
         reason = next(iter(by_seed.values()))["reason"].replace("|", "/")
         return [name, f"failed: {reason}", *[""] * (num_columns - 2)]
@@ -159,7 +160,7 @@ def _row(
     ]  # fmt: skip
 
 
-def main(arguments: Optional[List[str]] = None) -> int:
+def main(arguments: list[str] | None = None) -> int:
     """Trains the variants, seed by seed, and writes the table after each; 0 if the base succeeded."""
     options = parse(arguments)
     scene = options.scenes[0].resolve()
@@ -182,7 +183,7 @@ def main(arguments: Optional[List[str]] = None) -> int:
         )  # fmt: skip
         folder = trial_folder(options.output, trial, f"{name.replace(' ', '_')}_seed{seed}")
         planned.append(Planned(trial, folder, f"{name}, seed {seed}"))
-    done: Dict[int, Any] = {}
+    done: dict[int, Any] = {}
     for index, result, was_there in run_all(planned, options.timeout, options.resume, options.gpus):
         done[index] = result
         say(result, planned[index].name, planned[index].folder, was_there)

@@ -10,8 +10,9 @@ from __future__ import annotations
 import argparse
 import shlex
 import sys
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, Dict, List, Optional, Sequence
+from typing import Any
 
 import torch
 import yaml
@@ -40,7 +41,7 @@ def add_trial_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--resume", action="store_true", help="keep results of the same trials in the output folder")
 
 
-def trial_fields(options: argparse.Namespace) -> Dict[str, Any]:
+def trial_fields(options: argparse.Namespace) -> dict[str, Any]:
     """The fields of a trial that :func:`add_trial_arguments` asks for."""
     seconds = DEFAULT_SECONDS if options.seconds is None and options.steps is None else options.seconds
     return {
@@ -68,13 +69,13 @@ def checked(parser: argparse.ArgumentParser, options: argparse.Namespace) -> arg
     return options
 
 
-def parse_changes(texts: Sequence[str]) -> Dict[str, Dict[str, Any]]:
+def parse_changes(texts: Sequence[str]) -> dict[str, dict[str, Any]]:
     """Settings of methods, from ``METHOD:FIELD=VALUE``; ``*`` stands for all.
 
     Raises:
         ValueError: for a text of another form.
     """
-    changes: Dict[str, Dict[str, Any]] = {}
+    changes: dict[str, dict[str, Any]] = {}
     for text in texts:
         method, colon, rest = text.partition(":")
         path, equals, value = rest.partition("=")
@@ -84,7 +85,7 @@ def parse_changes(texts: Sequence[str]) -> Dict[str, Dict[str, Any]]:
     return changes
 
 
-def parse(arguments: Optional[List[str]]) -> argparse.Namespace:
+def parse(arguments: list[str] | None) -> argparse.Namespace:
     """The command line."""
     parser = argparse.ArgumentParser(
         prog="python -m zipnerf_ns.tools.compare",
@@ -111,7 +112,7 @@ def parse(arguments: Optional[List[str]]) -> argparse.Namespace:
     return options
 
 
-def plan(options: argparse.Namespace) -> List[Trial]:
+def plan(options: argparse.Namespace) -> list[Trial]:
     """The trials of a command line, scene by scene."""
     fields = trial_fields(options)
     fields.update(seed=options.seed, moments=options.moments, schedule=options.schedule, build_only=options.build_only)
@@ -132,7 +133,7 @@ def trial_folder(output: Path, trial: Trial, name: str) -> Path:
     return output / short_name(Path(trial.scene)).replace("/", "_") / name
 
 
-def say(result: Dict[str, Any], name: str, folder: Path, was_there: bool) -> None:
+def say(result: dict[str, Any], name: str, folder: Path, was_there: bool) -> None:
     """One line about a trial."""
     if result["status"] != "done":
         said = f"failed: {result['reason']} (all that it printed: {folder / 'log.txt'})"
@@ -144,13 +145,13 @@ def say(result: Dict[str, Any], name: str, folder: Path, was_there: bool) -> Non
     print(f"{scene_name(result)}, {name}: {said}{' (kept)' if was_there else ''}", flush=True)
 
 
-def main(arguments: Optional[List[str]] = None) -> int:
+def main(arguments: list[str] | None = None) -> int:
     """Runs all trials and writes the reports after each; 0 unless none succeeded."""
     options = parse(arguments)
     planned = [
         Planned(trial, trial_folder(options.output, trial, trial.method), trial.method) for trial in plan(options)
     ]
-    done: Dict[int, Dict[str, Any]] = {}
+    done: dict[int, dict[str, Any]] = {}
     for index, result, was_there in run_all(planned, options.timeout, options.resume, options.gpus):
         done[index] = result
         say(result, planned[index].name, planned[index].folder, was_there)

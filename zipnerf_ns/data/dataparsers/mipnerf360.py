@@ -9,7 +9,7 @@ from __future__ import annotations
 import dataclasses
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Dict, Literal, Optional, Type
+from typing import Any, Literal
 
 import numpy as np
 import numpy.typing as npt
@@ -32,9 +32,9 @@ PUBLISHED_FACTORS = {
 class MipNerf360DataParserConfig(ColmapDataParserConfig):
     """The mip-NeRF 360 benchmark: a folder with sparse/0 and images, images_2, images_4, images_8."""
 
-    _target: Type = field(default_factory=lambda: MipNerf360DataParser)
+    _target: type = field(default_factory=lambda: MipNerf360DataParser)
     """Dataparser class."""
-    downscale_factor: Optional[int] = None
+    downscale_factor: int | None = None
     """Reduction of the pictures; by default the published one for the folder's name: 4 outdoors, 2 indoors."""
     downscale_rounding_mode: Literal["floor", "round", "ceil"] = "round"
     """Rounding of the reduced pictures' sides; the published ones are rounded half up."""
@@ -64,7 +64,7 @@ class MipNerf360DataParser(ColmapDataParser):
         _check_reduced_pictures(self.config, self._downscale_factor)
         return super()._generate_dataparser_outputs(split, **kwargs)
 
-    def _get_all_images_and_cameras(self, recon_dir: Path) -> Dict[str, Any]:
+    def _get_all_images_and_cameras(self, recon_dir: Path) -> dict[str, Any]:
         """Nerfstudio's frames by file name, in the frame of their principal axes."""
         meta = super()._get_all_images_and_cameras(recon_dir)
         meta["frames"].sort(key=lambda frame: frame["file_path"])
@@ -106,7 +106,7 @@ def principal_axes(positions: npt.NDArray[np.float64]) -> npt.NDArray[np.float64
     return axes
 
 
-def _turn_to_principal_axes(meta: Dict[str, Any]) -> None:
+def _turn_to_principal_axes(meta: dict[str, Any]) -> None:
     """Centres all poses, turns them to their principal axes with the cameras upright, and says so in the transform."""
     poses = np.stack([frame["transform_matrix"] for frame in meta["frames"]]).astype(np.float64)
     axes = principal_axes(poses[:, :3, 3])

@@ -7,10 +7,11 @@ from __future__ import annotations
 
 import dataclasses
 import os
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, List, Optional, Sequence, Tuple, Type
+from typing import Any
 
 import torch
 
@@ -33,15 +34,15 @@ from zipnerf_ns.errors import InputError
 class MultiscaleDataParserConfig(DataParserConfig):
     """Any scene at several scales; the folder decides which of the three parsers reads it."""
 
-    _target: Type = field(default_factory=lambda: MultiscaleDataParser)
+    _target: type = field(default_factory=lambda: MultiscaleDataParser)
     """Dataparser class."""
     data: Path = Path()
     """Folder, or transforms file, of the scene at its full size."""
-    scales: Tuple[int, ...] = (1, 2, 4, 8)
+    scales: tuple[int, ...] = (1, 2, 4, 8)
     """Sides of a pixel, in pixels of the full size."""
     cache_dir: Path = Path("multiscale")
     """Where reduced pictures are kept; relative to the scene's folder."""
-    alpha_color: Optional[str] = None
+    alpha_color: str | None = None
     """Painted behind transparent pixels, for methods that do not read alpha; by default alpha is kept."""
     nerfstudio: NerfstudioDataParserConfig = field(default_factory=NerfstudioDataParserConfig)
     """Reads a scene that has transforms.json."""
@@ -66,7 +67,7 @@ class MultiscaleDataParser(DataParser):
     """Repeats what another parser gives, once for each scale."""
 
     config: MultiscaleDataParserConfig
-    downscale_factor: Optional[int] = None
+    downscale_factor: int | None = None
     """Nerfstudio sets it where no images are needed; then none are written."""
 
     def __init__(self, config: MultiscaleDataParserConfig) -> None:
@@ -102,11 +103,11 @@ class MultiscaleDataParser(DataParser):
             metadata={**outputs.metadata, SCALES: [scale for scale in config.scales for _ in range(count)]},
         )
 
-    def _reduced_paths(self, outputs: DataparserOutputs) -> Tuple[List[List[Path]], Optional[List[List[Path]]]]:
+    def _reduced_paths(self, outputs: DataparserOutputs) -> tuple[list[list[Path]], list[list[Path]] | None]:
         folder = self.config.data.parent if self.config.data.suffix == ".json" else self.config.data
         cache = folder / self.config.cache_dir
 
-        def at_scale(paths: Sequence[Path], scale: int) -> List[Path]:
+        def at_scale(paths: Sequence[Path], scale: int) -> list[Path]:
             if scale == 1:
                 return list(paths)
             return [cache / str(scale) / f"{_inside(path, folder)}.png" for path in paths]
@@ -120,9 +121,9 @@ class MultiscaleDataParser(DataParser):
     def _write(
         self,
         sources: Sequence[Path],
-        reduced: List[List[Path]],
-        masks: Optional[Sequence[Path]],
-        reduced_masks: Optional[List[List[Path]]],
+        reduced: list[list[Path]],
+        masks: Sequence[Path] | None,
+        reduced_masks: list[list[Path]] | None,
     ) -> None:
         """Writes the reduced pictures that are not there yet, or whose original has changed.
 

@@ -9,8 +9,9 @@ kernel in the order of the table: no atomics, so that equal steps give equal bit
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from functools import lru_cache
-from typing import NamedTuple, Optional, Sequence, no_type_check
+from typing import NamedTuple, no_type_check
 
 import torch
 import triton
@@ -161,7 +162,7 @@ def _step(step: int, lr: float, betas: tuple[float, float], eps: float) -> Step:
 
 
 def _launch(
-    updates: Sequence[TableUpdate], halves: Sequence[Optional[Tensor]], steps: Sequence[Optional[Step]]
+    updates: Sequence[TableUpdate], halves: Sequence[Tensor | None], steps: Sequence[Step | None]
 ) -> tuple[Float[Tensor, "_"], ...]:
     """One pass over each table, an update where there is a step; and the mean squares of each one's levels."""
     device = updates[0].table.device

@@ -5,7 +5,7 @@ One launch a table, and one for the mean squares of all of them. The order of ev
 
 from __future__ import annotations
 
-from typing import Sequence, Tuple
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor
@@ -17,7 +17,7 @@ from zipnerf_ns.kernels.adam import adam_kernel
 
 
 @torch.no_grad()
-def decayed_adam_(updates: Sequence[TableUpdate], lr: float, betas: Tuple[float, float], eps: float) -> None:
+def decayed_adam_(updates: Sequence[TableUpdate], lr: float, betas: tuple[float, float], eps: float) -> None:
     """One step of Adam, in place, on ``grad + decay * table``, level by level (Zip-NeRF's hash decay, section 5).
 
     Computes what ``functional.adam.decayed_adam_`` defines, to float32 rounding; see there for the arguments. All

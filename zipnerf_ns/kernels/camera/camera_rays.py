@@ -7,8 +7,6 @@ zero by zero, where the kernels give the optical axis. Nothing here has a gradie
 
 from __future__ import annotations
 
-from typing import Optional
-
 import torch
 from jaxtyping import Float, Int, UInt8
 from torch import Tensor
@@ -54,7 +52,7 @@ def drawn_rays(
     colors: UInt8[Tensor, "pixels channels"],
     starts: Int[Tensor, "cameras"],
     widths: Int[Tensor, "cameras"],
-    allowed: Optional[Int[Tensor, "_"]],
+    allowed: Int[Tensor, "_"] | None,
 ) -> tuple[Int[Tensor, "rays 3"], Float[Tensor, "rays channels"], CameraRays]:
     """Camera, row and column, colour in [0, 1] and ray of pixels drawn from a store (``data.pixels.PixelStore``).
 

@@ -6,7 +6,7 @@ sample positions nor per-level intermediates exist in memory.
 
 from __future__ import annotations
 
-from typing import Any, Optional
+from typing import Any
 
 import torch
 from jaxtyping import Float
@@ -26,7 +26,7 @@ def cone_encode(
     cones: Cones,
     weight_scales: Float[Tensor, "levels"],
     lookup: Lookup,
-    half: Optional[HalfTable] = None,
+    half: HalfTable | None = None,
 ) -> Float[Tensor, "intervals channels"]:
     """Channels of each interval: prefiltered features of all levels, then one weight feature a level.
 
@@ -48,7 +48,7 @@ def tuned_cone_encode(
     cones: Cones,
     weight_scales: Float[Tensor, "levels"],
     lookup: Lookup,
-    half: Optional[HalfTable],
+    half: HalfTable | None,
     tuning: Tuning,
 ) -> Float[Tensor, "intervals channels"]:
     """:func:`cone_encode` with its launches chosen by the caller, for benchmarks and tests."""
@@ -70,7 +70,7 @@ class _ConeEncode(torch.autograd.Function):
 
     @staticmethod
     def forward(
-        ctx: Any, table: Tensor, cones: Cones, weight_scales: Tensor, lookup: Lookup, half: Optional[HalfTable],
+        ctx: Any, table: Tensor, cones: Cones, weight_scales: Tensor, lookup: Lookup, half: HalfTable | None,
         tuning: Tuning,
     ) -> Tensor:  # fmt: skip
         grid, table = lookup.grid, table.contiguous()
@@ -93,7 +93,7 @@ class _ConeEncode(torch.autograd.Function):
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, v_channels: Tensor) -> tuple[Optional[Tensor], ...]:
+    def backward(ctx: Any, v_channels: Tensor) -> tuple[Tensor | None, ...]:
         (table,) = ctx.saved_tensors
         source, bandwidths, options, gain = ctx.rest
         with torch.cuda.device_of(table):

@@ -8,7 +8,7 @@ scatter is then a sorted one.
 from __future__ import annotations
 
 from functools import lru_cache
-from typing import Any, Optional
+from typing import Any
 
 import torch
 from jaxtyping import Float
@@ -34,8 +34,8 @@ def hash_encode(
     stds: Float[Tensor, "intervals samples"],
     grid: HashGrid,
     prefilter: Prefilter = "multisample",
-    bandwidths: Optional[Float[Tensor, "levels"]] = None,
-    num_active: Optional[int] = None,
+    bandwidths: Float[Tensor, "levels"] | None = None,
+    num_active: int | None = None,
 ) -> tuple[Float[Tensor, "intervals levels features"], Float[Tensor, "intervals levels"]]:
     """Prefiltered features: per level the mean over samples of weight * trilinear(position) (Zip-NeRF, eq. 4-5).
 
@@ -56,8 +56,8 @@ def tuned_hash_encode(
     stds: Float[Tensor, "intervals samples"],
     grid: HashGrid,
     prefilter: Prefilter,
-    bandwidths: Optional[Float[Tensor, "levels"]],
-    num_active: Optional[int],
+    bandwidths: Float[Tensor, "levels"] | None,
+    num_active: int | None,
     tuning: Tuning,
 ) -> tuple[Float[Tensor, "intervals levels features"], Float[Tensor, "intervals levels"]]:
     """:func:`hash_encode` with its launches chosen by the caller, for benchmarks and tests."""
@@ -124,7 +124,7 @@ class _HashEncode(torch.autograd.Function):
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, v_features: Optional[Tensor], v_weights: Optional[Tensor]) -> tuple[Optional[Tensor], ...]:
+    def backward(ctx: Any, v_features: Tensor | None, v_weights: Tensor | None) -> tuple[Tensor | None, ...]:
         table, *saved = ctx.saved_tensors
         samples, needed = Samples(*saved), ctx.needs_input_grad
         v_table, v_samples = None, (None, None)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from functools import lru_cache
-from typing import NamedTuple, Optional
+from typing import NamedTuple
 
 import torch
 import triton
@@ -74,8 +74,8 @@ def points_source(samples: Samples) -> Source:
 
 
 def cones_source(
-    origins: Tensor, directions: Tensor, radius: Tensor, tdist: Tensor, turns: Optional[Tensor],
-    aabb: Optional[Tensor], samples: int,
+    origins: Tensor, directions: Tensor, radius: Tensor, tdist: Tensor, turns: Tensor | None,
+    aabb: Tensor | None, samples: int,
 ) -> Source:  # fmt: skip
     """Samples that the kernels make from cones; an absent tensor's pointer is never followed."""
     rays, edges = tdist.shape
@@ -112,7 +112,7 @@ def cone_forward(
 
 
 def _look_up(
-    table: Tensor, source: Source, bandwidths: Tensor, target: Target, weight_scales: Optional[Tensor], gain: float,
+    table: Tensor, source: Source, bandwidths: Tensor, target: Target, weight_scales: Tensor | None, gain: float,
     options: Options,
 ) -> None:  # fmt: skip
     """Level range by level range; inactive levels only get their weights."""
@@ -173,7 +173,7 @@ def _scatter(
 
 
 def sample_gradients(
-    table: Tensor, samples: Samples, v_features: Optional[Tensor], v_weights: Optional[Tensor], options: Options
+    table: Tensor, samples: Samples, v_features: Tensor | None, v_weights: Tensor | None, options: Options
 ) -> tuple[Tensor, Tensor]:
     """Cotangents of positions and stds from those of features and mean weights, either of them absent."""
     grid, prefilter, num_active, _ = options

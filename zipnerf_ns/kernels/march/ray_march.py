@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from functools import lru_cache
-from typing import Any, Optional, Union
+from typing import Any
 
 import torch
 from jaxtyping import Bool, Float
@@ -37,11 +37,11 @@ MIN_BLOCK = 16
 
 
 def draw_intervals(
-    sdist: Optional[Float[Tensor, "rays edges"]],
-    weights: Optional[Float[Tensor, "rays bins"]],
+    sdist: Float[Tensor, "rays edges"] | None,
+    weights: Float[Tensor, "rays bins"] | None,
     num_samples: int,
-    jitter: Optional[Float[Tensor, "rays 1"]],
-    anneal: Union[float, Float[Tensor, ""]],
+    jitter: Float[Tensor, "rays 1"] | None,
+    anneal: float | Float[Tensor, ""],
     near: Float[Tensor, "rays 1"],
     far: Float[Tensor, "rays 1"],
 ) -> tuple[Float[Tensor, "rays {num_samples}+1"], Float[Tensor, "rays {num_samples}+1"]]:
@@ -114,7 +114,7 @@ def interlevel(
     _check_shape("sdist_main", sdist_main, rays, m + 1)
     w_prop, w_main, sdist_prop, sdist_main = _rows(w_prop), _rows(w_main), _rows(sdist_prop), _rows(sdist_main)
 
-    def launch(loss: Tensor, slopes: Optional[Tensor]) -> None:
+    def launch(loss: Tensor, slopes: Tensor | None) -> None:
         grid, options = _programs(rays, max(n, m), SEARCH_NUM_WARPS)
         interlevel_kernel[grid](
             w_prop, sdist_prop, w_main, sdist_main, loss, loss if slopes is None else slopes, rays, n, m,
@@ -132,7 +132,7 @@ def distortion(tdist: Float[Tensor, "rays edges"], weights: Float[Tensor, "rays 
     _check_shape("tdist", tdist, rays, n + 1)
     tdist, weights = _rows(tdist), _rows(weights)
 
-    def launch(loss: Tensor, slopes: Optional[Tensor]) -> None:
+    def launch(loss: Tensor, slopes: Tensor | None) -> None:
         grid, options = _programs(rays, n, NUM_WARPS)
         distortion_kernel[grid](
             tdist, weights, loss, loss if slopes is None else slopes, rays, n, tdist.stride(0), weights.stride(0),
@@ -164,7 +164,7 @@ class _March(torch.autograd.Function):
     """Joins ``march_kernel`` to autograd; without colours the weights are its only result."""
 
     @staticmethod
-    def forward(ctx: Any, density: Tensor, tdist: Tensor, valid: Tensor, colors: Optional[Tensor]) -> Any:
+    def forward(ctx: Any, density: Tensor, tdist: Tensor, valid: Tensor, colors: Tensor | None) -> Any:
         ctx.save_for_backward(density, tdist, valid, colors)
         # An absent cotangent must not become a tensor of zeros to be read.
         ctx.set_materialize_grads(False)
@@ -186,10 +186,10 @@ class _March(torch.autograd.Function):
     @once_differentiable
     def backward(
         ctx: Any,
-        v_weights: Optional[Tensor],
-        v_rgb: Optional[Tensor] = None,
-        v_accumulation: Optional[Tensor] = None,
-    ) -> tuple[Optional[Tensor], ...]:
+        v_weights: Tensor | None,
+        v_rgb: Tensor | None = None,
+        v_accumulation: Tensor | None = None,
+    ) -> tuple[Tensor | None, ...]:
         density, tdist, valid, colors = ctx.saved_tensors
         if v_weights is None and v_rgb is None and v_accumulation is None:
             return None, None, None, None
@@ -217,7 +217,7 @@ class _LossOfWeights(torch.autograd.Function):
     """Joins a loss a ray to autograd, whose kernel writes the derivatives beside the values."""
 
     @staticmethod
-    def forward(ctx: Any, weights: Tensor, launch: Callable[[Tensor, Optional[Tensor]], None]) -> Tensor:
+    def forward(ctx: Any, weights: Tensor, launch: Callable[[Tensor, Tensor | None], None]) -> Tensor:
         loss, slopes = weights.new_empty(len(weights)), weights.new_empty(weights.shape)
         if len(weights):
             with torch.cuda.device_of(weights):
@@ -232,7 +232,7 @@ class _LossOfWeights(torch.autograd.Function):
         return v_loss[:, None] * slopes, None
 
 
-def _loss_of_weights(weights: Tensor, launch: Callable[[Tensor, Optional[Tensor]], None]) -> Float[Tensor, "rays"]:
+def _loss_of_weights(weights: Tensor, launch: Callable[[Tensor, Tensor | None], None]) -> Float[Tensor, "rays"]:
     """The loss that ``launch(loss, slopes)`` writes, with its derivatives only where they are wanted."""
     if torch.is_grad_enabled() and weights.requires_grad:
         return _LossOfWeights.apply(weights, launch)
@@ -243,7 +243,7 @@ def _loss_of_weights(weights: Tensor, launch: Callable[[Tensor, Optional[Tensor]
     return loss
 
 
-def _exponent(anneal: Union[float, Tensor], device: torch.device) -> Tensor:
+def _exponent(anneal: float | Tensor, device: torch.device) -> Tensor:
     """The annealing exponent in the device's memory, where a captured graph can find another one at every replay."""
     return anneal if isinstance(anneal, Tensor) else _constant(float(anneal), device)
 
@@ -259,7 +259,7 @@ def _rows(values: Tensor) -> Float[Tensor, "rays _"]:
     return values if values.stride(1) == 1 or values.shape[1] == 1 else values.contiguous()
 
 
-def _strides(density: Tensor, tdist: Tensor, valid: Tensor, colors: Optional[Tensor]) -> tuple[int, ...]:
+def _strides(density: Tensor, tdist: Tensor, valid: Tensor, colors: Tensor | None) -> tuple[int, ...]:
     steps = (0, 0, 0) if colors is None else colors.stride()
     return density.stride(0), tdist.stride(0), valid.stride(0), *steps
 

@@ -6,7 +6,7 @@ before vectors, in the order in which the kernels of colour read them; see :func
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple, Optional
+from typing import Any, NamedTuple
 
 import torch
 from jaxtyping import Float
@@ -59,7 +59,7 @@ class DensityMlp(torch.autograd.Function):
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, v_density: Tensor) -> tuple[Optional[Tensor], ...]:
+    def backward(ctx: Any, v_density: Tensor) -> tuple[Tensor | None, ...]:
         features, density, *layer = ctx.saved_tensors
         v_features = _channel_major(features) if ctx.needs_input_grad[0] else None
         with torch.cuda.device_of(features):
@@ -113,7 +113,7 @@ class RadianceMlp(torch.autograd.Function):
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, v_density: Tensor, v_rgb: Tensor) -> tuple[Optional[Tensor], ...]:
+    def backward(ctx: Any, v_density: Tensor, v_rgb: Tensor) -> tuple[Tensor | None, ...]:
         features, view, density, rgb, units, signs, weights, biases = ctx.saved_tensors
         shape, tuning, rows = ctx.shape, ctx.options.tuning, len(features)
         v_features = _channel_major(features) if ctx.needs_input_grad[0] else None
@@ -140,8 +140,8 @@ def _radiance_backward(
     forward: Forward,
     v_density: Tensor,
     v_rgb: Tensor,
-    v_features: Optional[Tensor],
-    v_view: Optional[Tensor],
+    v_features: Tensor | None,
+    v_view: Tensor | None,
     shape: Shape,
     options: Options,
 ) -> list[Tensor]:

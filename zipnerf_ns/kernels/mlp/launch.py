@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from functools import lru_cache
-from typing import NamedTuple, Optional
+from typing import NamedTuple
 
 import torch
 import triton
@@ -95,8 +95,8 @@ def density_backward(
     layer: HiddenLayer,
     density: Tensor,
     v_density: Tensor,
-    v_hidden: Optional[Tensor],
-    v_features: Optional[Tensor],
+    v_hidden: Tensor | None,
+    v_features: Tensor | None,
     dtype: torch.dtype,
     tuning: DensityTuning | RadianceTuning,
 ) -> Tensor:
@@ -138,7 +138,7 @@ def radiance_forward(
     padding: float,
     saves: bool,
     tuning: RadianceTuning,
-) -> tuple[Tensor, Tensor, Optional[Saved]]:
+) -> tuple[Tensor, Tensor, Saved | None]:
     """Density and colour of every row, and what the backward pass needs of the layers if ``saves``."""
     rows, launch = len(features), tuning.forward
     density = features.new_empty(rows, dtype=torch.float32)

@@ -10,8 +10,6 @@ intervals of each ray would read every layer's cotangents once more.
 
 from __future__ import annotations
 
-from typing import Optional
-
 import torch
 from jaxtyping import Float
 from torch import Tensor
@@ -46,7 +44,7 @@ MIN_COLOR_LAYERS = 2
 """The first and the last hidden layer of the colour network are two."""
 
 
-def why_density_unsupported(channels: int, hidden_dim: int) -> Optional[str]:
+def why_density_unsupported(channels: int, hidden_dim: int) -> str | None:
     """Why :func:`density_mlp` cannot compute a network of these sizes, as a sentence for the user; None if it can."""
     if not 1 <= channels <= MAX_CHANNELS:
         return f"The density network's kernels take up to {MAX_CHANNELS} features, not {channels}."
@@ -58,7 +56,7 @@ def why_density_unsupported(channels: int, hidden_dim: int) -> Optional[str]:
 def why_radiance_unsupported(
     channels: int, hidden_dim: int, color_layers: int, color_dim: int, view_dim: int = NUM_HARMONICS,
     has_appearance: bool = False,
-) -> Optional[str]:  # fmt: skip
+) -> str | None:  # fmt: skip
     """Why :func:`radiance_mlp` cannot compute a network of these sizes, as a sentence for the user; None if it can."""
     if not 1 <= channels <= MAX_CHANNELS:
         return f"The colour network's kernels take up to {MAX_CHANNELS} features, not {channels}."
@@ -181,7 +179,7 @@ def _dtype(precision: Precision) -> torch.dtype:
     return torch.bfloat16 if precision == "bfloat16" else torch.float32
 
 
-def _check(features: Tensor, parameters: tuple[Tensor, ...], unsupported: Optional[str]) -> None:
+def _check(features: Tensor, parameters: tuple[Tensor, ...], unsupported: str | None) -> None:
     """Whether the kernels can read the arguments.
 
     Raises:

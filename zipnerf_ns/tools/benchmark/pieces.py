@@ -8,7 +8,7 @@ import statistics
 from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any, Optional
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -63,7 +63,7 @@ class Work:
         """Random ones for the outputs that have gradients, laid out in memory as these are."""
         return tuple(torch.randn_like(output) for output in outputs if output.requires_grad)
 
-    def backward(self, outputs: Tensors, cotangents: Tensors) -> Sequence[Optional[Tensor]]:
+    def backward(self, outputs: Tensors, cotangents: Tensors) -> Sequence[Tensor | None]:
         """The leaves' gradients."""
         differentiable = [output for output in outputs if output.requires_grad]
         return torch.autograd.grad(differentiable, self.leaves, cotangents, allow_unused=True)

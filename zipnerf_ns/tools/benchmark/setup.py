@@ -9,7 +9,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, NamedTuple, Optional
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -67,13 +67,13 @@ class Row:
     """That it was measured on."""
     stage: str
     """"forward", "backward" or "whole"."""
-    ms: dict[str, Optional[float]] = field(default_factory=dict)
+    ms: dict[str, float | None] = field(default_factory=dict)
     """Median time by implementation; None where it was left out, which ``notes`` explain."""
-    floor_ms: Optional[float] = None
+    floor_ms: float | None = None
     """The least time that it can take on this device."""
-    bound_by: Optional[str] = None
+    bound_by: str | None = None
     """What that time goes into."""
-    cost: Optional[Cost] = None
+    cost: Cost | None = None
     """What it needs at least."""
     values: dict[str, Any] = field(default_factory=dict)
     """What else was measured; the name says of what and in which unit."""
@@ -166,7 +166,7 @@ class Bench:
             config.implementation = before
             _ = self.ops
 
-    def row(self, part: str, name: str, rays: int, stage: str = "whole", cost: Optional[Cost] = None) -> Row:
+    def row(self, part: str, name: str, rays: int, stage: str = "whole", cost: Cost | None = None) -> Row:
         """The report's row of that name and stage; begun if there is none, with the floor of its cost."""
         known = [row for row in self.rows if (row.part, row.name, row.stage) == (part, name, stage)]
         if known:

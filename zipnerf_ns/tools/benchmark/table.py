@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import textwrap
 from collections.abc import Callable, Sequence
-from typing import Any, Optional
+from typing import Any
 
 from zipnerf_ns.tools.benchmark.setup import Row
 
@@ -163,22 +163,22 @@ def _foot(rows: Sequence[Row]) -> list[str]:
     return lines + [textwrap.shorten(f"left out: {'; '.join(left_out)}", WIDTH)] if left_out else lines
 
 
-def _of(name: str) -> Callable[[Row], Optional[float]]:
+def _of(name: str) -> Callable[[Row], float | None]:
     """What a column takes from a row."""
     return lambda row: row.floor_ms if name == "floor" else row.ms.get(name)
 
 
-def _sum(rows: list[Row], value: Callable[[Row], Optional[float]], stages: Sequence[str] = ()) -> Optional[float]:
+def _sum(rows: list[Row], value: Callable[[Row], float | None], stages: Sequence[str] = ()) -> float | None:
     """The sum over the rows of some stages (all if none is named); None if there is none or one was not measured."""
     values = [value(row) for row in rows if not stages or row.stage in stages]
     return None if not values or None in values else sum(values)
 
 
-def _ratio(time: Optional[float], floor: Optional[float]) -> str:
+def _ratio(time: float | None, floor: float | None) -> str:
     return "-" if not time or not floor else number(time / floor)
 
 
-def number(value: Optional[float]) -> str:
+def number(value: float | None) -> str:
     """Three digits, never an exponent."""
     if value is None:
         return "-"

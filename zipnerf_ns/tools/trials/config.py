@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import copy
 import dataclasses
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, Dict, List, Mapping, Sequence, Tuple
+from typing import Any
 
 import torch
 
@@ -25,7 +26,7 @@ from zipnerf_ns.tools.trials.trial import Trial
 PUBLISHED_RADIUS = 2.0 / 1.5
 """NeRF-synthetic scenes lie within 1.5 of the origin and are looked at from 2 nearer to 2 farther than the cameras."""
 
-MODEL_STEPS: Dict[str, Tuple[str, ...]] = {
+MODEL_STEPS: dict[str, tuple[str, ...]] = {
     "NerfactoModelConfig": ("proposal_warmup", "proposal_weights_anneal_max_num_iters"),
     # reset_alpha_every counts refinements, which stay as frequent as they are.
     "SplatfactoModelConfig": (
@@ -48,7 +49,7 @@ class Prepared:
     """The number of steps that the method's own schedule is for."""
     is_ours: bool
     """Whether its schedule follows the number of steps by itself."""
-    notes: List[str]
+    notes: list[str]
     """What a reader of the result must know."""
 
 
@@ -189,7 +190,7 @@ def _quieten(config: Any, trial: Trial, folder: Path) -> None:
         setattr(config, f"steps_per_{name}", 0)
 
 
-def _scene_parser(trial: Trial, config: Any, folder: Path) -> Tuple[DataParserConfig, DataparserOutputs]:
+def _scene_parser(trial: Trial, config: Any, folder: Path) -> tuple[DataParserConfig, DataparserOutputs]:
     """Who reads the scene, and its training views; scenes that show several scales already are read as they are."""
     data = Path(trial.scene)
     # Beside the trials of the same scene: for all methods, and the scene's own folder may not be writable.
@@ -226,7 +227,7 @@ def _object_settings(
     if type(model).__name__ == "SplatfactoModelConfig":
         scale = 1.0 / float(radii.max())
         model.random_scale = 2.0 * half * scale
-    settings: Dict[str, Dict[str, Any]] = {
+    settings: dict[str, dict[str, Any]] = {
         "ZipNerfModelConfig": {"scene_bounds": "box", "background_color": "white"},
         "NerfactoModelConfig": {
             "near_plane": near, "far_plane": far, "background_color": "white", "proposal_initial_sampler": "uniform",

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, List, Mapping, Optional, Sequence, Tuple
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -12,7 +13,7 @@ from PIL import Image, ImageDraw
 from zipnerf_ns.tools.trials.report import group_by_scene
 from zipnerf_ns.tools.trials.trial import VIEWS, written_whole
 
-Shown = Tuple[Mapping[str, Any], Path]
+Shown = tuple[Mapping[str, Any], Path]
 """A result, and the folder of its trial."""
 
 CROP_SIDE, CELL = 96, 240
@@ -69,7 +70,7 @@ def save_crops(path: Path, shown: Sequence[Shown]) -> None:
         sheet.save(unfinished, format="PNG")
 
 
-def _chosen_views(group: Sequence[Mapping[str, Any]]) -> List[int]:
+def _chosen_views(group: Sequence[Mapping[str, Any]]) -> list[int]:
     """Views that every method kept: the first and the last, which with several scales are of different sizes."""
     common = sorted(set.intersection(*(set(result["kept_views"]) for result in group)))
     return common if len(common) <= VIEWS_PER_SCENE else [common[0], common[-1]]
@@ -80,7 +81,7 @@ def _read(folder: Path, index: int, name: str) -> npt.NDArray[np.float32]:
         return np.asarray(picture, dtype=np.float32) / 255.0
 
 
-def worst_square(errors: npt.NDArray[np.float32], side: int) -> Tuple[int, int]:
+def worst_square(errors: npt.NDArray[np.float32], side: int) -> tuple[int, int]:
     """Top and left of the square in which a map of errors has its largest sum.
 
     Args:
@@ -108,7 +109,7 @@ def _strip(scene: str, index: int, group: Sequence[Shown]) -> Image.Image:
     side = min(CROP_SIDE, *(min(error.shape) for error in errors))
     top, left = worst_square(np.mean(alike, axis=0), side)
     square = (slice(top, top + side), slice(left, left + side))
-    columns: List[Tuple[str, npt.NDArray[np.float32], Optional[npt.NDArray[np.float32]]]] = [
+    columns: list[tuple[str, npt.NDArray[np.float32], npt.NDArray[np.float32] | None]] = [
         ("truth", pictures[0][0][square], None)
     ]
     for (result, _), (_, rendering), error in zip(group, pictures, errors, strict=True):

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import queue
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from pathlib import Path
-from typing import Any, Dict, Iterator, NamedTuple, Optional, Sequence
+from typing import Any, NamedTuple
 
 from zipnerf_ns.tools.trials.trial import Trial, read_result, run_trial
 
@@ -28,13 +29,13 @@ class Finished(NamedTuple):
 
     index: int
     """Among the planned ones."""
-    result: Dict[str, Any]
+    result: dict[str, Any]
     was_there: bool
     """Kept from an earlier run."""
 
 
 def run_all(
-    planned: Sequence[Planned], timeout: Optional[float], resume: bool, gpus: Sequence[str] = ()
+    planned: Sequence[Planned], timeout: float | None, resume: bool, gpus: Sequence[str] = ()
 ) -> Iterator[Finished]:
     """Runs trials and gives their results as they come.
 
@@ -54,7 +55,7 @@ def run_all(
         else:
             yield Finished(index, result, True)
 
-    def run(index: int, gpu: Optional[str]) -> Finished:
+    def run(index: int, gpu: str | None) -> Finished:
         trial, folder, _ = planned[index]
         limit = timeout
         if limit is None and trial.seconds is not None:

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, Dict, List, Mapping, Sequence
+from typing import Any
 
 Result = Mapping[str, Any]
 """What a trial leaves: see ``trial_worker``."""
@@ -18,13 +19,13 @@ HOW = (
 )
 
 
-def table(headings: Sequence[str], rows: Sequence[Sequence[str]]) -> List[str]:
+def table(headings: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
     """A Markdown table's lines; the first column is text, the others are numbers."""
     lines = ["| " + " | ".join(headings) + " |", "|---|" + "---:|" * (len(headings) - 1)]
     return lines + ["| " + " | ".join(row) + " |" for row in rows]
 
 
-def metric_cells(metrics: Mapping[str, float]) -> List[str]:
+def metric_cells(metrics: Mapping[str, float]) -> list[str]:
     """PSNR, SSIM and LPIPS, or a dash for what was not measured."""
     return [form.format(metrics[key]) if key in metrics else "–" for key, _, form in METRICS]
 
@@ -44,9 +45,9 @@ def short_name(path: Path) -> str:
     return path.parent.name + "/" + path.stem if path.suffix else path.name
 
 
-def group_by_scene(results: Sequence[Result]) -> Dict[str, List[Result]]:
+def group_by_scene(results: Sequence[Result]) -> dict[str, list[Result]]:
     """Results by their scene's name, in the order in which they come."""
-    groups: Dict[str, List[Result]] = {}
+    groups: dict[str, list[Result]] = {}
     for result in results:
         groups.setdefault(scene_name(result), []).append(result)
     return groups
@@ -75,7 +76,7 @@ def budget(result: Result) -> str:
     return f"Each method: {given}{scales}; seed {trial['seed']}."
 
 
-def _main_table(group: Sequence[Result]) -> List[str]:
+def _main_table(group: Sequence[Result]) -> list[str]:
     headings = ["method", *(heading for _, heading, _ in METRICS), "steps", "Mrays", "training s", "set-up s",
                 "first use s", "evaluation s", "rendering Mrays/s", "GPU GiB", "device"]  # fmt: skip
     rows = []
@@ -95,7 +96,7 @@ def _main_table(group: Sequence[Result]) -> List[str]:
     return table(headings, rows)
 
 
-def _scale_table(group: Sequence[Result]) -> List[str]:
+def _scale_table(group: Sequence[Result]) -> list[str]:
     scales = sorted({int(scale) for result in group for scale in result.get("by_scale", {})})
     rows = []
     for result in group:
@@ -107,7 +108,7 @@ def _scale_table(group: Sequence[Result]) -> List[str]:
     return table(["method", *(f"1/{scale}" for scale in scales)], rows)
 
 
-def _notes(group: Sequence[Result]) -> List[str]:
+def _notes(group: Sequence[Result]) -> list[str]:
     lines = []
     for result in group:
         if result["status"] != "done":

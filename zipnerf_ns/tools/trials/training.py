@@ -5,8 +5,9 @@ from __future__ import annotations
 import gc
 import random
 import time
+from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Any, Callable, Dict, List, Optional, Tuple
+from typing import Any
 
 import torch
 
@@ -24,7 +25,7 @@ class Clock:
     def __init__(self, device: str) -> None:
         self.device = device
         self._counted = 0.0
-        self._started: Optional[float] = None
+        self._started: float | None = None
 
     @property
     def seconds(self) -> float:
@@ -64,11 +65,11 @@ class Course:
     """Allocated by torch at most in training; 0 without a GPU."""
     steps_per_second: float = 0.0
     """Of the later half of the steps: what is started in the first ones does not count."""
-    curve: List[Dict[str, float]] = field(default_factory=list)
+    curve: list[dict[str, float]] = field(default_factory=list)
     """Step, seconds and PSNR of held-out views at each moment."""
 
 
-def set_up(config: Any, split: str = "test") -> Tuple[Any, float]:
+def set_up(config: Any, split: str = "test") -> tuple[Any, float]:
     """A trainer that is ready to train and writes nothing, and the seconds that took.
 
     Args:
@@ -120,9 +121,9 @@ class PeakMemory:
 
 def train(
     trainer: Any,
-    seconds: Optional[float] = None,
+    seconds: float | None = None,
     moments: int = 1,
-    evaluate: Optional[Callable[[Any], float]] = None,
+    evaluate: Callable[[Any], float] | None = None,
 ) -> Course:
     """Trains to the configured number of steps, or until the clock has counted the seconds.
 
@@ -140,7 +141,7 @@ def train(
     clock, memory = Clock(trainer.device), PeakMemory()
     due = [0.5**power for power in range(moments - 1, 0, -1)] if evaluate is not None else []
     entered = time.perf_counter()
-    middle: Optional[Tuple[int, float]] = None
+    middle: tuple[int, float] | None = None
 
     def after_step(step: int) -> None:
         nonlocal middle

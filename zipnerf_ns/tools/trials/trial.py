@@ -11,10 +11,11 @@ import json
 import os
 import subprocess
 import sys
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Dict, Iterator, List, Literal, Mapping, Optional, Tuple
+from typing import Any, Literal
 
 from zipnerf_ns.tools.demo import exit_reason
 from zipnerf_ns.tools.system_check import script_environment
@@ -32,11 +33,11 @@ class Trial:
     """Folder, or transforms file."""
     method: str
     """As ns-train knows it."""
-    seconds: Optional[float] = 120.0
+    seconds: float | None = 120.0
     """Of training; evaluation, set-up and first-use compilation are not counted. None: as many as the steps take."""
-    steps: Optional[int] = None
+    steps: int | None = None
     """Training steps; None: as many as fit into the seconds."""
-    scales: Tuple[int, ...] = ()
+    scales: tuple[int, ...] = ()
     """Scales at which a scene of one scale is trained and measured; empty: as it is."""
     seed: int = 42
     """Of nerfstudio's random numbers."""
@@ -83,7 +84,7 @@ def load_trial(folder: Path) -> Trial:
     return Trial(**{**content, "scales": tuple(content["scales"])})
 
 
-def read_result(folder: Path, trial: Trial) -> Optional[Dict[str, Any]]:
+def read_result(folder: Path, trial: Trial) -> dict[str, Any] | None:
     """The result of exactly this trial, where its folder holds one that did not fail."""
     if not (folder / RESULT_FILE).is_file():
         return None
@@ -93,8 +94,8 @@ def read_result(folder: Path, trial: Trial) -> Optional[Dict[str, Any]]:
 
 
 def run_trial(
-    trial: Trial, folder: Path, timeout: Optional[float] = None, gpu: Optional[str] = None
-) -> Dict[str, Any]:
+    trial: Trial, folder: Path, timeout: float | None = None, gpu: str | None = None
+) -> dict[str, Any]:
     """Runs a trial in its own process and returns its result, which is also in the folder.
 
     What the process printed is in the folder's log. A failure is a result too, with ``status`` "failed" and a
@@ -134,7 +135,7 @@ def run_trial(
     return _failed(folder, content, f"{exit_reason(process.returncode)}: {last_line(folder / LOG_FILE)}")
 
 
-def _failed(folder: Path, trial: Dict[str, Any], reason: str) -> Dict[str, Any]:
+def _failed(folder: Path, trial: dict[str, Any], reason: str) -> dict[str, Any]:
     result = {"trial": trial, "status": "failed", "reason": reason}
     save_json(folder / RESULT_FILE, result)
     return result
@@ -142,5 +143,5 @@ def _failed(folder: Path, trial: Dict[str, Any], reason: str) -> Dict[str, Any]:
 
 def last_line(log: Path) -> str:
     """The last line of a log that says anything."""
-    lines: List[str] = [line.strip() for line in log.read_text(encoding="utf-8", errors="replace").splitlines()]
+    lines: list[str] = [line.strip() for line in log.read_text(encoding="utf-8", errors="replace").splitlines()]
     return next((line for line in reversed(lines) if line.strip("─- ")), "it printed nothing")

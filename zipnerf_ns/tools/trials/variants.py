@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any, Dict, Tuple
+from typing import Any
 
 BASE = "full"
 """The method as it is."""
@@ -10,22 +10,22 @@ BASE = "full"
 _MODEL = "pipeline.model"
 
 
-def _model(**fields: Any) -> Dict[str, Any]:
+def _model(**fields: Any) -> dict[str, Any]:
     """Differences of the model's fields."""
     return {f"{_MODEL}.{name}": value for name, value in fields.items()}
 
 
-def _samples(each: int) -> Dict[str, Any]:
+def _samples(each: int) -> dict[str, Any]:
     """As many intervals in each of the two proposal rounds and in the rendered one."""
     rounds = {f"{_MODEL}.proposals.{index}.num_samples": each for index in (0, 1)}
     return {**rounds, f"{_MODEL}.num_samples": each}
 
 
-def _table_size(log2: int) -> Dict[str, Any]:
+def _table_size(log2: int) -> dict[str, Any]:
     return {f"{_MODEL}.grid.log2_hashmap_size": log2}
 
 
-VARIANTS: Dict[str, Dict[str, Any]] = {
+VARIANTS: dict[str, dict[str, Any]] = {
     BASE: {},
     "prefilter multisample": _model(prefilter="multisample"),
     "prefilter ipe": _model(prefilter="ipe"),
@@ -68,5 +68,5 @@ VARIANTS: Dict[str, Dict[str, Any]] = {
 """Fields by their dotted names. A variant that changes nothing, because the method is so already, is not trained; of
 the colour losses the one that "auto" stands for is, for only the scene tells which that is."""
 
-NEEDS_SCALES: Tuple[str, ...] = ("scales weighted by area", "scales weighted evenly")
+NEEDS_SCALES: tuple[str, ...] = ("scales weighted by area", "scales weighted evenly")
 """Variants that are the base on scenes of one scale."""

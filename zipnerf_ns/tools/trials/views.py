@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import contextlib
 import time
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Callable, Dict, Iterator, List, Optional, Sequence, Tuple
+from typing import Any
 
 import numpy as np
 import torch
@@ -95,7 +96,7 @@ def render_views(pipeline: Any, over_white: bool) -> Iterator[View]:
 @contextlib.contextmanager
 def _white_background(model: Any, white: Tensor) -> Iterator[None]:
     """White behind what the method renders: ray-based ones ask the renderer, splatfacto its own attribute."""
-    own: Optional[Tensor] = getattr(model, "background_color", None)
+    own: Tensor | None = getattr(model, "background_color", None)
     if isinstance(own, Tensor):
         model.background_color = white
     try:
@@ -114,7 +115,7 @@ def mean_psnr(pipeline: Any, over_white: bool) -> float:
 
 def measure(
     pipeline: Any, over_white: bool, keep: Callable[[int, View], None] = lambda index, view: None
-) -> Tuple[List[Dict[str, float]], float]:
+) -> tuple[list[dict[str, float]], float]:
     """Every held-out view's metrics, and the rays a second of rendering them.
 
     Args:

@@ -8,7 +8,7 @@ import sys
 import time
 import traceback
 from pathlib import Path
-from typing import Any, Dict, List
+from typing import Any
 
 import torch
 
@@ -46,14 +46,14 @@ def steps_that_fit(trial: Trial, prepared: Prepared, first: Course) -> int:
     return max(round(course.steps_per_second * trial.seconds), 2)
 
 
-def perform(trial: Trial, folder: Path) -> Dict[str, Any]:
+def perform(trial: Trial, folder: Path) -> dict[str, Any]:
     """Trains and measures.
 
     Raises:
         Exception: whatever the method raises.
     """
     prepared = prepare(trial, folder / "nerfstudio")
-    result: Dict[str, Any] = {"trial": dataclasses.asdict(trial), "machine": machine(trial.device)}
+    result: dict[str, Any] = {"trial": dataclasses.asdict(trial), "machine": machine(trial.device)}
     if trial.build_only:
         course = warm_up(dataclasses.replace(trial, seconds=None, steps=WARM_UP_STEPS), prepared)
         return {**result, **dataclasses.asdict(course), "notes": prepared.notes}
@@ -73,7 +73,7 @@ def perform(trial: Trial, folder: Path) -> Dict[str, Any]:
     return result
 
 
-def _measured(trial: Trial, prepared: Prepared, trainer: Any, folder: Path) -> Dict[str, Any]:
+def _measured(trial: Trial, prepared: Prepared, trainer: Any, folder: Path) -> dict[str, Any]:
     """Metrics of all held-out views, and the kept ones' pictures."""
     dataset = trainer.pipeline.datamanager.eval_dataset
     kept = spread(len(dataset), trial.kept_views)
@@ -86,7 +86,7 @@ def _measured(trial: Trial, prepared: Prepared, trainer: Any, folder: Path) -> D
     scales = find_scales(dataset.image_filenames, dataset.metadata, Path(trial.scene))
     by_scale = means_by_scale(per_image, scales)
     images = [str(path) for path in dataset.image_filenames]
-    notes: List[str] = list(prepared.notes)
+    notes: list[str] = list(prepared.notes)
     distortion = dataset.cameras.distortion_params
     if renders_pictures(trainer.pipeline) and distortion is not None and bool(distortion.any()):
         notes.append("trained and measured on undistorted pictures: it renders no lens distortion")
@@ -114,13 +114,13 @@ def _schedule(trial: Trial, prepared: Prepared, planned: int) -> str:
     return f"its own for {prepared.own_steps:,} steps"
 
 
-def machine(device: str) -> Dict[str, str]:
+def machine(device: str) -> dict[str, str]:
     """What it ran on."""
     name = torch.cuda.get_device_name() if device == "cuda" and torch.cuda.is_available() else platform.processor()
     return {"device": name or platform.machine(), "torch": torch.__version__, "python": platform.python_version()}
 
 
-def main(arguments: List[str]) -> int:
+def main(arguments: list[str]) -> int:
     """Performs the trial of the folder that is named, and leaves its result there."""
     folder = Path(arguments[0])
     trial, start = load_trial(folder), time.perf_counter()
