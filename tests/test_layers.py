@@ -248,3 +248,18 @@ def test_checker_wants_a_place_for_every_module(tmp_path: Path):
     """A module that no row names is an error, not an exception to the rules."""
     with pytest.raises(KeyError, match="unheard_of"):
         violations(write_package(tmp_path, {"unheard_of.py": "import torch"}))
+
+
+def test_the_house_stays_small():
+    """What a newcomer has to hold: few rooms, files of one responsibility, one door to the kernels."""
+    assert len([path for path in ROOT.glob("*.py") if path.name != "__init__.py"]) <= 12
+    lengths = {str(path.relative_to(ROOT)): len(path.read_text().splitlines()) for path in ROOT.rglob("*.py")}
+    assert {name: length for name, length in lengths.items() if length > 350} == {}
+    carried = [
+        f"{path.relative_to(ROOT)}: {node.name}"
+        for path in ROOT.rglob("*.py")
+        if "tools" not in path.parts
+        for node in ast.walk(ast.parse(path.read_text()))
+        if isinstance(node, ast.FunctionDef) and "ops" in {argument.arg for argument in node.args.args}
+    ]
+    assert len(carried) <= 8, carried

@@ -402,3 +402,11 @@ def test_a_picture_that_does_not_fit_is_rendered_in_smaller_chunks_from_then_on(
 
 def test_kernels_are_not_used_on_a_cpu():
     assert not make_model().uses_kernels
+
+
+def test_a_model_that_diverged_is_seen_in_its_pictures():
+    """Colors that are no numbers stay so: a black picture would look like a dark scene."""
+    model = make_model().eval()
+    with torch.no_grad():
+        model.field.color_network.layers[-1].bias.fill_(float("nan"))
+    assert model(make_bundle(5))["rgb"].isnan().all()

@@ -185,7 +185,7 @@ class ZipNerfModel(Model):
             background = self.background.new_tensor(view.background)
         elif self.config.background_color == "last_sample":
             background = colors[:, -1].float()
-        return torch.nan_to_num(rgb + background * (1.0 - accumulation)).clamp(0.0, 1.0)
+        return (rgb + background * (1.0 - accumulation)).clamp(0.0, 1.0)
 
     def _normals(self, rays: Rays, rendered: Round, looks: dict[str, Any]) -> Tensor:
         """Directions of the surfaces that rays see as colors: components from [-1, 1] to [0, 1]."""
