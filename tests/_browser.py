@@ -153,10 +153,10 @@ def difference(first: np.ndarray, second: np.ndarray) -> float:
 
 
 def detail(picture: np.ndarray) -> float:
-    """Mean absolute difference of neighbouring pixels."""
+    """Mean absolute difference of neighboring pixels."""
     return float(np.abs(np.diff(picture, axis=0)).mean() + np.abs(np.diff(picture, axis=1)).mean())
 
 
 def is_blank(picture: np.ndarray) -> bool:
-    """Whether a picture shows nothing: one colour, or hardly more."""
+    """Whether a picture shows nothing: one color, or hardly more."""
     return picture.std(axis=(0, 1)).max() < 5.0 or len(np.unique(picture.reshape(-1, 3), axis=0)) < 50

@@ -16,7 +16,7 @@ FOCAL = 50.0
 
 
 def random_poses(count: int) -> Tensor:
-    """Rotations and centres anywhere."""
+    """Rotations and centers anywhere."""
     rotations = torch.linalg.qr(torch.randn(count, 3, 3))[0]
     return torch.cat([rotations, torch.randn(count, 3, 1)], dim=-1)
 
@@ -66,11 +66,11 @@ def _undistort(points: Tensor, lens: Tensor) -> Tensor:
 
 
 def true_directions(cameras: Cameras, indices: Tensor, offset: tuple[float, float] = (0.0, 0.0)) -> Tensor:
-    """Unit directions through pixels' centres, moved by (right, down) pixels, in float64."""
+    """Unit directions through pixels' centers, moved by (right, down) pixels, in float64."""
     number, row, column = indices.unbind(-1)
     focal = torch.cat([cameras.fx, cameras.fy], -1).double()[number]
-    centre = torch.cat([cameras.cx, cameras.cy], -1).double()[number]
-    points = (torch.stack([column, row], -1) + 0.5 + torch.tensor(offset).double() - centre) / focal
+    center = torch.cat([cameras.cx, cameras.cy], -1).double()[number]
+    points = (torch.stack([column, row], -1) + 0.5 + torch.tensor(offset).double() - center) / focal
     if cameras.distortion_params is not None:
         points = _undistort(points, cameras.distortion_params.double()[number])
     angle = points.norm(dim=-1, keepdim=True)

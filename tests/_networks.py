@@ -1,4 +1,4 @@
-"""Random networks of density and colour for the tests of both their implementations."""
+"""Random networks of density and color for the tests of both their implementations."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from zipnerf_ns.functional.mlp import NUM_HARMONICS, RadianceWeights
 
 
 def random_weights(channels: int, hidden: int, width: int, layers: int, dtype=torch.float32) -> RadianceWeights:
-    """A network of ``layers`` colour layers whose units are about one and half of them active; leaves of autograd."""
+    """A network of ``layers`` color layers whose units are about one and half of them active; leaves of autograd."""
 
     def leaf(*size: int) -> Tensor:
         return (torch.randn(*size, dtype=dtype) * (2.0 / size[-1]) ** 0.5).requires_grad_()

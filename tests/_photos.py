@@ -44,7 +44,7 @@ def camera_poses(count: int) -> np.ndarray:
 
 
 def write_photos(folder: Path, count: int) -> np.ndarray:
-    """Writes ``photo_0.jpg`` and so on; returns their cameras' centres ``[count, 3]``."""
+    """Writes ``photo_0.jpg`` and so on; returns their cameras' centers ``[count, 3]``."""
     folder.mkdir(parents=True)
     textures = _textures()
     for index, pose in enumerate(camera_poses(count)):

@@ -1,4 +1,4 @@
-"""The gradient of the colour loss to a pose correction, against differences of renderings with the intervals held."""
+"""The gradient of the color loss to a pose correction, against differences of renderings with the intervals held."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from zipnerf_ns.model import ZipNerfModel
 
 
 def pose_model(implementation: str, dtype: torch.dtype = torch.float64, **changes: Any) -> ZipNerfModel:
-    """A training model with visible values in its tables, whose cameras are optimised and slightly off."""
+    """A training model with visible values in its tables, whose cameras are optimized and slightly off."""
     # Scaled gradients are meant to be others than those of the rendering.
     fixed = {"implementation": implementation, "precision": "float32", "random_background": False, "far_plane": 20.0,
              "use_gradient_scaling": False}  # fmt: skip

@@ -43,10 +43,10 @@ def write_mipnerf360_scene(
 ) -> dict[str, np.ndarray]:
     """A folder as the mip-NeRF 360 scenes are published: sparse/0 in binary, images, images_2, images_4.
 
-    COLMAP's numbers run against the order of the names, and a 3D point lies at every camera's centre.
+    COLMAP's numbers run against the order of the names, and a 3D point lies at every camera's center.
 
     Returns:
-        The cameras by the names of their pictures, whose colours say their places in the order of names.
+        The cameras by the names of their pictures, whose colors say their places in the order of names.
     """
     (folder / "sparse/0").mkdir(parents=True)
     names = [f"DSC{7956 + 3 * index:05d}.JPG" for index in range(count)]
@@ -55,12 +55,12 @@ def write_mipnerf360_scene(
     for index, name in enumerate(names):
         poses[name] = view(index, count)
         rotation = (poses[name][:3, :3] * [1.0, -1.0, -1.0]).T
-        number, centre = count - index, poses[name][:3, 3]
+        number, center = count - index, poses[name][:3, 3]
         images[number] = colmap.Image(
-            number, colmap.rotmat2qvec(rotation), -rotation @ centre, 1, name, np.zeros((0, 2)), np.zeros(0, int)
+            number, colmap.rotmat2qvec(rotation), -rotation @ center, 1, name, np.zeros((0, 2)), np.zeros(0, int)
         )
-        colour = np.array([index, 2 * index, 0])
-        points[number] = colmap.Point3D(number, centre, colour, 0.1, np.array([number]), np.array([0]))
+        color = np.array([index, 2 * index, 0])
+        points[number] = colmap.Point3D(number, center, color, 0.1, np.array([number]), np.array([0]))
         for factor in factors:
             size = (half_up(FULL_WIDTH / factor), half_up(FULL_HEIGHT / factor))
             pictures = folder / ("images" if factor == 1 else f"images_{factor}")

@@ -124,7 +124,7 @@ def make_cones(
 
 
 def make_round(sdist: Tensor, weights: Tensor, tdist: Tensor | None = None) -> Round:
-    """A round of sampling whose distances are the normalised ones if not given."""
+    """A round of sampling whose distances are the normalized ones if not given."""
     return Round(sdist, sdist if tdist is None else tdist, weights)
 
 
@@ -184,7 +184,7 @@ def make_model(
 
 
 def sphere_batch(count: int, seed: int, channels: int = 3) -> tuple[RayBundle, dict]:
-    """Rays at a ball of radius 0.5 with a colour gradient, before a grey (or transparent) background."""
+    """Rays at a ball of radius 0.5 with a color gradient, before a grey (or transparent) background."""
     bundle = make_bundle(count, seed)
     along = (bundle.origins * bundle.directions).sum(-1, keepdim=True)
     root = along.square() - bundle.origins.square().sum(-1, keepdim=True) + 0.25

@@ -41,7 +41,7 @@ def pose(index: int, count: int, radius: float = 2.5) -> list[list[float]]:
 
 
 def named_pixels(image: int, width: int = WIDTH, height: int = HEIGHT, channels: int = 3) -> np.ndarray:
-    """A picture whose colours say which picture, row and column they are: (image, y, x[, 255 - x])."""
+    """A picture whose colors say which picture, row and column they are: (image, y, x[, 255 - x])."""
     y, x = np.mgrid[:height, :width]
     planes = [np.full_like(x, image), y, x, 255 - x]
     return np.stack(planes[:channels], axis=-1).astype(np.uint8)

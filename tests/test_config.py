@@ -181,7 +181,7 @@ def test_lite_is_smaller_and_takes_one_lookup():
     assert lite.datamanager.train_num_rays_per_batch < base.datamanager.train_num_rays_per_batch
 
 
-def test_cameras_are_optimised_by_one_flag():
+def test_cameras_are_optimized_by_one_flag():
     config = parse("zipnerf", "--pipeline.model.camera-optimizer.mode", "SO3xR3")
     assert differences(config, methods.zipnerf.config) == {"pipeline.model.camera_optimizer.mode"}
     assert config.optimizers["camera_opt"]["optimizer"].lr > config.optimizers["camera_opt"]["scheduler"].lr_final > 0.0

@@ -180,7 +180,7 @@ def test_weight_features_follow_every_change_of_the_table(change, training):
     encode(encoding.train(training), cones)
     before = encoding.summary().mean_square.clone()
     if "Adam" in change or "SGD" in change:
-        # An optimiser's step comes after a forward pass in training.
+        # An optimizer's step comes after a forward pass in training.
         encode(encoding.train(), cones)
     CHANGES[change](encoding)
     weight_features = encode(encoding.train(training), cones)[:, -4:]
@@ -193,9 +193,9 @@ def test_weight_features_follow_every_change_of_the_table(change, training):
     torch.testing.assert_close(weight_features, encode(fresh, cones)[:, -4:])
 
 
-def test_mean_square_reads_the_table_only_after_a_change_that_is_not_the_optimisers():
+def test_mean_square_reads_the_table_only_after_a_change_that_is_not_the_optimizers():
     calls = []
-    ops = TORCH_OPS._replace(summarise=lambda *args: calls.append(1) or TORCH_OPS.summarise(*args))
+    ops = TORCH_OPS._replace(summarize=lambda *args: calls.append(1) or TORCH_OPS.summarize(*args))
     encoding, cones = make_encoding().eval(), make_cones()
     encoding.ops = ops
     for mode in (False, True, False):
@@ -206,7 +206,7 @@ def test_mean_square_reads_the_table_only_after_a_change_that_is_not_the_optimis
     encoding(cones)
     encoding(cones)
     assert len(calls) == 2
-    # A step of our optimiser leaves the statistics behind, and the forward pass after it does not read the table.
+    # A step of our optimizer leaves the statistics behind, and the forward pass after it does not read the table.
     step_decaying_adam(encoding, True)
     encoding.train()(cones)
     assert len(calls) == 2

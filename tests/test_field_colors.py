@@ -1,4 +1,4 @@
-"""Colour against its network written out, folded and not; appearance; which implementation computes the networks."""
+"""Color against its network written out, folded and not; appearance; which implementation computes the networks."""
 
 from __future__ import annotations
 
@@ -13,10 +13,10 @@ from zipnerf_ns import field as field_module
 from zipnerf_ns.field import AffineAppearance, ZipNerfDensityField, ZipNerfField
 from zipnerf_ns.ops import TORCH_OPS
 
-# --- colour ---
+# --- color ---
 
 
-def test_the_view_direction_changes_colour_only():
+def test_the_view_direction_changes_color_only():
     field, rays = make_field(), 6
     point, length = torch.tensor([0.2, -0.3, 0.4]), 1e-3
     directions = unit_vectors(rays, 30)
@@ -49,7 +49,7 @@ def spherical_harmonics(direction) -> list:
 
 
 @pytest.mark.parametrize("color_layers, num_images", [(1, 0), (2, 0), (3, 0), (4, 0), (3, 3)])
-def test_colour_is_its_network_written_out(color_layers, num_images):
+def test_color_is_its_network_written_out(color_layers, num_images):
     field, (rays, tdist) = make_field(num_images, color_layers), short_intervals()
     found = field(rays, tdist)
     hidden, layers = hidden_of(field, found.channels).view(4, 5, 16), linear_layers(field)
@@ -69,7 +69,7 @@ def test_colour_is_its_network_written_out(color_layers, num_images):
 
 
 @pytest.mark.parametrize("color_layers", [1, 3])
-def test_colour_reaches_beyond_black_and_white(color_layers):
+def test_color_reaches_beyond_black_and_white(color_layers):
     field = make_field(color_layers=color_layers)
     for bias, bound in ((50.0, 1.001), (-50.0, -0.001)):
         torch.nn.init.constant_(linear_layers(field)[-1].bias, bias)
@@ -237,7 +237,7 @@ def test_appearance_keeps_the_kernels_from_training_only(said):
 
 
 @pytest.mark.parametrize("changes", [{"hidden_dim": 48}, {"color_dim": 48}, {"color_layers": 1}])
-def test_a_colour_network_that_the_kernels_lack_runs_in_torch_which_is_said_once(changes, said):
+def test_a_color_network_that_the_kernels_lack_runs_in_torch_which_is_said_once(changes, said):
     calls, field = [], sized_field(**changes)
     plain = field(*short_intervals())
     assert said == [], "who asked for torch gets it without a word"

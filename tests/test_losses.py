@@ -70,7 +70,7 @@ def blurred_on_a_grid(edges: list, masses: list, onto: list, halfwidth: float, s
     ]
 
 
-# --- colour ---
+# --- color ---
 
 
 def test_charbonnier_and_squared_error_are_their_formulas():
@@ -234,7 +234,7 @@ def test_descending_on_the_distillation_brings_the_proposal_to_the_teacher():
 @pytest.mark.parametrize(
     "proposal, rgb, expected", [(0.5, 0.1, 1.0), (1.0, 0.1, 1.0), (3.0, 0.1, 3.0), (500.0, 0.1, 10.0), (1.0, 0.0, 10.0)]
 )
-def test_catchup_raises_what_exceeds_ten_times_the_colour_loss(proposal, rgb, expected):
+def test_catchup_raises_what_exceeds_ten_times_the_color_loss(proposal, rgb, expected):
     lagging = torch.tensor(proposal, requires_grad=True)
     factor = proposal_catchup(lagging, torch.tensor(rgb, requires_grad=True))
     assert float(factor) == pytest.approx(expected) and not factor.requires_grad
@@ -305,7 +305,7 @@ def test_hash_decay_is_half_the_sum_over_levels_and_grids_of_the_mean_squares():
     assert float(hash_decay(squares)) == pytest.approx(total, rel=1e-10)
 
 
-def test_level_consistency_compares_neighbours_and_teaches_the_coarser():
+def test_level_consistency_compares_neighbors_and_teaches_the_coarser():
     per_level = normal((5, 4, 2), 3, torch.float64).requires_grad_()
     loss = level_consistency(per_level)
     values = per_level.tolist()

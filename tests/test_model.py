@@ -119,7 +119,7 @@ def test_loss_terms_are_there_if_their_multiplier_is_and_scaled_by_it(which):
     assert list(model.eval().get_loss_dict(outputs, batch)) == ["rgb_loss"]
 
 
-def test_the_decay_that_the_optimiser_adds_is_the_gradient_of_the_reported_one():
+def test_the_decay_that_the_optimizer_adds_is_the_gradient_of_the_reported_one():
     model = make_model(tiny_config(hash_decay_mult=0.7))
     for table in model.get_param_groups()["hash_tables"]:
         field = next(f for f in [*model.proposal_networks, model.field] if f.encoding.hash_table is table)
@@ -155,7 +155,7 @@ COLOR_LOSSES = {
 
 
 @pytest.mark.parametrize("name", COLOR_LOSSES)
-def test_a_colour_loss_can_be_chosen(name):
+def test_a_color_loss_can_be_chosen(name):
     model = make_model(tiny_config(rgb_loss=name, random_background=False), hints(bounded=True))
     outputs, batch = train_outputs(model)
     expected = COLOR_LOSSES[name](outputs["rgb"] - batch["image"])
@@ -163,7 +163,7 @@ def test_a_colour_loss_can_be_chosen(name):
 
 
 @pytest.mark.parametrize("bounded, name", [(True, "rmse"), (False, "charbonnier"), (None, "charbonnier")])
-def test_the_automatic_colour_loss_follows_the_scenes_bounds(bounded, name):
+def test_the_automatic_color_loss_follows_the_scenes_bounds(bounded, name):
     assert tiny_config().rgb_loss == "auto"
     assert make_model(hints=None if bounded is None else hints(bounded)).zipnerf.color_loss == name
     # What the model does is decisive, not what the data say.

@@ -13,7 +13,7 @@ from zipnerf_ns.data.metadata import SceneHints
 GREY = torch.tensor([0.2, 0.5, 0.9])
 
 
-def empty_colour(model) -> list:
+def empty_color(model) -> list:
     return model(missed_crop())["rgb"][0].tolist()
 
 
@@ -27,12 +27,12 @@ def empty_colour(model) -> list:
         ("black", "white", 0.0),
     ],
 )
-def test_emptiness_has_the_colour_that_the_setting_or_the_data_say(setting, hinted, expected):
+def test_emptiness_has_the_color_that_the_setting_or_the_data_say(setting, hinted, expected):
     hints = None if hinted is None else SceneHints(False, hinted, 400)
     model = make_model(tiny_config(background_color=setting), hints)
-    assert empty_colour(model) == [expected] * 3
+    assert empty_color(model) == [expected] * 3
     with background_color_override_context(GREY):
-        assert empty_colour(model) == pytest.approx(GREY.tolist())
+        assert empty_color(model) == pytest.approx(GREY.tolist())
 
 
 @pytest.mark.parametrize(
@@ -80,9 +80,9 @@ def test_rgba_put_over_the_background_is_the_picture_again(background):
 
 
 @pytest.mark.parametrize("background", ["black", "white", "last_sample"])
-def test_a_scene_of_one_colour_has_that_colour_whatever_is_behind(background):
+def test_a_scene_of_one_color_has_that_color_whatever_is_behind(background):
     model = half_transparent(background)
-    # Without its weights the colour network says 0.5 for every interval.
+    # Without its weights the color network says 0.5 for every interval.
     last = [module for module in model.field.color_network.modules() if isinstance(module, torch.nn.Linear)][-1]
     torch.nn.init.zeros_(last.weight)
     torch.nn.init.zeros_(last.bias)
@@ -97,7 +97,7 @@ def test_empty_rays_have_a_finite_rgba():
     assert torch.isfinite(rgba).all() and (rgba[:, 3] == 0.0).all()
 
 
-def test_transparent_truth_and_rendering_lie_over_the_same_random_colours():
+def test_transparent_truth_and_rendering_lie_over_the_same_random_colors():
     model = make_model(tiny_config(far_plane=2.0)).train()
     bundle, batch = sphere_batch(40, 2, channels=4)
     batch["image"][:, 3] = uniform((40,), 3)

@@ -105,7 +105,7 @@ def test_the_length_of_directions_does_not_matter():
     expected = model(bundle)
     stretched = model(make_bundle(6, directions=bundle.directions * uniform((6, 1), 4, 0.1, 7.0)))
     for name in [name for name in OUTPUTS if name != "normals"]:
-        # Normalising again rounds the last digit, which the finest cells see (and normals, which jump from cell to
+        # Normalizing again rounds the last digit, which the finest cells see (and normals, which jump from cell to
         # cell, by more than can be said).
         torch.testing.assert_close(stretched[name], expected[name], rtol=1e-4, atol=1e-5, msg=name)
 

@@ -72,7 +72,7 @@ def test_jitter_leaves_out_at_most_half_an_interval_at_one_end():
     assert (torch.minimum(gap_near, gap_far) == 0.0).all()
 
 
-def test_distance_is_the_papers_power_ladder_of_normalised_distance():
+def test_distance_is_the_papers_power_ladder_of_normalized_distance():
     def ladder(t: float) -> float:
         power, scale = -1.5, 2.5
         return scale / power * ((2.0 * t / scale + 1.0) ** power - 1.0)

@@ -133,10 +133,10 @@ def test_it_is_close_to_our_own_grid_of_as_many_cells():
     with torch.no_grad():
         # Corner c lies where x * 31 + 1/2 = c.
         encoding.hash_table[: len(corner)] = smooth((corner - 0.5) / 31.0)
-    centre = torch.stack(torch.meshgrid(*(torch.arange(31),) * 3, indexing="ij")[::-1], dim=-1).view(-1, 3)
+    center = torch.stack(torch.meshgrid(*(torch.arange(31),) * 3, indexing="ij")[::-1], dim=-1).view(-1, 3)
     positions, stds = gaussians(50)
     features, weights = encoding.look_up(positions, stds)
-    truth, own_weights = hash_encode(smooth((centre + 0.5) / 31.0)[:, None], positions, stds, grid, "ipe")
+    truth, own_weights = hash_encode(smooth((center + 0.5) / 31.0)[:, None], positions, stds, grid, "ipe")
     torch.testing.assert_close(weights, own_weights)
     # Trilinear interpolation errs by an eighth of the second derivative (3) times the cell's side squared.
     torch.testing.assert_close(features, truth, rtol=0.0, atol=2 * 3 / 8 / 31**2)

@@ -80,11 +80,11 @@ class AntiAliasedHashEncoding(nn.Module):
         return len(self.grid.levels) * (self.grid.features_per_level + 1)
 
     def summary(self) -> TableState:
-        """Mean squares of the table's levels, and its copy in half precision: as the optimiser left them, or anew."""
+        """Mean squares of the table's levels, and its copy in half precision: as the optimizer left them, or anew."""
         state = self.table_state.attach(self.hash_table)
         state.wants_half = self.ops.reads_half(self.grid.features_per_level) and self.hash_table.device.type == "cuda"
         if not state.is_current(self.hash_table):
-            state.refresh(self.hash_table, self.ops.summarise)
+            state.refresh(self.hash_table, self.ops.summarize)
         return state
 
     def forward(

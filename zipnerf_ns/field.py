@@ -1,4 +1,4 @@
-"""The fields: density from the anti-aliased hash encoding, and colour on top of it."""
+"""The fields: density from the anti-aliased hash encoding, and color on top of it."""
 
 from __future__ import annotations
 
@@ -134,12 +134,12 @@ class ZipNerfDensityField(nn.Module):
 
 
 class ZipNerfField(ZipNerfDensityField):
-    """Density and view-dependent colour (Zip-NeRF, section 5 and supplement).
+    """Density and view-dependent color (Zip-NeRF, section 5 and supplement).
 
     Args:
         encoding, aabb, hidden_dim, precision: as for the density field.
-        bottleneck_dim: features handed from the density to the colour network.
-        color_layers, color_dim: hidden layers of the colour network and their width.
+        bottleneck_dim: features handed from the density to the color network.
+        color_layers, color_dim: hidden layers of the color network and their width.
         num_images: training images, each with its own appearance; 0 turns appearance off.
         appearance_dim: length of an image's appearance code.
     """
@@ -164,7 +164,7 @@ class ZipNerfField(ZipNerfDensityField):
 
     @property
     def is_foldable(self) -> bool:
-        """Whether the bottleneck can be multiplied into the colour layers, of which there must be more than one.
+        """Whether the bottleneck can be multiplied into the color layers, of which there must be more than one.
 
         Not while images transform it each in its own way, which they do in training only.
         """
@@ -178,7 +178,7 @@ class ZipNerfField(ZipNerfDensityField):
         prefilter: Prefilter | None = None,
         photo: int | None = None,
     ) -> Radiance:
-        """Density and colour of every interval; see :meth:`density` for the first arguments.
+        """Density and color of every interval; see :meth:`density` for the first arguments.
 
         Args:
             photo: number of the training image whose appearance is shown at evaluation; the mean of all if not given.
@@ -210,7 +210,7 @@ class ZipNerfField(ZipNerfDensityField):
     def folded(self, photo: int | None = None) -> RadianceWeights:
         """The network's weights with the bottleneck, which has no activation, multiplied into the layers after it.
 
-        Fewer products for the same function: the bottleneck enters the first and the last colour layer through
+        Fewer products for the same function: the bottleneck enters the first and the last color layer through
         matrices of the hidden layer's width. So does an appearance, where it is one for all rays.
 
         Args:
@@ -237,7 +237,7 @@ class ZipNerfField(ZipNerfDensityField):
         self, hidden: Float[Tensor, "rays n hidden"], view: Float[Tensor, "rays view"],
         camera_indices: Tensor | None, photo: int | None,
     ) -> Float[Tensor, "rays n 3"]:  # fmt: skip
-        """Colours by the network as the paper draws it."""
+        """Colors by the network as the paper draws it."""
         bottleneck = self.bottleneck_layer(hidden)
         if self.appearance is not None and self.training:
             bottleneck = self.appearance(bottleneck, camera_indices)

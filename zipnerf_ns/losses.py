@@ -88,7 +88,7 @@ def color_loss(
     target: Float[Tensor, "*batch 3"],
     ray_weights: Float[Tensor, "*batch"] | None = None,
 ) -> Float[Tensor, ""]:
-    """The mean distance of colours over a step's rays.
+    """The mean distance of colors over a step's rays.
 
     "rmse" is the root of the mean squared error: the gradient's direction is that of "mse", its size does not fade as
     the errors become small, so that the other losses keep their share, as they do beside "charbonnier".
@@ -113,7 +113,7 @@ def interlevel_loss(rounds: Sequence[Round], blur_halfwidths: Sequence[float], o
 
     Args:
         rounds: the rendered one last.
-        blur_halfwidths: of each proposal, normalised distance.
+        blur_halfwidths: of each proposal, normalized distance.
         ops: the implementation.
     """
     *proposals, main = rounds
@@ -129,7 +129,7 @@ def distillation_loss(rounds: Sequence[Round]) -> Float[Tensor, ""]:
     """KL(p_main || p_prop) + |w_main - w_prop|^2, the NeRF histogram being the teacher; summed over the proposals.
 
     Unlike the interlevel loss, which only asks for an upper envelope, this pulls a proposal onto the rendered
-    histogram from both sides. p are the weights normalised to sum to one; rays without weight count as zero.
+    histogram from both sides. p are the weights normalized to sum to one; rays without weight count as zero.
 
     Args:
         rounds: the rendered one last.
@@ -152,7 +152,7 @@ def distillation_loss(rounds: Sequence[Round]) -> Float[Tensor, ""]:
 def proposal_catchup(
     proposal_loss: Float[Tensor, ""], rgb_loss: Float[Tensor, ""], ratio: float = 10.0, limit: float = 10.0
 ) -> Float[Tensor, ""]:
-    """Factor by which the proposals' loss is raised while it exceeds ``ratio`` times the colour's; no gradient.
+    """Factor by which the proposals' loss is raised while it exceeds ``ratio`` times the color's; no gradient.
 
     Args:
         proposal_loss, rgb_loss: the scaled losses.
@@ -171,7 +171,7 @@ def distortion_loss(main: Round, ops: Ops) -> Float[Tensor, ""]:
 def hash_decay(mean_squares: Sequence[Float[Tensor, "_"]]) -> Float[Tensor, ""]:
     """Half the sum over grids and levels of the mean squared table value (Zip-NeRF, section 5).
 
-    A value to report: its gradient, table / entries of the level, is added where the optimiser reads the table.
+    A value to report: its gradient, table / entries of the level, is added where the optimizer reads the table.
     """
     return 0.5 * torch.stack([per_level.sum() for per_level in mean_squares]).sum()
 

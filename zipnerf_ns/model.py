@@ -108,7 +108,7 @@ class ZipNerfModel(Model):
 
     @property
     def corrections(self) -> CameraOptimizer | None:
-        """Of the training cameras' poses; None where they are not optimised.
+        """Of the training cameras' poses; None where they are not optimized.
 
         The attribute is then absent: a model that has it makes Nerfstudio's viewer move every camera again and again.
         """
@@ -120,7 +120,7 @@ class ZipNerfModel(Model):
         return self.zipnerf.ops.name == "triton"
 
     def get_param_groups(self) -> dict[str, list[nn.Parameter]]:
-        """Hash tables, networks and, where they are optimised, cameras, which take different learning rates."""
+        """Hash tables, networks and, where they are optimized, cameras, which take different learning rates."""
         tables, networks = self.zipnerf.parameter_groups()
         groups = {"hash_tables": tables, "networks": networks}
         if self.corrections is not None:
@@ -145,10 +145,10 @@ class ZipNerfModel(Model):
         return self.get_outputs(ray_bundle)
 
     def get_outputs(self, ray_bundle: RayBundle) -> dict[str, Any]:
-        """Colours, opacity and distances along unit directions, ``[rays, channels]``.
+        """Colors, opacity and distances along unit directions, ``[rays, channels]``.
 
-        In training the rounds that the losses need instead of distances, and colours without the background, which
-        :meth:`_with_background` adds: only a ray's own last colour, where nothing random is behind it, is in already.
+        In training the rounds that the losses need instead of distances, and colors without the background, which
+        :meth:`_with_background` adds: only a ray's own last color, where nothing random is behind it, is in already.
         """
         return self._render(ray_bundle, UNCHANGED if self.training else self.view.read())
 
@@ -177,7 +177,7 @@ class ZipNerfModel(Model):
         return {"rgb": rgb, "accumulation": accumulation, "rendering": rendering}
 
     def _over_background(self, rgb: Tensor, accumulation: Tensor, colors: Tensor, view: View) -> Tensor:
-        """Rendered colours over the background of evaluation, the viewer's, or Nerfstudio's override."""
+        """Rendered colors over the background of evaluation, the viewer's, or Nerfstudio's override."""
         background = self.background
         if renderers.BACKGROUND_COLOR_OVERRIDE is not None:
             background = renderers.BACKGROUND_COLOR_OVERRIDE.to(rgb.device)
@@ -207,7 +207,7 @@ class ZipNerfModel(Model):
         return feature_sizes(dict(fields))
 
     def _with_background(self, outputs: dict[str, Any], batch: dict[str, Any]) -> tuple[Tensor, Tensor]:
-        """Rendered and true colours over the same background, drawn at random in training.
+        """Rendered and true colors over the same background, drawn at random in training.
 
         Both are kept in ``outputs``, so that metrics and losses see the same draw.
         """
@@ -230,7 +230,7 @@ class ZipNerfModel(Model):
         batch: dict[str, Any],
         metrics_dict: dict[str, Tensor] | None = None,
     ) -> dict[str, Tensor]:
-        """Every loss, scaled; at evaluation only the colour's."""
+        """Every loss, scaled; at evaluation only the color's."""
         prediction, target = self._with_background(outputs, batch)
         ray_weights = None
         if self.training and "loss_weight" in batch:
@@ -266,7 +266,7 @@ class ZipNerfModel(Model):
         if renderers.BACKGROUND_COLOR_OVERRIDE is not None:
             background = renderers.BACKGROUND_COLOR_OVERRIDE.to(alpha.device)
         elif self.config.background_color == "last_sample":
-            # Each ray continues in its own last colour, so what is rendered already is the colour without background.
+            # Each ray continues in its own last color, so what is rendered already is the color without background.
             return torch.cat([outputs[output_name], alpha], dim=-1)
         return straight_alpha(outputs[output_name], alpha, background)
 

@@ -66,7 +66,7 @@ class ZipNerfModelConfig(ModelConfig, ZipNerfConfig):
     background_color: Literal["auto", "white", "black", "last_sample"] = "auto"
     """Background at evaluation; auto: the dataparser's, else white for images with alpha and black without."""
     random_background: bool = True
-    """Composite on random colours in training, so that emptiness cannot hide behind a background's colour."""
+    """Composite on random colors in training, so that emptiness cannot hide behind a background's color."""
 
     ipe_bandwidth: Literal["one", "scene_scale"] = "one"
     """Lambda of prefilter ipe, for no other: 1, or 0.5 over the mean side of the scene box in world units."""

@@ -41,7 +41,7 @@ class DensityMlp(Protocol):
 
 
 class RadianceMlp(Protocol):
-    """``functional.mlp.radiance_mlp``: density and colour of features and view directions."""
+    """``functional.mlp.radiance_mlp``: density and color of features and view directions."""
 
     def __call__(
         self, features: Tensor, view: Tensor, weights: RadianceWeights, shift: float, rgb_padding: float,
@@ -65,13 +65,13 @@ class DrawIntervals(Protocol):
 
 
 class DensityToWeights(Protocol):
-    """``functional.ray_march.density_to_weights``: the intervals' shares of a ray's colour."""
+    """``functional.ray_march.density_to_weights``: the intervals' shares of a ray's color."""
 
     def __call__(self, density: Tensor, tdist: Tensor, valid: Tensor) -> Tensor: ...
 
 
 class Render(Protocol):
-    """``functional.ray_march.render``: weights, colour and accumulation of rays."""
+    """``functional.ray_march.render``: weights, color and accumulation of rays."""
 
     def __call__(
         self, density: Tensor, tdist: Tensor, valid: Tensor, colors: Tensor
@@ -98,8 +98,8 @@ class MedianAndMeanDistance(Protocol):
     def __call__(self, weights: Tensor, tdist: Tensor) -> tuple[Tensor, Tensor]: ...
 
 
-class Summarise(Protocol):
-    """``functional.table_state.summarise``: what follows from a table's values."""
+class Summarize(Protocol):
+    """``functional.table_state.summarize``: what follows from a table's values."""
 
     def __call__(self, table: Tensor, state: TableState) -> Summary: ...
 
@@ -120,7 +120,7 @@ class CameraOps(NamedTuple):
     image_rays: Callable[[Tensor, int, int, int], CameraRays]
     """Of one camera, its picture's width, and the first pixel and the one after the last, counted row by row."""
     drawn_rays: Callable[[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor | None], tuple[Tensor, Tensor, CameraRays]]
-    """Indices, colours and rays of cameras and numbers drawn from a store of pixels."""
+    """Indices, colors and rays of cameras and numbers drawn from a store of pixels."""
 
 
 class Ops(NamedTuple):
@@ -138,7 +138,7 @@ class Ops(NamedTuple):
     interlevel: Interlevel
     distortion: Distortion
     median_and_mean_distance: MedianAndMeanDistance
-    summarise: Summarise
+    summarize: Summarize
     decayed_adam_: DecayedAdam
     cameras: CameraOps | None
     """None: Nerfstudio's generator makes the rays."""
@@ -170,7 +170,7 @@ TORCH_OPS = Ops(
     interlevel=ray_march.interlevel,
     distortion=ray_march.distortion,
     median_and_mean_distance=ray_march.median_and_mean_distance,
-    summarise=table_state.summarise,
+    summarize=table_state.summarize,
     decayed_adam_=adam.decayed_adam_,
     cameras=None,
     reads_half=_never,
@@ -200,7 +200,7 @@ def triton_ops() -> Ops:
         interlevel=ray_march.interlevel,
         distortion=ray_march.distortion,
         median_and_mean_distance=ray_march.median_and_mean_distance,
-        summarise=table_adam.summarise,
+        summarize=table_adam.summarize,
         decayed_adam_=table_adam.decayed_adam_,
         cameras=CameraOps(
             camera_rays=camera_rays.camera_rays,
@@ -226,7 +226,7 @@ def resolve_ops(implementation: str, device: torch.device, whose: str = "") -> O
         implementation: "triton" (the kernels), "torch" (anywhere), or "auto", the fastest that the device allows.
             "tcnn" is "auto" here: Tinycudann takes the encodings' place (``tcnn_encoding``) and no other.
         device: where the tensors lie.
-        whose: of what the implementation is, for the error's message; " of the optimiser".
+        whose: of what the implementation is, for the error's message; " of the optimizer".
     Raises:
         ValueError: for a name that is not an implementation.
         RuntimeError: if the implementation cannot run on ``device``; the message says what it needs.

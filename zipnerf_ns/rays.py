@@ -13,7 +13,7 @@ from torch import Tensor
 
 
 class CameraRays(NamedTuple):
-    """Rays through pixels' centres, world frame, as cameras make them: before near, far and a radius are known."""
+    """Rays through pixels' centers, world frame, as cameras make them: before near, far and a radius are known."""
 
     origins: Float[Tensor, "rays 3"]
     directions: Float[Tensor, "rays 3"]
@@ -67,8 +67,8 @@ class Round(NamedTuple):
     """The intervals of one round of sampling, with their weights."""
 
     sdist: Float[Tensor, "rays edges"]
-    """Fenceposts, normalised distance in [0, 1]."""
+    """Fenceposts, normalized distance in [0, 1]."""
     tdist: Float[Tensor, "rays edges"]
     """The same along the unit direction, world units."""
     weights: Float[Tensor, "rays edges-1"]
-    """Share of the ray's colour that each interval contributes."""
+    """Share of the ray's color that each interval contributes."""

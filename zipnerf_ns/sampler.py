@@ -20,7 +20,7 @@ class Sampled(NamedTuple):
     """What the sampler hands on."""
 
     sdist: Float[Tensor, "rays edges"]
-    """Fenceposts of the final round, normalised distance."""
+    """Fenceposts of the final round, normalized distance."""
     tdist: Float[Tensor, "rays edges"]
     """The same in world units."""
     proposals: list[Round]

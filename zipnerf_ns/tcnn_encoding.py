@@ -62,7 +62,7 @@ def why_unsupported(prefilter: str, features_per_level: int) -> str | None:
 
 
 def growth(config: HashGridConfig) -> float:
-    """Factor between the resolutions of neighbouring levels, as the library is told."""
+    """Factor between the resolutions of neighboring levels, as the library is told."""
     if config.num_levels == 1:
         return 1.0
     return (config.max_res / config.base_res) ** (1.0 / (config.num_levels - 1)) * SHRINK
@@ -186,7 +186,7 @@ class TcnnHashEncoding(AntiAliasedHashEncoding):
         """The base class's, without the half-precision copy, which the library does not read."""
         state = self.table_state.attach(self.hash_table)
         if not state.is_current(self.hash_table):
-            state.refresh(self.hash_table, self.ops.summarise)
+            state.refresh(self.hash_table, self.ops.summarize)
         return state
 
     def forward(

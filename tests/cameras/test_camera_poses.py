@@ -147,14 +147,14 @@ def test_evaluation_leaves_rays_alone():
 # --- the model's side ---
 
 
-def test_cameras_are_a_group_of_parameters_only_where_they_are_optimised():
+def test_cameras_are_a_group_of_parameters_only_where_they_are_optimized():
     assert "camera_opt" not in make_model().get_param_groups()
     model = make_model(tiny_config(camera_optimizer=CameraOptimizerConfig(mode="SO3xR3")))
     (parameter,) = model.get_param_groups()["camera_opt"]
     assert parameter is model.camera_optimizer.pose_adjustment and parameter.shape == (3, 6)
 
 
-def test_regularisers_and_metrics_are_told_in_training_only():
+def test_regularizers_and_metrics_are_told_in_training_only():
     model = pose_model("torch", torch.float32)
     shifted(model, 0.1)
     bundle, batch = sphere_batch(12, 3)

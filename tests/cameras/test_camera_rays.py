@@ -69,7 +69,7 @@ def test_a_crop_sets_nears_and_fars_as_nerfstudio_does():
 
 
 @pytest.mark.parametrize("whole", [False, True], ids=["pixels", "picture"])
-def test_a_fisheyes_axis_through_a_pixels_centre(whole):
+def test_a_fisheyes_axis_through_a_pixels_center(whole):
     """Nerfstudio divides 0 by 0 there, and for the pixels before it in its row and its column."""
     middle = torch.tensor([[6.5]]), torch.tensor([[4.5]])
     cameras = make_cameras([FISHEYE], [True], cx=middle[0], cy=middle[1], width=13, height=9)

@@ -46,7 +46,7 @@ def looking_at_origin(count: int, size: int = 20) -> Cameras:
 
 
 def test_drift_is_the_corrections_similarity():
-    """Corrections that amount to one small turn about the world's centre and a shift are that similarity."""
+    """Corrections that amount to one small turn about the world's center and a shift are that similarity."""
     model = make_model(tiny_config(camera_optimizer=CameraOptimizerConfig(mode="SO3xR3")))
     poses = looking_at_origin(3).camera_to_worlds
     turn, shift = torch.tensor([0.0, 0.0, 0.2]), torch.tensor([0.3, -0.1, 0.05])
@@ -62,7 +62,7 @@ def test_drift_is_the_corrections_similarity():
     torch.testing.assert_close(moved.camera_to_worlds, corrected_poses(poses, model.camera_optimizer))
 
 
-def test_without_optimised_cameras_nothing_moves():
+def test_without_optimized_cameras_nothing_moves():
     model, cameras, bundle = make_model(), looking_at_origin(3), make_bundle(3)
     assert drift(model.corrections, cameras.camera_to_worlds) is None
     assert moved_camera(cameras, None) is cameras and moved_bundle(bundle, None) is bundle
@@ -95,7 +95,7 @@ def test_the_sentence_says_what_was_done(similarity, steps, parts):
 
 @pytest.fixture(scope="module")
 def blob_model():
-    """A smooth coloured something: a model with visible values in its coarse levels only."""
+    """A smooth colored something: a model with visible values in its coarse levels only."""
     model = make_model(tiny_config(random_background=False, far_plane=20.0))
     for index, network in enumerate([*model.proposal_networks, model.field]):
         table, coarsest = network.encoding.hash_table, network.encoding.grid.levels[0]
@@ -184,7 +184,7 @@ def test_scores_do_not_depend_on_a_common_drift(scene, tmp_path):
     given = pipeline.datamanager.eval_dataset.cameras.camera_to_worlds
     with CONSOLE.capture() as said:
         averages = pipeline.get_average_eval_image_metrics()
-    assert "moved with the optimised training cameras (scale 1.0000, turn 0.000" in " ".join(said.get().split())
+    assert "moved with the optimized training cameras (scale 1.0000, turn 0.000" in " ".join(said.get().split())
     torch.testing.assert_close(torch.cat(looked), given)
     assert not any(name.startswith("pose_refined") for name in averages)
     with torch.no_grad():

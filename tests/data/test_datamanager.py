@@ -45,8 +45,8 @@ def hints(manager: ZipNerfDataManager) -> SceneHints:
     return manager.train_dataset.metadata[SCENE_HINTS]
 
 
-def assert_colours_are_of_their_pixels(manager: ZipNerfDataManager, batch: dict[str, Tensor]) -> None:
-    """Every drawn colour is exactly the pixel that its indices name: the pictures spell out (image, y, x)."""
+def assert_colors_are_of_their_pixels(manager: ZipNerfDataManager, batch: dict[str, Tensor]) -> None:
+    """Every drawn color is exactly the pixel that its indices name: the pictures spell out (image, y, x)."""
     numbers = [int(path.stem.split("_")[-1]) for path in manager.train_dataset.image_filenames]
     image, y, x = batch["indices"].unbind(-1)
     expected = torch.stack([torch.tensor(numbers)[image], y, x], dim=-1)
@@ -54,11 +54,11 @@ def assert_colours_are_of_their_pixels(manager: ZipNerfDataManager, batch: dict[
 
 
 def assert_rays_are_of_their_pixels(manager: ZipNerfDataManager, steps: int = 2) -> None:
-    """Rays equal those that Nerfstudio's cameras generate at the pixels' centres, one camera at a time."""
+    """Rays equal those that Nerfstudio's cameras generate at the pixels' centers, one camera at a time."""
     cameras = manager.train_dataset.cameras
     for step in range(steps):
         bundle, batch = manager.next_train(step)
-        assert_colours_are_of_their_pixels(manager, batch)
+        assert_colors_are_of_their_pixels(manager, batch)
         for index in range(len(cameras)):
             mine = batch["indices"][:, 0] == index
             coords = batch["indices"][mine, 1:] + 0.5
@@ -78,8 +78,8 @@ def test_batch_and_ray_bundle(tmp_path):
     assert (bundle.pixel_area > 0.0).all() and bundle.pixel_area.shape == (257, 1)
     assert torch.equal(bundle.camera_indices[:, 0], batch["indices"][:, 0])
     assert bundle.nears is None and bundle.fars is None
-    centres = manager.train_dataset.cameras.camera_to_worlds[batch["indices"][:, 0], :, 3]
-    torch.testing.assert_close(bundle.origins, centres)
+    centers = manager.train_dataset.cameras.camera_to_worlds[batch["indices"][:, 0], :, 3]
+    torch.testing.assert_close(bundle.origins, centers)
     assert len(manager.train_dataset) == 6 and len(manager.eval_dataset) == 2
     assert hints(manager) == SceneHints(bounded=False, background="black", longest_side=WIDTH)
 
@@ -101,7 +101,7 @@ def test_images_of_mixed_sizes_are_drawn_uniformly_over_pixels(tmp_path):
     assert len(manager.pixels.colors) == pixels
     drawn = 200 * pixels
     batch = manager.pixels.sample(drawn)
-    assert_colours_are_of_their_pixels(manager, batch)
+    assert_colors_are_of_their_pixels(manager, batch)
     image, y, x = batch["indices"].unbind(-1)
     first, widths = torch.tensor([0, *np.cumsum([w * h for w, h in sizes])[:-1]]), torch.tensor([w for w, _ in sizes])
     assert (x < widths[image]).all() and (y < torch.tensor([h for _, h in sizes])[image]).all()
@@ -153,7 +153,7 @@ def test_masks_leave_only_their_pixels_and_all_of_them(tmp_path):
     _, batch = manager.next_train(0)
     image, y, x = batch["indices"].unbind(-1)
     assert torch.from_numpy(allowed)[y, x].all()
-    assert_colours_are_of_their_pixels(manager, batch)
+    assert_colors_are_of_their_pixels(manager, batch)
     assert len(torch.unique(batch["indices"], dim=0)) == 6 * allowed.sum()
 
 
@@ -172,7 +172,7 @@ def test_blender_keeps_alpha_and_hints_at_its_box_and_background(tmp_path, backg
         assert hints(manager) == SceneHints(bounded=True, background=background or "white", longest_side=16)
     _, batch = manager.next_train(0)
     assert batch["image"].shape == (64, 4)
-    assert_colours_are_of_their_pixels(manager, batch)
+    assert_colors_are_of_their_pixels(manager, batch)
     truth = torch.from_numpy(np.array(Image.open(scene / "train/r_0.png")))
     image, y, x = batch["indices"].unbind(-1)
     assert torch.equal((batch["image"][:, 3] * 255.0).round().long(), truth[y, x, 3].long())
@@ -194,16 +194,16 @@ def test_half_resolution_scales_images_and_cameras_alike(tmp_path):
 
 
 def write_colmap_scene(folder: Path, extension: str, count: int = 10) -> list[np.ndarray]:
-    """A COLMAP model with a distorted camera, and its images; returns the cameras' centres in COLMAP's frame."""
+    """A COLMAP model with a distorted camera, and its images; returns the cameras' centers in COLMAP's frame."""
     (folder / "images").mkdir(parents=True)
     (folder / "colmap/sparse/0").mkdir(parents=True)
     lens = np.array([26.0, 27.0, 12.0, 8.0, 0.05, -0.01, 0.002, 0.001])
     cameras = {1: colmap.Camera(1, "OPENCV", WIDTH, HEIGHT, lens)}
-    images, centres = {}, []
+    images, centers = {}, []
     for index in range(count):
         matrix = np.array(pose(index, count))
         rotation = (matrix[:3, :3] * [1.0, -1.0, -1.0]).T
-        centres.append(matrix[:3, 3])
+        centers.append(matrix[:3, 3])
         images[index + 1] = colmap.Image(
             index + 1, colmap.rotmat2qvec(rotation), -rotation @ matrix[:3, 3], 1, f"frame_{index}.png",
             np.zeros((0, 2)), np.zeros(0, int),
@@ -211,12 +211,12 @@ def write_colmap_scene(folder: Path, extension: str, count: int = 10) -> list[np
         Image.fromarray(named_pixels(index)).save(folder / f"images/frame_{index}.png")
     points = {1: colmap.Point3D(1, np.zeros(3), np.array([9, 9, 9]), 0.1, np.array([1]), np.array([0]))}
     colmap.write_model(cameras, images, points, str(folder / "colmap/sparse/0"), extension)
-    return centres
+    return centers
 
 
 @pytest.mark.parametrize("extension", [".bin", ".txt"])
 def test_colmap(tmp_path, extension):
-    centres = write_colmap_scene(tmp_path / "scene", extension)
+    centers = write_colmap_scene(tmp_path / "scene", extension)
     parser = ColmapDataParserConfig(center_method="none", orientation_method="none", auto_scale_poses=False,
                                     assume_colmap_world_coordinate_convention=False)  # fmt: skip
     manager = make_datamanager(tmp_path / "scene", parser, train_num_rays_per_batch=300)
@@ -225,7 +225,7 @@ def test_colmap(tmp_path, extension):
     assert_rays_are_of_their_pixels(manager)
     bundle, batch = manager.next_train(0)
     numbers = (batch["image"][:, 0] * 255.0).round().long()
-    torch.testing.assert_close(bundle.origins, torch.tensor(np.array(centres))[numbers].float())
+    torch.testing.assert_close(bundle.origins, torch.tensor(np.array(centers))[numbers].float())
 
 
 def test_colmap_with_a_missing_image(tmp_path):
@@ -269,7 +269,7 @@ def test_nerfstudios_own_samplers_where_they_are_asked_for(tmp_path, changes):
     manager = make_datamanager(write_scene(tmp_path / "scene"), train_num_rays_per_batch=2048, **changes)
     assert manager.pixels is None
     bundle, batch = manager.next_train(0)
-    assert_colours_are_of_their_pixels(manager, {key: batch[key].cpu() for key in ("image", "indices")})
+    assert_colors_are_of_their_pixels(manager, {key: batch[key].cpu() for key in ("image", "indices")})
     assert len(bundle) == manager.get_train_rays_per_batch() == 2048
 
 

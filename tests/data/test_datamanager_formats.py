@@ -42,10 +42,10 @@ MODES: dict[str, tuple[Image.Image, np.ndarray]] = {
 def palette_picture(transparent: bool) -> tuple[Image.Image, np.ndarray]:
     """Indices into a palette in which entry 7 may be transparent."""
     picture = Image.fromarray(GREY % 16).convert("P")
-    colours = np.random.default_rng(0).integers(0, 256, (256, 3), dtype=np.uint8)
-    picture.putpalette(colours.tobytes())
+    colors = np.random.default_rng(0).integers(0, 256, (256, 3), dtype=np.uint8)
+    picture.putpalette(colors.tobytes())
     picture.putdata((GREY % 16).reshape(-1).tolist())
-    expected = colours[GREY % 16]
+    expected = colors[GREY % 16]
     if transparent:
         alpha = np.where(GREY % 16 == 7, 0, 255).astype(np.uint8)
         expected = np.concatenate([expected, alpha[..., None]], -1)
@@ -54,7 +54,7 @@ def palette_picture(transparent: bool) -> tuple[Image.Image, np.ndarray]:
 
 @pytest.mark.parametrize("name", [*MODES, "palette", "transparent palette"])
 def test_image_modes(tmp_path, name):
-    """One picture of another mode among RGB ones: its colours, and opaque alpha for the others if it has any."""
+    """One picture of another mode among RGB ones: its colors, and opaque alpha for the others if it has any."""
     picture, expected = MODES[name] if name in MODES else palette_picture("transparent" in name)
     scene = write_scene(tmp_path / "scene")
     extra = {"transparency": 7} if "transparent" in name else {}
@@ -146,15 +146,15 @@ TWINS = {
 
 
 @pytest.mark.parametrize("name", TWINS)
-def test_a_training_on_other_modes_is_that_on_their_8_bit_colours(tmp_path, fresh_writers, name):
+def test_a_training_on_other_modes_is_that_on_their_8_bit_colors(tmp_path, fresh_writers, name):
     """Step by step to the last bit, and in its evaluation."""
     found = []
-    for kind in ("colours", "mode"):
+    for kind in ("colors", "mode"):
         scene = write_scene(tmp_path / kind / "scene")
         for path in sorted((scene / "images").iterdir()):
             noise = np.random.default_rng(int(path.stem)).integers(0, 256, (2, HEIGHT, WIDTH)).astype(np.uint8)
             grey, alpha = (Image.fromarray(plane) for plane in noise)
-            picture = TWINS[name][1 if kind == "colours" else 2](grey, alpha)
+            picture = TWINS[name][1 if kind == "colors" else 2](grey, alpha)
             assert kind == "mode" or picture.mode == TWINS[name][0]
             # Pillow looks at contents, not at names.
             picture.save(path, format="TIFF" if picture.mode == "F" else "PNG")

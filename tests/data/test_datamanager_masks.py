@@ -63,7 +63,7 @@ KINDS: dict[str, tuple[Callable[[np.ndarray], Image.Image], str]] = {
     "grey": (grey, "png"),
     "1 bit": (lambda used: grey(used).convert("1"), "png"),
     "palette": (lambda used: grey(used).convert("P"), "png"),
-    "colour": (lambda used: grey(used).convert("RGB"), "png"),
+    "color": (lambda used: grey(used).convert("RGB"), "png"),
     "alpha": (lambda used: Image.merge("LA", [Image.new("L", (WIDTH, HEIGHT), 255), grey(used)]), "png"),
     "labels 0 and 1": (lambda used: Image.fromarray(used.astype(np.uint8)), "png"),
     "16 bits": (lambda used: Image.fromarray(used * np.uint16(65535)), "png"),
@@ -143,7 +143,7 @@ def test_a_fisheyes_circle(tmp_path, with_mask, reduction):
     assert torch.equal(manager.next_eval_image(0)[1]["mask"][..., 0], torch.from_numpy(inside))
 
 
-def test_ignored_masks_and_their_colour(tmp_path):
+def test_ignored_masks_and_their_color(tmp_path):
     """Nerfstudio's settings to train on a painted background instead of leaving it out."""
     scene = with_masks(write_scene(tmp_path / "scene"), lambda _: grey(LEFT))
     parser = NerfstudioDataParserConfig(mask_color=(1.0, 0.0, 0.2))
@@ -157,7 +157,7 @@ def test_ignored_masks_and_their_colour(tmp_path):
     torch.testing.assert_close(batch["image"][~torch.from_numpy(LEFT)].unique(dim=0), torch.tensor([[1.0, 0.0, 0.2]]))
 
 
-def test_the_colour_of_masks_over_alpha_is_opaque(tmp_path):
+def test_the_color_of_masks_over_alpha_is_opaque(tmp_path):
     scene = with_masks(write_scene(tmp_path / "scene", channels=4), lambda _: grey(LEFT))
     manager = make_datamanager(scene, NerfstudioDataParserConfig(mask_color=(0.0, 0.0, 1.0)))
     painted = manager.pixels.colors[: WIDTH * HEIGHT].reshape(HEIGHT, WIDTH, 4)[~torch.from_numpy(LEFT)]

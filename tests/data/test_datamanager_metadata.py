@@ -47,7 +47,7 @@ def with_depth(scene: Path, written: bool) -> Callable[[dict[str, Any]], None]:
 
 
 def assert_reads_pictures_alone(manager: ZipNerfDataManager) -> None:
-    """Batches of training and evaluation hold colours and their places, of whole pictures."""
+    """Batches of training and evaluation hold colors and their places, of whole pictures."""
     assert set(manager.next_train(0)[1]) == {"image", "indices"}
     camera, batch = manager.next_eval_image(0)
     number = int(manager.eval_dataset.image_filenames[batch["image_idx"]].stem)
@@ -77,7 +77,7 @@ def test_a_sparse_cloud_that_is_not_there_is_not_missed(tmp_path):
 
 
 @pytest.mark.parametrize("channels", [3, 4])
-def test_colours_of_16_bits(tmp_path, channels):
+def test_colors_of_16_bits(tmp_path, channels):
     """The upper eight bits of each."""
     scene = write_scene(tmp_path / "scene")
     wide = np.random.default_rng(0).integers(0, 65536, (HEIGHT, WIDTH, channels)).astype(np.uint16)
@@ -89,7 +89,7 @@ def test_colours_of_16_bits(tmp_path, channels):
 
 
 @pytest.mark.parametrize("mode", ["CMYK", "YCbCr"])
-def test_colour_spaces_of_jpeg(tmp_path, mode):
+def test_color_spaces_of_jpeg(tmp_path, mode):
     scene = write_scene(tmp_path / "scene")
     meta = read_meta(scene)
     Image.new("RGB", (WIDTH, HEIGHT), (200, 90, 30)).convert(mode).save(scene / "images/001.jpg", quality=95)

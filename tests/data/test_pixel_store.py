@@ -12,7 +12,7 @@ from zipnerf_ns.data.pixels import PixelStore
 
 
 def two_images(allowed: torch.Tensor | None = None) -> PixelStore:
-    """Pictures of 2x2 and 1x2 pixels (columns x rows), whose colours are their pixels' numbers."""
+    """Pictures of 2x2 and 1x2 pixels (columns x rows), whose colors are their pixels' numbers."""
     colors = torch.arange(6, dtype=torch.uint8)[:, None].expand(6, 3).contiguous()
     return PixelStore(colors, torch.tensor([0, 4]), torch.tensor([2, 1]), allowed)
 
@@ -22,7 +22,7 @@ PIXELS = [(0, 0, 0), (0, 0, 1), (0, 1, 0), (0, 1, 1), (1, 0, 0), (1, 1, 0)]
 
 @pytest.mark.parametrize("kept", [None, [0], [5], [1, 4]])
 @pytest.mark.parametrize("dtype", [torch.int32, torch.int64])
-def test_pixels_are_drawn_with_their_colours_and_places(kept, dtype):
+def test_pixels_are_drawn_with_their_colors_and_places(kept, dtype):
     store = two_images(None if kept is None else torch.tensor(kept, dtype=dtype))
     batch = store.sample(60)
     assert batch["indices"].dtype == torch.int64 and batch["image"].dtype == torch.float32

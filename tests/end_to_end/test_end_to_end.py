@@ -134,7 +134,7 @@ def psnr(first: np.ndarray, second: np.ndarray) -> float:
 
 
 def test_ns_eval_measures_a_learnt_scene(programs):
-    """Measured: 22.6 dB; the best single colour gives 14.8 dB."""
+    """Measured: 22.6 dB; the best single color gives 14.8 dB."""
     programs.output_of("eval")
     report = json.loads((programs.folder / "eval.json").read_text())
     results, truth = report["results"], np.stack(list(held_out_pictures(programs).values()))

@@ -118,9 +118,9 @@ def test_density_mesh_is_closed_and_on_the_surface(programs):
     assert "watertight" in output and "not watertight" not in output and mesh.is_watertight
     points, faces = trimesh.sample.sample_surface(mesh, 50_000, seed=0)
     near, nearer = shares(points, 0.1, 0.05)
-    colours = np.asarray(mesh.visual.vertex_colors)[mesh.faces[faces, 0], :3]
+    colors = np.asarray(mesh.visual.vertex_colors)[mesh.faces[faces, 0], :3]
     assert near > 0.97 and nearer > 0.9
-    assert colours.std(axis=0).min() > 10.0
+    assert colors.std(axis=0).min() > 10.0
 
 
 def test_point_cloud_is_on_the_surface(programs):
@@ -145,7 +145,7 @@ def test_point_clouds_normals_are_the_surfaces(programs):
     assert near.sum() > 300 and np.median(cosines) > 0.8 and (cosines > 0.0).mean() > 0.9
 
 
-def test_a_meshs_texture_has_the_scenes_colours(programs):
+def test_a_meshs_texture_has_the_scenes_colors(programs):
     """Nerfstudio renders it with rays that begin just before the surface and belong to no pixel."""
     said(programs, "tsdf")
     texture = np.asarray(Image.open(programs.folder / "tsdf/material_0.png").convert("RGB")).astype(float)
@@ -173,8 +173,8 @@ def test_camera_poses_are_the_scenes_in_the_models_frame(programs):
         assert len(frames) == count
         for frame in frames:
             path = str(frame["file_path"]).removeprefix(f"{programs.scene}/")
-            centre = to_world(programs, np.array(frame["transform"])[None, :3, 3])[0]
-            np.testing.assert_allclose(centre, poses[path][:3, 3], atol=1e-4)
+            center = to_world(programs, np.array(frame["transform"])[None, :3, 3])[0]
+            np.testing.assert_allclose(center, poses[path][:3, 3], atol=1e-4)
 
 
 def test_a_camera_path_gives_a_video_of_its_size(programs):
@@ -187,8 +187,8 @@ def test_a_camera_path_gives_a_video_of_its_size(programs):
         frames.append(read[1].astype(np.float32))
     assert [frame.shape for frame in frames] == [(HEIGHT, 2 * WIDTH, 3)] * VIEWS
     for frame in frames:
-        colour, depth = frame[:, :WIDTH], frame[:, WIDTH:]
-        assert colour.std() > 15.0 and depth.std() > 15.0 and np.abs(colour - depth).mean() > 15.0
+        color, depth = frame[:, :WIDTH], frame[:, WIDTH:]
+        assert color.std() > 15.0 and depth.std() > 15.0 and np.abs(color - depth).mean() > 15.0
     assert min(np.abs(first - second).mean() for first, second in zip(frames, frames[1:], strict=False)) > 5.0
 
 

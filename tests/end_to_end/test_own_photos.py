@@ -37,7 +37,7 @@ class Photographs(NamedTuple):
     """A folder of photographs whose poses are known."""
 
     folder: Path
-    centres: np.ndarray
+    centers: np.ndarray
 
 
 @pytest.fixture(scope="module")
@@ -82,7 +82,7 @@ def test_poses_of_photographs_are_found(photographs: Photographs, processed, too
     # Copies are numbered in the order of the originals' names.
     poses = {frame["file_path"]: np.array(frame["transform_matrix"]) for frame in meta["frames"]}
     assert sorted(poses) == [f"images/frame_{index + 1:05d}.jpg" for index in range(COUNT)]
-    assert misfit(np.array([poses[name][:3, 3] for name in sorted(poses)]), photographs.centres) < 0.01
+    assert misfit(np.array([poses[name][:3, 3] for name in sorted(poses)]), photographs.centers) < 0.01
     assert (meta["w"], meta["h"]) == (WIDTH, HEIGHT)
     assert meta["fl_x"] == pytest.approx(FOCAL, rel=0.02) and meta["fl_y"] == pytest.approx(FOCAL, rel=0.02)
 

@@ -187,7 +187,7 @@ def test_shares_of_collisions_are_the_latest_ones_after_every_replay(tmp_path: P
     assert told[7][0] == {name: share / 2.0 for name, share in told[6][0].items()}
 
 
-def test_tables_that_another_optimiser_writes_are_not_replayed(tmp_path: Path, monkeypatch, capsys, fresh_writers):
+def test_tables_that_another_optimizer_writes_are_not_replayed(tmp_path: Path, monkeypatch, capsys, fresh_writers):
     """Torch's Adam leaves what is kept of them stale; the reason is said, and asking for graphs is refused."""
     scene = write_scene(tmp_path / "scene")
     monkeypatch.setattr(ZipNerfModel, "uses_kernels", property(lambda self: True))

@@ -176,7 +176,7 @@ def test_the_configuration_reaches_the_optimizer():
 
 def test_triton_where_it_cannot_run_is_told_when_the_optimizer_is_made(monkeypatch):
     monkeypatch.delenv("TRITON_INTERPRET", raising=False)
-    with pytest.raises(RuntimeError, match="'triton' of the optimiser cannot run: .*need a CUDA device"):
+    with pytest.raises(RuntimeError, match="'triton' of the optimizer cannot run: .*need a CUDA device"):
         DecayingAdam([decaying_table(torch.float32)], implementation="triton")
     with pytest.raises(RuntimeError, match="float32 tables; the hash table is torch.float64"):
         DecayingAdam([decaying_table()], implementation="triton")
@@ -259,7 +259,7 @@ def test_torchs_adam_and_ours_go_on_with_each_others_checkpoints(fused, make):
 
 
 def test_a_pickled_optimizer_still_steps():
-    # With its parameters in one file, for a copy of the optimiser alone has copies of them.
+    # With its parameters in one file, for a copy of the optimizer alone has copies of them.
     table = decaying_table()
     optimizer = DecayingAdam([table], **SETTINGS)
     train(optimizer, [table], range(3))

@@ -63,7 +63,7 @@ FAULTS: dict[str, tuple[tuple[Callable[[ZipNerfTrainerConfig], None], ...], tupl
         (set_on("pipeline.datamanager.ray_implementation", "triton"),),
         ("--pipeline.datamanager.ray-implementation triton", "CUDA", "auto or torch"),
     ),
-    "optimiser's kernels on a CPU": (
+    "optimizer's kernels on a CPU": (
         (set_on("optimizers.hash_tables.optimizer.implementation", "triton"),),
         ("--optimizers.hash-tables.optimizer.implementation triton", "CUDA", "auto or torch"),
     ),
@@ -107,7 +107,7 @@ def test_fault_is_named_with_its_mend(tmp_path, monkeypatch, name):
     assert_clear(str(caught.value), expected)
 
 
-@pytest.mark.parametrize("name", ["no steps", "optimiser's kernels on a CPU", "model's settings"])
+@pytest.mark.parametrize("name", ["no steps", "optimizer's kernels on a CPU", "model's settings"])
 def test_the_trainer_ends_before_data_is_read(tmp_path, monkeypatch, name):
     monkeypatch.setattr(ZipNerfDataManager, "__init__", lambda *_, **__: pytest.fail("data was read"))
     config, expected = prepare(tmp_path, name)

@@ -58,7 +58,7 @@ def largest_difference(first: Any, second: Any) -> float:
     return 0.0
 
 
-class RandomlyInitialisedNetwork(torch.nn.Module):
+class RandomlyInitializedNetwork(torch.nn.Module):
     """Stands for LPIPS, whose construction draws random weights before it loads the trained ones."""
 
     def __init__(self, **_: Any) -> None:
@@ -71,11 +71,11 @@ class RandomlyInitialisedNetwork(torch.nn.Module):
 
 @pytest.mark.parametrize("prefilter", ["ipe", "multisample"])
 def test_a_resumed_run_equals_the_uninterrupted_one(scene, tmp_path, monkeypatch, prefilter):
-    """Parameters and optimiser state after all steps within 1e-6, with held-out images rendered in between."""
+    """Parameters and optimizer state after all steps within 1e-6, with held-out images rendered in between."""
     monkeypatch.setattr(torch.hub, "get_dir", lambda: str(tmp_path))
     (tmp_path / "checkpoints").mkdir()
     (tmp_path / "checkpoints" / metrics.LPIPS_WEIGHTS).touch()
-    monkeypatch.setattr(metrics, "LearnedPerceptualImagePatchSimilarity", RandomlyInitialisedNetwork)
+    monkeypatch.setattr(metrics, "LearnedPerceptualImagePatchSimilarity", RandomlyInitializedNetwork)
     options = dict(steps=14, steps_per_save=6, steps_per_eval_image=4, save_only_latest_checkpoint=False)
     whole = tiny_config(scene, tmp_path, timestamp="whole", **options)
     whole.pipeline.model.prefilter = prefilter

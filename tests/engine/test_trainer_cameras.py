@@ -1,4 +1,4 @@
-"""Runs whose cameras are optimised: resumed, evaluated from their files, and kept apart from runs without."""
+"""Runs whose cameras are optimized: resumed, evaluated from their files, and kept apart from runs without."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def camera_config(scene: Path, output: Path, mode: str = "SO3xR3", **changes):
 
 
 def test_a_resumed_run_equals_the_uninterrupted_one(scene, tmp_path):
-    """Poses, their optimiser and its schedule included, with held-out poses fitted to their photos in between."""
+    """Poses, their optimizer and its schedule included, with held-out poses fitted to their photos in between."""
     options = dict(steps=9, steps_per_save=4, steps_per_eval_image=3, save_only_latest_checkpoint=False)
     whole = camera_config(scene, tmp_path, timestamp="whole", **options)
     train(whole, seed=1)

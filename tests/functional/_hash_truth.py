@@ -38,7 +38,7 @@ def looped_row(cell, level: Level) -> int:
 
 
 def looped_corners(position, level: Level):
-    """Rows and weights of the eight cells whose centres surround one position, x fastest."""
+    """Rows and weights of the eight cells whose centers surround one position, x fastest."""
     n = level.resolution
     cells = [min(max(min(max(p, 0.0), 1.0) * n - 0.5, 0.0), n - 1.0) for p in position]
     lower = [min(math.floor(c), max(n - 2, 0)) for c in cells]
@@ -90,8 +90,8 @@ def random_samples(intervals: int, samples: int, seed: int, dtype=torch.float64,
     return (positions * (1.0 + 2.0 * outside) - outside).to(dtype), stds.to(dtype)
 
 
-def faces_and_centres(level: Level) -> Tensor:
-    """Positions on cell faces, at cell centres, on the cube's faces, edges and corners, and outside of it."""
+def faces_and_centers(level: Level) -> Tensor:
+    """Positions on cell faces, at cell centers, on the cube's faces, edges and corners, and outside of it."""
     n = level.resolution
     cells = torch.randint(0, n, (30, 3), generator=rng(1), dtype=torch.int64).double()
     special = torch.tensor([0.0, 1.0, -0.5, 1.5, 0.5, 0.5 / n, 1.0 - 0.5 / n], dtype=torch.float64)

@@ -1,4 +1,4 @@
-"""The twin of the tables' optimiser against torch's own Adam on gradients that contain the decay."""
+"""The twin of the tables' optimizer against torch's own Adam on gradients that contain the decay."""
 
 from __future__ import annotations
 

@@ -28,7 +28,7 @@ from zipnerf_ns.functional.frustum import cone_gaussians, multisamples
 from zipnerf_ns.functional.hash_grid import hash_encode, make_hash_grid
 
 CUBE = torch.tensor([[-2.0, -1.0, -1.5], [1.0, 2.0, 1.5]], dtype=torch.float64)
-"""Three units along every side, off centre."""
+"""Three units along every side, off center."""
 BOX = torch.tensor([[-2.0, -1.0, -1.5], [1.0, 5.0, -0.5]], dtype=torch.float64)
 """Three different sides."""
 TURNS = ["evaluation", "random"]

@@ -70,7 +70,7 @@ def test_cone_radius_has_the_variance_of_nerfstudios_own_pixel(focal):
     # Where directions through the square pixel meet the plane at distance 1 along the pixel's own direction.
     across = directions[:, :2] / -directions[:, 2:]
     radius = cone_radius(middle.pixel_area).double().item()
-    # 50 steps a side miss 1/50^2 of the square's variance; at focal 50, normalising the direction bends 2e-4.
+    # 50 steps a side miss 1/50^2 of the square's variance; at focal 50, normalizing the direction bends 2e-4.
     assert across.var(dim=0, correction=0).tolist() == pytest.approx([radius**2 / 4.0] * 2, rel=1e-3)
 
 

@@ -10,7 +10,7 @@ from _hash_truth import (
     LEVEL_NAMES,
     LEVELS,
     PREFILTERS,
-    faces_and_centres,
+    faces_and_centers,
     looped_encode,
     looped_row,
     random_samples,
@@ -45,7 +45,7 @@ def test_hash_encode_matches_an_explicit_loop(prefilter, samples, dtype, atol):
 
 
 @pytest.mark.parametrize("level", LEVELS[:5], ids=LEVEL_NAMES[:5])
-def test_features_at_cell_centres_are_the_tables_rows(level):
+def test_features_at_cell_centers_are_the_tables_rows(level):
     grid = HashGrid((level,), 3)
     table, n = random_table(grid, seed=8), level.resolution
     cells = torch.randint(0, n, (50, 3), generator=rng(9))
@@ -56,7 +56,7 @@ def test_features_at_cell_centres_are_the_tables_rows(level):
 
 @pytest.mark.parametrize("axis", [0, 1, 2])
 @pytest.mark.parametrize("face,inwards", [(0.0, 1.0), (1.0, -1.0)])
-def test_features_are_constant_from_the_outermost_centres_on(face, inwards, axis):
+def test_features_are_constant_from_the_outermost_centers_on(face, inwards, axis):
     grid, stds = DENSE_AND_HASHED, torch.full((20, 1), 0.01, dtype=torch.float64)
     table = random_table(grid, seed=10)
     positions = torch.rand(20, 1, 3, generator=rng(11), dtype=torch.float64)
@@ -71,11 +71,11 @@ def test_features_are_constant_from_the_outermost_centres_on(face, inwards, axis
         assert not torch.allclose(hash_encode(table, positions, stds, grid)[0][:, k], found[0])
 
 
-def test_features_are_continuous_across_cell_faces_and_centres():
+def test_features_are_continuous_across_cell_faces_and_centers():
     grid = DENSE_AND_HASHED
     table = random_table(grid, seed=12)
     for level in grid.levels:
-        positions = faces_and_centres(level)[:60]
+        positions = faces_and_centers(level)[:60]
         stds = torch.zeros(60, 1, dtype=torch.float64)
         for axis in range(3):
             step = torch.zeros(3, dtype=torch.float64)
@@ -109,7 +109,7 @@ def test_cells_that_collide_share_a_row_and_their_gradients_add():
         cells.setdefault(looped_row(cell, level), []).append(cell)
     row, colliding = max(cells.items(), key=lambda item: len(item[1]))
     assert len(colliding) >= 12, "729 cells in 64 rows"
-    # Multiples of 1/18 are not exact in float64, so a centre's neighbours weigh up to 1e-15.
+    # Multiples of 1/18 are not exact in float64, so a center's neighbors weigh up to 1e-15.
     positions = ((torch.tensor(colliding).double() + 0.5) / 9.0)[:, None]
     table = random_table(grid, seed=13).requires_grad_()
     features, _ = hash_encode(table, positions, torch.zeros(len(colliding), 1).double(), grid)
@@ -190,7 +190,7 @@ def test_float32_gradients_are_those_of_float64():
 def test_gradients_are_finite_on_faces_outside_and_at_extreme_stds():
     grid = DENSE_AND_HASHED
     table = random_table(grid, seed=26, dtype=torch.float32)
-    positions = faces_and_centres(grid.levels[1]).float()[:, None]
+    positions = faces_and_centers(grid.levels[1]).float()[:, None]
     for std in (0.0, 1e-30, 1e-3, 1e10):
         stds = torch.full(positions.shape[:2], std)
         for prefilter in PREFILTERS:

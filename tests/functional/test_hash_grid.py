@@ -12,7 +12,7 @@ from _hash_truth import (
     LEVEL_NAMES,
     LEVELS,
     PREFILTERS,
-    faces_and_centres,
+    faces_and_centers,
     looped_corners,
     looped_weight,
     random_samples,
@@ -97,7 +97,7 @@ def test_primes_are_instant_ngps():
 @pytest.mark.parametrize("level", LEVELS, ids=LEVEL_NAMES)
 def test_corners_match_a_loop_over_python_integers(level):
     random = torch.rand(100, 3, generator=rng(0), dtype=torch.float64) * 1.4 - 0.2
-    positions = torch.cat([random, faces_and_centres(level)])
+    positions = torch.cat([random, faces_and_centers(level)])
     rows, weights = level_corners(positions, level)
     truth = [looped_corners(position, level) for position in positions.tolist()]
     assert rows.dtype == torch.int32
@@ -129,14 +129,14 @@ def test_float32_finds_the_same_rows_as_float64(level):
 @pytest.mark.parametrize("resolution", [2, 5])
 def test_a_dense_level_gives_every_cell_its_own_row(resolution):
     level = Level(resolution, 0, resolution**3, True)
-    centres = (torch.cartesian_prod(*[torch.arange(resolution, dtype=torch.float64)] * 3) + 0.5) / resolution
-    rows, weights = level_corners(centres, level)
+    centers = (torch.cartesian_prod(*[torch.arange(resolution, dtype=torch.float64)] * 3) + 0.5) / resolution
+    rows, weights = level_corners(centers, level)
     own = rows.gather(1, weights.argmax(dim=1, keepdim=True)).flatten()
     assert torch.equal(own.sort().values, torch.arange(resolution**3, dtype=torch.int32))
 
 
-def test_weights_make_any_linear_function_of_the_cell_centres_exact():
-    # Between the outermost centres, trilinear interpolation of x, y and z is the position itself.
+def test_weights_make_any_linear_function_of_the_cell_centers_exact():
+    # Between the outermost centers, trilinear interpolation of x, y and z is the position itself.
     n = 6
     level = Level(n, 0, n**3, True)
     positions = torch.rand(200, 3, generator=rng(4), dtype=torch.float64) * (1.0 - 1.0 / n) + 0.5 / n
@@ -166,7 +166,7 @@ def test_prefilter_weights_match_the_formula(prefilter, with_bandwidths, dtype, 
 
 @pytest.mark.parametrize("cells", [0.05, 0.2, 0.5, 1.0, 5.0])
 def test_the_multisample_weight_is_the_share_of_a_gaussian_within_its_cell(cells):
-    # Along one axis, a Gaussian of std sigma about a cell's centre, integrated from face to face.
+    # Along one axis, a Gaussian of std sigma about a cell's center, integrated from face to face.
     n = 64
     sigma = cells / n
     x = ((np.arange(200_000) + 0.5) / 200_000 - 0.5) / n

@@ -65,7 +65,7 @@ def test_density_above_its_bound_can_still_come_down():
     torch.testing.assert_close(head.grad, torch.full((1, 3), 2.0 * math.exp(MAX_EXPONENT)))
 
 
-# --- colour ---
+# --- color ---
 
 
 @pytest.mark.parametrize("layers", [2, 3, 4])

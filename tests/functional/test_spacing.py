@@ -1,4 +1,4 @@
-"""The power ladder against its textbook formula, and normalised distance against the ladder."""
+"""The power ladder against its textbook formula, and normalized distance against the ladder."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def textbook(x: np.ndarray, power: float) -> np.ndarray:
 
 
 def textbook_s(t: Tensor, near: float, far: float) -> Tensor:
-    """Normalised distance in float64: the ladder of twice the distance, from 0 at near to 1 at far."""
+    """Normalized distance in float64: the ladder of twice the distance, from 0 at near to 1 at far."""
     g, g_near, g_far = (textbook(2.0 * np.asarray(x, dtype=np.float64), SAMPLING_POWER) for x in (t, near, far))
     return torch.from_numpy((g - g_near) / (g_far - g_near))
 
@@ -117,7 +117,7 @@ def test_distances_are_inverse_in_float32_up_to_the_spacing_of_s(near, far):
 
 
 @pytest.mark.parametrize("near,far", [r for r in RANGES if r[1] > 1.0])
-def test_normalised_distances_are_inverse_in_float32(near, far):
+def test_normalized_distances_are_inverse_in_float32(near, far):
     s = torch.rand(500, generator=rng(1)).sort().values
     back = textbook_s(s_to_t(s, *ends(near, far, dtype=torch.float32)), near, far)
     torch.testing.assert_close(back, s.double(), rtol=0.0, atol=2e-6)

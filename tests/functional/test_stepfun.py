@@ -121,7 +121,7 @@ def test_fenceposts_increase_and_stay_inside_the_domain(batch, anneal, dtype):
 def test_many_jittered_draws_reproduce_the_weights():
     rays, num, bins = 400, 16, 8
     sdist, weights = random_histogram((), bins, seed=6)
-    # Empty end intervals keep the outer fenceposts off the domain's ends: the centres can be recovered.
+    # Empty end intervals keep the outer fenceposts off the domain's ends: the centers can be recovered.
     weights[[0, -1]] = 0.0
     weights = weights / weights.sum()
     jitter = ((torch.arange(rays, dtype=torch.float64) + 0.5) / rays)[:, None]
@@ -143,7 +143,7 @@ def test_drawn_intervals_cover_the_histogram_in_proportion_to_its_weights():
     torch.testing.assert_close(histogram, weights, rtol=0.0, atol=1.0 / num)
 
 
-def test_one_jitter_moves_all_centres_of_a_ray_together():
+def test_one_jitter_moves_all_centers_of_a_ray_together():
     sdist = torch.linspace(0.0, 1.0, 9, dtype=torch.float64).expand(2, -1)
     jitter = torch.tensor([[0.25], [0.75]], dtype=torch.float64)
     out = sample_intervals(sdist, torch.full((2, 8), 0.125, dtype=torch.float64), 10, jitter)
@@ -261,7 +261,7 @@ def test_resample_on_its_own_fenceposts_changes_nothing():
     torch.testing.assert_close(resample(sdist, sdist, weights), weights, rtol=1e-12, atol=1e-15)
 
 
-def test_resample_is_additive_over_neighbouring_queries_and_in_the_weights():
+def test_resample_is_additive_over_neighboring_queries_and_in_the_weights():
     sdist, weights = random_histogram((4,), 16, seed=18)
     other = random_histogram((4,), 16, seed=19)[1]
     queries = torch.rand(4, 21, generator=rng(20), dtype=torch.float64).sort(dim=-1).values

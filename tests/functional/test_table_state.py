@@ -9,7 +9,7 @@ import pytest
 import torch
 from _tables import aligned_grid, decays, level_means, new_table, odd_grid, two_levels, values
 
-from zipnerf_ns.functional.table_state import Summary, TableState, decay_coefficients, summarise
+from zipnerf_ns.functional.table_state import Summary, TableState, decay_coefficients, summarize
 
 
 class Owner(torch.nn.Module):
@@ -147,9 +147,9 @@ def test_checkpoints_hold_plain_tensors():
 def test_the_summary_is_the_loops(make_grid, features):
     grid = make_grid(features)
     table = new_table(grid, torch.float64)
-    torch.testing.assert_close(summarise(table, table.table_state).mean_square, level_means(table, grid))
+    torch.testing.assert_close(summarize(table, table.table_state).mean_square, level_means(table, grid))
     # Libraries may keep the same values in one row.
-    flat = summarise(table.detach().view(-1), table.table_state).mean_square
+    flat = summarize(table.detach().view(-1), table.table_state).mean_square
     torch.testing.assert_close(flat, level_means(table, grid))
 
 

@@ -69,7 +69,7 @@ def half_radiance_mlp(
     raw = _RoundedCotangent.apply(_Rounded.apply(features.float(), False) @ w.hidden.T) + weights.hidden_bias
     units = torch.relu(raw)
     density = bounded_exp(units @ weights.density[0] + (weights.density_bias + shift))
-    # What colour asks of the hidden layer is rounded on its way to density's kernel.
+    # What color asks of the hidden layer is rounded on its way to density's kernel.
     hidden = _RoundedCotangent.apply(_Rounded.apply(units, False))
     below = _Rounded.apply(_units(hidden @ w.first.T + view @ w.first_view.T + weights.first_bias), False)
     for matrix, bias in zip(w.middle, weights.middle_bias, strict=True):

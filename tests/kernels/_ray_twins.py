@@ -43,7 +43,7 @@ def fenceposts(sdist: Tensor, near: float = 0.1, far: float = 1e6) -> Tensor:
 
 
 def rays_to_march(rays: int, n: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Densities from nearly nothing to opaque, fenceposts out to far, which rays see, and colours.
+    """Densities from nearly nothing to opaque, fenceposts out to far, which rays see, and colors.
 
     Every other ray lets light through to its end.
     """

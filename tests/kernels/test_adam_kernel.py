@@ -1,4 +1,4 @@
-"""The tables' optimiser in Triton against its torch twin and torch's own Adam, on a GPU or under the interpreter.
+"""The tables' optimizer in Triton against its torch twin and torch's own Adam, on a GPU or under the interpreter.
 
 Without a GPU, one test runs all the others in a process of their own: the interpreter has to be chosen before triton is
 imported, and choosing it here would make it run in other tests.
@@ -30,7 +30,7 @@ from _twins import DEVICE
 from zipnerf_ns.engine.optimizers import DecayingAdam
 from zipnerf_ns.functional import adam as twins
 from zipnerf_ns.functional.adam import TableUpdate
-from zipnerf_ns.functional.table_state import TableState, summarise
+from zipnerf_ns.functional.table_state import TableState, summarize
 from zipnerf_ns.kernels.adam import table_adam as kernels
 
 GRIDS = [(aligned_grid, 1), (aligned_grid, 4), (odd_grid, 1), (odd_grid, 2), (odd_grid, 3)]
@@ -127,10 +127,10 @@ def test_equal_steps_give_equal_bits_and_a_summary_repeats_a_steps():
     assert torch.equal(one.mean_square, other.mean_square) and torch.equal(tables[0], tables[1])
     kept = one.mean_square.clone(), one.half.clone()
     one.forget()
-    one.refresh(tables[0], kernels.summarise)
+    one.refresh(tables[0], kernels.summarize)
     assert torch.equal(one.mean_square, kept[0]) and torch.equal(one.half, kept[1])
     assert torch.equal(tables[0], tables[1])
-    twin = summarise(tables[0], one)
+    twin = summarize(tables[0], one)
     torch.testing.assert_close(one.mean_square, twin.mean_square, rtol=2e-6, atol=0.0)
 
 
@@ -253,13 +253,13 @@ def test_arguments_that_the_kernel_cannot_take():
     with pytest.raises(RuntimeError, match="float32 tables; the hash table is torch.float64"):
         kernels.decayed_adam_([TableUpdate(double, double, double, double, table.table_state, 1)], LR, BETAS, EPS)
     with pytest.raises(RuntimeError, match="float32 tables"):
-        kernels.summarise(double, table.table_state)
+        kernels.summarize(double, table.table_state)
 
 
 def test_what_is_missing_is_named(without_interpreter):
     table = new_table(two_levels())
     update = TableUpdate(table, table.detach(), *moments(table), table.table_state, 1)
     for run_it in (lambda: kernels.decayed_adam_([update], LR, BETAS, EPS),
-                   lambda: kernels.summarise(table, table.table_state)):  # fmt: skip
+                   lambda: kernels.summarize(table, table.table_state)):  # fmt: skip
         with pytest.raises(RuntimeError, match="need a CUDA device"):
             run_it()

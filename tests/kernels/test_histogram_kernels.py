@@ -164,7 +164,7 @@ def test_distortion_of_degenerate_rays():
 
 @runs_kernels
 def test_distortion_of_a_thin_surface_far_from_the_origin():
-    # Neighbours differ by 1e-5 in a curved distance of 0.35: sums of that distance itself would leave few digits.
+    # Neighbors differ by 1e-5 in a curved distance of 0.35: sums of that distance itself would leave few digits.
     tdist = 5.0 + torch.cat([torch.zeros(3, 1), torch.rand(3, 64).cumsum(dim=-1) / 64], dim=-1) * 0.02
     assert_equals_twin("distortion", (tdist, torch.rand(3, 64) / 64), wanted=(1,), tolerance=3e-4)
 

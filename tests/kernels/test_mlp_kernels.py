@@ -33,7 +33,7 @@ from zipnerf_ns.kernels.mlp.tuning import (
 TOLERANCE = 5e-6
 """Relative L2 in float32: 64 to 400 rounding errors of 6e-8 a sum, at random."""
 HALF_TOLERANCE = 4e-3
-"""Relative L2 in half precision against the same roundings: sums in another order now and then round to a neighbouring
+"""Relative L2 in half precision against the same roundings: sums in another order now and then round to a neighboring
 number, 2^-8 away, and a unit's activation may lie on either side of zero."""
 STORED_TOLERANCE = 8e-3
 """Relative L2 of what is itself in half precision: the interpreter cuts digits off, up to 2^-7, where torch rounds."""
@@ -223,7 +223,7 @@ def test_frozen_features_cost_no_cotangent():
         torch.testing.assert_close(one, other, rtol=1e-5, atol=1e-6)
 
 
-# --- colour ---
+# --- color ---
 
 
 @runs_kernels

@@ -64,7 +64,7 @@ def test_pictures_are_the_same(changes):
     assert list(found) == list(truth)
     assert 0.05 < float(truth["accumulation"].mean()) and float(truth["rgb"].std()) > 0.01
     for name in truth:
-        # Distances reach 1e6, where float32 keeps few digits of the normalised distance that they come from.
+        # Distances reach 1e6, where float32 keeps few digits of the normalized distance that they come from.
         assert_close(found[name], truth[name], name, 1e-4 if "depth" in name else 1e-5)
 
 
@@ -78,7 +78,7 @@ def test_pictures_are_the_same(changes):
      "progressive_levels": True, "grid": HashGridConfig(6, 2, 4, 64, 9), "use_appearance": True},
 ])  # fmt: skip
 def test_losses_and_gradients_are_the_same(changes):
-    """Those to cameras among them, where cameras are optimised."""
+    """Those to cameras among them, where cameras are optimized."""
     bundle, image, results = make_bundle(RAYS).to(DEVICE), uniform((RAYS, 3), 5).to(DEVICE), []
     for model in both(**changes):
         model.train().progress = 0.3

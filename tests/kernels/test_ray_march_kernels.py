@@ -1,4 +1,4 @@
-"""The kernels that march along rays against their torch twins in float64: weights, colours, distances to show.
+"""The kernels that march along rays against their torch twins in float64: weights, colors, distances to show.
 
 They run on a GPU, or without one under Triton's interpreter, in a process of its own.
 """

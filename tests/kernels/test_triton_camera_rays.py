@@ -88,8 +88,8 @@ def test_distortion_matters_in_these_tests():
 
 
 @runs_kernels
-def test_a_fisheyes_very_centre_looks_along_its_axis():
-    """Nerfstudio divides zero by zero for this pixel, and for the areas of its neighbours to the left and above."""
+def test_a_fisheyes_very_center_looks_along_its_axis():
+    """Nerfstudio divides zero by zero for this pixel, and for the areas of its neighbors to the left and above."""
     cameras = make_cameras([FISHEYE], cx=torch.tensor([[20.5]]), cy=torch.tensor([[10.5]]))
     indices = torch.tensor([[0, 10, 20], [0, 10, 19], [0, 9, 20], [0, 11, 21]])
     found = PixelRays(cameras, DEVICE, "triton")(indices)
@@ -164,7 +164,7 @@ def test_pictures_equal_nerfstudios_whole_and_by_ranges(kind, shape):
 
 
 def make_store(sizes: list[tuple[int, int]], channels: int) -> PixelStore:
-    """Pictures of widths and heights, of random colours."""
+    """Pictures of widths and heights, of random colors."""
     counts = torch.tensor([0] + [width * height for width, height in sizes]).cumsum(0)
     colors = torch.randint(256, (int(counts[-1]), channels), dtype=torch.uint8)
     widths = torch.tensor([width for width, _ in sizes])

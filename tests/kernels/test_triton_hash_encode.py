@@ -78,7 +78,7 @@ def test_every_launch_computes_the_same(features, launch):
     cells = (positions * 4 - 0.5).floor()
     same = (cells[1:, 0] == cells[:-1, -1]).all(dim=-1)
     assert 0.2 < same.float().mean() < 1.0, "the rays should make runs of equal cells, and end them"
-    assert ((positions[..., 0] * 8 - 0.5).floor() == 3).any(), "some neighbours should lie in two windows of four"
+    assert ((positions[..., 0] * 8 - 0.5).floor() == 3).any(), "some neighbors should lie in two windows of four"
     assert_equals_twin(even_grid(features), positions, stds, tuning=one_way(launch))
 
 
@@ -122,7 +122,7 @@ def test_faces_corners_and_outside():
     # Cells' faces are exact in float32 for powers of two, so that both sides agree on which cell they belong to.
     n = 16
     faces = torch.arange(0, 2 * n + 1) / (2.0 * n)
-    # At the outermost centres of a level torch's versions disagree on which side's slope clamp has.
+    # At the outermost centers of a level torch's versions disagree on which side's slope clamp has.
     ends = torch.tensor([0.5 / resolution for resolution in even_grid(2).resolutions])
     faces = faces[~torch.isin(torch.minimum(faces, 1.0 - faces), ends)]
     along = torch.stack([faces, faces.flip(0), torch.full_like(faces, 0.3)], dim=-1)
@@ -160,7 +160,7 @@ def test_inactive_levels_are_zero_but_have_weights(num_active):
 @pytest.mark.parametrize("make_grid", [odd_grid, even_grid])
 def test_rows_are_the_twins(make_grid):
     grid = make_grid(1)
-    # At a cell's centre a feature is one table row, here the row's number.
+    # At a cell's center a feature is one table row, here the row's number.
     table = torch.arange(grid.num_entries, dtype=torch.float32)[:, None].to(DEVICE)
     for index, level in enumerate(grid.levels):
         cells = torch.randint(0, level.resolution, (BLOCK, 1, 3))

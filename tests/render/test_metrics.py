@@ -138,7 +138,7 @@ def test_ssim_is_skimages():
 
 
 def test_metrics_are_those_of_the_pictures_files(with_lpips):
-    """Finer than a step of 8 bits nothing is gained, and colours out of range are what they are shown as."""
+    """Finer than a step of 8 bits nothing is gained, and colors out of range are what they are shown as."""
     prediction, truth = pictures(40, 44)
     a, b = in_8_bits(prediction), in_8_bits(truth)
     metrics = ImageMetrics()

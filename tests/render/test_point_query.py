@@ -52,23 +52,23 @@ def test_fine_extents_give_the_fields_own_density_at_the_point():
 
 @pytest.mark.parametrize("prefilter", ["multisample", "ipe"])
 def test_wide_extents_are_prefiltered(prefilter):
-    """A field of random tables is rough from near, and nearly constant over a wide neighbourhood."""
+    """A field of random tables is rough from near, and nearly constant over a wide neighborhood."""
     field = make_field(prefilter)
     points = 0.5 * torch.randn(500, 3)
     spread = [float(query_density(field, points, std).log().std()) for std in (1e-3, 0.5)]
     assert spread[1] < 0.5 * spread[0]
 
 
-def test_colours_are_seen_along_the_given_directions():
+def test_colors_are_seen_along_the_given_directions():
     field = make_field()
     points, directions = 0.5 * torch.randn(60, 3), unit(60)
-    density, colour = query_points(field, points, directions, 0.01)
-    assert density.shape == (60,) and colour.shape == (60, 3)
-    assert (density > 0.0).all() and (colour >= 0.0).all() and (colour <= 1.0).all()
+    density, color = query_points(field, points, directions, 0.01)
+    assert density.shape == (60,) and color.shape == (60, 3)
+    assert (density > 0.0).all() and (color >= 0.0).all() and (color <= 1.0).all()
     _, again = query_points(field, points, directions, 0.01)
     _, other = query_points(field, points, -directions, 0.01)
-    assert torch.equal(colour, again) and (colour - other).abs().max() > 1e-3
-    assert not density.requires_grad and not colour.requires_grad
+    assert torch.equal(color, again) and (color - other).abs().max() > 1e-3
+    assert not density.requires_grad and not color.requires_grad
 
 
 def test_beyond_the_box_of_a_bounded_scene_there_is_nothing():

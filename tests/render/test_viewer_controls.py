@@ -61,9 +61,9 @@ def test_backgrounds(choice, expected):
     assert controls.values().background == expected
 
 
-def test_a_chosen_colour_is_in_units_of_one():
+def test_a_chosen_color_is_in_units_of_one():
     controls = full()
-    controls.background.value, controls.background_colour.value = "chosen colour", (255, 0, 51)
+    controls.background.value, controls.background_color.value = "chosen color", (255, 0, 51)
     assert controls.values().background == (1.0, 0.0, 0.2)
 
 
@@ -99,13 +99,13 @@ def test_nerfstudio_finds_every_element_within_a_model():
         "appearance",
         "appearance_photo",
         "background",
-        "background_colour",
+        "background_color",
         "extra_outputs",
         "finest_level",
     ]
     model.view = ViewerControls(8)
     without = [element.name for _, element in parse_object(model, ViewerElement, "Custom Elements")]
-    assert without == ["Cone width", "Background", "Colour", "Normals and weights", "Finest level"]
+    assert without == ["Cone width", "Background", "Color", "Normals and weights", "Finest level"]
 
 
 def test_checkpoints_and_copies_know_nothing_of_it():

@@ -181,7 +181,7 @@ def test_backward_passes_reach_every_leaf(small: Bench):
     assert not any("channels" in vars(network) for _, network in small.networks)
 
 
-def test_the_optimiser_is_measured_without_moving_the_tables(small: Bench):
+def test_the_optimizer_is_measured_without_moving_the_tables(small: Bench):
     """What precedes it is a training step, here at rate 0, too."""
     for group in small.trainer.optimizers.optimizers["hash_tables"].param_groups:
         group["lr"] = 0.0

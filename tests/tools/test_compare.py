@@ -106,12 +106,12 @@ def test_worst_square_by_brute_force(side):
 
 
 def test_heat_goes_from_black_to_white_over_a_quarter():
-    colours = heat(np.array([[0.0, 0.25 / 3, 0.5 / 3, 0.25, 1.0]], dtype=np.float32))[0]
-    np.testing.assert_allclose(colours, [[0, 0, 0], [1, 0, 0], [1, 1, 0], [1, 1, 1], [1, 1, 1]], atol=1e-6)
+    colors = heat(np.array([[0.0, 0.25 / 3, 0.5 / 3, 0.25, 1.0]], dtype=np.float32))[0]
+    np.testing.assert_allclose(colors, [[0, 0, 0], [1, 0, 0], [1, 1, 0], [1, 1, 1], [1, 1, 1]], atol=1e-6)
 
 
 def test_crops_show_where_it_is_worst(tmp_path):
-    """One bright error in the dark: it is inside the crop, and its colour is the hottest on the sheet."""
+    """One bright error in the dark: it is inside the crop, and its color is the hottest on the sheet."""
     truth = torch.zeros(120, 160, 3)
     wrong = truth.clone()
     wrong[100:104, 140:144] = 1.0

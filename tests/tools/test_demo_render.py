@@ -41,12 +41,12 @@ def test_hits_are_where_the_true_surface_is():
     random = np.random.default_rng(0)
     x, y = random.uniform(0, WIDTH, 1500), random.uniform(0, HEIGHT, 1500)
     origins, directions = grid_rays(POSE, x, y)
-    colour, distance = cast_rays(origins, directions, rgba=True)
+    color, distance = cast_rays(origins, directions, rgba=True)
     hit = np.isfinite(distance)
     assert 500 < hit.sum() < 1400
     ends = origins[hit] + distance[hit, None] * directions[hit]
     np.testing.assert_allclose(surface_distance(ends), 0, atol=1e-9)
-    np.testing.assert_array_equal(colour[~hit], 0)
+    np.testing.assert_array_equal(color[~hit], 0)
     reach = np.where(hit, distance, 6.0)
     for share in np.linspace(0, 1, 60):
         assert surface_distance(origins + (share * reach)[:, None] * directions).min() > -1e-9
@@ -76,10 +76,10 @@ def test_ground_counts_only_when_asked():
 
 @pytest.mark.parametrize("rgba", [False, True])
 def test_culling_changes_nothing(monkeypatch: pytest.MonkeyPatch, rgba: bool):
-    """Without the frustum test and the choice of neighbours, bit for bit the same picture comes out."""
+    """Without the frustum test and the choice of neighbors, bit for bit the same picture comes out."""
     world = bodies(not rgba)
 
-    def all_neighbours(backdrop, index, points):
+    def all_neighbors(backdrop, index, points):
         others = [other for other in range(len(world)) if other != index and world[other].casts]
         return others, [other for other in others if not world[other].thin]
 
@@ -89,7 +89,7 @@ def test_culling_changes_nothing(monkeypatch: pytest.MonkeyPatch, rgba: bool):
         culled = render_view(*arguments)
         with monkeypatch.context() as patch:
             patch.setattr(demo_render, "_candidates", lambda origin, corners, backdrop: list(range(len(world))))
-            patch.setattr(demo_render, "_neighbours", all_neighbours)
+            patch.setattr(demo_render, "_neighbors", all_neighbors)
             np.testing.assert_array_equal(render_view(*arguments), culled)
 
 
@@ -98,8 +98,8 @@ def test_pixel_is_the_mean_over_its_square():
     left, top, size, fine = 26, 14, 6, 40
     steps = (np.arange(size * fine) + 0.5) / fine
     x, y = (axis.ravel() for axis in np.meshgrid(left + steps, top + steps))
-    colour, _ = cast_rays(*grid_rays(POSE, x, y))
-    cells = colour.reshape(size, fine, size, fine, 3)
+    color, _ = cast_rays(*grid_rays(POSE, x, y))
+    cells = color.reshape(size, fine, size, fine, 3)
     truth, spread = cells.mean(axis=(1, 3)), cells.std(axis=(1, 3))
     pictures = {n: np.stack([crop(POSE, left, top, size, n, seed) for seed in range(6)]) for n in (16, 64, 1024)}
     for samples, stack in pictures.items():
@@ -120,13 +120,13 @@ def test_float32_pictures_equal_float64_rays():
     assert (np.abs(single - exact).max(axis=1) < 2e-3).mean() > 0.98
 
 
-def test_alpha_is_coverage_and_colour_is_straight():
-    """Alpha is the share of the pixel that the still life covers; colour times alpha is the mean over black."""
+def test_alpha_is_coverage_and_color_is_straight():
+    """Alpha is the share of the pixel that the still life covers; color times alpha is the mean over black."""
     left, top, size, fine = 18, 20, 8, 32
     steps = (np.arange(size * fine) + 0.5) / fine
     x, y = (axis.ravel() for axis in np.meshgrid(left + steps, top + steps))
-    colour, distance = cast_rays(*grid_rays(POSE, x, y), rgba=True)
-    over_black = colour.reshape(size, fine, size, fine, 3).mean(axis=(1, 3))
+    color, distance = cast_rays(*grid_rays(POSE, x, y), rgba=True)
+    over_black = color.reshape(size, fine, size, fine, 3).mean(axis=(1, 3))
     coverage = np.isfinite(distance).reshape(size, fine, size, fine).mean(axis=(1, 3))
     picture = crop(POSE, left, top, size, 1024, 0, rgba=True)
     assert picture.shape == (size, size, 4) and picture.min() >= 0 and picture.max() <= 1
@@ -182,12 +182,12 @@ def test_any_number_of_samples_has_one_in_each_stratum(samples: int):
 
 
 def test_sky_is_smooth_and_meets_the_ground_at_the_horizon():
-    """A whole turn at the horizon shows no seam, and far ground fades into the sky's colour there."""
+    """A whole turn at the horizon shows no seam, and far ground fades into the sky's color there."""
     angle = np.linspace(-np.pi, np.pi, 400)
     flat = np.stack([np.cos(angle), np.sin(angle), np.full_like(angle, 0.5)])
-    colour, distance = radiance(np.array([[0.0], [0.0], [40.0]]), flat / np.linalg.norm(flat, axis=0), True)
+    color, distance = radiance(np.array([[0.0], [0.0], [40.0]]), flat / np.linalg.norm(flat, axis=0), True)
     assert np.isinf(distance).all()
-    assert np.abs(np.diff(colour, axis=1)).max() < 0.05
+    assert np.abs(np.diff(color, axis=1)).max() < 0.05
     above, below = (np.array([[0.6], [-0.8], [height]]) for height in (1e-6, -1e-4))
     eye = np.array([[0.0], [0.0], [60.0]])
     (sky, _), (ground, far) = (radiance(eye, along / np.linalg.norm(along), True) for along in (above, below))

@@ -70,7 +70,7 @@ def test_pictures_are_area_means_of_the_unrounded_render(scene: Path, downscale:
 
 
 @pytest.mark.parametrize("downscale", DOWNSCALES)
-def test_transparent_pictures_average_premultiplied_colours(scene_rgba: Path, downscale: int):
+def test_transparent_pictures_average_premultiplied_colors(scene_rgba: Path, downscale: int):
     meta = read_json(scene_rgba / "transforms.json")
     frame = meta["frames"][4]
     exact = draw_again(meta, frame, rgba=True)
@@ -147,8 +147,8 @@ def every_other_pixel(cameras: Cameras, index: int, offset: tuple[float, float])
     y, x = ((torch.arange(0, size, 2)[:, None] + within).flatten() for size in (height, width))
     coords = torch.stack(torch.meshgrid(y + offset[0], x + offset[1], indexing="ij"), dim=-1)
     rays = cameras.generate_rays(camera_indices=index, coords=coords)
-    colour, _ = cast_rays(rays.origins.reshape(-1, 3).numpy(), rays.directions.reshape(-1, 3).numpy())
-    return colour.reshape(height // 2, fine, width // 2, fine, 3).mean(axis=(1, 3))
+    color, _ = cast_rays(rays.origins.reshape(-1, 3).numpy(), rays.directions.reshape(-1, 3).numpy())
+    return color.reshape(height // 2, fine, width // 2, fine, 3).mean(axis=(1, 3))
 
 
 @pytest.mark.parametrize("data", ["", "transforms_multiscale.json"])

@@ -67,7 +67,7 @@ def test_a_step_in_density_is_found_within_half_a_voxel():
 
 
 def test_outside_is_outside():
-    """Volume, normals and centre of a ball: none of them survives swapped axes, corners or winding."""
+    """Volume, normals and center of a ball: none of them survives swapped axes, corners or winding."""
     center, radius = (0.3, -0.2, 0.1), 0.41
     grid = VoxelGrid.cover((-0.4, -0.9, -0.6), (1.0, 0.5, 0.8), 70)
 
@@ -137,17 +137,17 @@ def test_progress_is_said_now_and_then(monkeypatch):
     assert lines[0].endswith("about 18 s left")
 
 
-def test_colours_are_those_of_the_points_as_seen_from_outside():
+def test_colors_are_those_of_the_points_as_seen_from_outside():
     grid = VoxelGrid.cover((-1.0, -1.0, -1.0), (1.0, 1.0, 1.0), 40)
     mesh, _ = density_mesh(ball((0.0, 0.0, 0.0), 0.7), grid, THRESHOLD)
     paint(mesh, lambda points, views: torch.cat([0.5 + 0.5 * points[:, :2], (views < 0.0)[:, 2:].float()], -1), 300)
-    colours = np.asarray(mesh.visual.vertex_colors)
-    assert (colours[:, 3] == 255).all()
+    colors = np.asarray(mesh.visual.vertex_colors)
+    assert (colors[:, 3] == 255).all()
     expected = 255.0 * (0.5 + 0.5 * np.asarray(mesh.vertices)[:, :2])
-    assert np.abs(colours[:, :2] - expected).max() <= 0.51
+    assert np.abs(colors[:, :2] - expected).max() <= 0.51
     # Looked at from outside, what is on top is seen downwards.
     clear = np.abs(mesh.vertex_normals[:, 2]) > 1e-3
-    assert ((colours[:, 2] == 255) == (mesh.vertex_normals[:, 2] > 0.0))[clear].all()
+    assert ((colors[:, 2] == 255) == (mesh.vertex_normals[:, 2] > 0.0))[clear].all()
 
 
 def test_occupancy_keeps_the_level_set_and_its_range():
@@ -165,12 +165,12 @@ def test_opacity_to_density_inverts_absorption(opacity, length):
 def test_grid_covers_its_box_with_cubes():
     grid = VoxelGrid.cover((-1.0, 0.0, 2.0), (1.0, 1.0, 2.3), 10)
     assert grid.voxel == pytest.approx(0.2) and grid.counts == (10, 5, 2)
-    centres = grid.centres(0, 100, "cpu")
-    assert centres[0].tolist() == pytest.approx([-0.9, 0.1, 2.1])
+    centers = grid.centers(0, 100, "cpu")
+    assert centers[0].tolist() == pytest.approx([-0.9, 0.1, 2.1])
     # z is fastest, then y.
-    assert centres[1].tolist() == pytest.approx([-0.9, 0.1, 2.3])
-    assert centres[2].tolist() == pytest.approx([-0.9, 0.3, 2.1])
-    assert centres[-1].tolist() == pytest.approx([0.9, 0.9, 2.3])
+    assert centers[1].tolist() == pytest.approx([-0.9, 0.1, 2.3])
+    assert centers[2].tolist() == pytest.approx([-0.9, 0.3, 2.1])
+    assert centers[-1].tolist() == pytest.approx([0.9, 0.9, 2.3])
 
 
 @pytest.mark.parametrize(

@@ -20,7 +20,7 @@ TRANSFORM = torch.tensor([[0.0, -1.0, 0.0, 0.1], [0.8, 0.0, -0.6, -0.2], [0.6, 0
 
 
 class TrueField(ZipNerfField):
-    """The built-in scene in a model's frame: its true density, and as colour its world coordinates halved."""
+    """The built-in scene in a model's frame: its true density, and as color its world coordinates halved."""
 
     def __init__(self) -> None:
         torch.nn.Module.__init__(self)
@@ -83,10 +83,10 @@ def test_every_format_holds_the_same_mesh_in_the_models_frame(tmp_path, pipeline
     world, _ = export_mesh.export(pipeline, options(tmp_path, "--save-world-frame", "--resolution", "60"))
     expected = trimesh.load(world, process=False)
     np.testing.assert_allclose(mesh.vertices, to_model(expected.vertices), atol=2e-5)
-    colours = np.asarray(mesh.visual.vertex_colors)[:, :3]
+    colors = np.asarray(mesh.visual.vertex_colors)[:, :3]
     truth = 255.0 * np.clip(0.5 + 0.25 * np.asarray(expected.vertices), 0.0, 1.0)
     # Rounded to 8 bits, twice where a file holds floats.
-    assert np.abs(colours - truth).max() <= 1.01
+    assert np.abs(colors - truth).max() <= 1.01
     stored = np.asarray(mesh.vertex_normals)
     assert (stored * (np.asarray(expected.vertex_normals) @ TRANSFORM[:, :3].numpy().T)).sum(-1).min() > 0.99
 

@@ -37,7 +37,7 @@ def test_the_camera_moves_by_a_part_of_a_pixel_and_looks_at_the_scene():
     for pose in (first, second):
         np.testing.assert_allclose(pose[:, :3].T @ pose[:, :3], np.eye(3), atol=1e-12)
         np.testing.assert_allclose(pose[:, 2] * shimmer.RADIUS, pose[:, 3], atol=1e-12)
-    # A point before the centre, seen by both.
+    # A point before the center, seen by both.
     point = 0.5 * first[:, 2]
     seen = []
     for pose in (first, second):

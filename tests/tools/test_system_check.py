@@ -39,7 +39,7 @@ def test_no_clash_with_an_editable_install(tmp_path: Path):
     """An editable install lists no file of the package, only the method; spelling of the name does not matter."""
     ours = install(tmp_path, "ZipNeRF_ns", ["__editable__.zipnerf_ns.pth"], METHOD)
     finding = check_name_clash([ours])
-    assert system_check.normalised("Zip_NeRF.ns") == "zip-nerf-ns"
+    assert system_check.normalized("Zip_NeRF.ns") == "zip-nerf-ns"
     assert system_check.owners([ours]) == {"zipnerf-ns"}
     assert finding.state == "ok"
 

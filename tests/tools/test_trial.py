@@ -20,7 +20,7 @@ from zipnerf_ns.tools.trials.config import change, prepare, set_steps
 from zipnerf_ns.tools.trials.gpu_queue import Planned, run_all
 from zipnerf_ns.tools.trials.training import release, set_up
 from zipnerf_ns.tools.trials.trial import Trial, load_trial, read_result, run_trial, save_json
-from zipnerf_ns.tools.trials.views import measure, quantise, render_views, save_view, spread
+from zipnerf_ns.tools.trials.views import measure, quantize, render_views, save_view, spread
 
 TRIAL = Trial(scene="scene", method="zipnerf", scales=(1, 2), changes={"pipeline.model.prefilter": "ipe"})
 
@@ -130,9 +130,9 @@ def test_a_trial_takes_seconds_or_steps(budget):
         dataclasses.replace(TRIAL, **budget)
 
 
-def test_quantised_colours_are_those_of_a_picture():
-    colours = torch.tensor([-0.1, 0.0, 0.4999 / 255, 0.5001 / 255, 0.7, 1.0, 2.0])
-    assert torch.equal((quantise(colours) * 255).round(), torch.tensor([0.0, 0, 0, 1, 178, 255, 255]))
+def test_quantized_colors_are_those_of_a_picture():
+    colors = torch.tensor([-0.1, 0.0, 0.4999 / 255, 0.5001 / 255, 0.7, 1.0, 2.0])
+    assert torch.equal((quantize(colors) * 255).round(), torch.tensor([0.0, 0, 0, 1, 178, 255, 255]))
 
 
 @pytest.mark.parametrize("count,number,expected", [(8, 4, [1, 3, 5, 7]), (3, 5, [0, 1, 2]), (7, 1, [3]), (4, 0, [])])
@@ -155,7 +155,7 @@ def other_methods_pipeline(tmp_path):
     release(trainer)
 
 
-def test_views_follow_what_optimised_cameras_have_drifted(other_methods_pipeline, monkeypatch):
+def test_views_follow_what_optimized_cameras_have_drifted(other_methods_pipeline, monkeypatch):
     """Every training camera corrected by the same shift: held-out ones stand that much farther, too."""
     pipeline, _ = other_methods_pipeline
     given = []
@@ -188,7 +188,7 @@ def test_another_method_is_measured_over_white(other_methods_pipeline, tmp_path)
         truth = picture[..., :3] * picture[..., 3:] + 1.0 - picture[..., 3:]
         # Rounding to 8 bits in float32: a value between two may go to either.
         np.testing.assert_allclose(view.truth.numpy(), truth, atol=0.51 / 255.0)
-        assert torch.equal(view.rendering, quantise(view.rendering)) and view.seconds > 0.0
+        assert torch.equal(view.rendering, quantize(view.rendering)) and view.seconds > 0.0
     over_black = [view.rendering.mean() for view in render_views(pipeline, over_white=False)]
     assert all(view.rendering.mean() > black for view, black in zip(views, over_black, strict=True))
     kept = []

@@ -133,7 +133,7 @@ def test_opaque_scenes_are_left_to_the_methods(tmp_path, method):
     if method == "nerfacto":
         assert expected.camera_optimizer.mode != "off"
         expected.camera_optimizer.mode = "off"
-        assert any("camera optimisation off" in note for note in result.notes)
+        assert any("camera optimization off" in note for note in result.notes)
     assert result.config.pipeline.model == expected
     assert result.config.steps_per_eval_image == result.config.steps_per_save == 0
 

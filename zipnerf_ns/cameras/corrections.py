@@ -1,6 +1,6 @@
 """Corrections of the training cameras' poses, learnt together with the scene; the parameters are Nerfstudio's.
 
-A correction turns a camera about its own centre and shifts it, both along the world's axes. Nerfstudio's
+A correction turns a camera about its own center and shifts it, both along the world's axes. Nerfstudio's
 ``apply_to_raybundle`` changes the bundle that it is given and fails on a single ray, and its metrics wait for the
 device at every step; hence the functions here. In mode SO3xR3 nothing in them waits for the device.
 """
@@ -22,7 +22,7 @@ def corrected_bundle(bundle: RayBundle, optimizer: CameraOptimizer | None) -> Ra
 
     Args:
         bundle: of any shape, with ``camera_indices``.
-        optimizer: holds a correction for each of these cameras; none where cameras are not optimised.
+        optimizer: holds a correction for each of these cameras; none where cameras are not optimized.
     """
     if optimizer is None:
         return bundle
@@ -37,10 +37,10 @@ def corrected_bundle(bundle: RayBundle, optimizer: CameraOptimizer | None) -> Ra
 def corrected_poses(
     poses: Float[Tensor, "cameras 3 4"], optimizer: CameraOptimizer | None
 ) -> Float[Tensor, "cameras 3 4"]:
-    """Camera-to-world matrices with the corrections applied, on the optimiser's device; no gradient.
+    """Camera-to-world matrices with the corrections applied, on the optimizer's device; no gradient.
 
     Args:
-        poses: as the data have them, one for each of the optimiser's cameras.
+        poses: as the data have them, one for each of the optimizer's cameras.
         optimizer: holds the corrections, or none.
     """
     if optimizer is None:

@@ -1,6 +1,6 @@
-"""Where held-out cameras stand in a world that was learnt with optimised cameras.
+"""Where held-out cameras stand in a world that was learnt with optimized cameras.
 
-Optimised cameras and their scene may have drifted together, and a held-out photo's own pose is as wrong as the training
+Optimized cameras and their scene may have drifted together, and a held-out photo's own pose is as wrong as the training
 poses were. The first is undone for every evaluation and looks at no held-out photo; the second is found on the photo
 itself, as BARF (ICCV 2021) and NeRF-- (2021) do, and only where that is asked for. All this is for scores: the viewer
 and ``ns-render`` look from the poses that they are given.
@@ -42,7 +42,7 @@ class Refined(NamedTuple):
 
 
 def drift(optimizer: CameraOptimizer | None, train_poses: Float[Tensor, "cameras 3 4"]) -> Similarity | None:
-    """The similarity by which the optimised training cameras have drifted; None where cameras are not optimised.
+    """The similarity by which the optimized training cameras have drifted; None where cameras are not optimized.
 
     Args:
         optimizer: holds the cameras' corrections, or none; other methods have one that is off.
@@ -121,7 +121,7 @@ def describe(similarity: Similarity | None, steps: int) -> str | None:
     if similarity is not None:
         shift = float(similarity.translation.norm())
         parts.append(
-            f"moved with the optimised training cameras (scale {float(similarity.scale):.4f}, turn "
+            f"moved with the optimized training cameras (scale {float(similarity.scale):.4f}, turn "
             f"{float(angle(similarity.rotation)):.3f} degrees, shift {shift:.4f})"
         )
     if steps > 0:

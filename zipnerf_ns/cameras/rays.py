@@ -25,13 +25,13 @@ CAMERA_FIELDS = 24
 """Numbers of a packed camera; see :func:`pack`."""
 
 KERNEL_TYPES = (CameraType.PERSPECTIVE.value, CameraType.FISHEYE.value)
-"""Types of camera whose rays the kernels generate; all rays of these two begin at the camera's centre."""
+"""Types of camera whose rays the kernels generate; all rays of these two begin at the camera's center."""
 
 NO_PIXEL = 1.0
 """Area from which on it is no pixel's: Nerfstudio's programs write ones where they know none."""
 
-OFF_CENTRE = 1e-3
-"""Pixels by which a principal point is moved off a pixel's centre."""
+OFF_CENTER = 1e-3
+"""Pixels by which a principal point is moved off a pixel's center."""
 
 
 @runtime_checkable
@@ -73,7 +73,7 @@ class PixelRays(nn.Module):
         if uses_kernel(cameras, self._ops):
             self._packed = pack(cameras).to(self.device)
         else:
-            self._generator = RayGenerator(off_centre(self._cameras)).to(self.device)
+            self._generator = RayGenerator(off_center(self._cameras)).to(self.device)
 
     def forward(self, indices: Int[Tensor, "rays 3"]) -> RayBundle:
         """The rays of pixels given by camera, row and column."""
@@ -132,7 +132,7 @@ class ImageRays:
         self._ops = resolve_ops(implementation, self.device)
         if uses_kernel(flat, self._ops):
             self._packed = pack(flat).to(self.device)
-        self._camera = off_centre(flat.to(self.device))
+        self._camera = off_center(flat.to(self.device))
 
     def __len__(self) -> int:
         return self.height * self.width
@@ -210,18 +210,18 @@ def _has_kernel_types(cameras: Cameras) -> bool:
     return bool(torch.isin(cameras.camera_type, cameras.camera_type.new_tensor(KERNEL_TYPES)).all())
 
 
-def off_centre(cameras: Cameras) -> Cameras:
+def off_center(cameras: Cameras) -> Cameras:
     """Cameras for Nerfstudio's generator, which divides 0 by 0 for a ray along a fisheye's axis.
 
-    Where a fisheye's principal point is a pixel's centre, as in the middle of pictures of odd width and height, it is
+    Where a fisheye's principal point is a pixel's center, as in the middle of pictures of odd width and height, it is
     moved by a thousandth of a pixel; all else stays.
     """
     is_fisheye = cameras.camera_type == CameraType.FISHEYE.value
-    at_centre = [(value - value.floor() - 0.5).abs() < OFF_CENTRE for value in (cameras.cx, cameras.cy)]
-    moved = is_fisheye & at_centre[0] & at_centre[1]
+    at_center = [(value - value.floor() - 0.5).abs() < OFF_CENTER for value in (cameras.cx, cameras.cy)]
+    moved = is_fisheye & at_center[0] & at_center[1]
     if not moved.any():
         return cameras
-    return dataclasses.replace(cameras, cx=torch.where(moved, cameras.cx + OFF_CENTRE, cameras.cx))
+    return dataclasses.replace(cameras, cx=torch.where(moved, cameras.cx + OFF_CENTER, cameras.cx))
 
 
 def pack(cameras: Cameras) -> Float[Tensor, "cameras 24"]:

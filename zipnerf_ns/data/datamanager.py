@@ -46,7 +46,7 @@ class ZipNerfDataManager(VanillaDataManager[CheckedDataset]):
 
     Input is checked before anything long begins. Images keep their alpha: the dataparser's ``alpha_color`` becomes
     the background of evaluation instead of being painted in, since a model trained with random backgrounds on
-    images with a painted one learns a wall of that colour. Pixels of images of any sizes are drawn uniformly from one
+    images with a painted one learns a wall of that color. Pixels of images of any sizes are drawn uniformly from one
     flat store on the device, and drawing them and generating their rays is one kernel where that can run. Masks may
     be any kind of picture; what they ignore, and what lies outside a fisheye's circle, is neither drawn nor counted
     by metrics. And held-out images are kept in memory only once batches of their pixels are asked for.
@@ -193,7 +193,7 @@ class ZipNerfDataManager(VanillaDataManager[CheckedDataset]):
 
     def next_train(self, step: int) -> tuple[RayBundle, dict]:
         """A batch of training rays and their pixels: ``image`` [rays, 3 or 4] in [0, 1], ``indices`` [rays, 3], and
-        where pixels weigh differently ``loss_weight`` [rays, 1], of mean 1 over all pixels, for the colour loss."""
+        where pixels weigh differently ``loss_weight`` [rays, 1], of mean 1 over all pixels, for the color loss."""
         if self.pixels is None:
             bundle, batch = super().next_train(step)
         else:
@@ -229,7 +229,7 @@ class ZipNerfDataManager(VanillaDataManager[CheckedDataset]):
 
 
 def _check_before_parsing(config: ZipNerfDataManagerConfig) -> None:
-    """Nerfstudio's parsers mix all poses when they recentre: only the files themselves say which frame is wrong."""
+    """Nerfstudio's parsers mix all poses when they recenter: only the files themselves say which frame is wrong."""
     if config.train_num_rays_per_batch < 1:
         raise InputError(f"train_num_rays_per_batch is {config.train_num_rays_per_batch}: it must be at least 1.")
     parser = config.dataparser

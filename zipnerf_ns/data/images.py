@@ -93,7 +93,7 @@ class CheckedDataset(InputDataset):
 
 
 def _circle(height: int, width: int, radius: float) -> Bool[Tensor, "{height} {width} 1"]:
-    """Whether pixels' centres are within a circle around the image's."""
+    """Whether pixels' centers are within a circle around the image's."""
     y = torch.arange(height)[:, None] + 0.5 - height / 2
     x = torch.arange(width) + 0.5 - width / 2
     return (torch.hypot(x, y) <= radius)[..., None]

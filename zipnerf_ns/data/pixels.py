@@ -51,7 +51,7 @@ class PixelStore:
         if allowed is not None and len(allowed) == 0:
             raise InputError(NOTHING_USED)
         if allowed is not None and int(counts.sum()) < 2**31:
-            # The numbers are larger than the colours that they name: half of that, where it suffices.
+            # The numbers are larger than the colors that they name: half of that, where it suffices.
             allowed = allowed.int()
         return cls(
             torch.cat(colors).to(device),
@@ -69,7 +69,7 @@ class PixelStore:
         return torch.randint(len(self), (num_rays,), device=self.colors.device)
 
     def sample(self, num_rays: int) -> dict[str, Tensor]:
-        """Pixels drawn uniformly, with replacement: colours in [0, 1], and camera, row and column."""
+        """Pixels drawn uniformly, with replacement: colors in [0, 1], and camera, row and column."""
         drawn = self.draw(num_rays)
         flat = drawn if self.allowed is None else self.allowed[drawn].long()
         image = torch.searchsorted(self.offsets, flat, right=True) - 1

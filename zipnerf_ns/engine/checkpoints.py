@@ -227,7 +227,7 @@ class ResumableTrainer(Trainer):
         absent = sorted(set(self.optimizers.optimizers) - set(state["optimizers"]))
         if absent:
             raise InputError(
-                f"checkpoint {path} lacks the optimiser state of {', '.join(absent)}: it is of another configuration. "
+                f"checkpoint {path} lacks the optimizer state of {', '.join(absent)}: it is of another configuration. "
                 "Load it with the options it was trained with (its config.yml), or train anew without it."
             )
         self._start_step = state["step"] + 1

@@ -64,7 +64,7 @@ class GraphedStep:
     def has_current_tables(self) -> bool:
         """Whether what the look-ups keep of every hash table is of its present values.
 
-        The optimiser leaves it so. A checkpoint that was loaded since has not: a replay would read what is kept of the
+        The optimizer leaves it so. A checkpoint that was loaded since has not: a replay would read what is kept of the
         values before, and only Python, which it does without, would notice.
         """
         return all(table.table_state.is_current(table) for table in self._tables)
@@ -118,9 +118,9 @@ def why_no_graph(trainer: Trainer) -> str | None:
     tables = {parameter for parameter in model.parameters() if hasattr(parameter, "table_state")}
     ours = [optimizer for optimizer in trainer.optimizers.optimizers.values() if isinstance(optimizer, DecayingAdam)]
     if not tables <= {p for optimizer in ours for group in optimizer.param_groups for p in group["params"]}:
-        return "the hash tables' optimiser is not DecayingAdam, which keeps their mean squares current."
+        return "the hash tables' optimizer is not DecayingAdam, which keeps their mean squares current."
     if model.config.camera_optimizer.mode == "SE3":
-        return "camera optimiser mode SE3 copies from the CPU at every step, which mode SO3xR3 does not."
+        return "camera optimizer mode SE3 copies from the CPU at every step, which mode SO3xR3 does not."
     if not getattr(trainer.pipeline.datamanager, "is_capturable", False):
         return "pixels or rays are not made by our kernels on the GPU."
     return None

@@ -162,9 +162,9 @@ def resolve_implementation(implementation: str, table: Tensor) -> Callable:
     """
     if table.dtype != torch.float32:
         if implementation == "triton":
-            raise RuntimeError(f"The Triton optimiser updates float32 tables; the hash table is {table.dtype}.")
+            raise RuntimeError(f"The Triton optimizer updates float32 tables; the hash table is {table.dtype}.")
         implementation = "torch" if implementation == "auto" else implementation
-    return resolve_ops(implementation, table.device, " of the optimiser").decayed_adam_
+    return resolve_ops(implementation, table.device, " of the optimizer").decayed_adam_
 
 
 @dataclass

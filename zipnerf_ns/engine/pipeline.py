@@ -50,7 +50,7 @@ class ZipNerfPipelineConfig(VanillaPipelineConfig):
 class ZipNerfPipeline(VanillaPipeline):
     """Pipeline that adds ``psnr_scale_2`` and its like to the averages of data with several scales.
 
-    Where cameras are optimised, held-out ones are moved by the similarity by which the training ones have drifted.
+    Where cameras are optimized, held-out ones are moved by the similarity by which the training ones have drifted.
     """
 
     config: ZipNerfPipelineConfig

@@ -111,7 +111,7 @@ class ZipNerfTrainer(ResumableTrainer):
         self._eager_steps = 0
 
     def setup_optimizers(self) -> Optimizers:
-        """Optimisers whose schedules end with the training, if the configuration does not say otherwise."""
+        """Optimizers whose schedules end with the training, if the configuration does not say otherwise."""
         config = {}
         for name, group in self.config.optimizers.items():
             scheduler = group["scheduler"]

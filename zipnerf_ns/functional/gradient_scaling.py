@@ -48,7 +48,7 @@ def scale_gradient(
     """The values unchanged; what flows back through them is multiplied by ``scaling``.
 
     Args:
-        values: of samples, such as densities or colours.
+        values: of samples, such as densities or colors.
         scaling: from :func:`near_camera_scaling`, one a sample; takes no gradient.
     """
     return _ScaledGradient.apply(values, scaling[..., None])

@@ -1,6 +1,6 @@
 """The prefiltered multiresolution hash grid: levels, indices, trilinear look-up and its gradient in plain torch.
 
-Conventions (each tested): a level of resolution n has n cells a side whose *centres* carry the features, so position
+Conventions (each tested): a level of resolution n has n cells a side whose *centers* carry the features, so position
 x in the unit cube lies at x*n - 1/2 in cells, and features are constant within half a cell of the cube's faces.
 Levels with n^3 <= table size are stored densely, x fastest; the others hash with Instant-NGP's primes ([I], eq. 4).
 All levels of a grid share one flat table, level after level.

@@ -63,10 +63,10 @@ def blurred_resample(
     Computed in float64, and rounded to the weights' dtype.
 
     Args:
-        queries: increasing fenceposts, normalised distance.
-        sdist: the histogram's fenceposts, normalised distance.
+        queries: increasing fenceposts, normalized distance.
+        sdist: the histogram's fenceposts, normalized distance.
         weights: mass of each interval.
-        halfwidth: half-width of the box, normalised distance; > 0.
+        halfwidth: half-width of the box, normalized distance; > 0.
     Raises:
         ValueError: if ``halfwidth`` is not positive.
     """

@@ -1,6 +1,6 @@
-"""The fields' small networks: density from features, and colour from features and view direction.
+"""The fields' small networks: density from features, and color from features and view direction.
 
-The colour network reads a bottleneck, which is linear in the density network's hidden layer. Multiplied into the layers
+The color network reads a bottleneck, which is linear in the density network's hidden layer. Multiplied into the layers
 that read it, the bottleneck disappears, and what remains has half of the products and the same values
 (:func:`fold_bottleneck`).
 """
@@ -17,7 +17,7 @@ from torch import Tensor
 from zipnerf_ns.functional.numerics import bounded_exp
 
 Precision = Literal["float32", "bfloat16"]
-"""Of the operands of matrix products; sums, densities and colours are float32 in either case."""
+"""Of the operands of matrix products; sums, densities and colors are float32 in either case."""
 NUM_HARMONICS = 16
 """Real spherical harmonics of the degrees 0 to 3."""
 
@@ -32,7 +32,7 @@ class RadianceWeights(NamedTuple):
     """Hidden layer to density."""
     density_bias: Float[Tensor, "1"]
     first: Float[Tensor, "width hidden"]
-    """Hidden layer to the first layer of the colour network."""
+    """Hidden layer to the first layer of the color network."""
     first_view: Float[Tensor, "width view"]
     """View direction to the first layer."""
     first_bias: Float[Tensor, "width"]
@@ -45,7 +45,7 @@ class RadianceWeights(NamedTuple):
     last_view: Float[Tensor, "width view"]
     last_bias: Float[Tensor, "width"]
     rgb: Float[Tensor, "3 width"]
-    """Last layer to colour."""
+    """Last layer to color."""
     rgb_bias: Float[Tensor, "3"]
 
 
@@ -84,7 +84,7 @@ def radiance_mlp(
     rgb_padding: float,
     precision: Precision,
 ) -> tuple[Float[Tensor, "intervals"], Float[Tensor, "intervals 3"]]:
-    """Density and view-dependent colour (Zip-NeRF, section 5), with the bottleneck folded into the weights.
+    """Density and view-dependent color (Zip-NeRF, section 5), with the bottleneck folded into the weights.
 
     Args:
         features: of the hash encoding; every ray has equally many intervals, one after the other.
@@ -95,7 +95,7 @@ def radiance_mlp(
         precision: of the products on CUDA; a CPU gains nothing from half precision.
 
     Returns:
-        Density per world unit, and colour in [-rgb_padding, 1 + rgb_padding].
+        Density per world unit, and color in [-rgb_padding, 1 + rgb_padding].
 
     Raises:
         ValueError: if the rays do not have equally many intervals.

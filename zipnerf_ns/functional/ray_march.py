@@ -1,7 +1,7 @@
 """What is computed along each ray, on plain tensors: drawing intervals, rendering them, and losses on their weights.
 
 Each function has a fused kernel of the same name and signature in ``zipnerf_ns.kernels.march``; these define what
-those compute. Intervals of a ray adjoin: n of them are n+1 fenceposts, ``sdist`` in normalised distance (0 to 1) or
+those compute. Intervals of a ray adjoin: n of them are n+1 fenceposts, ``sdist`` in normalized distance (0 to 1) or
 ``tdist`` along the unit direction in world units.
 """
 
@@ -48,7 +48,7 @@ def draw_intervals(
 def density_to_weights(
     density: Float[Tensor, "rays n"], tdist: Float[Tensor, "rays n+1"], valid: Bool[Tensor, "rays 1"]
 ) -> Float[Tensor, "rays n"]:
-    """Share of each ray's colour that its intervals contribute (mip-NeRF, eq. 4), with a gradient to the density.
+    """Share of each ray's color that its intervals contribute (mip-NeRF, eq. 4), with a gradient to the density.
 
     Args:
         density: per world unit.
@@ -65,7 +65,7 @@ def render(
     valid: Bool[Tensor, "rays 1"],
     colors: Float[Tensor, "rays n 3"],
 ) -> tuple[Float[Tensor, "rays n"], Float[Tensor, "rays 3"], Float[Tensor, "rays 1"]]:
-    """Weights, colour without a background, and accumulation, with gradients to density and colours.
+    """Weights, color without a background, and accumulation, with gradients to density and colors.
 
     Args:
         density, tdist, valid: as :func:`density_to_weights` takes them.
@@ -91,7 +91,7 @@ def interlevel(
     Args:
         w_prop, sdist_prop: the proposal's histogram.
         w_main, sdist_main: the rendered histogram, which the proposal should cover.
-        halfwidth: half-width of the box that blurs the latter, normalised distance; > 0.
+        halfwidth: half-width of the box that blurs the latter, normalized distance; > 0.
         eps: keeps the division finite.
     Raises:
         ValueError: if ``halfwidth`` is not positive.
@@ -119,7 +119,7 @@ def median_and_mean_distance(
     """Median and geometric mean distance along each ray, world units; no gradient. Near for both of an empty ray.
 
     Args:
-        weights: mass of each interval, not necessarily normalised.
+        weights: mass of each interval, not necessarily normalized.
         tdist: fenceposts, world units.
     """
     starts, ends = tdist[:, :-1], tdist[:, 1:]

@@ -1,6 +1,6 @@
 """Similarities between two sets of the same cameras: x -> scale * rotation x + translation.
 
-Optimised cameras and the scene that is learnt with them may drift together by any similarity without a pixel changing:
+Optimized cameras and the scene that is learnt with them may drift together by any similarity without a pixel changing:
 held-out cameras have to follow before they can be compared with anything.
 """
 
@@ -41,11 +41,11 @@ def align_cameras(source: Float[Tensor, "cameras 3 4"], target: Float[Tensor, "c
     if len(source) == 0:
         raise ValueError("without a camera there is nothing to align.")
     source, target = source.double(), target.double()
-    centre_x, x = _centred(source[:, :, 3])
-    centre_y, y = _centred(target[:, :, 3])
+    center_x, x = _centered(source[:, :, 3])
+    center_y, y = _centered(target[:, :, 3])
     spread_x, spread_y = x.square().sum().sqrt(), y.square().sum().sqrt()
-    has_scale = bool(spread_x > COINCIDENT * (1.0 + centre_x.norm())) and bool(
-        spread_y > COINCIDENT * (1.0 + centre_y.norm())
+    has_scale = bool(spread_x > COINCIDENT * (1.0 + center_x.norm())) and bool(
+        spread_y > COINCIDENT * (1.0 + center_y.norm())
     )
     products = torch.einsum("nij,nkj->ik", target[:, :, :3], source[:, :, :3]) / len(source)
     if has_scale:
@@ -59,7 +59,7 @@ def align_cameras(source: Float[Tensor, "cameras 3 4"], target: Float[Tensor, "c
     if has_scale:
         # Positions that no rotation brings near each other would ask for a negative scale.
         scale = (torch.einsum("ni,ij,nj->", y, rotation, x) / spread_x.square()).clamp_min(COINCIDENT)
-    return Similarity(scale, rotation, centre_y - scale * (rotation @ centre_x))
+    return Similarity(scale, rotation, center_y - scale * (rotation @ center_x))
 
 
 def move_cameras(similarity: Similarity, poses: Float[Tensor, "cameras 3 4"]) -> Float[Tensor, "cameras 3 4"]:
@@ -95,6 +95,6 @@ def angle(rotation: Float[Tensor, "3 3"]) -> Float[Tensor, ""]:
     return torch.rad2deg(2.0 * torch.asin(chord.clamp(max=1.0)))
 
 
-def _centred(points: Float[Tensor, "points 3"]) -> tuple[Float[Tensor, "3"], Float[Tensor, "points 3"]]:
-    centre = points.mean(dim=0)
-    return centre, points - centre
+def _centered(points: Float[Tensor, "points 3"]) -> tuple[Float[Tensor, "3"], Float[Tensor, "points 3"]]:
+    center = points.mean(dim=0)
+    return center, points - center

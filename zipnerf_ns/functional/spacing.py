@@ -1,4 +1,4 @@
-"""Power-ladder spacing: from normalised distance s to metric distance t (Zip-NeRF, section 5)."""
+"""Power-ladder spacing: from normalized distance s to metric distance t (Zip-NeRF, section 5)."""
 
 from __future__ import annotations
 
@@ -37,13 +37,13 @@ def power_ladder(x: Float[Tensor, "*shape"], power: float) -> Float[Tensor, "*sh
 def s_to_t(
     sdist: Float[Tensor, "*batch edges"], near: Float[Tensor, "*batch 1"], far: Float[Tensor, "*batch 1"]
 ) -> Float[Tensor, "*batch edges"]:
-    """Normalised distance to distance along the ray, clipped into [near, far].
+    """Normalized distance to distance along the ray, clipped into [near, far].
 
     s is linear in u = (2t/|p-1| + 1)^p as well as in P(2t, p), and u keeps relative precision near ``far``,
     where P is nearly constant.
 
     Args:
-        sdist: normalised distance in [0, 1].
+        sdist: normalized distance in [0, 1].
         near, far: the ray's ends in world units, 0 <= near < far.
     """
     u_near, u_far = _ladder_argument(near), _ladder_argument(far)

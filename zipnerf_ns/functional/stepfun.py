@@ -21,14 +21,14 @@ def sample_intervals(
 ) -> Float[Tensor, "*batch {num_samples}+1"]:
     """Fenceposts of ``num_samples`` intervals drawn from a histogram on [0, 1] (Zip-NeRF, section 4; mip-NeRF 360).
 
-    The centres are drawn by inverting the cumulative distribution of ``weights ** anneal``; fenceposts are the
-    midpoints of successive centres, and the two outer ones mirror their neighbour about the outer centre.
+    The centers are drawn by inverting the cumulative distribution of ``weights ** anneal``; fenceposts are the
+    midpoints of successive centers, and the two outer ones mirror their neighbor about the outer center.
 
     Args:
-        sdist: the histogram's fenceposts, normalised distance.
-        weights: its mass, not necessarily normalised.
+        sdist: the histogram's fenceposts, normalized distance.
+        weights: its mass, not necessarily normalized.
         num_samples: intervals to draw, at least 2.
-        jitter: one number in [0, 1) a ray, which moves all its centres together; ``None`` puts each centre in the
+        jitter: one number in [0, 1) a ray, which moves all its centers together; ``None`` puts each center in the
             middle of its share of the distribution.
         anneal: exponent on the weights, 0 (ignore them) to 1.
     Raises:
@@ -52,7 +52,7 @@ def annealed(
     weights: Float[Tensor, "*batch edges-1"],
     anneal: float | Float[Tensor, ""],
 ) -> Float[Tensor, "*batch edges-1"]:
-    """weights ** anneal, zero for empty intervals, normalised to sum to one (mip-NeRF 360, section 4)."""
+    """weights ** anneal, zero for empty intervals, normalized to sum to one (mip-NeRF 360, section 4)."""
     raised = torch.where(sdist.diff(dim=-1) > 0.0, weights.clamp_min(MIN_ANNEALED_WEIGHT) ** anneal, 0.0)
     return raised / raised.sum(dim=-1, keepdim=True).clamp_min(TINY)
 
@@ -60,7 +60,7 @@ def annealed(
 def invert_cdf(
     u: Float[Tensor, "*batch q"], sdist: Float[Tensor, "*batch edges"], weights: Float[Tensor, "*batch edges-1"]
 ) -> Float[Tensor, "*batch q"]:
-    """Positions at which the cumulative mass of a normalised histogram reaches ``u`` in [0, 1]."""
+    """Positions at which the cumulative mass of a normalized histogram reaches ``u`` in [0, 1]."""
     cdf = torch.cat([torch.zeros_like(weights[..., :1]), weights.cumsum(dim=-1)], dim=-1)
     # Rounding must not leave the end below 1: u just under 1 would then have no interval.
     cdf = cdf / cdf[..., -1:].clamp_min(TINY)
@@ -92,7 +92,7 @@ def distortion(
 
     Args:
         fenceposts: increasing, in whatever unit the distance is to be measured.
-        weights: mass of each interval, not normalised: the result scales with its square.
+        weights: mass of each interval, not normalized: the result scales with its square.
     """
     middles = 0.5 * (fenceposts[..., 1:] + fenceposts[..., :-1])
     mass_before = weights.cumsum(dim=-1) - weights

@@ -1,7 +1,7 @@
 """What follows from a hash table's values and is wanted at every step, kept by whoever wrote the table last.
 
 The mean square of each level goes into the weight features and the decay's value, and a half-precision copy may be
-what the look-up reads. Both follow from the values alone, so the optimiser, which has every value in its hands, leaves
+what the look-up reads. Both follow from the values alone, so the optimizer, which has every value in its hands, leaves
 them here, and nobody passes over the table again. Whatever else changes the table makes them stale.
 """
 
@@ -32,7 +32,7 @@ class Summary(NamedTuple):
 class TableState:
     """A table's layout, its decay, and a summary of the values it had when ``record`` or ``refresh`` was last called.
 
-    It hangs on the parameter as ``table_state``, where an optimiser finds it. Torch's in-place operations and
+    It hangs on the parameter as ``table_state``, where an optimizer finds it. Torch's in-place operations and
     ``load_state_dict`` raise a tensor's version, moving it changes its address: :meth:`is_current` sees either.
     It cannot see a write through ``parameter.data``, nor one by ``torch.optim.Adam(fused=True)``, for torch counts
     neither; after such a write call :meth:`forget`.
@@ -53,7 +53,7 @@ class TableState:
 
     @property
     def decay(self) -> tuple[float, ...]:
-        """What the optimiser adds to the gradient of each level, in multiples of the level's values."""
+        """What the optimizer adds to the gradient of each level, in multiples of the level's values."""
         return self._decay
 
     @decay.setter
@@ -89,10 +89,10 @@ class TableState:
         self.half, self._written = half, _identity(table)
 
     def refresh(self, table: Tensor, compute: Callable[[Tensor, TableState], Summary] | None = None) -> None:
-        """Brings the summary up to date with a table; ``compute`` does it, or :func:`summarise` if not given."""
+        """Brings the summary up to date with a table; ``compute`` does it, or :func:`summarize` if not given."""
         # Kept beyond this forward pass, so it must be fit for any other, also if this one runs in inference mode.
         with torch.inference_mode(False), torch.no_grad():
-            self.record(table, *(compute or summarise)(table, self))
+            self.record(table, *(compute or summarize)(table, self))
 
     def forget(self) -> None:
         """Counts as stale from now on; what is computed next goes to the same memory."""
@@ -111,7 +111,7 @@ class TableState:
         return {**self.__dict__, "mean_square": None, "half": None, "_written": None}
 
 
-def summarise(table: Tensor, state: TableState) -> Summary:
+def summarize(table: Tensor, state: TableState) -> Summary:
     """The summary that a state keeps of its table, in plain torch."""
     values = table.detach()
     mean_square = mean_square_per_level(values.reshape(-1, state.grid.features_per_level), state.grid)

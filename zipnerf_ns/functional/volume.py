@@ -12,7 +12,7 @@ from zipnerf_ns.functional.numerics import TINY
 def density_to_weights(
     density: Float[Tensor, "*batch n"], starts: Float[Tensor, "*batch n"], ends: Float[Tensor, "*batch n"]
 ) -> Float[Tensor, "*batch n"]:
-    """Share of the ray's colour that each interval contributes (mip-NeRF, eq. 4); the sum is at most 1.
+    """Share of the ray's color that each interval contributes (mip-NeRF, eq. 4); the sum is at most 1.
 
     Args:
         density: per world unit.
@@ -27,7 +27,7 @@ def density_to_weights(
 def expected_distance(
     weights: Float[Tensor, "*batch n"], starts: Float[Tensor, "*batch n"], ends: Float[Tensor, "*batch n"]
 ) -> Float[Tensor, "*batch 1"]:
-    """Geometric mean of the intervals' middles under the normalised weights; the near end of an empty ray.
+    """Geometric mean of the intervals' middles under the normalized weights; the near end of an empty ray.
 
     Of logarithms, as mip-NeRF 360's code takes it: where the last interval ends at 1e6, a hundredth of the weight in it
     would make the plain mean of any ray thousands.

@@ -75,7 +75,7 @@ class ImageMetrics(nn.Module):
     ) -> dict[str, float]:
         """Metrics of one picture, of what a mask leaves where there is one.
 
-        PSNR is that of the used pixels alone. The other two look at neighbourhoods: the ignored pixels are first
+        PSNR is that of the used pixels alone. The other two look at neighborhoods: the ignored pixels are first
         replaced by the truth in both pictures, so that nothing within the mask is an error. SSIM is then the mean over
         the windows around used pixels, LPIPS the mean over the whole picture: the more is ignored, the lower it is.
 

@@ -47,7 +47,7 @@ def collision_shares(positions: Tensor, grid: HashGrid) -> Tensor:
 def feature_sizes(fields: Mapping[str, ZipNerfDensityField]) -> dict[str, float]:
     """Root mean square of each hash level's features as they are read, before any prefilter weight.
 
-    The optimiser has left the sums that this takes; reading them waits for the device.
+    The optimizer has left the sums that this takes; reading them waits for the device.
 
     Args:
         fields: by the names of their grids.

@@ -11,14 +11,14 @@ from torch import Tensor
 from nerfstudio.utils import colormaps
 
 ERROR_GAIN = 4.0
-"""Errors are shown this many times larger: a quarter of the full range is already the brightest colour."""
+"""Errors are shown this many times larger: a quarter of the full range is already the brightest color."""
 SOLID = 0.5
 """A ray with less opacity than this passes through more than it meets: where half of it is reached means nothing."""
 BEHIND_ALL = 2.0
 """Depth of such rays, in farthest depths of the picture's solid ones: fusion of depths then finds free space there, and
 no wall just behind what is seen."""
 FAR_QUANTILE = 0.95
-"""Share of the solid depths that the colours resolve; the sky would swallow the whole range."""
+"""Share of the solid depths that the colors resolve; the sky would swallow the whole range."""
 DISTANCES = re.compile(r"depth|expected_depth|prop_depth_\d+")
 """Names of the outputs that are distances along the rays: the rendered round's median and mean, proposals' medians."""
 
@@ -42,7 +42,7 @@ def straight_alpha(
 def depths_of_nothing(outputs: dict[str, Tensor]) -> dict[str, Tensor]:
     """A picture's outputs with one depth for all rays that meet nothing, behind all that others meet.
 
-    Their own would be anything between the ends of the ray, up to 1e6: it takes all colours of a depth picture, for its
+    Their own would be anything between the ends of the ray, up to 1e6: it takes all colors of a depth picture, for its
     opacity hides it only afterwards, and ``ns-export tsdf`` takes it for a surface. Solid rays keep their depths.
 
     Args:

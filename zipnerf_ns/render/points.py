@@ -58,11 +58,11 @@ def point_cones(points: Float[Tensor, "points 3"], directions: Float[Tensor, "po
 def query_points(
     field: ZipNerfField, points: Float[Tensor, "points 3"], directions: Float[Tensor, "points 3"], std: float
 ) -> tuple[Float[Tensor, "points"], Float[Tensor, "points 3"]]:
-    """Density per world unit, zero outside the box of a bounded scene, and colour in [0, 1], of points.
+    """Density per world unit, zero outside the box of a bounded scene, and color in [0, 1], of points.
 
     Args:
         field: in evaluation mode.
-        points, directions, std: as for :func:`point_cones`; the colour is that seen along ``directions``.
+        points, directions, std: as for :func:`point_cones`; the color is that seen along ``directions``.
     """
     cones = point_cones(points, directions, std)
     radiance = field(_rays(cones), cones.tdist)
@@ -77,7 +77,7 @@ def query_density(field: ZipNerfField, points: Float[Tensor, "points 3"], std: f
         field: in evaluation mode.
         points, std: as for :func:`point_cones`.
     """
-    # An isotropic extent looks the same from everywhere; a diagonal favours no axis of the grid.
+    # An isotropic extent looks the same from everywhere; a diagonal favors no axis of the grid.
     directions = torch.full_like(points, 1.0 / math.sqrt(3.0))
     cones = point_cones(points, directions, std)
     density = field.density(_rays(cones), cones.tdist)

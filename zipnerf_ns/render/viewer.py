@@ -30,7 +30,7 @@ MAX_CONE_SCALE = 4.0
 AS_TRAINED = "as trained"
 MEAN, OF_A_PHOTO = "mean of the photos", "of one photo"
 BACKGROUNDS = {"white": (1.0, 1.0, 1.0), "grey": (0.5, 0.5, 0.5), "black": (0.0, 0.0, 0.0)}
-CHOSEN_COLOUR = "chosen colour"
+CHOSEN_COLOR = "chosen color"
 
 
 class View(NamedTuple):
@@ -45,7 +45,7 @@ class View(NamedTuple):
     photo: int | None = None
     """Number of the training photo whose appearance is shown; the mean of all if None."""
     background: tuple[float, float, float] | None = None
-    """Colour behind what is transparent, in [0, 1]; the configured one if None. A crop's own goes before it."""
+    """Color behind what is transparent, in [0, 1]; the configured one if None. A crop's own goes before it."""
     extra_outputs: bool = False
     """Whether outputs that cost more are rendered at once, for whoever cannot ask for them later."""
 
@@ -85,11 +85,11 @@ class ViewerControls(nn.Module):
             )
             self.appearance_photo = ViewerSlider("Photo", 0, 0, max(num_photos - 1, 1), 1, visible=False)
             self.num_photos = num_photos
-        names = [AS_TRAINED, *BACKGROUNDS, CHOSEN_COLOUR]
+        names = [AS_TRAINED, *BACKGROUNDS, CHOSEN_COLOR]
         self.background = ViewerDropdown(
-            "Background", AS_TRAINED, names, hint="Behind what is transparent", cb_hook=self._show_colour
+            "Background", AS_TRAINED, names, hint="Behind what is transparent", cb_hook=self._show_color
         )
-        self.background_colour = ViewerRGB("Colour", (255, 211, 105), visible=False)
+        self.background_color = ViewerRGB("Color", (255, 211, 105), visible=False)
         self.finest_level = ViewerSlider(
             "Finest level", num_levels, 1, max(num_levels, 2), 1, hint="Coarser than this only: what each level adds"
         )
@@ -127,13 +127,13 @@ class ViewerControls(nn.Module):
 
     def _background(self) -> tuple[float, float, float] | None:
         choice = self.background.value
-        if choice == CHOSEN_COLOUR:
-            red, green, blue = self.background_colour.value
+        if choice == CHOSEN_COLOR:
+            red, green, blue = self.background_color.value
             return red / 255.0, green / 255.0, blue / 255.0
         return BACKGROUNDS.get(choice)
 
     def _show_photo(self, element: ViewerElement) -> None:
         self.appearance_photo.set_visible(element.value == OF_A_PHOTO)
 
-    def _show_colour(self, element: ViewerElement) -> None:
-        self.background_colour.set_visible(element.value == CHOSEN_COLOUR)
+    def _show_color(self, element: ViewerElement) -> None:
+        self.background_color.set_visible(element.value == CHOSEN_COLOR)

@@ -70,7 +70,7 @@ def map_incrementally(options: argparse.Namespace) -> None:
     )
     if not models:
         raise CommandError(
-            "no poses were found. Photographs must be sharp, show detail, and each much of what its neighbours show."
+            "no poses were found. Photographs must be sharp, show detail, and each much of what its neighbors show."
         )
     largest = max(models, key=lambda number: models[number].num_reg_images())
     if largest != 0:

@@ -231,7 +231,7 @@ def _write_view(folder: Path, pinhole: Pinhole, settings: _Settings, view: _View
     full = render_premultiplied(view.camera_to_world, pinhole, settings.samples_per_pixel, view.seed, settings.rgba)
     for downscale in DOWNSCALES:
         rows, columns = settings.height // downscale, settings.width // downscale
-        # Averaged before rounding to 8 bits, and with colours still multiplied by alpha.
+        # Averaged before rounding to 8 bits, and with colors still multiplied by alpha.
         picture = full.reshape(rows, downscale, columns, downscale, -1).mean(axis=(1, 3))
         picture = straight_alpha(picture) if settings.rgba else picture
         stored = np.rint(np.clip(picture, 0, 1) * 255).astype(np.uint8)

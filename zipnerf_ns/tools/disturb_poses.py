@@ -1,7 +1,7 @@
 """Copies a scene with disturbed camera poses: `python -m zipnerf_ns.tools.disturb_poses SCENE OUTPUT`.
 
-For measuring what camera optimisation mends: every pose is turned by the same angle about an axis of its own, through
-the camera's centre, and shifted by the same length in a direction of its own. The scene is in Nerfstudio's format;
+For measuring what camera optimization mends: every pose is turned by the same angle about an axis of its own, through
+the camera's center, and shifted by the same length in a direction of its own. The scene is in Nerfstudio's format;
 its other files are linked, and the scene itself stays the truth to compare with.
 """
 
@@ -41,7 +41,7 @@ def disturb_scene(
     Args:
         scene: folder with a transforms.json of Nerfstudio's and the files that it names.
         degrees: by which every camera is turned.
-        percent: by which every camera is shifted, of the cameras' mean distance from their centre.
+        percent: by which every camera is shifted, of the cameras' mean distance from their center.
         seed: of axes and directions; a frame keeps its own whichever splits are chosen.
         splits: "train" leaves the poses of frames that are not in `train_filenames` as they are.
         copy_files: copies the scene's other files instead of linking to them.
@@ -125,13 +125,13 @@ def main(arguments: list[str] | None = None) -> None:
     """Reads the command line and writes the scene; what is wrong with the input ends with one line."""
     parser = argparse.ArgumentParser(
         prog="python -m zipnerf_ns.tools.disturb_poses",
-        description="Copies a scene of Nerfstudio's with disturbed camera poses, to measure camera optimisation with.",
+        description="Copies a scene of Nerfstudio's with disturbed camera poses, to measure camera optimization with.",
         formatter_class=argparse.ArgumentDefaultsHelpFormatter,
     )
     parser.add_argument("scene", type=Path, help="folder with a transforms.json")
     parser.add_argument("output", type=Path, help="folder to write; must not exist")
     parser.add_argument("--degrees", type=float, default=1.0, help="by which every camera is turned")
-    parser.add_argument("--percent", type=float, default=1.0, help="shift, of their mean distance from their centre")
+    parser.add_argument("--percent", type=float, default=1.0, help="shift, of their mean distance from their center")
     parser.add_argument("--seed", type=int, default=0, help="of axes and directions")
     parser.add_argument("--splits", choices=("all", "train"), default="all", help="whose poses are disturbed")
     parser.add_argument("--copy-files", action="store_true", help="copy the scene's other files, do not link to them")

@@ -1,4 +1,4 @@
-"""A trained scene as a mesh with coloured vertices.
+"""A trained scene as a mesh with colored vertices.
 
 ``python -m zipnerf_ns.tools.export_mesh --load-config CONFIG --output-dir FOLDER`` runs marching cubes on the density,
 which ``ns-export marching-cubes`` does for signed distances only. Frame, scale and bounding box are those of
@@ -40,7 +40,7 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
     """The command line."""
     parser = argparse.ArgumentParser(
         prog="python -m zipnerf_ns.tools.export_mesh",
-        description="Exports the surface of a trained scene's density as a mesh with coloured vertices.",
+        description="Exports the surface of a trained scene's density as a mesh with colored vertices.",
         formatter_class=argparse.ArgumentDefaultsHelpFormatter,
     )
     add = parser.add_argument
@@ -130,7 +130,7 @@ def export(pipeline: Pipeline, options: argparse.Namespace) -> tuple[Path, MeshR
 
 
 def write_mesh(mesh: trimesh.Trimesh, path: Path) -> None:
-    """Writes a mesh with normals and colours in the format of the file's name."""
+    """Writes a mesh with normals and colors in the format of the file's name."""
     normals = {"ply": "vertex_normal", "glb": "include_normals", "obj": "include_normals"}
     mesh.export(path, **{normals[path.suffix[1:]]: True})
 

@@ -171,13 +171,13 @@ def check_nerfstudio() -> Finding:
     return Finding("nerfstudio", "wrong", mend, "everything")
 
 
-def normalised(name: str) -> str:
+def normalized(name: str) -> str:
     """A distribution's name as registries compare it: ``Zip_NeRF.ns`` and ``zip-nerf-ns`` are one name."""
     return re.sub(r"[-_.]+", "-", name).lower()
 
 
 def owners(distributions: Iterable[importlib.metadata.Distribution], package: str = "zipnerf_ns") -> set[str]:
-    """The normalised names of the distributions that install files of a package or register its methods."""
+    """The normalized names of the distributions that install files of a package or register its methods."""
     found = set()
     for distribution in distributions:
         files = distribution.files or []
@@ -188,7 +188,7 @@ def owners(distributions: Iterable[importlib.metadata.Distribution], package: st
         )
         name = distribution.metadata["Name"]
         if name and (in_files or registered):
-            found.add(normalised(name))
+            found.add(normalized(name))
     return found
 
 

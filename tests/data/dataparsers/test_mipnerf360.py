@@ -39,7 +39,7 @@ def test_names_of_the_scenes():
 
 @pytest.mark.parametrize("name,factor", [("garden", 4), ("bicycle", 4), ("kitchen", 2), ("Bonsai", 2)])
 def test_published_pictures_are_chosen_by_name(tmp_path, name, factor):
-    """Their sizes are rounded half up; focal lengths and centres are divided, not rounded."""
+    """Their sizes are rounded half up; focal lengths and centers are divided, not rounded."""
     write_mipnerf360_scene(tmp_path / name)
     outputs = parse(tmp_path / name)
     assert {path.parent.name for path in outputs.image_filenames} == {f"images_{factor}"}
@@ -72,7 +72,7 @@ def test_every_eighth_by_name_is_held_out(tmp_path, count):
     assert [path.name for path in parse(tmp_path / "garden", "val").image_filenames] == held_out
 
 
-def test_poses_are_centred_turned_and_scaled_as_a_whole(tmp_path):
+def test_poses_are_centered_turned_and_scaled_as_a_whole(tmp_path):
     """Principal axes, longest first, over all views; the farthest coordinate is 1; the cameras stand upright."""
     truth = write_mipnerf360_scene(tmp_path / "garden")
     found = both_splits(tmp_path / "garden")
@@ -105,7 +105,7 @@ def test_geometry_between_cameras_is_kept(tmp_path):
 
 @pytest.mark.parametrize("changes", [{}, {"orientation_method": "up"}, {"orientation_method": "none"}])
 def test_points_stay_with_the_cameras(tmp_path, changes):
-    """COLMAP's points go through the same transform: those at the cameras' centres are found there again."""
+    """COLMAP's points go through the same transform: those at the cameras' centers are found there again."""
     write_mipnerf360_scene(tmp_path / "garden")
     outputs = parse(tmp_path / "garden", load_3D_points=True, **changes)
     points = dict(zip(outputs.metadata["points3D_rgb"][:, 0].tolist(), outputs.metadata["points3D_xyz"], strict=True))

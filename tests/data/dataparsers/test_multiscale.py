@@ -33,7 +33,7 @@ def parse(folder: Path, split: str = "train", **changes):
 
 
 def averaged_by_hand(picture: np.ndarray, scale: int) -> np.ndarray:
-    """The definition, pixel by pixel in float64: mean of colour times alpha over mean alpha."""
+    """The definition, pixel by pixel in float64: mean of color times alpha over mean alpha."""
     rows, columns = picture.shape[0] // scale, picture.shape[1] // scale
     result = np.zeros((rows, columns, picture.shape[2]))
     for row in range(rows):
@@ -63,7 +63,7 @@ def test_reduced_pixels_are_means_of_their_squares(scale, channels):
     assert np.abs(reduced - truth).max() <= 0.5 + 1e-3
 
 
-def test_a_colour_next_to_transparency_is_not_darkened():
+def test_a_color_next_to_transparency_is_not_darkened():
     picture = np.zeros((2, 2, 4), dtype=np.uint8)
     picture[0, 0] = (200, 100, 50, 255)
     np.testing.assert_array_equal(reduce_picture(Image.fromarray(picture), 2), [[[200, 100, 50, 64]]])
@@ -103,7 +103,7 @@ def test_views_are_repeated_with_their_cameras(tmp_path):
 
 
 def test_pixels_of_the_datamanager_are_those_of_the_files(tmp_path):
-    """Drawn colours come from the reduced pictures, each with the ray of its own camera; alpha is kept."""
+    """Drawn colors come from the reduced pictures, each with the ray of its own camera; alpha is kept."""
     scene = write_named_scene(tmp_path / "scene", sizes=[ODD] * 8, channels=4)
     manager = make_datamanager(scene, MultiscaleDataParserConfig(scales=(1, 4)), train_num_rays_per_batch=500)
     outputs = manager.train_dataparser_outputs

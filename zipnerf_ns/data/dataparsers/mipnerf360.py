@@ -98,16 +98,16 @@ def principal_axes(positions: npt.NDArray[np.float64]) -> npt.NDArray[np.float64
     Returns:
         ``[3, 3]``, whose rows are the axes.
     """
-    centred = positions - positions.mean(axis=0)
+    centered = positions - positions.mean(axis=0)
     # Ascending, so turned round.
-    axes = np.linalg.eigh(centred.T @ centred)[1][:, ::-1].T
+    axes = np.linalg.eigh(centered.T @ centered)[1][:, ::-1].T
     if np.linalg.det(axes) < 0:
         axes = axes * np.array([[1.0], [1.0], [-1.0]])
     return axes
 
 
 def _turn_to_principal_axes(meta: dict[str, Any]) -> None:
-    """Centres all poses, turns them to their principal axes with the cameras upright, and says so in the transform."""
+    """Centers all poses, turns them to their principal axes with the cameras upright, and says so in the transform."""
     poses = np.stack([frame["transform_matrix"] for frame in meta["frames"]]).astype(np.float64)
     axes = principal_axes(poses[:, :3, 3])
     if (axes @ poses[:, :3, 1].mean(axis=0))[2] < 0:

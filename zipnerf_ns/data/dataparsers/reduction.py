@@ -1,6 +1,6 @@
 """Pictures with larger pixels: the mean of the squares that they cover.
 
-Of the stored values, weighted by alpha (averaged with premultiplied colours, then made straight again), as in the
+Of the stored values, weighted by alpha (averaged with premultiplied colors, then made straight again), as in the
 multi-scale scenes of mip-NeRF.
 """
 

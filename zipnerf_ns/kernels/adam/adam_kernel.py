@@ -148,7 +148,7 @@ def decayed_adam_(updates: Sequence[TableUpdate], lr: float, betas: tuple[float,
         update.state.record(update.table, mean_square, half)
 
 
-def summarise(table: Tensor, state: TableState) -> Summary:
+def summarize(table: Tensor, state: TableState) -> Summary:
     """What a step would leave in the state if it did not change the table."""
     half = state.half_buffer(table)
     (mean_square,) = _launch([TableUpdate(table, table, table, table, state, 0)], [half], [None])

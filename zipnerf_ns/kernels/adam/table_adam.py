@@ -39,8 +39,8 @@ def decayed_adam_(updates: Sequence[TableUpdate], lr: float, betas: tuple[float,
 
 
 @torch.no_grad()
-def summarise(table: Tensor, state: TableState) -> Summary:
-    """``functional.table_state.summarise`` in one pass, and bit by bit what a step leaves behind: a training that
+def summarize(table: Tensor, state: TableState) -> Summary:
+    """``functional.table_state.summarize`` in one pass, and bit by bit what a step leaves behind: a training that
     resumes from a checkpoint so goes on as if it had not stopped.
 
     Raises:
@@ -48,10 +48,10 @@ def summarise(table: Tensor, state: TableState) -> Summary:
     """
     _check(table)
     with torch.cuda.device_of(table):
-        return adam_kernel.summarise(table.contiguous(), state)
+        return adam_kernel.summarize(table.contiguous(), state)
 
 
 def _check(table: Tensor) -> None:
     if table.dtype != torch.float32:
-        raise RuntimeError(f"The Triton optimiser updates float32 tables; the hash table is {table.dtype}.")
+        raise RuntimeError(f"The Triton optimizer updates float32 tables; the hash table is {table.dtype}.")
     support.require(table.device)

@@ -54,7 +54,7 @@ def _direction(x, y, lens, is_fisheye, rotation):
     x, y = _undistort(x, y, lens)
     y = -y
     angle = tl.minimum(tl.sqrt_rn(x * x + y * y), PI)
-    # At the centre the quotient's limit: Nerfstudio divides zero by zero there.
+    # At the center the quotient's limit: Nerfstudio divides zero by zero there.
     off_axis = angle > 0.0
     sine = tl.where(off_axis, tl.div_rn(tl.sin(angle), tl.where(off_axis, angle, 1.0)), 1.0)
     x = tl.where(is_fisheye, x * sine, x)
@@ -86,7 +86,7 @@ def _store3(pointers, values, mask):
 @triton.jit
 @no_type_check
 def _write_rays(cameras, camera, column, row, outputs, rays, mask):
-    """Computes and stores the rays through the centres of pixels.
+    """Computes and stores the rays through the centers of pixels.
 
     ``outputs`` are origins, directions, pixel areas and directions' lengths; ``rays`` says where in them.
     """
@@ -178,7 +178,7 @@ def drawn_rays_kernel(
     """What ``data.pixels.PixelStore.sample`` says of drawn pixels, and their rays.
 
     ``drawn`` counts the store's pixels, or the entries of ``allowed``. Written are camera, row and column as [rays, 3]
-    and colours in [0, 1] as [rays, CHANNELS]. STEPS is the number of bits of the last image's number.
+    and colors in [0, 1] as [rays, CHANNELS]. STEPS is the number of bits of the last image's number.
     """
     rays = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
     mask = rays < num_rays

@@ -1,7 +1,7 @@
 """Rays through pixels of perspective and fisheye cameras, with lens distortion or without, in one launch each.
 
 The twin is Nerfstudio's own ``Cameras.generate_rays``: some two hundred torch operations, a handful of which wait for
-the device. The rays are its rays to float32 rounding, with one exception: at the very centre of a fisheye it divides
+the device. The rays are its rays to float32 rounding, with one exception: at the very center of a fisheye it divides
 zero by zero, where the kernels give the optical axis. Nothing here has a gradient.
 """
 
@@ -54,7 +54,7 @@ def drawn_rays(
     widths: Int[Tensor, "cameras"],
     allowed: Int[Tensor, "_"] | None,
 ) -> tuple[Int[Tensor, "rays 3"], Float[Tensor, "rays channels"], CameraRays]:
-    """Camera, row and column, colour in [0, 1] and ray of pixels drawn from a store (``data.pixels.PixelStore``).
+    """Camera, row and column, color in [0, 1] and ray of pixels drawn from a store (``data.pixels.PixelStore``).
 
     Args:
         cameras: as ``cameras.rays.pack`` makes them, one an image of the store.

@@ -44,7 +44,7 @@ def columns_of(ROW: tl.constexpr, COLUMNS: tl.constexpr):
 @triton.jit
 @no_type_check
 def _pick(quad, index):
-    """One of a lane's four neighbouring values."""
+    """One of a lane's four neighboring values."""
     even, odd = tl.split(tl.reshape(quad, [quad.shape[0], 2, 2]))
     first, third = tl.split(even)
     second, fourth = tl.split(odd)
@@ -72,7 +72,7 @@ def gather(table, rows, sums, columns, mask, ROW: tl.constexpr, WIDE: tl.constex
         window = tl.arange(0, WINDOW)[None, :]
         for pair in tl.static_range(4):
             low, high = rows[2 * pair], rows[2 * pair + 1]
-            # x neighbours sit in one aligned window of four rows three times out of four, hashed or not.
+            # x neighbors sit in one aligned window of four rows three times out of four, hashed or not.
             start = (low >> 2) * WINDOW
             quad = _read(table + (start[:, None] + window), mask[:, None], MASKED)
             apart = (high >> 2) * WINDOW != start

@@ -81,7 +81,7 @@ def corner_rows(cell, level, XOR: tl.constexpr):
     """
     i, j, k = cell
     resolution, _, y_step, z_step, mask = level
-    # A level of a single cell has no neighbour; its multipliers are zero, so only x needs saying.
+    # A level of a single cell has no neighbor; its multipliers are zero, so only x needs saying.
     right = i + tl.minimum(resolution - 1, 1)
     y0, z0 = j * y_step, k * z_step
     y1, z1 = y0 + y_step, z0 + z_step

@@ -102,7 +102,7 @@ def cone_forward(
 ) -> Tensor:  # fmt: skip
     """All channels ``[channels, intervals]``: each level's features times ``gain``, then one weight feature a level.
 
-    Channel by channel in memory, so that neighbouring lanes write, and the networks read, neighbouring numbers.
+    Channel by channel in memory, so that neighboring lanes write, and the networks read, neighboring numbers.
     """
     levels, features, intervals = len(options.grid.levels), options.grid.features_per_level, source.intervals
     out = torch.empty(levels * (features + 1), intervals, dtype=dtype, device=table.device)

@@ -1,6 +1,6 @@
 """The kernel of the gradient to the samples: where they lie, and how far they extend.
 
-Needed when cameras are optimised or normals taken, so it is written for clarity: one lane a sample, all levels in a
+Needed when cameras are optimized or normals taken, so it is written for clarity: one lane a sample, all levels in a
 loop, every result written once by its own lane, no atomics.
 """
 

@@ -215,7 +215,7 @@ def backward_kernel(
 ):
     """Adds the features' cotangent, times ``gain``, to the table's gradient: the transpose of ``forward_kernel``.
 
-    With ALONG_RAY, what an interval has left in its last cell is first summed with its neighbours' in the same cell
+    With ALONG_RAY, what an interval has left in its last cell is first summed with its neighbors' in the same cell
     (a segmented scan over the lanes), and only the last lane of such a run writes. At coarse levels, where a whole
     ray crosses a handful of cells that all rays share, this is what keeps thousands of lanes off one address.
     """

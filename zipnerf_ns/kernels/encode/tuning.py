@@ -14,10 +14,10 @@ class Launch:
     """How one kernel runs over a range of levels."""
 
     merge: Merge = "interval"
-    """Samples in one cell that become one access: none, consecutive ones of an interval, or also of neighbouring
+    """Samples in one cell that become one access: none, consecutive ones of an interval, or also of neighboring
     intervals (backward only; forward takes it for "interval")."""
     wide: bool = False
-    """Reads and adds neighbouring entries in windows of 16 bytes, where a table has one feature."""
+    """Reads and adds neighboring entries in windows of 16 bytes, where a table has one feature."""
     levels_per_program: int = 1
     """Levels that a program works through with its samples in registers."""
     block: int = 128
@@ -53,7 +53,7 @@ class Tuning:
 
 
 MERGED_UP_TO = 256
-"""Cells a side up to which neighbouring intervals of a ray share cells often enough to pay for the scan: on a trained
+"""Cells a side up to which neighboring intervals of a ray share cells often enough to pay for the scan: on a trained
 scene's rays it halves the accesses at 256 cells, and does little beyond."""
 HALF_FROM = 2
 """Features from which reading a half-precision copy pays: it takes a fifth off the look-up at the paper's NeRF grid, a

@@ -123,8 +123,8 @@ def draw_kernel(
     if HAS_HISTOGRAM:
         u = (lanes + offset[:, None]) / samples
         center = _invert_cdf(u, sdist, weights, rows, live, bins, sdist_stride, weights_stride, tl.load(anneal), M)
-        neighbour = tl.broadcast_to(tl.where(lanes > 0, lanes - 1, 1), [RAYS, N])
-        middle = 0.5 * (center + tl.gather(center, neighbour, 1))
+        neighbor = tl.broadcast_to(tl.where(lanes > 0, lanes - 1, 1), [RAYS, N])
+        middle = 0.5 * (center + tl.gather(center, neighbor, 1))
         mirrored = 2.0 * center - middle
         lowest = tl.load(sdist + rows * sdist_stride, mask=live, other=0.0)
         highest = tl.load(sdist + rows * sdist_stride + bins, mask=live, other=0.0)

@@ -1,7 +1,7 @@
 """Kernels that march along rays: emission and absorption with its gradient, the distortion loss, distances to show.
 
 Every sum along a ray is a reduction or a scan of its row, and the two fenceposts of an interval are two loads from
-neighbouring addresses. Nothing is read or written twice except through the first-level cache.
+neighboring addresses. Nothing is read or written twice except through the first-level cache.
 """
 
 from typing import no_type_check
@@ -91,7 +91,7 @@ def march_kernel(
     RAYS: tl.constexpr,
     N: tl.constexpr,
 ):
-    """Weights of the intervals, and with HAS_COLORS their sum and the sum of the colours under them."""
+    """Weights of the intervals, and with HAS_COLORS their sum and the sum of the colors under them."""
     rows, live = rows_of(rays, RAYS)
     lanes = tl.arange(0, N)[None, :]
     seen = _valid_rows(valid, rows, live, valid_stride)
@@ -156,7 +156,7 @@ def march_backward_kernel(
     RAYS: tl.constexpr,
     N: tl.constexpr,
 ):
-    """Cotangents of the densities, and with NEEDS_COLORS of the colours, from those of ``march_kernel``'s results.
+    """Cotangents of the densities, and with NEEDS_COLORS of the colors, from those of ``march_kernel``'s results.
 
     With x the optical depths, T the light that enters and v the cotangents of the weights,
     dL/dx_i = v_i T_{i+1} - sum over j > i of v_j w_j. The accumulation is 1 - T_n, whose derivative T_n would be lost

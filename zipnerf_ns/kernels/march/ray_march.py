@@ -75,7 +75,7 @@ def draw_intervals(
 def density_to_weights(
     density: Float[Tensor, "rays n"], tdist: Float[Tensor, "rays n+1"], valid: Bool[Tensor, "rays 1"]
 ) -> Float[Tensor, "rays n"]:
-    """Share of each ray's colour that its intervals contribute; see ``functional.ray_march.density_to_weights``."""
+    """Share of each ray's color that its intervals contribute; see ``functional.ray_march.density_to_weights``."""
     support.require(density.device)
     _check_shape("tdist", tdist, density.shape[0], density.shape[1] + 1)
     return _March.apply(_rows(density), _rows(tdist), valid, None)
@@ -87,9 +87,9 @@ def render(
     valid: Bool[Tensor, "rays 1"],
     colors: Float[Tensor, "rays n 3"],
 ) -> tuple[Float[Tensor, "rays n"], Float[Tensor, "rays 3"], Float[Tensor, "rays 1"]]:
-    """Weights, colour without a background, and accumulation; see ``functional.ray_march.render``.
+    """Weights, color without a background, and accumulation; see ``functional.ray_march.render``.
 
-    Colours are read as they lie, in any floating dtype, and get their gradient in the same dtype.
+    Colors are read as they lie, in any floating dtype, and get their gradient in the same dtype.
     """
     support.require(density.device)
     _check_shape("tdist", tdist, density.shape[0], density.shape[1] + 1)
@@ -161,7 +161,7 @@ def median_and_mean_distance(
 
 
 class _March(torch.autograd.Function):
-    """Joins ``march_kernel`` to autograd; without colours the weights are its only result."""
+    """Joins ``march_kernel`` to autograd; without colors the weights are its only result."""
 
     @staticmethod
     def forward(ctx: Any, density: Tensor, tdist: Tensor, valid: Tensor, colors: Tensor | None) -> Any:
@@ -254,7 +254,7 @@ def _constant(value: float, device: torch.device) -> Tensor:
 
 
 def _rows(values: Tensor) -> Float[Tensor, "rays _"]:
-    """Values as the kernels read them: float32, neighbours along a ray side by side."""
+    """Values as the kernels read them: float32, neighbors along a ray side by side."""
     values = values.float()
     return values if values.stride(1) == 1 or values.shape[1] == 1 else values.contiguous()
 

@@ -1,7 +1,7 @@
 """The networks' kernels joined to autograd: what is kept for the backward pass, and what becomes of it there.
 
 Nothing in here is of a kind that autocast would lower, in either direction. Parameters come as one flat tuple, matrices
-before vectors, in the order in which the kernels of colour read them; see :func:`flatten`.
+before vectors, in the order in which the kernels of color read them; see :func:`flatten`.
 """
 
 from __future__ import annotations
@@ -19,11 +19,11 @@ from zipnerf_ns.kernels.mlp.launch import HiddenLayer, Saved, Shape
 from zipnerf_ns.kernels.mlp.tuning import DensityTuning, RadianceTuning
 
 NUM_OTHER_MATRICES = 7
-"""Matrices of the colour network that are none of its middle layers'."""
+"""Matrices of the color network that are none of its middle layers'."""
 
 
 class Options(NamedTuple):
-    """What a call of the colour network takes besides tensors."""
+    """What a call of the color network takes besides tensors."""
 
     shift: float
     padding: float
@@ -31,7 +31,7 @@ class Options(NamedTuple):
     """Of the operands of matrix products."""
     tuning: RadianceTuning
     layers: int
-    """Hidden layers of the colour network."""
+    """Hidden layers of the color network."""
 
 
 def flatten(weights: RadianceWeights) -> tuple[Tensor, ...]:
@@ -74,7 +74,7 @@ class DensityMlp(torch.autograd.Function):
 def radiance_forward(
     features: Tensor, view: Tensor, parameters: tuple[Tensor, ...], options: Options, saves: bool
 ) -> tuple[Tensor, Tensor, Saved | None, Tensor, Tensor]:
-    """Density, colour, the layers if ``saves``, and the parameters as the kernels read them: matrices and vectors."""
+    """Density, color, the layers if ``saves``, and the parameters as the kernels read them: matrices and vectors."""
     matrices = options.layers - 2 + NUM_OTHER_MATRICES
     weights = torch.cat([matrix.detach().reshape(-1) for matrix in parameters[:matrices]]).to(options.dtype)
     biases = torch.cat([vector.detach().reshape(-1) for vector in parameters[matrices:]])
@@ -173,7 +173,7 @@ def _shape(parameters: tuple[Tensor, ...], layers: int) -> Shape:
 
 
 def _hidden_layer(weights: Tensor, biases: Tensor, shape: Shape) -> HiddenLayer:
-    """The density network's part of what the colour network's kernels read."""
+    """The density network's part of what the color network's kernels read."""
     w_hidden = weights[-shape.hidden * shape.channels :].view(shape.hidden, shape.channels)
     return HiddenLayer(w_hidden, biases[: shape.hidden], biases[shape.hidden : 2 * shape.hidden])
 
@@ -186,7 +186,7 @@ def _transposed_product(a: Float[Tensor, "rows m"], b: Float[Tensor, "rows n"]) 
 
 
 def _layer_gradients(v_layers: Tensor, units: Tensor, shape: Shape) -> list[Float[Tensor, "width inputs"]]:
-    """Gradients of each colour layer's weights, as columns over what feeds it; for the order see ``saved``."""
+    """Gradients of each color layer's weights, as columns over what feeds it; for the order see ``saved``."""
     width, side, middle = shape.width, shape.side, shape.middle
     first, *others, last = v_layers.split(width, dim=1)
     products = [_transposed_product(first, units[:, width : width + side])]

@@ -38,7 +38,7 @@ class HiddenLayer(NamedTuple):
 
 
 class Shape(NamedTuple):
-    """The sizes of a network of density and colour."""
+    """The sizes of a network of density and color."""
 
     channels: int
     hidden: int
@@ -139,7 +139,7 @@ def radiance_forward(
     saves: bool,
     tuning: RadianceTuning,
 ) -> tuple[Tensor, Tensor, Saved | None]:
-    """Density and colour of every row, and what the backward pass needs of the layers if ``saves``."""
+    """Density and color of every row, and what the backward pass needs of the layers if ``saves``."""
     rows, launch = len(features), tuning.forward
     density = features.new_empty(rows, dtype=torch.float32)
     rgb = features.new_empty(rows, 3, dtype=torch.float32)
@@ -161,10 +161,10 @@ def radiance_forward(
 def radiance_backward(
     saved: Saved, weights: Tensor, rgb: Tensor, v_rgb: Tensor, shape: Shape, padding: float, tuning: RadianceTuning
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """From the colours' cotangents, those of the layers before their relu and of the hidden layer, and sums over rows.
+    """From the colors' cotangents, those of the layers before their relu and of the hidden layer, and sums over rows.
 
     Returns:
-        v_layers ``[rows, layers * width]``, v_hidden ``[rows, hidden]``, and the gradients of the colours' weights
+        v_layers ``[rows, layers * width]``, v_hidden ``[rows, hidden]``, and the gradients of the colors' weights
         ``[width, 4]`` and of their biases ``[4]`` as one vector.
     """
     rows, launch = len(rgb), tuning.backward

@@ -1,7 +1,7 @@
 """The fields' networks in Triton, behind the signatures of ``functional.mlp``.
 
-Activations stay on chip from features to density and colour. The density network keeps nothing for its backward pass,
-which computes the hidden layer again. The colour network keeps its layers in half precision, as any implementation must
+Activations stay on chip from features to density and color. The density network keeps nothing for its backward pass,
+which computes the hidden layer again. The color network keeps its layers in half precision, as any implementation must
 that does not compute 180,000 products a row once more, and so its backward pass is a kernel for the chain of cotangents
 followed by matrix products for the weights. View and a column of ones are kept beside the hidden layer: the same
 products then give the gradients of the weights over the view and of the biases for 64 bytes a row, where sums over the
@@ -37,11 +37,11 @@ MAX_CHANNELS = 128
 DENSITY_DIMS = (32, 64, 128)
 """Widths of the hidden layer that the density network's kernels take."""
 HIDDEN_DIMS = (32, 64)
-"""Widths of the hidden layer that the colour network's kernels take."""
+"""Widths of the hidden layer that the color network's kernels take."""
 COLOR_DIMS = (64, 128, 256)
-"""Widths of the colour network."""
+"""Widths of the color network."""
 MIN_COLOR_LAYERS = 2
-"""The first and the last hidden layer of the colour network are two."""
+"""The first and the last hidden layer of the color network are two."""
 
 
 def why_density_unsupported(channels: int, hidden_dim: int) -> str | None:
@@ -59,17 +59,17 @@ def why_radiance_unsupported(
 ) -> str | None:  # fmt: skip
     """Why :func:`radiance_mlp` cannot compute a network of these sizes, as a sentence for the user; None if it can."""
     if not 1 <= channels <= MAX_CHANNELS:
-        return f"The colour network's kernels take up to {MAX_CHANNELS} features, not {channels}."
+        return f"The color network's kernels take up to {MAX_CHANNELS} features, not {channels}."
     if hidden_dim not in HIDDEN_DIMS:
-        return f"The colour network's kernels take a density network of {HIDDEN_DIMS} units, not {hidden_dim}."
+        return f"The color network's kernels take a density network of {HIDDEN_DIMS} units, not {hidden_dim}."
     if color_layers < MIN_COLOR_LAYERS:
-        return f"The colour network's kernels take {MIN_COLOR_LAYERS} hidden layers or more, not {color_layers}."
+        return f"The color network's kernels take {MIN_COLOR_LAYERS} hidden layers or more, not {color_layers}."
     if color_dim not in COLOR_DIMS:
-        return f"The colour network's kernels take hidden layers of {COLOR_DIMS} units, not {color_dim}."
+        return f"The color network's kernels take hidden layers of {COLOR_DIMS} units, not {color_dim}."
     if view_dim != NUM_HARMONICS:
-        return f"The colour network's kernels take {NUM_HARMONICS} values of a view direction, not {view_dim}."
+        return f"The color network's kernels take {NUM_HARMONICS} values of a view direction, not {view_dim}."
     if has_appearance:
-        return "The colour network's kernels have no bottleneck that an image's appearance could transform."
+        return "The color network's kernels have no bottleneck that an image's appearance could transform."
     return None
 
 
@@ -118,7 +118,7 @@ def radiance_mlp(
     rgb_padding: float,
     precision: Precision,
 ) -> tuple[Float[Tensor, "intervals"], Float[Tensor, "intervals 3"]]:
-    """Density and view-dependent colour: computes what ``functional.mlp.radiance_mlp`` defines.
+    """Density and view-dependent color: computes what ``functional.mlp.radiance_mlp`` defines.
 
     Where something requires a gradient it keeps every layer until the backward pass: 1.7 kB an interval at the paper's
     sizes in half precision. Otherwise it keeps nothing.
@@ -158,7 +158,7 @@ def spherical_harmonics(
 ) -> Float[Tensor, "rays 16"]:
     """Real spherical harmonics of unit vectors: computes what ``functional.mlp.spherical_harmonics`` defines.
 
-    Directions that need a gradient, as those of cameras that are optimised, get it from the twin: once a ray, the
+    Directions that need a gradient, as those of cameras that are optimized, get it from the twin: once a ray, the
     harmonics are a small part of a step.
 
     Raises:

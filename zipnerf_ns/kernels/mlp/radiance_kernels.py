@@ -1,19 +1,19 @@
-"""The kernels of density and colour: a network of LAYERS colour layers on one hidden layer, in both directions.
+"""The kernels of density and color: a network of LAYERS color layers on one hidden layer, in both directions.
 
-A program keeps its block of rows on chip from the features to the colour, two layers at a time: a chunk of units of the
+A program keeps its block of rows on chip from the features to the color, two layers at a time: a chunk of units of the
 lower one is an operand of the upper one's product as soon as it is known. So only the upper one is ever held whole, and
-the weights of a chunk are on their way while the chunk before is worked on. The last layer goes into the colour in the
+the weights of a chunk are on their way while the chunk before is worked on. The last layer goes into the color in the
 same way where it has no partner. The backward kernel goes the same way down. Layers are numbered from 1.
 
 ``saved`` is what the weights' gradients need of a forward pass, a row of values per row: layer LAYERS - 1, the hidden
 layer, view and a one; layers 1 to LAYERS - 2 with a one before each, of which the first is that beside view; and layer
-LAYERS. A one is padded with zeros to VIEW values. In this order whatever feeds a layer is neighbours, and one matrix
+LAYERS. A one is padded with zeros to VIEW values. In this order whatever feeds a layer is neighbors, and one matrix
 product gives the gradients of its weights and biases. ``signs`` is what the cotangents need of layers 1 to LAYERS - 1:
 which units are active, a bit each, instead of reading all of ``saved`` once more.
 
 ``weights`` is one vector: the first layer's [WIDTH, HIDDEN] and [WIDTH, VIEW], the [WIDTH, WIDTH] matrices of layers 2
-to LAYERS, the last layer's [WIDTH, HIDDEN] and [WIDTH, VIEW], colour [3, WIDTH], hidden layer [HIDDEN, CHANNELS].
-``biases`` is hidden layer, density's weights, layers 1 to LAYERS, colour, density.
+to LAYERS, the last layer's [WIDTH, HIDDEN] and [WIDTH, VIEW], color [3, WIDTH], hidden layer [HIDDEN, CHANNELS].
+``biases`` is hidden layer, density's weights, layers 1 to LAYERS, color, density.
 """
 
 from typing import no_type_check
@@ -31,7 +31,7 @@ from zipnerf_ns.kernels.mlp.density_kernels import (
 )
 
 COLORS = tl.constexpr(16)
-"""Columns of a product that gives the three colours: the fewest that tensor cores take."""
+"""Columns of a product that gives the three colors: the fewest that tensor cores take."""
 WORD = tl.constexpr(32)
 """Units whose signs share an integer."""
 
@@ -46,7 +46,7 @@ def _matrix(base, rows, ROW: tl.constexpr, first_column, COLUMNS: tl.constexpr):
 @triton.jit
 @no_type_check
 def _colors(base, first_column, WIDTH: tl.constexpr, COLUMNS: tl.constexpr):
-    """COLUMNS columns of the colours' weights, padded with zeros to COLORS rows."""
+    """COLUMNS columns of the colors' weights, padded with zeros to COLORS rows."""
     color, column = tl.arange(0, COLORS)[:, None], first_column + tl.arange(0, COLUMNS)[None, :]
     return tl.load(base + color * WIDTH + column, mask=color < 3, other=0.0)
 
@@ -175,7 +175,7 @@ def radiance_forward_kernel(
     BLOCK: tl.constexpr,
     CHUNK: tl.constexpr,
 ):
-    """Density and colour of BLOCK rows; row i is seen along ray i // samples."""
+    """Density and color of BLOCK rows; row i is seen along ray i // samples."""
     SAVED: tl.constexpr = LAYERS * WIDTH + HIDDEN + VIEW + VIEW * (1 if LAYERS == 2 else LAYERS - 2)
     lines, units, everything = tl.arange(0, BLOCK), tl.arange(0, HIDDEN), tl.arange(0, WIDTH)
     first = tl.program_id(0).to(tl.int64) * BLOCK
@@ -276,9 +276,9 @@ def radiance_backward_kernel(
     BLOCK: tl.constexpr,
     CHUNK: tl.constexpr,
 ):
-    """Cotangents of BLOCK rows' layers before their relu, of their hidden layer as far as colour asks, and some sums.
+    """Cotangents of BLOCK rows' layers before their relu, of their hidden layer as far as color asks, and some sums.
 
-    ``v_layers`` is [rows, LAYERS * WIDTH], layer by layer. ``partials`` is, per program, the colours' v_weights
+    ``v_layers`` is [rows, LAYERS * WIDTH], layer by layer. ``partials`` is, per program, the colors' v_weights
     [WIDTH, 4] and their v_bias [4], with nothing in the fourth place.
     """
     SAVED: tl.constexpr = LAYERS * WIDTH + HIDDEN + VIEW + VIEW * (1 if LAYERS == 2 else LAYERS - 2)

@@ -31,7 +31,7 @@ COUNTING = {
     "of one-value additions to random places",
     "times": "medians after warm-up; of pieces and ceilings the device's own time with its cache flushed before, of "
     "steps, loops and pictures wall-clock time of many in a row",
-    "twin": "of a whole step or picture the model's torch implementation; optimiser and rays stay the method's",
+    "twin": "of a whole step or picture the model's torch implementation; optimizer and rays stay the method's",
     "floor": "the largest of the four for each piece of work and direction; of a whole step the sum over its pieces",
 }
 """How floors are counted, for the report."""

@@ -274,13 +274,13 @@ def optimizer_cost(bench: Bench) -> Cost:
 
 
 def measure_optimizer(bench: Bench) -> None:
-    """Times a step of the hash tables' optimiser after a real backward pass, at rate 0: the tables stay as they are."""
+    """Times a step of the hash tables' optimizer after a real backward pass, at rate 0: the tables stay as they are."""
     bench.set_rays(bench.rays[-1])
     bench.model.train()
     bench.trainer.train_iteration(0)
     tables = [network.encoding.hash_table for _, network in bench.networks]
     if any(table.grad is None for table in tables):
-        raise InputError("a training step left no gradients of the hash tables: the optimiser cannot be measured.")
+        raise InputError("a training step left no gradients of the hash tables: the optimizer cannot be measured.")
     row = bench.row("optimizer", "hash tables", bench.rays[-1], cost=optimizer_cost(bench))
     config = bench.trainer.config.optimizers["hash_tables"]["optimizer"]
     for ops in bench.implementations:

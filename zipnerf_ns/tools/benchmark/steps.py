@@ -41,7 +41,7 @@ class Case(NamedTuple):
 
 
 def measure_steps(bench: Bench, parts: Collection[str]) -> None:
-    """The bare step (pixels and rays, forward pass, losses, backward pass, both optimisers) and its peak memory."""
+    """The bare step (pixels and rays, forward pass, losses, backward pass, both optimizers) and its peak memory."""
     bench.model.train()
     cases = []
     for rays in bench.rays:

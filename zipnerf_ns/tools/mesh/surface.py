@@ -36,7 +36,7 @@ DensityFunction = Callable[[Tensor], Tensor]
 
 @dataclass(frozen=True)
 class VoxelGrid:
-    """Cubic voxels that cover a box, and reach beyond its upper corner by less than one; samples are their centres."""
+    """Cubic voxels that cover a box, and reach beyond its upper corner by less than one; samples are their centers."""
 
     lower: tuple[float, float, float]
     """The box's lower corner, world units."""
@@ -71,8 +71,8 @@ class VoxelGrid:
             )
         return grid
 
-    def centres(self, first: int, last: int, device: torch.device | str) -> Float[Tensor, "points 3"]:
-        """Centres of the voxels with numbers from ``first`` up to ``last``, counted with z fastest."""
+    def centers(self, first: int, last: int, device: torch.device | str) -> Float[Tensor, "points 3"]:
+        """Centers of the voxels with numbers from ``first`` up to ``last``, counted with z fastest."""
         number = torch.arange(first, last, device=device)
         _, ny, nz = self.counts
         indices = torch.stack([number // (ny * nz), number // nz % ny, number % nz], dim=-1)
@@ -119,7 +119,7 @@ def sample_occupancy(
     device: torch.device | str = "cpu",
     say: Callable[[str], object] = lambda line: None,
 ) -> Float[np.ndarray, "nx ny nz"]:
-    """Occupancy at every voxel's centre.
+    """Occupancy at every voxel's center.
 
     Args:
         density_at: the density.
@@ -134,7 +134,7 @@ def sample_occupancy(
     begun = said = time.monotonic()
     for first in range(0, total, points_per_chunk):
         last = min(first + points_per_chunk, total)
-        values[first:last] = occupancy(density_at(grid.centres(first, last, device)), threshold).cpu().numpy()
+        values[first:last] = occupancy(density_at(grid.centers(first, last, device)), threshold).cpu().numpy()
         now = time.monotonic()
         if now - said > SECONDS_BETWEEN_LINES and last < total:
             said = now
@@ -153,7 +153,7 @@ def extract_surface(values: Float[np.ndarray, "nx ny nz"], grid: VoxelGrid) -> t
             "no density in the bounding box reaches the threshold. Lower --density-threshold or "
             "--opacity-threshold, or check --bounding-box-min and --bounding-box-max."
         )
-    # One layer of emptiness around: its voxels' centres lie half a voxel beyond the box, and the surface no farther
+    # One layer of emptiness around: its voxels' centers lie half a voxel beyond the box, and the surface no farther
     # than halfway to them.
     padded = np.pad(values, 1)
     # A sample at the level would make triangles without an area, around a vertex that coincides with it.
@@ -219,17 +219,17 @@ def paint(
     points_per_chunk: int,
     device: torch.device | str = "cpu",
 ) -> None:
-    """Gives every vertex the colour that is seen when it is looked at straight from outside.
+    """Gives every vertex the color that is seen when it is looked at straight from outside.
 
     Args:
         mesh: changed in place.
-        color_at: from points `[n, 3]` and unit directions of view `[n, 3]` to colours `[n, 3]` in [0, 1].
+        color_at: from points `[n, 3]` and unit directions of view `[n, 3]` to colors `[n, 3]` in [0, 1].
         points_per_chunk: evaluated at once.
         device: of the points that ``color_at`` is given.
     """
     points = torch.from_numpy(np.array(mesh.vertices, dtype=np.float32))
     views = -torch.from_numpy(np.array(mesh.vertex_normals, dtype=np.float32))
     chunks = zip(points.split(points_per_chunk), views.split(points_per_chunk), strict=True)
-    colours = torch.cat([color_at(point.to(device), view.to(device)).cpu() for point, view in chunks])
-    opaque = np.full((len(colours), 1), 255, dtype=np.uint8)
-    mesh.visual.vertex_colors = np.concatenate([(colours * 255.0).round().to(torch.uint8).numpy(), opaque], axis=-1)
+    colors = torch.cat([color_at(point.to(device), view.to(device)).cpu() for point, view in chunks])
+    opaque = np.full((len(colors), 1), 255, dtype=np.uint8)
+    mesh.visual.vertex_colors = np.concatenate([(colors * 255.0).round().to(torch.uint8).numpy(), opaque], axis=-1)

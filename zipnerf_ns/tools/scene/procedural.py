@@ -14,7 +14,7 @@ from dataclasses import dataclass
 import numpy as np
 from jaxtyping import Bool, Float
 
-Colour = tuple[float, float, float]
+Color = tuple[float, float, float]
 
 MIN_DISTANCE = 1e-4
 """Nearest hit that counts, in world units: a ray that starts on a surface does not hit that same surface again."""
@@ -26,7 +26,7 @@ _LATTICE = 64
 
 @dataclass(frozen=True)
 class Shape(ABC):
-    """A convex solid turned by `yaw` (radians, about the vertical) around its centre."""
+    """A convex solid turned by `yaw` (radians, about the vertical) around its center."""
 
     center: tuple[float, float, float]
     yaw: float = 0.0
@@ -38,7 +38,7 @@ class Shape(ABC):
 
     @abstractmethod
     def _interval(self, origins, directions) -> tuple[np.ndarray, np.ndarray]:
-        """Distances at which rays enter and leave, origins relative to the centre; enter >= leave for a miss."""
+        """Distances at which rays enter and leave, origins relative to the center; enter >= leave for a miss."""
 
     @abstractmethod
     def _local_normals(self, points) -> np.ndarray:
@@ -46,7 +46,7 @@ class Shape(ABC):
 
     @abstractmethod
     def _distance(self, points) -> np.ndarray:
-        """Signed distances, negative inside, from points relative to the centre."""
+        """Signed distances, negative inside, from points relative to the center."""
 
     def rotate(self, vectors: Float[np.ndarray, "3 n"], inverse: bool = False) -> Float[np.ndarray, "3 n"]:
         """Turns world vectors into the solid's own axes, or back with `inverse`."""
@@ -58,7 +58,7 @@ class Shape(ABC):
         return np.stack([c * x + s * y, c * y - s * x, z])
 
     def local(self, points: Float[np.ndarray, "3 n"]) -> Float[np.ndarray, "3 n"]:
-        """World points in the solid's own frame, its centre at the origin."""
+        """World points in the solid's own frame, its center at the origin."""
         return self.rotate(points - _column(self.center, points))
 
     def intersect(
@@ -138,7 +138,7 @@ class Box(Shape):
 
 @dataclass(frozen=True)
 class Cylinder(Shape):
-    """An upright cylinder with flat caps, `half_height` to either side of its centre."""
+    """An upright cylinder with flat caps, `half_height` to either side of its center."""
 
     radius: float = 1.0
     half_height: float = 1.0
@@ -211,16 +211,16 @@ def supports(shapes: Sequence[Shape]) -> tuple[np.ndarray, np.ndarray, np.ndarra
 def extent(
     support: tuple[np.ndarray, np.ndarray, np.ndarray], directions: Float[np.ndarray, "3 n"]
 ) -> Float[np.ndarray, "m n"]:
-    """How far each solid reaches from its centre along unit directions (its support function)."""
+    """How far each solid reaches from its center along unit directions (its support function)."""
     axes, discs, balls = support
     level = np.hypot(directions[0], directions[1])
     return np.abs(axes @ directions).sum(axis=1) + discs[:, None] * level + balls[:, None]
 
 
 def mix(
-    first: Colour | Float[np.ndarray, "3 n"], second: Colour | Float[np.ndarray, "3 n"], share: np.ndarray
+    first: Color | Float[np.ndarray, "3 n"], second: Color | Float[np.ndarray, "3 n"], share: np.ndarray
 ) -> Float[np.ndarray, "3 n"]:
-    """Colours between `first` (share 0) and `second` (share 1)."""
+    """Colors between `first` (share 0) and `second` (share 1)."""
     share = np.asarray(share, dtype=share.dtype if share.dtype.kind == "f" else np.float32)
     first, second = (_column(c, share) if isinstance(c, tuple) else c for c in (first, second))
     mixed = (second - first) * share

@@ -1,6 +1,6 @@
 """Exact pictures of the built-in scene: the light along a ray, and its mean over a pixel's square.
 
-One sun with hard shadows, a sky, occlusion between neighbours and haze, all in closed form, so that a picture's only
+One sun with hard shadows, a sky, occlusion between neighbors and haze, all in closed form, so that a picture's only
 error is that of its pixel samples. Inside, rays are arrays `[3, n]` as in `procedural`.
 """
 
@@ -20,7 +20,7 @@ from zipnerf_ns.tools.scene.world import bodies
 SUN = tuple(float(v) for v in np.array([0.55, -0.40, 0.80]) / np.linalg.norm([0.55, -0.40, 0.80]))
 """Unit direction towards the sun."""
 
-_SUN_COLOUR, _SKY_COLOUR = (0.52, 0.485, 0.43), (0.54, 0.56, 0.59)
+_SUN_COLOR, _SKY_COLOR = (0.52, 0.485, 0.43), (0.54, 0.56, 0.59)
 _HORIZON, _ZENITH, _GLOW, _CLOUD = (0.88, 0.89, 0.88), (0.36, 0.57, 0.82), (1.0, 0.93, 0.78), (0.98, 0.97, 0.95)
 _ACROSS = np.cross(SUN, (0.0, 0.0, 1.0)) / np.linalg.norm(np.cross(SUN, (0.0, 0.0, 1.0)))
 _AXES = np.stack([_ACROSS, np.cross(SUN, _ACROSS), SUN, *np.eye(3)])
@@ -31,7 +31,7 @@ _RAYS_PER_TILE = 16384
 
 
 class Pinhole(NamedTuple):
-    """A camera without distortion, in pixels; the centre of the first pixel is at (0.5, 0.5)."""
+    """A camera without distortion, in pixels; the center of the first pixel is at (0.5, 0.5)."""
 
     fx: float
     fy: float
@@ -49,20 +49,20 @@ class Pinhole(NamedTuple):
 def cast_rays(
     origins: Float[np.ndarray, "n 3"], directions: Float[np.ndarray, "n 3"], rgba: bool = False
 ) -> tuple[Float[np.ndarray, "n 3"], Float[np.ndarray, " n"]]:
-    """Exact colour along each ray, and the distance to the surface it meets (infinite where it meets none).
+    """Exact color along each ray, and the distance to the surface it meets (infinite where it meets none).
 
     Args:
         origins: outside every solid, in the world of `transforms.json`.
         directions: unit.
         rgba: leaves the still life alone, black where a ray misses it.
     """
-    colour, distance = np.empty_like(directions), np.empty_like(directions[:, 0])
+    color, distance = np.empty_like(directions), np.empty_like(directions[:, 0])
     for start in range(0, len(origins), _RAYS_PER_TILE):
         part = slice(start, start + _RAYS_PER_TILE)
         rays = (np.ascontiguousarray(array[part].T) for array in (origins, directions))
         seen, distance[part] = radiance(*rays, backdrop=not rgba)
-        colour[part] = seen.T
-    return colour, distance
+        color[part] = seen.T
+    return color, distance
 
 
 def render_view(
@@ -81,7 +81,7 @@ def render_view(
 
     Args:
         camera_to_world: 3x4 or 4x4, OpenGL axes (x right, y up, looking along -z), in the world of `transforms.json`.
-        fx, fy, cx, cy: in pixels; the centre of the first pixel is at (0.5, 0.5).
+        fx, fy, cx, cy: in pixels; the center of the first pixel is at (0.5, 0.5).
         seed: of the samples' places in their strata.
         rgba: the still life alone, with straight alpha.
     """
@@ -93,7 +93,7 @@ def render_view(
 def render_premultiplied(
     camera_to_world, pinhole: Pinhole, samples_per_pixel: int, seed: int, rgba: bool
 ) -> np.ndarray:
-    """The picture in float32, its colours multiplied by alpha."""
+    """The picture in float32, its colors multiplied by alpha."""
     # The C library keeps freed memory up to the largest block it has seen freed; otherwise every tile's arrays would
     # go back to the system and be cleared anew.
     np.empty(1 << 24, dtype=np.uint8)
@@ -108,8 +108,8 @@ def render_premultiplied(
         corners = np.array([[0, columns, columns, 0], [0, 0, rows, rows]]) + [[left], [top]]
         corners = _directions(camera_to_world, pinhole, *corners.astype(np.float32))
         origin = camera_to_world[:3, 3:].astype(np.float32)
-        colour, distance = radiance(origin, directions, not rgba, _candidates(origin, corners, not rgba))
-        channels = [*colour, np.isfinite(distance).astype(np.float32)] if rgba else colour
+        color, distance = radiance(origin, directions, not rgba, _candidates(origin, corners, not rgba))
+        channels = [*color, np.isfinite(distance).astype(np.float32)] if rgba else color
         for channel, values in enumerate(channels):
             tile[..., channel] = values.reshape(rows, columns, -1).mean(axis=-1)
     return picture
@@ -144,10 +144,10 @@ def _candidates(origin, corners, backdrop: bool) -> list[int]:
 
 
 def straight_alpha(premultiplied: Float[np.ndarray, "height width 4"]) -> Float[np.ndarray, "height width 4"]:
-    """The picture with its colours divided by alpha, and black where alpha is zero."""
+    """The picture with its colors divided by alpha, and black where alpha is zero."""
     alpha = premultiplied[..., 3:]
-    colour = np.divide(premultiplied[..., :3], alpha, out=np.zeros_like(premultiplied[..., :3]), where=alpha > 0)
-    return np.concatenate([np.minimum(colour, 1), alpha], axis=-1)
+    color = np.divide(premultiplied[..., :3], alpha, out=np.zeros_like(premultiplied[..., :3]), where=alpha > 0)
+    return np.concatenate([np.minimum(color, 1), alpha], axis=-1)
 
 
 def radiance(
@@ -156,7 +156,7 @@ def radiance(
     backdrop: bool,
     candidates: Sequence[int] | None = None,
 ) -> tuple[Float[np.ndarray, "3 n"], Float[np.ndarray, " n"]]:
-    """Colour that arrives along each ray, and the distance to the surface it left (infinite: sky or nothing).
+    """Color that arrives along each ray, and the distance to the surface it left (infinite: sky or nothing).
 
     Args:
         origins: one for each ray or one for all, outside every solid, world.
@@ -165,16 +165,16 @@ def radiance(
         candidates: indices into `bodies(backdrop)` that the rays may meet; all of them by default.
     """
     distance, nearest = _first_hits(origins, directions, backdrop, candidates)
-    colour = np.zeros_like(directions)
+    color = np.zeros_like(directions)
     for index in np.flatnonzero(np.bincount(nearest + 1)) - 1:
         rays = np.flatnonzero(nearest == index)
         along = directions.take(rays, axis=1)
         if index >= 0:
             starts = origins if origins.shape[1] == 1 else origins.take(rays, axis=1)
-            scatter(colour, rays, _shade(backdrop, int(index), starts, along, distance.take(rays)))
+            scatter(color, rays, _shade(backdrop, int(index), starts, along, distance.take(rays)))
         elif backdrop:
-            scatter(colour, rays, _sky(along))
-    return np.clip(colour, 0, 1, out=colour), distance
+            scatter(color, rays, _sky(along))
+    return np.clip(color, 0, 1, out=color), distance
 
 
 def _first_hits(origins, directions, backdrop: bool, candidates) -> tuple[np.ndarray, np.ndarray]:
@@ -204,25 +204,25 @@ def _shade(backdrop, index, origins, directions, distance) -> np.ndarray:
     albedo = body.texture(local, local_normals)
     lit, openness = _occlusion(backdrop, index, points, normals)
     sun, sky = np.maximum(_dot(SUN, normals), 0) * lit, openness * (0.8 + 0.2 * normals[2])
-    colour = np.stack([a * (s * sun + k * sky) for a, s, k in zip(albedo, _SUN_COLOUR, _SKY_COLOUR, strict=True)])
+    color = np.stack([a * (s * sun + k * sky) for a, s, k in zip(albedo, _SUN_COLOR, _SKY_COLOR, strict=True)])
     if body.gloss:
         halfway = np.stack([towards - along for towards, along in zip(SUN, directions, strict=True)])
         halfway /= np.sqrt(_dot(halfway, halfway))
-        colour += body.gloss * lit * _squared(np.maximum(_dot(halfway, normals), 0), 5)
+        color += body.gloss * lit * _squared(np.maximum(_dot(halfway, normals), 0), 5)
     if not body.near:
         haze = 1 - np.exp(np.minimum(_HAZE_START - distance, 0) / _HAZE_LENGTH)
-        colour = mix(colour, _sky(directions, clouds=False), haze)
-    return colour
+        color = mix(color, _sky(directions, clouds=False), haze)
+    return color
 
 
 def _occlusion(backdrop, index, points, normals) -> tuple[np.ndarray, np.ndarray]:
-    """Whether the sun reaches each point (0 or 1), and how far neighbours leave the sky open (0.35 to 1)."""
+    """Whether the sun reaches each point (0 or 1), and how far neighbors leave the sky open (0.35 to 1)."""
     lit, gap = np.ones_like(points[0]), np.full_like(points[0], _OCCLUSION_REACH)
     close = np.flatnonzero(points[0] ** 2 + points[1] ** 2 < _SHADOW_REACH**2)
     if close.size:
         points, normals = points.take(close, axis=1), normals.take(close, axis=1)
         world = bodies(backdrop)
-        shades, touches = _neighbours(backdrop, index, points)
+        shades, touches = _neighbors(backdrop, index, points)
         sun = np.asarray(SUN, dtype=points.dtype)[:, None]
         reached, room = lit.take(close), gap.take(close)
         for other in shades:
@@ -235,7 +235,7 @@ def _occlusion(backdrop, index, points, normals) -> tuple[np.ndarray, np.ndarray
     return lit, 0.35 + 0.65 * np.clip(gap / _OCCLUSION_REACH, 0, 1)
 
 
-def _neighbours(backdrop: bool, index: int, points: np.ndarray) -> tuple[list[int], list[int]]:
+def _neighbors(backdrop: bool, index: int, points: np.ndarray) -> tuple[list[int], list[int]]:
     """The bodies whose shadow may fall on some of the points, and those that may be within the occlusion's reach."""
     low, high = _slabs(backdrop)
     # Not a matrix product, which would start threads in every process that draws.
@@ -265,18 +265,18 @@ def _slabs(backdrop: bool) -> tuple[np.ndarray, np.ndarray]:
 
 
 def _sky(directions, clouds: bool = True) -> np.ndarray:
-    """Colour of the sky; below the horizon it is the horizon's, which far surfaces fade into."""
+    """Color of the sky; below the horizon it is the horizon's, which far surfaces fade into."""
     height = np.clip(directions[2], 0, 1)
     level = 1 - height
-    colour = mix(_HORIZON, _ZENITH, 1 - level * level * level)
+    color = mix(_HORIZON, _ZENITH, 1 - level * level * level)
     glow = _squared(np.maximum(_dot(SUN, directions), 0), 3)
-    colour = mix(colour, _GLOW, 0.45 * glow)
+    color = mix(color, _GLOW, 0.45 * glow)
     if clouds:
         # A flat layer overhead: its plane is met at 1 / height, which the offset keeps finite at the horizon.
         u, v = directions[0] / (height + 0.25), directions[1] / (height + 0.25)
         cover = np.clip(3.0 * fractal_noise(1.6 * u + 3.7, 1.6 * v + 9.1, 3) - 1.5, 0, 1)
-        colour = mix(colour, _CLOUD, 0.7 * cover * np.minimum(4 * height, 1))
-    return colour
+        color = mix(color, _CLOUD, 0.7 * cover * np.minimum(4 * height, 1))
+    return color
 
 
 def _dot(first, second) -> np.ndarray:

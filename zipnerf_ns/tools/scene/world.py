@@ -3,7 +3,7 @@
 A still life on a round plinth within 1.2 units of the origin, paving and meadow around it, trees from 5 units on,
 towers at 30 to 90 and hills beyond 100. Surfaces carry patterns from a few units down to a hundredth of one: strong
 low frequencies with weaker fine detail, so that a coarse model already looks right and only a prefiltered one stays
-right from afar. Colours are the values that are stored in the pictures.
+right from afar. Colors are the values that are stored in the pictures.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from jaxtyping import Float
 
 from zipnerf_ns.tools.scene.procedural import (
     Box,
-    Colour,
+    Color,
     Cylinder,
     Ground,
     Shape,
@@ -55,7 +55,7 @@ class Body:
     casts: bool = True
     """Whether it throws a shadow on others."""
     thin: bool = False
-    """Too thin to hide the sky from its neighbours."""
+    """Too thin to hide the sky from its neighbors."""
 
 
 @functools.cache
@@ -155,8 +155,8 @@ def _far_away() -> tuple[Body, ...]:
     return tuple(placed)
 
 
-def _plain(colour: Colour, points, normals):
-    return mix(colour, colour, np.zeros_like(points[0]))
+def _plain(color: Color, points, normals):
+    return mix(color, color, np.zeros_like(points[0]))
 
 
 def _face(points, normals) -> tuple[np.ndarray, np.ndarray]:
@@ -253,11 +253,11 @@ def _ground(points, normals):
     x, y = points[0], points[1]
     away = np.sqrt(x * x + y * y)
     beyond = away > 3.7 + 0.5 * value_noise(0.9 * x + 3, 0.9 * y)
-    colour = np.empty_like(points)
+    color = np.empty_like(points)
     for part, pattern in ((np.flatnonzero(~beyond), _paving), (np.flatnonzero(beyond), _meadow)):
         if part.size:
-            scatter(colour, part, pattern(x.take(part), y.take(part)))
-    return colour
+            scatter(color, part, pattern(x.take(part), y.take(part)))
+    return color
 
 
 def _paving(x, y):
@@ -280,16 +280,16 @@ def _bark(points, normals):
     return mix((0.46, 0.33, 0.22), (0.30, 0.21, 0.15), parity(points[2] / 0.05))
 
 
-def _leaves(colour, points, normals):
-    dark = tuple(0.62 * c for c in colour)
-    return mix(dark, colour, np.clip(3.4 * _solid_noise(points, 4.5, 3) - 1.0 + 0.3 * normals[2], 0, 1))
+def _leaves(color, points, normals):
+    dark = tuple(0.62 * c for c in color)
+    return mix(dark, color, np.clip(3.4 * _solid_noise(points, 4.5, 3) - 1.0 + 0.3 * normals[2], 0, 1))
 
 
-def _tower(colour, points, normals):
+def _tower(color, points, normals):
     u, v = _face(points, normals)
     pane_u, pane_v = u / 0.8 - np.floor(u / 0.8), v / 1.1 - np.floor(v / 1.1)
     pane = (np.abs(pane_u - 0.5) < 0.28) & (np.abs(pane_v - 0.5) < 0.3) & (np.abs(normals[2]) < 0.5)
-    return mix(colour, NAVY, 0.5 * pane.astype(u.dtype))
+    return mix(color, NAVY, 0.5 * pane.astype(u.dtype))
 
 
 def _hill(points, normals):

@@ -74,7 +74,7 @@ def prepare(trial: Trial, folder: Path) -> Prepared:
     camera_optimizer = getattr(config.pipeline.model, "camera_optimizer", None)
     if camera_optimizer is not None and camera_optimizer.mode != "off":
         camera_optimizer.mode = "off"
-        prepared.notes.append("camera optimisation off: held-out cameras are not optimised")
+        prepared.notes.append("camera optimization off: held-out cameras are not optimized")
     if getattr(config.pipeline.model, "implementation", None) == "tcnn" and not TCNN_EXISTS:
         prepared.notes.append("tiny-cuda-nn is not installed: the method's own torch implementation")
     sizes = {tuple(size) for size in torch.cat([outputs.cameras.width, outputs.cameras.height], dim=-1).tolist()}

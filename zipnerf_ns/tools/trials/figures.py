@@ -95,7 +95,7 @@ def worst_square(errors: npt.NDArray[np.float32], side: int) -> tuple[int, int]:
 
 
 def heat(errors: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
-    """Colours of errors in [0, 1], ``[height, width, 3]``: black, red, yellow, white."""
+    """Colors of errors in [0, 1], ``[height, width, 3]``: black, red, yellow, white."""
     level = 3.0 * np.clip(errors * ERROR_GAIN, 0.0, 1.0)
     return np.stack([np.clip(level - shift, 0.0, 1.0) for shift in (0.0, 1.0, 2.0)], axis=-1)
 

@@ -12,7 +12,7 @@ Result = Mapping[str, Any]
 METRICS = (("psnr", "PSNR", "{:.2f}"), ("ssim", "SSIM", "{:.4f}"), ("lpips", "LPIPS", "{:.4f}"))
 """Keys, headings and formats."""
 HOW = (
-    "All methods: nerfstudio's own trainer, the same views held out, pictures quantised to 8 bits before they are "
+    "All methods: nerfstudio's own trainer, the same views held out, pictures quantized to 8 bits before they are "
     "measured, PSNR in dB and SSIM (11 x 11 Gaussian window) averaged over pictures. Training time is counted from the "
     "end of the first step, without evaluation, set-up and what is compiled at first use, which stand in columns of "
     "their own. Rays of methods that render whole pictures are the pictures' pixels."

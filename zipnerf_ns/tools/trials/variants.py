@@ -61,12 +61,12 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "no gradient scaling": _model(use_gradient_scaling=False),
     "appearance": _model(use_appearance=True),
     "no appearance": _model(use_appearance=False),
-    "camera optimisation": {f"{_MODEL}.camera_optimizer.mode": "SO3xR3"},
+    "camera optimization": {f"{_MODEL}.camera_optimizer.mode": "SO3xR3"},
     "scales weighted by area": {"pipeline.datamanager.scale_weighting": "area"},
     "scales weighted evenly": {"pipeline.datamanager.scale_weighting": "even"},
 }
 """Fields by their dotted names. A variant that changes nothing, because the method is so already, is not trained; of
-the colour losses the one that "auto" stands for is, for only the scene tells which that is."""
+the color losses the one that "auto" stands for is, for only the scene tells which that is."""
 
 NEEDS_SCALES: tuple[str, ...] = ("scales weighted by area", "scales weighted evenly")
 """Variants that are the base on scenes of one scale."""

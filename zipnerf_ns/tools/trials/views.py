@@ -57,8 +57,8 @@ def without_own_lpips() -> Iterator[None]:
         lpip.LearnedPerceptualImagePatchSimilarity = kept
 
 
-def quantise(picture: Tensor) -> Tensor:
-    """Colours as an 8-bit picture holds them."""
+def quantize(picture: Tensor) -> Tensor:
+    """Colors as an 8-bit picture holds them."""
     return (picture.float().clamp(0.0, 1.0) * 255.0).round() / 255.0
 
 
@@ -66,7 +66,7 @@ def quantise(picture: Tensor) -> Tensor:
 def render_views(pipeline: Any, over_white: bool) -> Iterator[View]:
     """All held-out views, one at a time, in the order of the dataset; the pipeline is training again afterwards.
 
-    Where the method has optimised its training cameras, held-out ones are moved by what those have drifted together.
+    Where the method has optimized its training cameras, held-out ones are moved by what those have drifted together.
 
     Args:
         pipeline: of any of nerfstudio's methods.
@@ -88,7 +88,7 @@ def render_views(pipeline: Any, over_white: bool) -> Iterator[View]:
                 seconds = time.perf_counter() - start
                 image = batch["image"].to(device)
                 image = image.float() / 255.0 if image.dtype == torch.uint8 else image
-                yield View(quantise(blend(image, white)), quantise(rendering[..., :3]), seconds)
+                yield View(quantize(blend(image, white)), quantize(rendering[..., :3]), seconds)
     finally:
         pipeline.train()
 
