@@ -190,3 +190,10 @@ def test_table_is_aligned_and_ends_with_the_status(monkeypatch: pytest.MonkeyPat
         monkeypatch.setattr(system_check, "check_all", lambda count=count: findings[:count])
         assert system_check.main() == status
         assert "fine" in capsys.readouterr().out
+
+
+def test_threads_of_programs_sleep_while_they_wait_unless_told_otherwise(monkeypatch):
+    monkeypatch.delenv("OMP_WAIT_POLICY", raising=False)
+    assert system_check.script_environment()["OMP_WAIT_POLICY"] == "PASSIVE"
+    monkeypatch.setenv("OMP_WAIT_POLICY", "ACTIVE")
+    assert system_check.script_environment()["OMP_WAIT_POLICY"] == "ACTIVE"

@@ -56,9 +56,13 @@ class Finding:
 
 
 def script_environment() -> dict[str, str]:
-    """The environment in which this interpreter's ``ns-*`` programs and linked ffmpeg are found by name."""
+    """The environment in which this interpreter's ``ns-*`` programs and linked ffmpeg are found by name.
+
+    Threads that wait for others sleep: a training on a CPU that shares its cores would else be many times slower.
+    """
     folder = str(Path(sys.executable).parent)
-    return {**os.environ, "PATH": folder + os.pathsep + os.environ.get("PATH", "")}
+    path = folder + os.pathsep + os.environ.get("PATH", "")
+    return {"OMP_WAIT_POLICY": "PASSIVE", **os.environ, "PATH": path}
 
 
 def find_program(name: str) -> str | None:
