@@ -13,8 +13,8 @@ from nerfstudio.cameras.cameras import Cameras
 from nerfstudio.cameras.rays import RayBundle
 from nerfstudio.data.scene_box import OrientedBox
 
-from zipnerf_ns.model import EXTRA_OUTPUTS
 from zipnerf_ns.render.metrics import ImageMetrics
+from zipnerf_ns.render.outputs import EXTRA_OUTPUTS
 
 OUTPUTS = ["rgb", "accumulation", "depth", "expected_depth", "prop_depth_0", "prop_depth_1"]
 OUTPUTS += ["normals", "prefilter_weight"]

@@ -23,7 +23,6 @@ from zipnerf_ns.cameras.rays import ImageRays, rays_of_bundle
 from zipnerf_ns.data.metadata import SceneHints, find_hints
 from zipnerf_ns.errors import InputError
 from zipnerf_ns.field import ZipNerfField
-from zipnerf_ns.functional.normals import normal_colors
 from zipnerf_ns.model_config import (
     ZipNerfModelConfig,
     adapt_resolutions,
@@ -34,19 +33,14 @@ from zipnerf_ns.model_config import (
     named_grids,
     prefilters_of,
 )
-from zipnerf_ns.rays import Rays, Round
 from zipnerf_ns.render.chunks import ChunkLimit, evaluating, render_in_chunks
 from zipnerf_ns.render.metrics import ImageMetrics, psnr
 from zipnerf_ns.render.monitor import CollisionMonitor, feature_sizes
-from zipnerf_ns.render.outputs import Outputs, seen_prefilter_weight
+from zipnerf_ns.render.outputs import EXTRA_COST, EXTRA_OUTPUTS, Outputs, Seen
 from zipnerf_ns.render.pictures import blend, depths_of_nothing, evaluation_pictures, straight_alpha
 from zipnerf_ns.render.viewer import UNCHANGED, View, ViewerControls
 from zipnerf_ns.zipnerf import ZipNerf
 
-EXTRA_OUTPUTS = ("normals", "prefilter_weight")
-"""Outputs that are rendered for whoever asks for them."""
-EXTRA_COST = 4
-"""Memory that a ray with these outputs takes, in that of one without."""
 FORMAT_VERSION = 1
 """Raised whenever a checkpoint's tensors change their meaning without changing their shape."""
 
@@ -166,10 +160,9 @@ class ZipNerfModel(Model):
         if not self.training:
             rgb = self._over_background(rgb, accumulation, radiance.colors, view)
             outputs = Outputs(rgb=rgb, accumulation=accumulation, **self.zipnerf.distances(rounds))
-            outputs.defer("normals", lambda: self._normals(rays, rounds[-1], looks))
-            outputs.defer("prefilter_weight", lambda: seen_prefilter_weight(
-                self.field.encoding.prefilter_weights(radiance.channels), rounds[-1].weights
-            ))  # fmt: skip
+            seen = Seen(self.zipnerf, rays, rendering, looks)
+            for name, compute in EXTRA_OUTPUTS.items():
+                outputs.defer(name, lambda compute=compute: compute(seen))
             return outputs
         if config.background_color == "last_sample" and not config.random_background:
             rgb = torch.addcmul(rgb, 1.0 - accumulation, radiance.colors[:, -1].to(rgb.dtype))
@@ -186,11 +179,6 @@ class ZipNerfModel(Model):
         elif self.config.background_color == "last_sample":
             background = colors[:, -1].float()
         return (rgb + background * (1.0 - accumulation)).clamp(0.0, 1.0)
-
-    def _normals(self, rays: Rays, rendered: Round, looks: dict[str, Any]) -> Tensor:
-        """Directions of the surfaces that rays see as colors: components from [-1, 1] to [0, 1]."""
-        with evaluating(self):
-            return normal_colors(self.zipnerf.normals(rays, rendered, **looks))
 
     def get_metrics_dict(self, outputs: dict[str, Any], batch: dict[str, Any]) -> dict[str, Tensor]:
         """PSNR of the batch, distortion and the latest collision shares."""
@@ -307,7 +295,7 @@ class ZipNerfModel(Model):
         most = self.config.eval_num_rays_per_chunk
         outputs = Outputs(depths_of_nothing(rendered(None, most)))
         if view.extra_outputs:
-            outputs.update(rendered(EXTRA_OUTPUTS, most // EXTRA_COST))
+            outputs.update(rendered(list(EXTRA_OUTPUTS), most // EXTRA_COST))
         elif view is UNCHANGED:
             for name in EXTRA_OUTPUTS:
                 outputs.defer(name, lambda name=name: rendered([name], most // EXTRA_COST)[name])

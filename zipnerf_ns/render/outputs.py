@@ -9,7 +9,11 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from zipnerf_ns.functional.normals import normal_colors
 from zipnerf_ns.functional.numerics import TINY
+from zipnerf_ns.rays import Rays
+from zipnerf_ns.render.chunks import evaluating
+from zipnerf_ns.zipnerf import Rendering, ZipNerf
 
 
 class Deferred(NamedTuple):
@@ -40,15 +44,32 @@ class Outputs(dict[str, Any]):
         return self[name] if name in self else default
 
 
-@torch.no_grad()
-def seen_prefilter_weight(
-    of_levels: Float[Tensor, "intervals levels"], weights: Float[Tensor, "rays n"]
-) -> Float[Tensor, "rays 1"]:
-    """How much of the hash levels the prefilter leaves where rays see something: 1 for all, 0 for none.
+class Seen(NamedTuple):
+    """What a render knows when an output is asked for."""
 
-    Args:
-        of_levels: of every interval of the rays, one ray's after another's.
-        weights: of the rendered round.
-    """
-    seen = (weights * of_levels.mean(dim=-1).view_as(weights)).sum(dim=-1, keepdim=True)
-    return (seen / weights.sum(dim=-1, keepdim=True).clamp_min(TINY)).clamp(0.0, 1.0)
+    zipnerf: ZipNerf
+    rays: Rays
+    rendering: Rendering
+    looks: dict[str, Any]
+    """``prefilter`` and ``finest_level`` of the render."""
+
+
+def normals(seen: Seen) -> Float[Tensor, "rays 3"]:
+    """Directions of the surfaces that rays see, world frame, as colors: components from [-1, 1] to [0, 1]."""
+    with evaluating(seen.zipnerf):
+        return normal_colors(seen.zipnerf.normals(seen.rays, seen.rendering.rounds[-1], **seen.looks))
+
+
+@torch.no_grad()
+def prefilter_weight(seen: Seen) -> Float[Tensor, "rays 1"]:
+    """How much of the hash levels the prefilter leaves where rays see something: 1 for all, 0 for none."""
+    of_levels = seen.zipnerf.field.encoding.prefilter_weights(seen.rendering.radiance.channels)
+    weights = seen.rendering.rounds[-1].weights
+    total = (weights * of_levels.mean(dim=-1).view_as(weights)).sum(dim=-1, keepdim=True)
+    return (total / weights.sum(dim=-1, keepdim=True).clamp_min(TINY)).clamp(0.0, 1.0)
+
+
+EXTRA_OUTPUTS: dict[str, Callable[[Seen], Tensor]] = {"normals": normals, "prefilter_weight": prefilter_weight}
+"""Outputs that are rendered for whoever asks for them, by name; they take ``[rays, channels]``."""
+EXTRA_COST = 4
+"""Memory that a ray with these outputs takes, in that of one without."""
