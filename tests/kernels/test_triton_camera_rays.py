@@ -27,7 +27,7 @@ from _cameras import (  # noqa: E402
 
 from nerfstudio.cameras.cameras import Cameras  # noqa: E402
 
-from zipnerf_ns.cameras.rays import ImageRays, PixelRays, full_image_rays, pack  # noqa: E402
+from zipnerf_ns.cameras.rays import ImageRays, PixelRays, pack  # noqa: E402
 from zipnerf_ns.data.pixels import PixelStore  # noqa: E402
 from zipnerf_ns.kernels.camera import camera_rays as kernels
 
@@ -153,14 +153,13 @@ def test_pictures_equal_nerfstudios_whole_and_by_ranges(kind, shape):
     assert expected.shape == (11, 37)
     image = ImageRays(camera, DEVICE, implementation="triton")
     assert (image.height, image.width, len(image)) == (11, 37, 11 * 37)
-    whole, tensors = image.bundle(), image.tensors()
+    whole = image.bundle()
     assert_rays_equal(whole, expected.flatten())
     cuts = [0, 1, 37, 200, 10_000]
     for start, end in zip(cuts[:-1], cuts[1:], strict=True):
-        rays = image.tensors(start, end)
+        rays = image.bundle(start, end)
         assert torch.equal(rays.directions, whole.directions[start:end])
-        assert torch.equal(rays.pixel_area, tensors.pixel_area[start:end])
-    assert_rays_equal(full_image_rays(camera, 5, 99, DEVICE), expected.flatten()[5:99])
+        assert torch.equal(rays.pixel_area, whole.pixel_area[start:end])
 
 
 def make_store(sizes: list[tuple[int, int]], channels: int) -> PixelStore:

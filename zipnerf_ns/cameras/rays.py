@@ -137,16 +137,8 @@ class ImageRays:
     def __len__(self) -> int:
         return self.height * self.width
 
-    def tensors(self, start: int = 0, end: int | None = None) -> CameraRays:
-        """The rays of pixels ``start`` to ``end - 1``, counted row by row, as plain tensors (without the crop)."""
-        start, end = self._range(start, end)
-        if self._packed is not None:
-            return self._ops.cameras.image_rays(self._packed, self.width, start, end)
-        bundle = self._generated(start, end)
-        return CameraRays(bundle.origins, bundle.directions, bundle.pixel_area, bundle.metadata["directions_norm"])
-
     def bundle(self, start: int = 0, end: int | None = None) -> RayBundle:
-        """The same as a flat bundle; camera indices are 0."""
+        """The flat bundle of pixels ``start`` to ``end - 1``, counted row by row; camera indices are 0."""
         start, end = self._range(start, end)
         if self._packed is not None:
             indices = torch.zeros(end - start, 1, dtype=torch.int64, device=self.device)
@@ -176,19 +168,6 @@ class ImageRays:
     def _whole(self) -> RayBundle:
         """Some of Nerfstudio's generators work on whole pictures only."""
         return self._camera.generate_rays(camera_indices=0, keep_shape=True).flatten()
-
-
-def full_image_rays(
-    camera: Cameras, start: int = 0, end: int | None = None, device: torch.device | str | None = None
-) -> RayBundle:
-    """The flat bundle of pixels ``start`` to ``end - 1`` of a camera's picture; for many ranges use :class:`ImageRays`.
-
-    Args:
-        camera: one camera, of shape ``[1]`` or ``[]``, on any device.
-        start, end: of the range, counted row by row; all if not given.
-        device: where rays are generated; the camera's if not given.
-    """
-    return ImageRays(camera, device).bundle(start, end)
 
 
 def uses_kernel(cameras: Cameras, ops: Ops) -> bool:
