@@ -79,10 +79,15 @@ class AntiAliasedHashEncoding(nn.Module):
         """Features and weight features of all levels."""
         return len(self.grid.levels) * (self.grid.features_per_level + 1)
 
+    @property
+    def reads_half(self) -> bool:
+        """Whether the table is read from a copy in half precision, where channels are of half precision."""
+        return self.ops.reads_half(self.grid.features_per_level) and self.hash_table.device.type == "cuda"
+
     def summary(self) -> TableState:
         """Mean squares of the table's levels, and its copy in half precision: as the optimizer left them, or anew."""
         state = self.table_state.attach(self.hash_table)
-        state.wants_half = self.ops.reads_half(self.grid.features_per_level) and self.hash_table.device.type == "cuda"
+        state.wants_half = self.reads_half
         if not state.is_current(self.hash_table):
             state.refresh(self.hash_table, self.ops.summarize)
         return state

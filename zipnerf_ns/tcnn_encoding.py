@@ -24,7 +24,6 @@ from torch import Tensor, nn
 from zipnerf_ns.encoding import FEATURE_INIT, TABLE_GAIN, AntiAliasedHashEncoding, HashGridConfig
 from zipnerf_ns.functional.cones import Cones, Lookup, channels, cones_in_cube
 from zipnerf_ns.functional.hash_grid import HashGrid, Level, Prefilter, count_active, prefilter_weights
-from zipnerf_ns.functional.table_state import TableState
 
 INSTALL = "pip install git+https://github.com/NVlabs/tiny-cuda-nn/#subdirectory=bindings/torch"
 ROUND_TO = 8
@@ -182,12 +181,10 @@ class TcnnHashEncoding(AntiAliasedHashEncoding):
         active = torch.arange(levels, device=stds.device) < count_active(self.grid, num_active)
         return values * (weights * active)[..., None], weights
 
-    def summary(self) -> TableState:
-        """The base class's, without the half-precision copy, which the library does not read."""
-        state = self.table_state.attach(self.hash_table)
-        if not state.is_current(self.hash_table):
-            state.refresh(self.hash_table, self.ops.summarize)
-        return state
+    @property
+    def reads_half(self) -> bool:
+        """Never: the library reads its own table."""
+        return False
 
     def forward(
         self,
