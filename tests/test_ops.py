@@ -76,7 +76,7 @@ try:
 except RuntimeError as error:
     assert "cannot run" in str(error)
 found = {name for name in sys.modules if name.startswith("zipnerf_ns.kernels")}
-assert found == {"zipnerf_ns.kernels", "zipnerf_ns.kernels.support"}, found
+assert found == {"zipnerf_ns.kernels", "zipnerf_ns.kernels.device", "zipnerf_ns.kernels.support"}, found
 """
 
 

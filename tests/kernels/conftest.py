@@ -17,6 +17,6 @@ collect_ignore_glob = [] if importlib.util.find_spec("triton") else ["test_*.py"
 def without_interpreter(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """Whether the kernels can run on the CPU, asked anew in a process that seems not to interpret them."""
     monkeypatch.delenv("TRITON_INTERPRET", raising=False)
-    support.why_unavailable.cache_clear()
+    support._why_unavailable.cache_clear()
     yield
-    support.why_unavailable.cache_clear()
+    support._why_unavailable.cache_clear()

@@ -273,11 +273,11 @@ def test_what_is_missing_is_named(without_interpreter, monkeypatch):
     positions, stds = random_samples(2, 1)
     with pytest.raises(RuntimeError, match="need a CUDA device"):
         kernels.hash_encode(random_table(grid), positions, stds, grid)
-    support.why_unavailable.cache_clear()
+    support._why_unavailable.cache_clear()
     monkeypatch.setenv("TRITON_INTERPRET", "1")
     monkeypatch.setattr(support, "_triton_version", lambda: None)
     with pytest.raises(RuntimeError, match="install torch 2.8"):
         kernels.hash_encode(random_table(grid), positions, stds, grid)
-    support.why_unavailable.cache_clear()
+    support._why_unavailable.cache_clear()
     monkeypatch.setattr(support, "_triton_version", lambda: "3.3.1")
     assert "found: 3.3.1" in support.why_unavailable(torch.device("cpu"))

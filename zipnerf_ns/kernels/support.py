@@ -7,32 +7,38 @@ from functools import cache
 
 import torch
 
+from zipnerf_ns.kernels.device import describe, is_pretending
+
 MIN_TRITON = (3, 4)
 """The first Triton whose functions may return tuples of tuples; it comes with torch 2.8."""
 MIN_CAPABILITY = (7, 0)
 """The oldest CUDA devices that Triton compiles for."""
 
 
-@cache
 def why_unavailable(device: torch.device) -> str | None:
     """What the kernels lack to run on ``device``, as a sentence for the user; None if nothing.
 
     Found out once a device, for asking the driver takes longer than a launch. Triton's interpreter (TRITON_INTERPRET=1
     before the first use) stands in for a CUDA device, slowly.
     """
+    return None if is_pretending() else _why_unavailable(device)
+
+
+@cache
+def _why_unavailable(device: torch.device) -> str | None:
     is_interpreted = os.environ.get("TRITON_INTERPRET") == "1"
     if not is_interpreted and (device.type != "cuda" or not torch.cuda.is_available()):
         return f"The Triton kernels need a CUDA device and a torch built for it, not '{device}'."
-    found = _triton_version()
-    if found is None or tuple(int(part) for part in found.split(".")[:2]) < MIN_TRITON:
+    triton = _triton_version()
+    if triton is None or tuple(int(part) for part in triton.split(".")[:2]) < MIN_TRITON:
         needed = ".".join(str(part) for part in MIN_TRITON)
         return (
-            f"The Triton kernels need triton {needed} or later (found: {found or 'none'}): install torch 2.8 or later, "
-            "which brings it on Linux; on Windows also 'pip install triton-windows'."
+            f"The Triton kernels need triton {needed} or later (found: {triton or 'none'}): install torch 2.8 or "
+            "later, which brings it on Linux; on Windows also 'pip install triton-windows'."
         )
-    if not is_interpreted and torch.cuda.get_device_capability(device) < MIN_CAPABILITY:
-        name = torch.cuda.get_device_name(device)
-        return f"The Triton kernels need compute capability {MIN_CAPABILITY} or later; {name} is older."
+    found = describe(device)
+    if found.backend == "cuda" and found.capability < MIN_CAPABILITY:
+        return f"The Triton kernels need compute capability {MIN_CAPABILITY} or later; {found.name} is older."
     return None
 
 

@@ -11,6 +11,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from zipnerf_ns.functional.hash_grid import HASH_PRIMES, HashGrid
+from zipnerf_ns.kernels.device import describe
 from zipnerf_ns.kernels.encode.sample_kernel import sample_kernel
 from zipnerf_ns.kernels.encode.table_kernels import backward_kernel, forward_kernel
 from zipnerf_ns.kernels.encode.tuning import Launch, Plan, Tuning
@@ -158,7 +159,7 @@ def _scatter(
     grid, prefilter, num_active, tuning = options
     features = grid.features_per_level
     v_table = torch.zeros_like(table)
-    has_windows = features == 1 and _has_windows(grid) and _has_vector_atomics(table.device)
+    has_windows = features == 1 and _has_windows(grid) and describe(table.device).capability >= VECTOR_ATOMICS
     for launch, begin, end in _parts(tuning.backward, grid, num_active) if source.intervals else []:
         backward_kernel[_programs(launch, source.intervals, end - begin, features)](
             v_table, *source.tensors, level_constants(grid, table.device), bandwidths,
@@ -216,11 +217,6 @@ def level_constants(grid: HashGrid, device: torch.device) -> Int[Tensor, "levels
 def _has_windows(grid: HashGrid) -> bool:
     """Whether every level begins and ends on a multiple of four rows, so that windows of four never straddle two."""
     return all(level.offset % 4 == 0 and level.size % 4 == 0 for level in grid.levels)
-
-
-@lru_cache(maxsize=16)
-def _has_vector_atomics(device: torch.device) -> bool:
-    return device.type != "cuda" or torch.cuda.get_device_capability(device) >= VECTOR_ATOMICS
 
 
 @lru_cache(maxsize=256)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from functools import lru_cache
 from typing import NamedTuple
 
 import torch
@@ -12,6 +11,7 @@ import triton.language as tl
 from torch import Tensor
 
 from zipnerf_ns.functional.mlp import NUM_HARMONICS
+from zipnerf_ns.kernels.device import describe
 from zipnerf_ns.kernels.mlp.density_kernels import density_backward_kernel, density_forward_kernel
 from zipnerf_ns.kernels.mlp.harmonics_kernel import harmonics_kernel
 from zipnerf_ns.kernels.mlp.radiance_kernels import radiance_backward_kernel, radiance_forward_kernel
@@ -19,8 +19,6 @@ from zipnerf_ns.kernels.mlp.tuning import DensityTuning, RadianceTuning, RowLaun
 
 MIN_CHANNELS = 16
 """The fewest columns that a product of tensor cores takes; a power of two is what Triton's blocks have."""
-INTERPRETED_PROCESSORS = 1
-"""Of the CPU that stands in for a GPU under Triton's interpreter."""
 HARMONICS_BLOCK = 128
 UNITS_PER_WORD = 32
 """Units whose signs share an integer."""
@@ -107,7 +105,7 @@ def density_backward(
     rows, channels = features.shape
     hidden, padded = len(layer.bias), _padded(channels)
     launch = tuning.backward if isinstance(tuning, DensityTuning) else tuning.hidden
-    programs = min(_processors(features.device) * tuning.programs, triton.cdiv(rows, launch.block))
+    programs = min(describe(features.device).processors * tuning.programs, triton.cdiv(rows, launch.block))
     partials = density.new_empty(programs, hidden * (padded + 2) + 1)
     if rows:
         # An absent tensor's pointer is never followed.
@@ -200,10 +198,3 @@ def rows_at_a_time(limit: int, samples: int) -> int:
 
 def _padded(channels: int) -> int:
     return max(triton.next_power_of_2(channels), MIN_CHANNELS)
-
-
-@lru_cache(maxsize=16)
-def _processors(device: torch.device) -> int:
-    if device.type != "cuda":
-        return INTERPRETED_PROCESSORS
-    return torch.cuda.get_device_properties(device).multi_processor_count
