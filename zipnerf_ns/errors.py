@@ -11,6 +11,21 @@ class InputError(ValueError):
     """Something the user gave cannot be used; the message says what, where, and what to do."""
 
 
+class LaunchFailed(RuntimeError):
+    """A kernel could not be compiled for the device or takes more than it has; nothing was computed.
+
+    Args:
+        operation: name of the operation in ``ops.Ops``.
+        kernel: name of the kernel.
+        device: name of the device.
+        reason: what the compiler or the driver says.
+    """
+
+    def __init__(self, operation: str, kernel: str, device: str, reason: str) -> None:
+        super().__init__(f"{kernel} cannot be launched on {device}: {reason}")
+        self.operation = operation
+
+
 def shorten(names: Iterable[str], most: int = 3) -> str:
     """The first names of a list, and how many more there are."""
     names = list(names)

@@ -49,7 +49,8 @@ class ZipNerfDensityField(nn.Module):
         encoding: owns the table.
         aabb: box of a bounded scene, or ``None`` for contracted space.
         hidden_dim: width of the hidden layer.
-        precision: of matrix products on CUDA; the density itself is always float32.
+        precision: of matrix products, as the device has it (``ops.resolve_precision``); the density itself is always
+            float32.
     """
 
     def __init__(
@@ -84,8 +85,8 @@ class ZipNerfDensityField(nn.Module):
         prefilter: Prefilter | None = None,
     ) -> Float[Tensor, "intervals channels"]:
         """The encoding's output, in the precision in which the networks read it."""
-        is_half = self.precision == "bfloat16" and tdist.device.type == "cuda"
-        dtype = torch.bfloat16 if is_half else torch.float32
+        # In float16 small features would have no digits: the network scales what it reads.
+        dtype = torch.bfloat16 if self.precision == "bfloat16" else torch.float32
         return self.encoding(self.cones(rays, tdist), num_active, prefilter, dtype)
 
     def density(
@@ -187,7 +188,8 @@ class ZipNerfField(ZipNerfDensityField):
         view = ops.spherical_harmonics(rays.directions, channels.dtype)
         shape = tdist.shape[0], tdist.shape[1] - 1
         # Also where nothing can be folded, for then there is no kernel, which is to be said.
-        lack = ops.why_radiance_unsupported(*self._kernel_sizes, self.appearance is not None and self.training)
+        has_appearance = self.appearance is not None and self.training
+        lack = ops.why_radiance_unsupported(*self._kernel_sizes, has_appearance, self.precision)
         radiance_mlp = choose_mlp(ops.radiance_mlp, mlp.radiance_mlp, lack)
         if self.is_foldable:
             density, colors = radiance_mlp(

@@ -7,12 +7,12 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from functools import cache, lru_cache
-from typing import Literal, NamedTuple, Protocol
+from typing import Any, Literal, NamedTuple, Protocol, TypeVar
 
 import torch
 from torch import Tensor
 
-from zipnerf_ns.errors import say
+from zipnerf_ns.errors import InputError, LaunchFailed, say
 from zipnerf_ns.functional import adam, cones, mlp, ray_march, table_state
 from zipnerf_ns.functional.adam import TableUpdate
 from zipnerf_ns.functional.cones import Cones, HalfTable, Lookup
@@ -21,6 +21,7 @@ from zipnerf_ns.functional.table_state import Summary, TableState
 from zipnerf_ns.rays import CameraRays
 
 Implementation = Literal["auto", "triton", "torch", "tcnn"]
+Result = TypeVar("Result")
 
 
 class ConeEncode(Protocol):
@@ -154,7 +155,7 @@ def _never(features_per_level: int) -> bool:
     return False
 
 
-def _any_size(*sizes: int) -> None:
+def _any_size(*sizes: Any) -> None:
     return None
 
 
@@ -213,6 +214,63 @@ def triton_ops() -> Ops:
     )
 
 
+_in_torch: set[str] = set()
+"""Operations whose kernels cannot be launched here, which their torch twins compute instead."""
+
+
+class _Guarded:
+    """An operation's kernel, or what takes its place once it could not be launched."""
+
+    def __init__(self, operation: str) -> None:
+        self._operation = operation
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        while self._operation not in _in_torch:
+            try:
+                return getattr(triton_ops(), self._operation)(*args, **kwargs)
+            except LaunchFailed as failed:
+                _give_way(failed)
+        return getattr(TORCH_OPS, self._operation)(*args, **kwargs)
+
+
+@lru_cache(maxsize=1)
+def guarded_ops() -> Ops:
+    """The kernels, each of which gives way to a smaller launch and then to its twin where it cannot be launched."""
+    first, end = 1, Ops._fields.index("cameras")
+    return triton_ops()._replace(**{name: _Guarded(name) for name in Ops._fields[first:end]})
+
+
+def _give_way(failed: LaunchFailed) -> None:
+    """Goes one launch down, or else to the operation's twin, and says so."""
+    from zipnerf_ns.kernels import launching
+
+    if not launching.give_way(failed):
+        _in_torch.add(failed.operation)
+        say(f"{failed} Torch computes {failed.operation} instead.")
+
+
+def with_fallbacks(implementation: str, compute: Callable[[], Result], undo: Callable[[], None]) -> Result:
+    """The result of a computation with a backward pass, which begins anew when a launch of the latter has failed.
+
+    Args:
+        implementation: the model's; one that was asked for by name is not replaced.
+        compute: the computation.
+        undo: takes back what an attempt that failed has left.
+    Raises:
+        InputError: if implementation "triton" cannot compute it here; the message says what to choose.
+    """
+    while True:
+        try:
+            return compute()
+        except LaunchFailed as failed:
+            if implementation == "triton":
+                raise InputError(
+                    f"{failed} Implementation 'triton' was asked for: 'auto' takes a smaller launch or torch there."
+                ) from failed
+            _give_way(failed)
+            undo()
+
+
 @cache
 def _announce_choice(implementation: str, choice: str, device_type: str, reason: str | None) -> None:
     because = f": {reason}" if reason else "."
@@ -250,4 +308,31 @@ def resolve_ops(implementation: str, device: torch.device, whose: str = "") -> O
             raise RuntimeError(f"implementation='triton'{whose} cannot run: {reason}")
     else:
         _announce_choice(implementation, "triton" if reason is None else "torch", device.type, reason)
-    return triton_ops() if reason is None else TORCH_OPS
+    if reason is not None:
+        return TORCH_OPS
+    return triton_ops() if is_asked_for else guarded_ops()
+
+
+BFLOAT16_FROM = (8, 0)
+"""The first compute capability whose tensor cores multiply bfloat16; older ones (RTX 20, T4) multiply float16."""
+
+
+def resolve_precision(precision: Precision, device: torch.device) -> Precision:
+    """The number format in which a device multiplies where this one was asked for; another one is said once.
+
+    float32 on a CPU, which gains nothing from fewer digits; float16 for bfloat16 on GPUs that have no bfloat16.
+    """
+    from zipnerf_ns.kernels.device import describe, is_pretending
+
+    if device.type != "cuda" and not is_pretending():
+        return "float32"
+    found = describe(device)
+    if precision == "bfloat16" and found.backend == "cuda" and found.capability < BFLOAT16_FROM:
+        _announce_float16(found.name)
+        return "float16"
+    return precision
+
+
+@cache
+def _announce_float16(name: str) -> None:
+    say(f"{name} has no bfloat16: matrix products are in float16, and their gradients scaled to its range.")

@@ -26,7 +26,7 @@ from zipnerf_ns.functional.hash_grid import Prefilter
 from zipnerf_ns.functional.normals import ray_normals
 from zipnerf_ns.functional.table_state import decay_coefficients
 from zipnerf_ns.losses import ColorLoss, Multipliers
-from zipnerf_ns.ops import Implementation, Ops, resolve_ops
+from zipnerf_ns.ops import Implementation, Ops, resolve_ops, resolve_precision
 from zipnerf_ns.rays import Rays, Round
 from zipnerf_ns.sampler import IntervalSampler
 from zipnerf_ns.tcnn_encoding import TcnnHashEncoding
@@ -73,7 +73,8 @@ class ZipNerfConfig:
     """What computes the model: triton (CUDA), torch (anywhere), auto (the faster that runs here), tcnn (as auto, with
     hash grids by tinycudann)."""
     precision: Precision = "bfloat16"
-    """Number format of matrix products on CUDA; density and prefilter weights are always float32."""
+    """Number format of matrix products on CUDA: bfloat16, float16 (what it is on GPUs without bfloat16: RTX 20, T4),
+    float32; density and prefilter weights are always float32."""
 
     hidden_dim: int = 64
     """Width of the density network's hidden layer."""
@@ -161,12 +162,12 @@ class ZipNerf(nn.Module):
             self._make_encoding(grid, bandwidth) for grid in (*(p.grid for p in config.proposals), config.grid)
         ]
         self.proposal_networks = nn.ModuleList(
-            ZipNerfDensityField(encoding, aabb, proposal.hidden_dim, config.precision)
+            ZipNerfDensityField(encoding, aabb, proposal.hidden_dim)
             for encoding, proposal in zip(encodings, config.proposals, strict=True)
         )
         self.field = ZipNerfField(
-            last, aabb, config.hidden_dim, config.precision, config.bottleneck_dim, config.color_layers,
-            config.color_dim, num_images, config.appearance_dim,
+            last, aabb, config.hidden_dim, bottleneck_dim=config.bottleneck_dim, color_layers=config.color_layers,
+            color_dim=config.color_dim, num_images=num_images, appearance_dim=config.appearance_dim,
         )  # fmt: skip
         self.sampler = IntervalSampler([*(proposal.num_samples for proposal in config.proposals), config.num_samples])
         self.color_loss: ColorLoss = config.rgb_loss
@@ -174,6 +175,7 @@ class ZipNerf(nn.Module):
             self.color_loss = "charbonnier" if aabb is None else "rmse"
         self.progress = 1.0
         self.register_buffer("anneal", torch.ones(()), persistent=False)
+        self._choose_precision()
 
     def _make_encoding(self, grid: HashGridConfig, bandwidth: float) -> AntiAliasedHashEncoding:
         encoding_type = TcnnHashEncoding if self.config.implementation == "tcnn" else AntiAliasedHashEncoding
@@ -202,9 +204,16 @@ class ZipNerf(nn.Module):
 
     def _apply(self, *args: Any, **kwargs: Any) -> ZipNerf:
         super()._apply(*args, **kwargs)
-        # Moved: its fields, which meshes ask by themselves, are told what computes them on the new device.
+        # Its fields, which meshes ask by themselves, are told what computes them on the new device.
         _ = self.ops
+        self._choose_precision()
         return self
+
+    def _choose_precision(self) -> None:
+        """Tells the fields the number format of their products on this device."""
+        precision = resolve_precision(self.config.precision, self.anneal.device)
+        for network in self.fields:
+            network.precision = precision
 
     def parameter_groups(self) -> tuple[list[nn.Parameter], list[nn.Parameter]]:
         """Hash tables, and networks: they take different learning rates."""

@@ -21,13 +21,14 @@ from torch import Tensor
 
 from zipnerf_ns.functional import mlp as twins
 from zipnerf_ns.functional.numerics import MAX_EXPONENT
+from zipnerf_ns.kernels.device import describe
 from zipnerf_ns.kernels.mlp import networks as kernels
 from zipnerf_ns.kernels.mlp.tuning import (
     DensityTuning,
     RadianceTuning,
     RowLaunch,
-    default_density_tuning,
-    default_radiance_tuning,
+    density_launches,
+    radiance_launches,
 )
 
 TOLERANCE = 5e-6
@@ -185,7 +186,7 @@ def test_density_by_its_defaults():
             outcome(lambda f=f, a=arguments: f(*a), leaves) for f in (kernels.density_mlp, twins.density_mlp)
         )
         assert_agree(found, truth, tolerance)
-        tuned = kernels.tuned_density_mlp(*arguments, default_density_tuning(precision))
+        tuned = kernels.tuned_density_mlp(*arguments, density_launches(precision)[0])
         assert torch.equal(tuned, found["result 0"])
 
 
@@ -283,9 +284,8 @@ def test_radiance_by_its_defaults_and_without_gradients(precision):
     view = torch.randn(8, 16, device=DEVICE)
     with_gradients = kernels.radiance_mlp(features, view, weights, -1.0, PADDING, precision)
     assert all(out.requires_grad for out in with_gradients)
-    tuned = kernels.tuned_radiance_mlp(
-        features, view, weights, -1.0, PADDING, precision, default_radiance_tuning(precision)
-    )
+    launches = radiance_launches(precision, len(weights.first), describe(torch.device(DEVICE)))
+    tuned = kernels.tuned_radiance_mlp(features, view, weights, -1.0, PADDING, precision, launches[0])
     with torch.no_grad():
         without = kernels.radiance_mlp(features, view, weights, -1.0, PADDING, precision)
         truth = twins.radiance_mlp(features, view, weights, -1.0, PADDING, precision)

@@ -30,6 +30,7 @@ from zipnerf_ns.engine.messages import interrupted, next_commands, out_of_memory
 from zipnerf_ns.engine.optimizers import WarmupLogDecayConfig
 from zipnerf_ns.engine.progress import ProgressLine, StepTimer, TrainingClock, told_if_slow
 from zipnerf_ns.errors import InputError
+from zipnerf_ns.ops import with_fallbacks
 
 EAGER_STEPS = 3
 """Steps before one is captured: they compile kernels, and let libraries set themselves up."""
@@ -288,7 +289,19 @@ class ZipNerfTrainer(ResumableTrainer):
         return loss, loss_dict, metrics_dict
 
     def _losses_and_gradients(self, step: int) -> TRAIN_INTERATION_OUTPUT:
-        """The loss, its parts and the metrics, detached; the gradients are left in the parameters."""
+        """The loss, its parts and the metrics, detached; the gradients are left in the parameters.
+
+        Raises:
+            SystemExit: if a kernel cannot be launched and nothing may take its place.
+        """
+        try:
+            implementation = self.pipeline.model.config.implementation
+            # Gradients of a failed attempt go, and with them what earlier steps may have accumulated.
+            return with_fallbacks(implementation, lambda: self._step_gradients(step), self.optimizers.zero_grad_all)
+        except InputError as error:
+            raise_for_user(error)
+
+    def _step_gradients(self, step: int) -> TRAIN_INTERATION_OUTPUT:
         with torch.autocast(self._device_type) if self.mixed_precision else nullcontext():
             _, loss_dict, metrics_dict = self.pipeline.get_train_loss_dict(step=step)
             loss = functools.reduce(torch.add, loss_dict.values())

@@ -10,14 +10,15 @@ from __future__ import annotations
 from typing import Literal, NamedTuple
 
 import torch
-import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor
 
+from zipnerf_ns.functional.half_precision import linear, scaled_cotangents
 from zipnerf_ns.functional.numerics import bounded_exp
 
-Precision = Literal["float32", "bfloat16"]
-"""Of the operands of matrix products; sums, densities and colors are float32 in either case."""
+Precision = Literal["float32", "bfloat16", "float16"]
+"""Number format of the operands of matrix products; sums, densities and colors are float32 in any case."""
+HALF = {"bfloat16": torch.bfloat16, "float16": torch.float16}
 NUM_HARMONICS = 16
 """Real spherical harmonics of the degrees 0 to 3."""
 
@@ -70,10 +71,12 @@ def density_mlp(
     Returns:
         Density per world unit, bounded by :func:`numerics.bounded_exp`.
     """
-    half = _is_half(features, precision)
+    dtype = _operand_dtype(features, precision)
+    enter, leave = scaled_cotangents(dtype)
     with torch.autocast(features.device.type, enabled=False):
-        hidden = torch.relu(_linear(features, w_hidden, b_hidden, half))
-        return _density(hidden, w_density, b_density, shift)
+        hidden = torch.relu(linear(enter(features), enter(w_hidden), enter(b_hidden), dtype))
+        (raw,) = leave(_raw_density(hidden, enter(w_density), enter(b_density), shift))
+        return bounded_exp(raw)
 
 
 def radiance_mlp(
@@ -100,19 +103,23 @@ def radiance_mlp(
     Raises:
         ValueError: if the rays do not have equally many intervals.
     """
-    half = _is_half(features, precision)
+    dtype = _operand_dtype(features, precision)
+    enter, leave = scaled_cotangents(dtype)
     samples = intervals_per_ray(len(features), len(view))
+    features, view = enter(features), enter(view)
+    weights = RadianceWeights(*(tuple(map(enter, w)) if isinstance(w, tuple) else enter(w) for w in weights))
     with torch.autocast(features.device.type, enabled=False):
-        hidden = torch.relu(_linear(features, weights.hidden, weights.hidden_bias, half))
-        density = _density(hidden, weights.density, weights.density_bias, shift)
-        below = _linear(hidden, weights.first, None, half)
-        below = torch.relu(_add_view(below, view, weights.first_view, weights.first_bias, samples, half))
+        hidden = torch.relu(linear(features, weights.hidden, weights.hidden_bias, dtype))
+        raw_density = _raw_density(hidden, weights.density, weights.density_bias, shift)
+        below = linear(hidden, weights.first, None, dtype)
+        below = torch.relu(_add_view(below, view, weights.first_view, weights.first_bias, samples, dtype))
         for w, b in zip(weights.middle, weights.middle_bias, strict=True):
-            below = torch.relu(_linear(below, w, b, half))
-        last = _linear(below, weights.last, None, half) + _linear(hidden, weights.last_hidden, None, half)
-        last = torch.relu(_add_view(last, view, weights.last_view, weights.last_bias, samples, half))
-        raw = _linear(last, weights.rgb, weights.rgb_bias, half).to(weights.rgb.dtype)
-        return density, torch.sigmoid(raw) * (1.0 + 2.0 * rgb_padding) - rgb_padding
+            below = torch.relu(linear(below, w, b, dtype))
+        last = linear(below, weights.last, None, dtype) + linear(hidden, weights.last_hidden, None, dtype)
+        last = torch.relu(_add_view(last, view, weights.last_view, weights.last_bias, samples, dtype))
+        raw_rgb = linear(last, weights.rgb, weights.rgb_bias, dtype).to(weights.rgb.dtype)
+        raw_density, raw_rgb = leave(raw_density, raw_rgb)
+        return bounded_exp(raw_density), torch.sigmoid(raw_rgb) * (1.0 + 2.0 * rgb_padding) - rgb_padding
 
 
 def intervals_per_ray(intervals: int, rays: int) -> int:
@@ -177,24 +184,24 @@ def spherical_harmonics(
     return torch.stack(harmonics, dim=-1).to(dtype)
 
 
-def _is_half(features: Tensor, precision: Precision) -> bool:
-    return precision == "bfloat16" and features.device.type == "cuda"
+def _operand_dtype(features: Tensor, precision: Precision) -> torch.dtype | None:
+    """The half precision of matrix products; None where they are in that of the weights."""
+    return HALF.get(precision) if features.device.type == "cuda" else None
 
 
-def _linear(x: Tensor, w: Tensor, b: Tensor | None, half: bool) -> Tensor:
-    """x W^T + b with operands, and so the result, in half precision or in that of the weights."""
-    dtype = torch.bfloat16 if half else w.dtype
-    return F.linear(x.to(dtype), w.to(dtype), None if b is None else b.to(dtype))
-
-
-def _density(hidden: Tensor, w: Tensor, b: Tensor, shift: float) -> Float[Tensor, "intervals"]:
-    # Half precision has two or three digits: in an exponent that would be noise in the density.
-    return bounded_exp(torch.mv(hidden.to(w.dtype), w[0]) + (b + shift))
+def _raw_density(hidden: Tensor, w: Tensor, b: Tensor, shift: float) -> Float[Tensor, "intervals"]:
+    """Logarithm of the density. In half precision, which has two or three digits, it would be noise in the density."""
+    return torch.mv(hidden.to(w.dtype), w[0]) + (b + shift)
 
 
 def _add_view(
-    units: Float[Tensor, "intervals width"], view: Tensor, w: Tensor, b: Tensor, samples: int, half: bool
+    units: Float[Tensor, "intervals width"],
+    view: Tensor,
+    w: Tensor,
+    b: Tensor,
+    samples: int,
+    dtype: torch.dtype | None,
 ) -> Float[Tensor, "intervals width"]:
     """Adds to every interval what its ray's direction gives, computed once a ray, and the bias."""
-    by_ray = _linear(view, w, b, half)
+    by_ray = linear(view, w, b, dtype)
     return (units.view(len(view), samples, units.shape[-1]) + by_ray[:, None]).view(units.shape)

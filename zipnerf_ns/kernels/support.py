@@ -7,6 +7,7 @@ from functools import cache
 
 import torch
 
+from zipnerf_ns.errors import LaunchFailed
 from zipnerf_ns.kernels.device import describe, is_pretending
 
 MIN_TRITON = (3, 4)
@@ -39,6 +40,21 @@ def _why_unavailable(device: torch.device) -> str | None:
     found = describe(device)
     if found.backend == "cuda" and found.capability < MIN_CAPABILITY:
         return f"The Triton kernels need compute capability {MIN_CAPABILITY} or later; {found.name} is older."
+    return None if is_interpreted else _why_no_launch(device)
+
+
+def _why_no_launch(device: torch.device) -> str | None:
+    """What keeps the smallest of kernels from being compiled and launched, as a sentence; None if nothing."""
+    # Not at the top: it imports triton.
+    from zipnerf_ns.kernels.launching import launching
+    from zipnerf_ns.kernels.mlp.launch import spherical_harmonics
+
+    direction = torch.ones(1, 3, device=device)
+    try:
+        with launching("spherical_harmonics", direction):
+            spherical_harmonics(direction, torch.float32)
+    except LaunchFailed as failed:
+        return str(failed)
     return None
 
 

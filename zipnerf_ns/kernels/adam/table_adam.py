@@ -14,6 +14,7 @@ from zipnerf_ns.functional.adam import TableUpdate
 from zipnerf_ns.functional.table_state import Summary, TableState
 from zipnerf_ns.kernels import support
 from zipnerf_ns.kernels.adam import adam_kernel
+from zipnerf_ns.kernels.launching import launching
 
 
 @torch.no_grad()
@@ -34,7 +35,7 @@ def decayed_adam_(updates: Sequence[TableUpdate], lr: float, betas: tuple[float,
         for name in ("table", "exp_avg", "exp_avg_sq"):
             if not getattr(update, name).is_contiguous():
                 raise ValueError(f"{name} must be contiguous to be updated in place.")
-    with torch.cuda.device_of(updates[0].table):
+    with launching("decayed_adam_", updates[0].table):
         adam_kernel.decayed_adam_(updates, lr, betas, eps)
 
 
@@ -47,7 +48,7 @@ def summarize(table: Tensor, state: TableState) -> Summary:
         RuntimeError: if the kernel cannot run on the table; the message says what to install.
     """
     _check(table)
-    with torch.cuda.device_of(table):
+    with launching("summarize", table):
         return adam_kernel.summarize(table.contiguous(), state)
 
 

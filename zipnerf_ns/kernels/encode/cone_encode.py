@@ -19,6 +19,7 @@ from zipnerf_ns.functional.frustum import NUM_MULTISAMPLES
 from zipnerf_ns.kernels.encode import launch
 from zipnerf_ns.kernels.encode.hash_encode import _check, _unit_bandwidths, hash_encode
 from zipnerf_ns.kernels.encode.tuning import Tuning, default_tuning
+from zipnerf_ns.kernels.launching import launching
 
 
 def cone_encode(
@@ -80,7 +81,7 @@ class _ConeEncode(torch.autograd.Function):
         bandwidths, weight_scales = bandwidths.float().contiguous(), weight_scales.float().contiguous()
         active = hash_grid.count_active(grid, lookup.num_active)
         samples = NUM_MULTISAMPLES if lookup.prefilter == "multisample" else 1
-        with torch.cuda.device_of(table):
+        with launching("cone_encode", table):
             source = launch.cones_source(*cones, samples)
             options = launch.Options(grid, lookup.prefilter, active, tuning)
             values, gain = (table, lookup.gain) if half is None else (half.values, lookup.gain / half.scale)
@@ -96,6 +97,6 @@ class _ConeEncode(torch.autograd.Function):
     def backward(ctx: Any, v_channels: Tensor) -> tuple[Tensor | None, ...]:
         (table,) = ctx.saved_tensors
         source, bandwidths, options, gain = ctx.rest
-        with torch.cuda.device_of(table):
+        with launching("cone_encode", table):
             v_table = launch.cone_table_gradient(table, source, bandwidths, gain, v_channels.t(), options)
         return v_table, None, None, None, None, None

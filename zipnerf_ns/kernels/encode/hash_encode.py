@@ -21,6 +21,7 @@ from zipnerf_ns.kernels import support
 from zipnerf_ns.kernels.encode import launch
 from zipnerf_ns.kernels.encode.launch import Options, Samples
 from zipnerf_ns.kernels.encode.tuning import Tuning, default_tuning
+from zipnerf_ns.kernels.launching import launching
 
 FEATURES = (1, 2, 4, 8)
 """Features a level that the kernels read: powers of two, so that a row is a vector."""
@@ -112,7 +113,7 @@ class _HashEncode(torch.autograd.Function):
     ) -> tuple[Tensor, Tensor]:
         table = table.contiguous()
         samples = Samples(positions.contiguous(), stds.contiguous(), bandwidths.contiguous())
-        with torch.cuda.device_of(table):
+        with launching("cone_encode", table):
             features, weights = launch.forward(table, samples, options)
         ctx.save_for_backward(table, *samples)
         ctx.options = options
@@ -128,7 +129,7 @@ class _HashEncode(torch.autograd.Function):
         table, *saved = ctx.saved_tensors
         samples, needed = Samples(*saved), ctx.needs_input_grad
         v_table, v_samples = None, (None, None)
-        with torch.cuda.device_of(table):
+        with launching("cone_encode", table):
             if needed[0] and v_features is not None:
                 is_deterministic = torch.are_deterministic_algorithms_enabled()
                 gradient = _deterministic_table_gradient if is_deterministic else launch.table_gradient

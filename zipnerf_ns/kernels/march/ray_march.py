@@ -17,6 +17,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from zipnerf_ns.kernels import support
+from zipnerf_ns.kernels.launching import launching
 from zipnerf_ns.kernels.march.histogram_kernels import draw_kernel, interlevel_kernel
 from zipnerf_ns.kernels.march.ray_kernels import (
     distances_kernel,
@@ -62,7 +63,7 @@ def draw_intervals(
     drawn, tdist = near.new_empty(len(near), num_samples + 1), near.new_empty(len(near), num_samples + 1)
     grid, options = _programs(len(near), widest, SEARCH_NUM_WARPS)
     if len(near):
-        with torch.cuda.device_of(near):
+        with launching("draw_intervals", near):
             draw_kernel[grid](
                 knots, masses, offset, near, far, drawn, tdist, len(near), bins, num_samples, knots.stride(0),
                 masses.stride(0), offset.stride(0), near.stride(0), far.stride(0), _exponent(anneal, near.device),
@@ -122,7 +123,7 @@ def interlevel(
             float(halfwidth), float(eps), HAS_SLOPES=slopes is not None, N=_block(n), M=_block(m), **options,
         )  # fmt: skip
 
-    return _loss_of_weights(w_prop, launch)
+    return _loss_of_weights("interlevel", w_prop, launch)
 
 
 def distortion(tdist: Float[Tensor, "rays edges"], weights: Float[Tensor, "rays edges-1"]) -> Float[Tensor, "rays"]:
@@ -139,7 +140,7 @@ def distortion(tdist: Float[Tensor, "rays edges"], weights: Float[Tensor, "rays 
             HAS_SLOPES=slopes is not None, N=_block(n), **options,
         )  # fmt: skip
 
-    return _loss_of_weights(weights, launch)
+    return _loss_of_weights("distortion", weights, launch)
 
 
 def median_and_mean_distance(
@@ -153,7 +154,7 @@ def median_and_mean_distance(
     median, mean = weights.new_empty(rays, 1), weights.new_empty(rays, 1)
     grid, options = _programs(rays, n, NUM_WARPS)
     if rays:
-        with torch.cuda.device_of(weights):
+        with launching("median_and_mean_distance", weights):
             distances_kernel[grid](
                 weights, tdist, median, mean, rays, n, weights.stride(0), tdist.stride(0), N=_block(n), **options
             )
@@ -174,7 +175,7 @@ class _March(torch.autograd.Function):
         rgb, accumulation = results or (weights, weights)
         grid, options = _programs(rays, n, NUM_WARPS)
         if rays:
-            with torch.cuda.device_of(density):
+            with launching(_march_operation(colors), density):
                 march_kernel[grid](
                     density, tdist, valid, density if colors is None else colors, weights, rgb, accumulation, rays, n,
                     *_strides(density, tdist, valid, colors),
@@ -201,7 +202,7 @@ class _March(torch.autograd.Function):
         c, a = density if v_rgb is None else v_rgb, density if v_accumulation is None else v_accumulation
         grid, options = _programs(rays, n, NUM_WARPS)
         if rays:
-            with torch.cuda.device_of(density):
+            with launching(_march_operation(colors), density):
                 march_backward_kernel[grid](
                     density, tdist, valid, density if colors is None else colors, w, c, a,
                     v_density, v_density if v_colors is None else v_colors, rays, n,
@@ -217,30 +218,39 @@ class _LossOfWeights(torch.autograd.Function):
     """Joins a loss a ray to autograd, whose kernel writes the derivatives beside the values."""
 
     @staticmethod
-    def forward(ctx: Any, weights: Tensor, launch: Callable[[Tensor, Tensor | None], None]) -> Tensor:
+    def forward(
+        ctx: Any, operation: str, weights: Tensor, launch: Callable[[Tensor, Tensor | None], None]
+    ) -> Tensor:
         loss, slopes = weights.new_empty(len(weights)), weights.new_empty(weights.shape)
         if len(weights):
-            with torch.cuda.device_of(weights):
+            with launching(operation, weights):
                 launch(loss, slopes)
         ctx.save_for_backward(slopes)
         return loss
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, v_loss: Tensor) -> tuple[Tensor, None]:
+    def backward(ctx: Any, v_loss: Tensor) -> tuple[None, Tensor, None]:
         (slopes,) = ctx.saved_tensors
-        return v_loss[:, None] * slopes, None
+        return None, v_loss[:, None] * slopes, None
 
 
-def _loss_of_weights(weights: Tensor, launch: Callable[[Tensor, Tensor | None], None]) -> Float[Tensor, "rays"]:
+def _loss_of_weights(
+    operation: str, weights: Tensor, launch: Callable[[Tensor, Tensor | None], None]
+) -> Float[Tensor, "rays"]:
     """The loss that ``launch(loss, slopes)`` writes, with its derivatives only where they are wanted."""
     if torch.is_grad_enabled() and weights.requires_grad:
-        return _LossOfWeights.apply(weights, launch)
+        return _LossOfWeights.apply(operation, weights, launch)
     loss = weights.new_empty(len(weights))
     if len(weights):
-        with torch.cuda.device_of(weights):
+        with launching(operation, weights):
             launch(loss, None)
     return loss
+
+
+def _march_operation(colors: Tensor | None) -> str:
+    """Name of the operation that ``_March`` is."""
+    return "density_to_weights" if colors is None else "render"
 
 
 def _exponent(anneal: float | Tensor, device: torch.device) -> Tensor:

@@ -13,7 +13,9 @@ from jaxtyping import Float
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
+from zipnerf_ns.functional.half_precision import transposed_product
 from zipnerf_ns.functional.mlp import RadianceWeights
+from zipnerf_ns.kernels.launching import launching
 from zipnerf_ns.kernels.mlp import launch
 from zipnerf_ns.kernels.mlp.launch import HiddenLayer, Saved, Shape
 from zipnerf_ns.kernels.mlp.tuning import DensityTuning, RadianceTuning
@@ -28,7 +30,7 @@ class Options(NamedTuple):
     shift: float
     padding: float
     dtype: torch.dtype
-    """Of the operands of matrix products."""
+    """Number format of the operands of matrix products."""
     tuning: RadianceTuning
     layers: int
     """Hidden layers of the color network."""
@@ -51,7 +53,7 @@ class DensityMlp(torch.autograd.Function):
     ) -> Tensor:
         w_hidden, b_hidden, w_density, b_density = (parameter.contiguous() for parameter in parameters)
         layer = HiddenLayer(w_hidden, b_hidden, w_density)
-        with torch.cuda.device_of(features):
+        with launching("density_mlp", features):
             density = launch.density_forward(features, layer, b_density, shift, dtype, tuning.forward)
         ctx.save_for_backward(features, density, *layer)
         ctx.dtype, ctx.tuning = dtype, tuning
@@ -62,7 +64,7 @@ class DensityMlp(torch.autograd.Function):
     def backward(ctx: Any, v_density: Tensor) -> tuple[Tensor | None, ...]:
         features, density, *layer = ctx.saved_tensors
         v_features = _channel_major(features) if ctx.needs_input_grad[0] else None
-        with torch.cuda.device_of(features):
+        with launching("density_mlp", features):
             sums = launch.density_backward(
                 features, HiddenLayer(*layer), density, v_density.contiguous(), None, v_features,
                 ctx.dtype, ctx.tuning,
@@ -79,7 +81,7 @@ def radiance_forward(
     weights = torch.cat([matrix.detach().reshape(-1) for matrix in parameters[:matrices]]).to(options.dtype)
     biases = torch.cat([vector.detach().reshape(-1) for vector in parameters[matrices:]])
     shape = _shape(parameters, options.layers)
-    with torch.cuda.device_of(features):
+    with launching("radiance_mlp", features):
         density, rgb, saved = launch.radiance_forward(
             features.detach(), view.detach().contiguous(), weights, biases, shape, options.shift, options.padding,
             saves, options.tuning,
@@ -130,7 +132,7 @@ class RadianceMlp(torch.autograd.Function):
             saved = Saved(units[part], signs[part])
             forward = Forward(features[part], density[part], rgb[part], saved, weights, layer)
             v_part = None if v_features is None else v_features[part]
-            with torch.cuda.device_of(features):
+            with launching("radiance_mlp", features):
                 found = _radiance_backward(forward, v_density[part], v_rgb[part], v_part, rays, shape, ctx.options)
             sums = [total.add_(more) for total, more in zip(sums, found, strict=True)] if sums else found
         return v_features, v_view, None, *_parameter_gradients(sums, shape)
@@ -178,22 +180,15 @@ def _hidden_layer(weights: Tensor, biases: Tensor, shape: Shape) -> HiddenLayer:
     return HiddenLayer(w_hidden, biases[: shape.hidden], biases[shape.hidden : 2 * shape.hidden])
 
 
-def _transposed_product(a: Float[Tensor, "rows m"], b: Float[Tensor, "rows n"]) -> Float[Tensor, "m n"]:
-    """a^T b summed in float32."""
-    if a.is_cuda and a.dtype == torch.bfloat16:
-        return torch.mm(a.t(), b, out_dtype=torch.float32)
-    return torch.mm(a.t().float(), b.float())
-
-
 def _layer_gradients(v_layers: Tensor, units: Tensor, shape: Shape) -> list[Float[Tensor, "width inputs"]]:
     """Gradients of each color layer's weights, as columns over what feeds it; for the order see ``saved``."""
     width, side, middle = shape.width, shape.side, shape.middle
     first, *others, last = v_layers.split(width, dim=1)
-    products = [_transposed_product(first, units[:, width : width + side])]
+    products = [transposed_product(first, units[:, width : width + side])]
     for k, v in enumerate(others):
         start = width + side - shape.view + k * middle
-        products.append(_transposed_product(v, units[:, start : start + middle]))
-    return [*products, _transposed_product(last, units[:, : width + side])]
+        products.append(transposed_product(v, units[:, start : start + middle]))
+    return [*products, transposed_product(last, units[:, : width + side])]
 
 
 def _v_view(v_layers: Tensor, weights: Tensor, samples: int, shape: Shape) -> Float[Tensor, "rays view"]:

@@ -17,6 +17,8 @@ from torch import Tensor
 from zipnerf_ns.functional import mlp
 from zipnerf_ns.functional.mlp import NUM_HARMONICS, Precision, RadianceWeights, intervals_per_ray
 from zipnerf_ns.kernels import support
+from zipnerf_ns.kernels.device import describe
+from zipnerf_ns.kernels.launching import choose, launching
 from zipnerf_ns.kernels.mlp import launch
 from zipnerf_ns.kernels.mlp.autograd import (
     DensityMlp,
@@ -28,8 +30,8 @@ from zipnerf_ns.kernels.mlp.autograd import (
 from zipnerf_ns.kernels.mlp.tuning import (
     DensityTuning,
     RadianceTuning,
-    default_density_tuning,
-    default_radiance_tuning,
+    density_launches,
+    radiance_launches,
 )
 
 MAX_CHANNELS = 128
@@ -55,7 +57,7 @@ def why_density_unsupported(channels: int, hidden_dim: int) -> str | None:
 
 def why_radiance_unsupported(
     channels: int, hidden_dim: int, color_layers: int, color_dim: int, view_dim: int = NUM_HARMONICS,
-    has_appearance: bool = False,
+    has_appearance: bool = False, precision: Precision = "bfloat16",
 ) -> str | None:  # fmt: skip
     """Why :func:`radiance_mlp` cannot compute a network of these sizes, as a sentence for the user; None if it can."""
     if not 1 <= channels <= MAX_CHANNELS:
@@ -68,6 +70,8 @@ def why_radiance_unsupported(
         return f"The color network's kernels take hidden layers of {COLOR_DIMS} units, not {color_dim}."
     if view_dim != NUM_HARMONICS:
         return f"The color network's kernels take {NUM_HARMONICS} values of a view direction, not {view_dim}."
+    if precision == "float16":
+        return "The color network's kernels have no tensor cores to use in float16."
     if has_appearance:
         return "The color network's kernels have no bottleneck that an image's appearance could transform."
     return None
@@ -90,7 +94,7 @@ def density_mlp(
         ValueError: if the shapes or types are none that the kernels can read.
         RuntimeError: if the kernels cannot run on the features' device; the message says what to install.
     """
-    tuning = default_density_tuning(precision)
+    tuning = choose("density_mlp", density_launches(precision))
     return tuned_density_mlp(features, w_hidden, b_hidden, w_density, b_density, shift, precision, tuning)
 
 
@@ -127,7 +131,8 @@ def radiance_mlp(
         ValueError: if the shapes or types are none that the kernels can read.
         RuntimeError: if the kernels cannot run on the features' device; the message says what to install.
     """
-    tuning = default_radiance_tuning(precision)
+    device = describe(features.device)
+    tuning = choose("radiance_mlp", radiance_launches(precision, len(weights.first), device))
     return tuned_radiance_mlp(features, view, weights, shift, rgb_padding, precision, tuning)
 
 
@@ -170,12 +175,12 @@ def spherical_harmonics(
     directions = directions.detach()
     if directions.stride(1) != 1:
         directions = directions.contiguous()
-    with torch.cuda.device_of(directions):
+    with launching("spherical_harmonics", directions):
         return launch.spherical_harmonics(directions, dtype)
 
 
 def _dtype(precision: Precision) -> torch.dtype:
-    """Of the operands of matrix products."""
+    """Number format of the operands of matrix products; the density network is too small for float16 to pay."""
     return torch.bfloat16 if precision == "bfloat16" else torch.float32
 
 
