@@ -34,7 +34,8 @@ class HashTable(nn.Module):
     """
 
     is_decayed: bool
-    """Whether an optimizer has been given the table, and applies the decay within its step."""
+    """Whether an optimizer has been given the table, and applies the decay within its step. Whoever goes on with
+    another one sets it to False: the decay is then the loss's."""
     kept: Summary | None
     """What follows from the values, if it :meth:`is_current`; else of earlier ones, and where the next will lie."""
 

@@ -44,9 +44,7 @@ class TableUpdate(NamedTuple):
 
 
 @torch.no_grad()
-def decayed_adam_(
-    updates: Sequence[TableUpdate], lr: float, betas: tuple[float, float], eps: float
-) -> list[Summary]:
+def decayed_adam_(updates: Sequence[TableUpdate], lr: float, betas: tuple[float, float], eps: float) -> list[Summary]:
     """One step of Adam, in place, on ``grad + decay * table``, level by level (Zip-NeRF's hash decay, section 5).
 
     Autograd so never sees a dense gradient for the decay, and every row is decayed whether or not a ray touched it.
@@ -84,9 +82,7 @@ def decayed_adam_(
     return summaries
 
 
-def summarize(
-    table: Float[Tensor, "*table"], grid: HashGrid, half: Float16[Tensor, "*table"] | None = None
-) -> Summary:
+def summarize(table: Float[Tensor, "*table"], grid: HashGrid, half: Float16[Tensor, "*table"] | None = None) -> Summary:
     """What a step would leave behind if it did not change the table.
 
     Args:
