@@ -9,7 +9,7 @@ from torch import Tensor
 
 from zipnerf_ns.functional.adam import TableUpdate
 from zipnerf_ns.functional.hash_grid import HashGrid, Level, make_hash_grid
-from zipnerf_ns.functional.table_state import TableState
+from zipnerf_ns.hash_table import HashTable
 
 LR, BETAS, EPS = 0.02, (0.9, 0.99), 1e-15
 STEPS = 20
@@ -41,10 +41,18 @@ def decays(grid: HashGrid) -> list[float]:
     return [0.2 + 0.3 * index for index in range(len(grid.levels))]
 
 
-def new_table(grid: HashGrid, dtype=torch.float32, decay: Sequence[float] | None = None, **settings) -> Tensor:
-    """A parameter with its state."""
-    table = torch.nn.Parameter(values((grid.num_entries, grid.features_per_level), 0, 0.3, dtype))
-    TableState(grid, decays(grid) if decay is None else decay, **settings).attach(table)
+class Table(HashTable):
+    """A table of which a half-precision copy is kept if one asks for it."""
+
+    reads_half = False
+
+
+def new_table(
+    grid: HashGrid, dtype=torch.float32, decay: Sequence[float] | None = None, reads_half: bool = False
+) -> Table:
+    parameter = torch.nn.Parameter(values((grid.num_entries, grid.features_per_level), 0, 0.3, dtype))
+    table = Table(grid, parameter, decays(grid) if decay is None else decay)
+    table.reads_half = reads_half
     return table
 
 
@@ -55,36 +63,41 @@ def gradient(table: Tensor, step: int) -> Tensor:
     return grad
 
 
-def moments(table: Tensor) -> tuple[Tensor, Tensor]:
-    return torch.zeros_like(table), torch.zeros_like(table)
+def moments(table: HashTable) -> tuple[Tensor, Tensor]:
+    return torch.zeros_like(table.hash_table), torch.zeros_like(table.hash_table)
 
 
-def run(decayed_adam_, tables: Sequence[Tensor], steps: int = STEPS) -> list[tuple[Tensor, Tensor]]:
-    """Steps of an implementation on tables from their present values; the moments at the end."""
+def update(table: HashTable, grad: Tensor, memory: tuple[Tensor, Tensor], step: int = 1) -> TableUpdate:
+    """What a step is given of a table."""
+    return TableUpdate(table.hash_table, grad, *memory, step, table.grid, table.decay, table.half_buffer())
+
+
+def run(decayed_adam_, tables: Sequence[HashTable], steps: int = STEPS) -> list[tuple[Tensor, Tensor]]:
+    """Steps of an implementation on tables from their present values, recorded; the moments at the end."""
     memory = [moments(table) for table in tables]
     for step in range(1, steps + 1):
         updates = [
-            TableUpdate(table, gradient(table.detach().cpu(), step).to(table.device), *pair, table.table_state, step)
+            update(table, gradient(table.hash_table.detach().cpu(), step).to(table.hash_table.device), pair, step)
             for table, pair in zip(tables, memory, strict=True)
         ]
-        decayed_adam_(updates, LR, BETAS, EPS)
+        for table, summary in zip(tables, decayed_adam_(updates, LR, BETAS, EPS), strict=True):
+            table.record(summary)
     return memory
 
 
-def level_means(table: Tensor, grid: HashGrid) -> Tensor:
+def level_means(values: Tensor, grid: HashGrid) -> Tensor:
     """Mean square of each level by a loop, in float64."""
-    rows = table.detach().double().cpu().view(-1, grid.features_per_level)
+    rows = values.detach().double().cpu().view(-1, grid.features_per_level)
     return torch.stack([rows[lv.offset : lv.offset + lv.size].square().mean() for lv in grid.levels])
 
 
-def reference(table: Tensor, grid: HashGrid, decay: Sequence[float], steps: int = STEPS) -> Tensor:
+def reference(table: HashTable, steps: int = STEPS) -> Tensor:
     """torch.optim.Adam, unfused and in float64, on gradients with the decay added to them."""
-    leaf = torch.nn.Parameter(table.detach().double().cpu().clone())
+    leaf = torch.nn.Parameter(table.hash_table.detach().double().cpu().clone())
     optimizer = torch.optim.Adam([leaf], lr=LR, betas=BETAS, eps=EPS, foreach=False, fused=False)
-    factor = torch.cat(
-        [torch.full((lv.size, 1), c, dtype=torch.float64) for lv, c in zip(grid.levels, decay, strict=True)]
-    )
+    levels = zip(table.grid.levels, table.decay, strict=True)
+    factor = torch.cat([torch.full((lv.size, 1), c, dtype=torch.float64) for lv, c in levels])
     for step in range(1, steps + 1):
-        leaf.grad = gradient(table.detach().cpu(), step).double() + factor * leaf.detach()
+        leaf.grad = gradient(table.hash_table.detach().cpu(), step).double() + factor * leaf.detach()
         optimizer.step()
     return leaf.detach()

@@ -2,7 +2,7 @@
 
 What is known of the library and repeated here: ``Encoding(n_input_dims, encoding_config, seed, dtype)`` has one flat
 parameter ``params``, ``n_output_dims``, and maps ``[batch, 3]`` to ``[batch, n_output_dims]``, level by level; sizes
-and positions are as ``tcnn_encoding`` describes them.
+and positions are as ``kernels.tcnn`` describes them.
 """
 
 from __future__ import annotations

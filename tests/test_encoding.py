@@ -148,6 +148,7 @@ def test_gradients_are_those_of_finite_differences(prefilter):
 
 def step_decaying_adam(encoding, fused):
     optimizer = DecayingAdam([encoding.hash_table], lr=0.05, fused=fused)
+    optimizer.adopt([encoding])
     encoding.hash_table.grad = normal(encoding.hash_table.shape, 7)
     optimizer.step()
 

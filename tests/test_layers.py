@@ -21,10 +21,10 @@ LAYERS: tuple[frozenset[str], ...] = (
     frozenset({"model"}),
     frozenset({"render", "model_config"}),
     frozenset({"zipnerf"}),
-    frozenset({"field", "sampler", "losses", "tcnn_encoding"}),
+    frozenset({"field", "sampler", "losses"}),
     frozenset({"encoding", "data"}),
     frozenset({"cameras"}),
-    frozenset({"ops"}),
+    frozenset({"ops", "hash_table"}),
     frozenset({"kernels"}),
     frozenset({"rays", "functional", "errors"}),
     frozenset({""}),
@@ -124,8 +124,8 @@ def outer_violation(source: str, found: Import) -> str | None:
     top = found.target.split(".")[0]
     if part(source) == "functional" and top not in FUNCTIONAL_MAY_IMPORT | sys.stdlib_module_names:
         return "functional knows torch, jaxtyping and numpy only"
-    if top == "triton" and part(source) != "kernels":
-        return "triton belongs to kernels"
+    if top in ("triton", "tinycudann") and part(source) != "kernels":
+        return f"{top} belongs to kernels"
     if top == "importlib" and part(source) == "kernels":
         return "kernels import each other like any module"
     if found.name == "TrainerConfig" and part(source) not in TRAINER_CONFIG_USERS:
@@ -212,6 +212,7 @@ BAD_SOURCES = [
     ("field.py", "def f():\n    from zipnerf_ns.kernels import adam", "field.py:2", "had from ops"),
     ("ops.py", "from zipnerf_ns.kernels import adam", "ops.py:1", "where there may be none"),
     ("ops.py", "import triton.language as tl", "ops.py:1", "belongs to kernels"),
+    ("encoding.py", "def f():\n    import tinycudann", "encoding.py:2", "belongs to kernels"),
     ("kernels/adam.py", "import importlib", "kernels/adam.py:1", "like any module"),
     ("config.py", "from nerfstudio.utils import eval_utils", "config.py:1", "entry point"),
     ("config.py", "from nerfstudio.configs.method_configs import all_methods", "config.py:1", "entry point"),

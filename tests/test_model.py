@@ -46,6 +46,7 @@ def test_thirty_steps_bring_the_picture_to_the_truth(prefilter):
         DecayingAdam(group, lr=rates[name], betas=(0.9, 0.99), eps=1e-15)
         for name, group in model.get_param_groups().items()
     ]
+    optimizers[0].adopt(model.zipnerf.tables())
     for step in range(30):
         model.train().progress = step / 30.0
         loss_dict = model.get_loss_dict(model(bundle), batch)
@@ -121,18 +122,18 @@ def test_loss_terms_are_there_if_their_multiplier_is_and_scaled_by_it(which):
 
 def test_the_decay_that_the_optimizer_adds_is_the_gradient_of_the_reported_one():
     model = make_model(tiny_config(hash_decay_mult=0.7))
-    for table in model.get_param_groups()["hash_tables"]:
-        field = next(f for f in [*model.proposal_networks, model.field] if f.encoding.hash_table is table)
-        levels = field.encoding.grid.levels
-        decay = 0.7 * 0.5 * sum(table[lv.offset : lv.offset + lv.size].square().mean() for lv in levels)
-        (expected,) = torch.autograd.grad(decay, table)
-        found = torch.zeros_like(table)
-        for level, coefficient in zip(levels, table.table_state.decay, strict=True):
+    tables = model.zipnerf.tables()
+    assert [id(table.hash_table) for table in tables] == list(map(id, model.get_param_groups()["hash_tables"]))
+    for table in tables:
+        values, levels = table.hash_table, table.grid.levels
+        decay = 0.7 * 0.5 * sum(values[lv.offset : lv.offset + lv.size].square().mean() for lv in levels)
+        (expected,) = torch.autograd.grad(decay, values)
+        found = torch.zeros_like(values)
+        for level, coefficient in zip(levels, table.decay, strict=True):
             rows = slice(level.offset, level.offset + level.size)
-            found[rows] += coefficient * table.detach()[rows]
+            found[rows] += coefficient * values.detach()[rows]
         torch.testing.assert_close(found, expected)
-    undecayed = make_model(tiny_config(hash_decay_mult=0.0)).get_param_groups()["hash_tables"]
-    assert not any(any(table.table_state.decay) for table in undecayed)
+    assert not any(any(table.decay) for table in make_model(tiny_config(hash_decay_mult=0.0)).zipnerf.tables())
 
 
 def test_lagging_proposals_catch_up():

@@ -12,7 +12,7 @@ import pytest
 import torch
 
 from zipnerf_ns import ops as implementation
-from zipnerf_ns.functional import adam, cones, mlp, ray_march, table_state
+from zipnerf_ns.functional import adam, cones, mlp, ray_march
 from zipnerf_ns.kernels import support
 from zipnerf_ns.ops import TORCH_OPS, Ops, resolve_ops, triton_ops
 
@@ -43,7 +43,7 @@ def test_every_operation_has_a_kernel_of_the_same_name_and_parameters(name):
     assert twin.__name__ == kernel.__name__ == name
     assert twin.__module__.startswith("zipnerf_ns.functional.") and kernel.__module__.startswith("zipnerf_ns.kernels.")
     assert list(inspect.signature(twin).parameters) == list(inspect.signature(kernel).parameters)
-    assert any(getattr(module, name, None) is twin for module in (adam, cones, mlp, ray_march, table_state))
+    assert any(getattr(module, name, None) is twin for module in (adam, cones, mlp, ray_march))
 
 
 @pytest.mark.parametrize("name", OPERATIONS)

@@ -6,19 +6,20 @@ import copy
 import dataclasses
 import math
 import sys
+from types import SimpleNamespace
 
 import pytest
 import torch
 from _rays import normal, uniform, unit_vectors
 from _tinycudann import make_library, side
 
-from zipnerf_ns.encoding import AntiAliasedHashEncoding, HashGridConfig
+from zipnerf_ns.encoding import AntiAliasedHashEncoding, HashGridConfig, TcnnHashEncoding
 from zipnerf_ns.engine.optimizers import DecayingAdam
+from zipnerf_ns.functional.adam import decay_coefficients
 from zipnerf_ns.functional.cones import Cones, cones_in_cube
 from zipnerf_ns.functional.hash_grid import hash_encode, make_hash_grid
-from zipnerf_ns.functional.table_state import decay_coefficients
+from zipnerf_ns.kernels.tcnn import growth, library_levels, why_unsupported
 from zipnerf_ns.ops import TORCH_OPS
-from zipnerf_ns.tcnn_encoding import TcnnHashEncoding, growth, library_levels, why_unsupported
 
 CONFIG = HashGridConfig(num_levels=4, features_per_level=2, base_res=4, max_res=32, log2_hashmap_size=9)
 PREFILTERS = ["ipe", "none"]
@@ -59,10 +60,10 @@ def test_the_layout_has_the_size_that_users_of_the_library_have_seen():
 
 @pytest.mark.parametrize("base_res,max_res,num_levels", [(16, 8192, 10), (16, 2048, 16), (16, 512, 6), (7, 7, 3)])
 def test_levels_reach_from_the_base_to_the_largest_resolution(base_res, max_res, num_levels):
-    config = HashGridConfig(num_levels, 2, base_res, max_res, 19)
-    levels, cells = library_levels(num_levels, base_res, growth(config), 19)
+    scale = growth(num_levels, base_res, max_res)
+    levels, cells = library_levels(num_levels, base_res, scale, 19)
     assert levels[0].resolution == base_res and levels[-1].resolution == max_res
-    assert cells == pytest.approx([float(side(index, growth(config), base_res)) for index in range(num_levels)])
+    assert cells == pytest.approx([float(side(index, scale, base_res)) for index in range(num_levels)])
     own = make_hash_grid(num_levels, base_res, max_res, 19, 2)
     for level, ours, count in zip(levels, own.levels, cells, strict=True):
         # Ours are the nearest whole numbers of the same progression, the library's the next.
@@ -93,8 +94,7 @@ def test_features_are_the_librarys_lowered_by_our_weights_and_then_the_weight_fe
     cones = make_cones()
     positions, stds = cones_in_cube(cones, one_lookup=True)
     out = encoding(cones)
-    (library,) = encoding._library
-    read = library(positions[:, 0]).view(12, 4, 2)
+    read = encoding._library.encoding(positions[:, 0]).view(12, 4, 2)
     assert out.shape == (12, encoding.get_out_dim()) == (12, 12) and out.dtype == torch.float32
     for level, cells in enumerate(encoding.cells.tolist()):
         exponent = (0.5 * (stds[:, 0] * cells) ** 2).clamp(max=50.0)
@@ -111,7 +111,7 @@ def test_channels_come_in_the_precision_that_is_asked_for_and_no_half_precision_
     full, half = encoding(make_cones()), encoding(make_cones(), dtype=torch.bfloat16)
     assert torch.equal(half, full.bfloat16())
     encoding.ops = TORCH_OPS._replace(reads_half=lambda _: True)
-    assert not encoding.summary().wants_half
+    assert encoding.ops.reads_half(2) and not encoding.reads_half and encoding.summary().half is None
 
 
 def test_a_constant_level_is_ten_times_its_value():
@@ -217,7 +217,7 @@ def test_a_loaded_table_is_the_one_that_is_read(assign):
 
 def test_decay_and_statistics_are_by_level():
     encoding = make_encoding()
-    encoding.table_state.decay = decay_coefficients(encoding.grid, 0.7)
+    encoding.decay = decay_coefficients(encoding.grid, 0.7)
     table = encoding.hash_table
     sizes = [level.size for level in encoding.grid.levels]
     parts = table.view(-1, 2).split(sizes)
@@ -227,10 +227,11 @@ def test_decay_and_statistics_are_by_level():
     table.grad = torch.zeros_like(table)
     before = table.detach().clone()
     optimizer = DecayingAdam([table], lr=1e-3, betas=(0.9, 0.99))
+    optimizer.adopt([encoding])
     optimizer.step()
     torch.testing.assert_close(optimizer.state[table]["exp_avg"], 0.1 * expected)
     assert torch.equal((table.detach() - before).sign(), -before.sign())
-    assert table.table_state.is_current(table)
+    assert encoding.is_current()
     means = torch.stack([part.square().mean() for part in table.detach().view(-1, 2).split(sizes)])
     torch.testing.assert_close(encoding.summary().mean_square, means)
 
@@ -240,6 +241,7 @@ def test_training_brings_the_features_to_a_target():
     positions, stds = uniform((200, 1, 3), 1, 0.1, 0.9), torch.full((200, 1), 1e-3)
     target = smooth(3.0 * positions[:, 0])
     optimizer = DecayingAdam([encoding.hash_table], lr=0.01)
+    optimizer.adopt([encoding])
     losses = []
     for _ in range(60):
         optimizer.zero_grad()
@@ -258,7 +260,8 @@ def test_an_absent_library_is_told_with_how_to_install_it(monkeypatch, error):
     if error is None:
         monkeypatch.setitem(sys.modules, "tinycudann", None)
     else:
-        monkeypatch.setattr("importlib.import_module", lambda name: raise_error(error))
+        monkeypatch.delitem(sys.modules, "tinycudann")
+        monkeypatch.setattr(sys, "meta_path", [SimpleNamespace(find_spec=lambda *_: raise_error(error))])
     with pytest.raises(RuntimeError, match="pip install git.https://github.com/NVlabs/tiny-cuda-nn/#subdirectory=bind"):
         TcnnHashEncoding(CONFIG)
 

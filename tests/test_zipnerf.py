@@ -63,6 +63,26 @@ def test_a_step_trains_every_parameter():
     assert bool((lengths <= 1.0 + 1e-5).all())
 
 
+def test_the_hash_decay_has_a_gradient_where_no_optimizer_applies_it():
+    """Any optimizer then decays the tables; one that has been given them does so by itself."""
+    model = ZipNerf(SMALL)
+
+    def hash_decay() -> torch.Tensor:
+        rendering = model(some_rays())
+        return model.losses(rendering, rendering.rgb, torch.rand(20, 3))["hash_decay"]
+
+    value = hash_decay()
+    value.backward()
+    for table in model.tables():
+        found = table.hash_table.grad
+        for level, coefficient in zip(table.grid.levels, table.decay, strict=True):
+            rows = slice(level.offset, level.offset + level.size)
+            torch.testing.assert_close(found[rows], coefficient * table.hash_table.detach()[rows])
+        table.is_decayed = True
+    torch.testing.assert_close(hash_decay(), value.detach())
+    assert not hash_decay().requires_grad
+
+
 def test_levels_come_on_with_progress():
     model = ZipNerf(ZipNerfConfig(grid=HashGridConfig(8, 1, 8, 64, 10), proposals=SMALL.proposals,
                                   progressive_levels=True, implementation="torch"))  # fmt: skip

@@ -20,8 +20,7 @@ from nerfstudio.models.base_model import ModelConfig
 from zipnerf_ns.encoding import HashGridConfig
 from zipnerf_ns.errors import InputError, shorten
 from zipnerf_ns.functional.hash_grid import Prefilter
-from zipnerf_ns.ops import resolve_ops
-from zipnerf_ns.tcnn_encoding import import_library, why_unsupported
+from zipnerf_ns.ops import resolve_ops, tcnn
 from zipnerf_ns.zipnerf import MIN_ACTIVE_LEVELS, ZipNerfConfig
 
 BYTES_PER_VALUE = 4
@@ -139,7 +138,7 @@ def _check_combinations(config: ZipNerfModelConfig) -> None:
         )
     if config.implementation == "tcnn":
         for name, grid in named_grids(config).items():
-            reason = why_unsupported(config.prefilter, grid.features_per_level)
+            reason = tcnn().why_unsupported(config.prefilter, grid.features_per_level)
             if reason is not None:
                 raise InputError(f"--pipeline.model.{name}: {reason}")
 
@@ -163,7 +162,7 @@ def explain_implementation(config: ZipNerfModelConfig, device: torch.device) -> 
     try:
         resolve_ops(config.implementation, device)
         if config.implementation == "tcnn":
-            import_library()
+            tcnn().import_library()
     except (ValueError, RuntimeError) as error:
         raise InputError(f"--pipeline.model.implementation: {error}") from error
 
@@ -185,7 +184,7 @@ def prefilters_of(config: ZipNerfModelConfig) -> tuple[Prefilter, ...]:
     if config.implementation != "tcnn":
         return get_args(Prefilter)
     features = config.grid.features_per_level
-    return tuple(mode for mode in get_args(Prefilter) if why_unsupported(mode, features) is None)
+    return tuple(mode for mode in get_args(Prefilter) if tcnn().why_unsupported(mode, features) is None)
 
 
 def check_table_memory(config: ZipNerfModelConfig, device: torch.device, is_trained: bool) -> None:

@@ -7,17 +7,18 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from functools import cache, lru_cache
+from types import ModuleType
 from typing import Any, Literal, NamedTuple, Protocol, TypeVar
 
 import torch
 from torch import Tensor
 
 from zipnerf_ns.errors import InputError, LaunchFailed, say
-from zipnerf_ns.functional import adam, cones, mlp, ray_march, table_state
-from zipnerf_ns.functional.adam import TableUpdate
+from zipnerf_ns.functional import adam, cones, mlp, ray_march
+from zipnerf_ns.functional.adam import Summary, TableUpdate
 from zipnerf_ns.functional.cones import Cones, HalfTable, Lookup
+from zipnerf_ns.functional.hash_grid import HashGrid
 from zipnerf_ns.functional.mlp import Precision, RadianceWeights
-from zipnerf_ns.functional.table_state import Summary, TableState
 from zipnerf_ns.rays import CameraRays
 
 Implementation = Literal["auto", "triton", "torch", "tcnn"]
@@ -100,9 +101,9 @@ class MedianAndMeanDistance(Protocol):
 
 
 class Summarize(Protocol):
-    """``functional.table_state.summarize``: what follows from a table's values."""
+    """``functional.adam.summarize``: what follows from a table's values."""
 
-    def __call__(self, table: Tensor, state: TableState) -> Summary: ...
+    def __call__(self, table: Tensor, grid: HashGrid, half: Tensor | None = None) -> Summary: ...
 
 
 class DecayedAdam(Protocol):
@@ -110,7 +111,7 @@ class DecayedAdam(Protocol):
 
     def __call__(
         self, updates: Sequence[TableUpdate], lr: float, betas: tuple[float, float], eps: float
-    ) -> None: ...
+    ) -> list[Summary]: ...
 
 
 class CameraOps(NamedTuple):
@@ -171,7 +172,7 @@ TORCH_OPS = Ops(
     interlevel=ray_march.interlevel,
     distortion=ray_march.distortion,
     median_and_mean_distance=ray_march.median_and_mean_distance,
-    summarize=table_state.summarize,
+    summarize=adam.summarize,
     decayed_adam_=adam.decayed_adam_,
     cameras=None,
     reads_half=_never,
@@ -271,6 +272,13 @@ def with_fallbacks(implementation: str, compute: Callable[[], Result], undo: Cal
             undo()
 
 
+def tcnn() -> ModuleType:
+    """``kernels.tcnn``: what is known of tinycudann, which takes a table and its look-up over, not an operation."""
+    from zipnerf_ns.kernels import tcnn
+
+    return tcnn
+
+
 @cache
 def _announce_choice(implementation: str, choice: str, device_type: str, reason: str | None) -> None:
     because = f": {reason}" if reason else "."
@@ -282,7 +290,7 @@ def resolve_ops(implementation: str, device: torch.device, whose: str = "") -> O
 
     Args:
         implementation: "triton" (the kernels), "torch" (anywhere), or "auto", the fastest that the device allows.
-            "tcnn" is "auto" here: Tinycudann takes the encodings' place (``tcnn_encoding``) and no other.
+            "tcnn" is "auto" here: Tinycudann takes the encodings' place (``encoding``) and no other.
         device: where the tensors lie.
         whose: of what the implementation is, for the error's message; " of the optimizer".
     Raises:

@@ -19,17 +19,17 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from zipnerf_ns import losses
-from zipnerf_ns.encoding import AntiAliasedHashEncoding, HashGridConfig
+from zipnerf_ns.encoding import AntiAliasedHashEncoding, HashGridConfig, TcnnHashEncoding
 from zipnerf_ns.field import Precision, Radiance, ZipNerfDensityField, ZipNerfField, parameter_groups
+from zipnerf_ns.functional.adam import decay_coefficients
 from zipnerf_ns.functional.gradient_scaling import near_camera_scaling, scale_gradient
 from zipnerf_ns.functional.hash_grid import Prefilter
 from zipnerf_ns.functional.normals import ray_normals
-from zipnerf_ns.functional.table_state import decay_coefficients
+from zipnerf_ns.hash_table import HashTable
 from zipnerf_ns.losses import ColorLoss, Multipliers
 from zipnerf_ns.ops import Implementation, Ops, resolve_ops, resolve_precision
 from zipnerf_ns.rays import Rays, Round
 from zipnerf_ns.sampler import IntervalSampler
-from zipnerf_ns.tcnn_encoding import TcnnHashEncoding
 
 MIN_ACTIVE_LEVELS = 4
 """Levels that progressive training begins with."""
@@ -181,7 +181,7 @@ class ZipNerf(nn.Module):
         encoding_type = TcnnHashEncoding if self.config.implementation == "tcnn" else AntiAliasedHashEncoding
         bandwidths = None if bandwidth == 1.0 else (bandwidth,) * grid.num_levels
         encoding = encoding_type(grid, self.config.prefilter, bandwidths)
-        encoding.table_state.decay = decay_coefficients(encoding.grid, self.config.hash_decay_mult)
+        encoding.decay = decay_coefficients(encoding.grid, self.config.hash_decay_mult)
         return encoding
 
     @property
@@ -214,6 +214,10 @@ class ZipNerf(nn.Module):
         precision = resolve_precision(self.config.precision, self.anneal.device)
         for network in self.fields:
             network.precision = precision
+
+    def tables(self) -> list[HashTable]:
+        """The hash table of every round, the rendered one's last; an optimizer that decays them is given these."""
+        return [network.encoding for network in self.fields]
 
     def parameter_groups(self) -> tuple[list[nn.Parameter], list[nn.Parameter]]:
         """Hash tables, and networks: they take different learning rates."""
@@ -287,7 +291,7 @@ class ZipNerf(nn.Module):
         rgb_loss = losses.color_loss(self.color_loss, prediction, target, ray_weights)
         return {"rgb_loss": rgb_loss, **losses.regularizers(
             self.config.loss_multipliers, ops, rendering.rounds, [p.blur_halfwidth for p in self.config.proposals],
-            [network.encoding.summary().mean_square for network in self.fields],
+            [network.encoding.mean_squares_to_decay() for network in self.fields],
             per_level, rgb_loss if self.config.proposal_catchup else None,
         )}  # fmt: skip
 

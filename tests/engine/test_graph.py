@@ -109,7 +109,8 @@ class Replays(GraphedStep):
     """Notes which steps were replayed, and computes them as eager ones are."""
 
     def __init__(self, trainer: Any) -> None:
-        super().__init__([parameter for group in trainer.optimizers.parameters.values() for parameter in group])
+        parameters = [parameter for group in trainer.optimizers.parameters.values() for parameter in group]
+        super().__init__(parameters, trainer.pipeline.model.zipnerf.tables())
         self.trainer, self.steps = trainer, []
 
     def __call__(self, key: Any, compute: Callable[[], Any]) -> Any:
@@ -126,23 +127,22 @@ def test_the_step_after_a_checkpoint_was_loaded_is_not_replayed(tmp_path: Path, 
     trainer.save_checkpoint(0)
     monkeypatch.setattr(ZipNerfModel, "uses_kernels", property(lambda self: True))
     graph = trainer._graph = Replays(trainer)
-    kept = [(table.table_state, table) for table in graph.parameters if hasattr(table, "table_state")]
     iterate = trainer.train_iteration
 
     def iteration(step: int) -> Any:
         if step == 6:
-            addresses = [state.mean_square.data_ptr() for state, _ in kept]
+            addresses = [table.kept.mean_square.data_ptr() for table in graph.tables]
             trainer.pipeline.load_pipeline(torch.load(checkpoint(config, 0), weights_only=True)["pipeline"], 0)
-            assert not any(state.is_current(table) for state, table in kept)
+            assert not any(table.is_current() for table in graph.tables)
         result = iterate(step)
         if step == 6:
             # In the same memory, where the graph will read it again.
-            assert addresses == [state.mean_square.data_ptr() for state, _ in kept]
+            assert addresses == [table.kept.mean_square.data_ptr() for table in graph.tables]
         return result
 
     trainer.train_iteration = iteration
     trainer.train()
-    assert len(kept) == 2 and graph.steps == [3, 4, 5, 7, 8]
+    assert len(graph.tables) == 2 and graph.steps == [3, 4, 5, 7, 8]
 
 
 class Frozen(Replays):

@@ -13,8 +13,8 @@ from _tables import two_levels
 
 from zipnerf_ns.engine import optimizers
 from zipnerf_ns.engine.optimizers import DecayingAdam, DecayingAdamConfig, WarmupLogDecayConfig, resolve_implementation
-from zipnerf_ns.functional.adam import decayed_adam_
-from zipnerf_ns.functional.table_state import TableState, decay_coefficients
+from zipnerf_ns.functional.adam import decay_coefficients, decayed_adam_
+from zipnerf_ns.hash_table import HashTable
 
 MULT = 0.1
 GRID = two_levels()
@@ -37,10 +37,20 @@ def plain_parameter(dtype=torch.float64) -> torch.nn.Parameter:
     return torch.nn.Parameter(0.3 * normal((13, 2), 0, dtype))
 
 
-def decaying_table(dtype=torch.float64) -> torch.nn.Parameter:
-    table = plain_parameter(dtype)
-    TableState(GRID, decay_coefficients(GRID, MULT)).attach(table)
-    return table
+def decaying_table(dtype=torch.float64) -> HashTable:
+    return HashTable(GRID, plain_parameter(dtype), decay_coefficients(GRID, MULT))
+
+
+def parameters_of(parts: list) -> list:
+    """The parameters of tables, among parameters."""
+    return [part.hash_table if isinstance(part, HashTable) else part for part in parts]
+
+
+def decaying_adam(parts: list, **settings) -> DecayingAdam:
+    """An optimizer of parameters and of tables, which it has been given."""
+    optimizer = DecayingAdam(parameters_of(parts), **{**SETTINGS, **settings})
+    optimizer.adopt([part for part in parts if isinstance(part, HashTable)])
+    return optimizer
 
 
 def reference_trajectory(with_decay: bool) -> list:
@@ -55,10 +65,10 @@ def reference_trajectory(with_decay: bool) -> list:
     return trajectory
 
 
-def train(optimizer: torch.optim.Optimizer, parameters: list, steps: range) -> None:
+def train(optimizer: torch.optim.Optimizer, parts: list, steps: range) -> None:
     for step in steps:
         optimizer.zero_grad()
-        sum(data_loss(parameter, step) for parameter in parameters).backward()
+        sum(data_loss(parameter, step) for parameter in parameters_of(parts)).backward()
         optimizer.step()
 
 
@@ -66,27 +76,47 @@ def train(optimizer: torch.optim.Optimizer, parameters: list, steps: range) -> N
 @pytest.mark.parametrize("with_decay", [False, True])
 def test_trajectory_is_that_of_adam_with_the_decay_in_the_loss(fused, with_decay):
     table = decaying_table() if with_decay else plain_parameter()
-    optimizer = DecayingAdam([table], fused=fused, **SETTINGS)
+    (parameter,) = parameters_of([table])
+    optimizer = decaying_adam([table], fused=fused)
     for step, expected in enumerate(reference_trajectory(with_decay)):
         train(optimizer, [table], range(step, step + 1))
         # The fused kernel orders its products differently; eps is no help, 1e-15 guards nothing here.
-        torch.testing.assert_close(table.detach(), expected, rtol=1e-9, atol=1e-10)
+        torch.testing.assert_close(parameter.detach(), expected, rtol=1e-9, atol=1e-10)
+
+
+def test_a_table_that_it_was_not_given_is_a_parameter_like_any_other():
+    table = decaying_table()
+    optimizer = DecayingAdam([table.hash_table], **SETTINGS)
+    train(optimizer, [table], range(STEPS))
+    torch.testing.assert_close(table.hash_table.detach(), reference_trajectory(False)[-1], rtol=1e-9, atol=1e-10)
+    assert not table.is_decayed
+    optimizer.adopt([table])
+    assert table.is_decayed
+
+
+def test_a_table_whose_parameter_it_does_not_update_is_refused():
+    table, other = decaying_table(), decaying_table()
+    optimizer = DecayingAdam([table.hash_table], **SETTINGS)
+    with pytest.raises(ValueError, match="parameter is not among those that the optimizer updates"):
+        optimizer.adopt([table, other])
+    assert not table.is_decayed and not other.is_decayed
 
 
 def test_decay_moves_rows_that_no_ray_touched():
     trajectory = reference_trajectory(with_decay=True)
     table = decaying_table()
-    start = table.detach().clone()
-    train(DecayingAdam([table], **SETTINGS), [table], range(STEPS))
-    assert (table[11:].abs() < start[11:].abs()).all()
-    torch.testing.assert_close(table[11:].detach(), trajectory[-1][11:], rtol=1e-9, atol=1e-10)
+    values = table.hash_table.detach()
+    start = values.clone()
+    train(decaying_adam([table]), [table], range(STEPS))
+    assert (values[11:].abs() < start[11:].abs()).all()
+    torch.testing.assert_close(values[11:], trajectory[-1][11:], rtol=1e-9, atol=1e-10)
 
 
 @pytest.mark.parametrize("fused", [False, True])
 def test_tables_and_networks_in_one_group_each_get_their_own(fused):
     table, networks = decaying_table(), [plain_parameter(), plain_parameter()]
-    train(DecayingAdam([networks[0], table, networks[1]], fused=fused, **SETTINGS), [table, *networks], range(STEPS))
-    torch.testing.assert_close(table.detach(), reference_trajectory(True)[-1], rtol=1e-9, atol=1e-10)
+    train(decaying_adam([networks[0], table, networks[1]], fused=fused), [table, *networks], range(STEPS))
+    torch.testing.assert_close(table.hash_table.detach(), reference_trajectory(True)[-1], rtol=1e-9, atol=1e-10)
     for network in networks:
         torch.testing.assert_close(network.detach(), reference_trajectory(False)[-1], rtol=1e-9, atol=1e-10)
 
@@ -99,63 +129,64 @@ def test_networks_are_updated_in_one_call(monkeypatch):
     assert len(calls) == 1
 
 
-def test_the_state_is_current_after_every_step():
+def test_what_a_table_keeps_is_current_after_every_step():
     table = decaying_table()
-    optimizer = DecayingAdam([table], **SETTINGS)
+    optimizer = decaying_adam([table])
     for step in range(2):
         train(optimizer, [table], range(step, step + 1))
-        state = table.table_state
-        assert state.is_current(table)
-        means = [table.detach()[lv.offset : lv.offset + lv.size].square().mean() for lv in GRID.levels]
-        torch.testing.assert_close(state.mean_square, torch.stack(means))
+        assert table.is_current()
+        means = [table.hash_table.detach()[lv.offset : lv.offset + lv.size].square().mean() for lv in GRID.levels]
+        torch.testing.assert_close(table.kept.mean_square, torch.stack(means))
 
 
 @pytest.mark.parametrize("fused", [False, True])
 def test_a_grad_scaler_does_not_scale_the_decay(fused):
     table = decaying_table(torch.float32)
-    optimizer = DecayingAdam([table], fused=fused, **SETTINGS)
+    optimizer = decaying_adam([table], fused=fused)
     assert not optimizer._step_supports_amp_scaling
     scaler = torch.amp.GradScaler("cpu", init_scale=2.0**12)
     for step, expected in enumerate(reference_trajectory(with_decay=True)):
         optimizer.zero_grad()
-        scaler.scale(data_loss(table, step)).backward()
+        scaler.scale(data_loss(table.hash_table, step)).backward()
         scaler.step(optimizer)
         scaler.update()
         # float32 beside the float64 reference; Adam divides gradients by themselves, so their rounding stays.
-        torch.testing.assert_close(table.detach().double(), expected, rtol=1e-4, atol=1e-5)
+        torch.testing.assert_close(table.hash_table.detach().double(), expected, rtol=1e-4, atol=1e-5)
 
 
 def test_a_step_that_overflowed_changes_nothing():
     table = decaying_table(torch.float32)
-    before = table.detach().clone()
-    optimizer = DecayingAdamConfig().setup(params=[table])
+    before = table.hash_table.detach().clone()
+    optimizer = decaying_adam([table])
     scaler = torch.amp.GradScaler("cpu", init_scale=2.0**12)
-    scaler.scale(data_loss(table, 0) * math.inf).backward()
+    scaler.scale(data_loss(table.hash_table, 0) * math.inf).backward()
     scaler.step(optimizer)
-    assert torch.equal(table.detach(), before)
+    assert torch.equal(table.hash_table.detach(), before)
 
 
 @pytest.mark.parametrize("fused", [False, True])
 def test_a_closure_gives_the_same_trajectory(fused):
     table = decaying_table()
-    optimizer = DecayingAdam([table], fused=fused, **SETTINGS)
+    parameter = table.hash_table
+    optimizer = decaying_adam([table], fused=fused)
     for step, expected in enumerate(reference_trajectory(with_decay=True)):
 
         def closure(step=step):
             optimizer.zero_grad()
-            loss = data_loss(table, step)
+            loss = data_loss(parameter, step)
             loss.backward()
             return loss
 
-        before = data_loss(table.detach(), step)
+        before = data_loss(parameter.detach(), step)
         assert float(optimizer.step(closure).detach()) == pytest.approx(float(before))
-        torch.testing.assert_close(table.detach(), expected, rtol=1e-9, atol=1e-10)
+        torch.testing.assert_close(parameter.detach(), expected, rtol=1e-9, atol=1e-10)
 
 
 def test_parameters_without_a_gradient_stay_and_do_not_count_the_step():
-    parameters = [decaying_table(), decaying_table(), plain_parameter(), plain_parameter()]
+    parts = [decaying_table(), decaying_table(), plain_parameter(), plain_parameter()]
+    parameters = parameters_of(parts)
     before = [parameter.detach().clone() for parameter in parameters]
-    optimizer = DecayingAdam(parameters, **SETTINGS)
+    optimizer = decaying_adam(parts)
     train(optimizer, parameters[1::2], range(1))
     moved = [not torch.equal(parameter.detach(), old) for parameter, old in zip(parameters, before, strict=True)]
     assert moved == [False, True, False, True]
@@ -174,33 +205,33 @@ def test_the_configuration_reaches_the_optimizer():
 # --- implementations ---
 
 
-def test_triton_where_it_cannot_run_is_told_when_the_optimizer_is_made(monkeypatch):
+def test_triton_where_it_cannot_run_is_told_when_the_tables_are_given(monkeypatch):
     monkeypatch.delenv("TRITON_INTERPRET", raising=False)
     with pytest.raises(RuntimeError, match="'triton' of the optimizer cannot run: .*need a CUDA device"):
-        DecayingAdam([decaying_table(torch.float32)], implementation="triton")
+        decaying_adam([decaying_table(torch.float32)], implementation="triton")
     with pytest.raises(RuntimeError, match="float32 tables; the hash table is torch.float64"):
-        DecayingAdam([decaying_table()], implementation="triton")
+        decaying_adam([decaying_table()], implementation="triton")
     # Networks are torch's in any case.
     DecayingAdam([plain_parameter()], implementation="triton")
 
 
 def test_an_unknown_implementation_is_refused_with_the_choices():
     with pytest.raises(ValueError, match="'cuda' is unknown: choose 'auto', 'torch' or 'triton'"):
-        resolve_implementation("cuda", decaying_table())
+        resolve_implementation("cuda", plain_parameter())
 
 
 @pytest.mark.parametrize("name", ["auto", "torch"])
 def test_on_a_cpu_the_torch_twin_updates(name):
-    assert resolve_implementation(name, decaying_table(torch.float32)) is decayed_adam_
+    assert resolve_implementation(name, plain_parameter(torch.float32)) is decayed_adam_
 
 
 @pytest.mark.parametrize("option", ["weight_decay", "amsgrad", "maximize"])
 def test_what_tables_do_not_have_is_refused(option):
     with pytest.raises(ValueError, match=f"has no {option}"):
-        DecayingAdam([{"params": [decaying_table()], option: 1}], **SETTINGS)
+        DecayingAdam([{"params": [plain_parameter()], option: 1}], **SETTINGS)
     foreign = torch.optim.Adam([plain_parameter()], **{option: 1})
     with pytest.raises(ValueError, match=f"has no {option}"):
-        DecayingAdam([decaying_table()], **SETTINGS).load_state_dict(foreign.state_dict())
+        decaying_adam([decaying_table()]).load_state_dict(foreign.state_dict())
 
 
 # --- checkpoints ---
@@ -216,39 +247,41 @@ def through_a_file(state: dict) -> dict:
 @pytest.mark.parametrize("fused", [False, True])
 def test_a_resumed_training_equals_an_uninterrupted_one(fused):
     whole, first, second = ([decaying_table(), plain_parameter()] for _ in range(3))
-    train(DecayingAdam(whole, fused=fused, **SETTINGS), whole, range(STEPS))
-    stopped = DecayingAdam(first, fused=fused, **SETTINGS)
+    train(decaying_adam(whole, fused=fused), whole, range(STEPS))
+    stopped = decaying_adam(first, fused=fused)
     train(stopped, first, range(3))
-    resumed = DecayingAdam(second, fused=fused, **SETTINGS)
+    resumed = decaying_adam(second, fused=fused)
+    loaded = through_a_file({"values": [parameter.detach() for parameter in parameters_of(first)]})["values"]
     with torch.no_grad():
-        for parameter, value in zip(
-            second, through_a_file({"values": [p.detach() for p in first]})["values"], strict=True
-        ):
+        for parameter, value in zip(parameters_of(second), loaded, strict=True):
             parameter.copy_(value)
     resumed.load_state_dict(through_a_file(stopped.state_dict()))
     train(resumed, second, range(3, STEPS))
-    for parameter, expected in zip(second, whole, strict=True):
+    for parameter, expected in zip(parameters_of(second), parameters_of(whole), strict=True):
         assert torch.equal(parameter, expected)
-    assert torch.equal(second[0].table_state.mean_square, whole[0].table_state.mean_square)
+    assert torch.equal(second[0].kept.mean_square, whole[0].kept.mean_square)
 
 
 @pytest.mark.parametrize("make", [decaying_table, plain_parameter])
 @pytest.mark.parametrize("fused", [False, True])
 def test_torchs_adam_and_ours_go_on_with_each_others_checkpoints(fused, make):
-    def change_over(first, second):
-        parameter = make(torch.float32)
-        if parameter.__dict__:
-            parameter.table_state.decay = (0.0, 0.0)
-        optimizer = first([parameter], fused=fused, **SETTINGS)
-        train(optimizer, [parameter], range(3))
-        state = through_a_file(optimizer.state_dict())
-        optimizer = second([parameter], fused=fused, **SETTINGS)
-        optimizer.load_state_dict(state)
-        train(optimizer, [parameter], range(3, STEPS))
-        return parameter.detach(), optimizer.state_dict()
+    def torchs(parts, fused):
+        return torch.optim.Adam(parameters_of(parts), fused=fused, **SETTINGS)
 
-    expected, truth = change_over(torch.optim.Adam, torch.optim.Adam)
-    for order in ((DecayingAdam, torch.optim.Adam), (torch.optim.Adam, DecayingAdam)):
+    def change_over(first, second):
+        part = make(torch.float32)
+        if isinstance(part, HashTable):
+            part.decay = (0.0, 0.0)
+        optimizer = first([part], fused=fused)
+        train(optimizer, [part], range(3))
+        state = through_a_file(optimizer.state_dict())
+        optimizer = second([part], fused=fused)
+        optimizer.load_state_dict(state)
+        train(optimizer, [part], range(3, STEPS))
+        return parameters_of([part])[0].detach(), optimizer.state_dict()
+
+    expected, truth = change_over(torchs, torchs)
+    for order in ((decaying_adam, torchs), (torchs, decaying_adam)):
         found, state = change_over(*order)
         # Six roundings of values below one; fused and unfused Adam differ by as much.
         torch.testing.assert_close(found, expected, rtol=0.0, atol=5e-7)
@@ -259,14 +292,15 @@ def test_torchs_adam_and_ours_go_on_with_each_others_checkpoints(fused, make):
 
 
 def test_a_pickled_optimizer_still_steps():
-    # With its parameters in one file, for a copy of the optimizer alone has copies of them.
+    # With its tables in one file, for a copy of the optimizer alone has copies of them.
     table = decaying_table()
-    optimizer = DecayingAdam([table], **SETTINGS)
+    optimizer = decaying_adam([table], implementation="torch")
     train(optimizer, [table], range(3))
     table, optimizer = pickle.loads(pickle.dumps((table, optimizer)))
     train(optimizer, [table], range(3, STEPS))
-    torch.testing.assert_close(table.detach(), reference_trajectory(True)[-1], rtol=1e-9, atol=1e-10)
-    assert not optimizer._step_supports_amp_scaling and table.table_state.is_current(table)
+    torch.testing.assert_close(table.hash_table.detach(), reference_trajectory(True)[-1], rtol=1e-9, atol=1e-10)
+    assert not optimizer._step_supports_amp_scaling and table.is_current() and table.is_decayed
+    assert optimizer.implementation == "torch"
 
 
 # --- schedule ---

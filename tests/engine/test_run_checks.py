@@ -15,6 +15,7 @@ from nerfstudio.engine.optimizers import AdamOptimizerConfig
 
 from zipnerf_ns.data.datamanager import ZipNerfDataManager
 from zipnerf_ns.engine.checks import check_run
+from zipnerf_ns.engine.optimizers import DecayingAdamConfig
 from zipnerf_ns.engine.trainer import ZipNerfTrainerConfig
 from zipnerf_ns.errors import InputError
 from zipnerf_ns.model_config import check_table_memory, named_grids
@@ -73,6 +74,10 @@ FAULTS: dict[str, tuple[tuple[Callable[[ZipNerfTrainerConfig], None], ...], tupl
     "a decay that no optimizer applies": (
         (set_on("optimizers.hash_tables.optimizer", AdamOptimizerConfig()),),
         ("--optimizers.hash-tables.optimizer", "AdamOptimizerConfig", "--pipeline.model.hash-decay-mult 0"),
+    ),
+    "a decay that another class does not apply": (
+        (set_on("optimizers.hash_tables.optimizer", DecayingAdamConfig(_target=torch.optim.Adam)),),
+        ("--optimizers.hash-tables.optimizer", "whose Adam", "--pipeline.model.hash-decay-mult 0"),
     ),
     "no last learning rate": (
         (set_on("optimizers.hash_tables.scheduler.lr_final", float("nan")),),

@@ -10,7 +10,6 @@ from _tables import (
     LR,
     STEPS,
     aligned_grid,
-    decays,
     gradient,
     level_means,
     moments,
@@ -19,70 +18,73 @@ from _tables import (
     reference,
     run,
     two_levels,
+    update,
+    values,
 )
 
-from zipnerf_ns.functional.adam import TableUpdate, decayed_adam_
+from zipnerf_ns.functional.adam import decay_coefficients, decayed_adam_, summarize
 
 
 @pytest.mark.parametrize("make_grid,features", [(aligned_grid, 1), (odd_grid, 4)])
 def test_twenty_steps_are_those_of_torchs_adam_on_gradient_plus_decay(make_grid, features):
-    grid = make_grid(features)
-    table = new_table(grid, torch.float64)
-    expected = reference(table, grid, decays(grid))
+    table = new_table(make_grid(features), torch.float64)
+    expected = reference(table)
     run(decayed_adam_, [table])
     # The fused kernel orders its products differently.
-    torch.testing.assert_close(table.detach(), expected, rtol=1e-9, atol=1e-10)
+    torch.testing.assert_close(table.hash_table.detach(), expected, rtol=1e-9, atol=1e-10)
 
 
 def test_float32_follows_to_rounding():
-    grid = aligned_grid(2)
-    table = new_table(grid)
-    expected = reference(table, grid, decays(grid))
+    table = new_table(aligned_grid(2))
+    expected = reference(table)
     run(decayed_adam_, [table])
     # Twenty roundings of values below two, 6e-8 each.
-    torch.testing.assert_close(table.detach().double(), expected, rtol=0.0, atol=1e-6)
+    torch.testing.assert_close(table.hash_table.detach().double(), expected, rtol=0.0, atol=1e-6)
 
 
 def test_without_decay_rows_that_no_ray_touched_stay_and_with_it_they_shrink():
     grid = two_levels()
-    still, decayed = new_table(grid, decay=[0.0, 0.0]), new_table(grid, decay=[0.5, 0.0])
-    start = still.detach().clone()
-    run(decayed_adam_, [still, decayed])
+    tables = new_table(grid, decay=[0.0, 0.0]), new_table(grid, decay=[0.5, 0.0])
+    still, decayed = (table.hash_table.detach() for table in tables)
+    start = still.clone()
+    run(decayed_adam_, tables)
     untouched = torch.arange(13) % 3 > 0
-    assert torch.equal(still.detach()[untouched], start[untouched])
+    assert torch.equal(still[untouched], start[untouched])
     first = untouched & (torch.arange(13) < 5)
     # Values that Adam's steps cannot carry beyond zero.
     large = first[:, None] & (start.abs() > STEPS * LR)
-    assert large.any() and (decayed.detach().abs() < start.abs() - LR)[large].all()
-    assert torch.equal(decayed.detach()[untouched & ~first], start[untouched & ~first])
-    assert (still.detach()[~untouched] != start[~untouched]).all()
+    assert large.any() and (decayed.abs() < start.abs() - LR)[large].all()
+    assert torch.equal(decayed[untouched & ~first], start[untouched & ~first])
+    assert (still[~untouched] != start[~untouched]).all()
 
 
-def test_the_state_is_current_and_the_tables_own():
+def test_the_summaries_are_of_the_new_values_and_each_tables_own():
     grid = odd_grid(2)
-    table, other = new_table(grid, wants_half=True), new_table(grid)
+    table, other = new_table(grid, reads_half=True), new_table(grid, torch.float64)
+    with torch.no_grad():
+        other.hash_table.mul_(0.5)
     run(decayed_adam_, [table, other], steps=3)
     for each in (table, other):
-        assert each.table_state.is_current(each)
-        torch.testing.assert_close(each.table_state.mean_square.double(), level_means(each, grid), rtol=1e-6, atol=0.0)
-    assert torch.equal(table.table_state.half, (table.detach() * 256.0).half()) and other.table_state.half is None
+        expected = level_means(each.hash_table, grid)
+        torch.testing.assert_close(each.kept.mean_square.double(), expected, rtol=1e-6, atol=0.0)
+    assert torch.equal(table.kept.half, (table.hash_table.detach() * 256.0).half()) and other.kept.half is None
 
 
 def test_the_gradient_is_only_read_and_may_have_any_strides():
     grid = two_levels()
     plain, turned = new_table(grid), new_table(grid)
-    grad = gradient(plain.detach(), 1)
+    grad = gradient(plain.hash_table.detach(), 1)
     kept = grad.clone()
-    decayed_adam_([TableUpdate(plain, grad, *moments(plain), plain.table_state, 1)], LR, BETAS, EPS)
+    decayed_adam_([update(plain, grad, moments(plain))], LR, BETAS, EPS)
     transposed = grad.t().contiguous().t()
     assert not transposed.is_contiguous()
-    decayed_adam_([TableUpdate(turned, transposed, *moments(turned), turned.table_state, 1)], LR, BETAS, EPS)
-    assert torch.equal(grad, kept) and torch.equal(plain, turned)
+    decayed_adam_([update(turned, transposed, moments(turned))], LR, BETAS, EPS)
+    assert torch.equal(grad, kept) and torch.equal(plain.hash_table, turned.hash_table)
 
 
 def test_torch_sees_the_write():
     table = new_table(two_levels())
-    squared = table.square().sum()
+    squared = table.hash_table.square().sum()
     run(decayed_adam_, [table], steps=1)
     with pytest.raises(RuntimeError, match="modified by an inplace operation"):
         squared.backward()
@@ -91,19 +93,54 @@ def test_torch_sees_the_write():
 @pytest.mark.parametrize("bad", [float("nan"), float("inf"), -float("inf")])
 def test_a_gradient_that_is_not_finite_counts_as_zero(bad):
     spoilt, cleared = (new_table(two_levels()) for _ in range(2))
-    memories = []
+    memories, summaries = [], []
     for table, value in ((spoilt, bad), (cleared, 0.0)):
         memory = moments(table)
         for step in (1, 2):
-            grad = gradient(table.detach(), step)
+            grad = gradient(table.hash_table.detach(), step)
             if step == 1:
                 grad[3, 1] = value
-            decayed_adam_([TableUpdate(table, grad, *memory, table.table_state, step)], LR, BETAS, EPS)
+            summaries += decayed_adam_([update(table, grad, memory, step)], LR, BETAS, EPS)
         memories.append(memory)
-    assert torch.equal(spoilt, cleared) and torch.isfinite(spoilt).all()
+    assert torch.equal(spoilt.hash_table, cleared.hash_table) and torch.isfinite(spoilt.hash_table).all()
     assert all(torch.equal(moment, expected) for moment, expected in zip(*memories, strict=True))
-    assert torch.isfinite(spoilt.table_state.mean_square).all()
+    assert all(torch.isfinite(summary.mean_square).all() for summary in summaries)
 
 
 def test_no_tables():
-    decayed_adam_([], LR, BETAS, EPS)
+    assert decayed_adam_([], LR, BETAS, EPS) == []
+
+
+# --- summaries and coefficients ---
+
+
+@pytest.mark.parametrize("make_grid", [aligned_grid, odd_grid])
+@pytest.mark.parametrize("features", [1, 4])
+def test_the_summary_is_the_loops(make_grid, features):
+    grid = make_grid(features)
+    table = values((grid.num_entries, features), 0, 0.3, torch.float64)
+    summary = summarize(table, grid)
+    torch.testing.assert_close(summary.mean_square, level_means(table, grid))
+    assert summary.half is None
+    # Libraries may keep the same values in one row.
+    torch.testing.assert_close(summarize(table.view(-1), grid).mean_square, level_means(table, grid))
+
+
+def test_a_copy_of_small_values_keeps_eleven_bits():
+    table, memory = values((13, 2), 3, 1e-5), torch.empty(13, 2, dtype=torch.float16)
+    half = summarize(table, two_levels(), memory).half
+    assert half is memory
+    large = table.abs() > 1e-6
+    assert large.any()
+    torch.testing.assert_close((half.float() / 256.0)[large], table[large], rtol=2.0**-11, atol=0.0)
+
+
+def test_the_coefficients_are_the_gradient_of_half_the_sum_of_the_mean_squares():
+    grid = odd_grid(2)
+    table = values((grid.num_entries, 2), 4, dtype=torch.float64).requires_grad_()
+    means = [table[lv.offset : lv.offset + lv.size].square().mean() for lv in grid.levels]
+    (expected,) = torch.autograd.grad(0.7 * 0.5 * sum(means), table)
+    found = torch.zeros_like(table)
+    for level, coefficient in zip(grid.levels, decay_coefficients(grid, 0.7), strict=True):
+        found[level.offset : level.offset + level.size] = coefficient * table.detach()[level.offset :][: level.size]
+    torch.testing.assert_close(found, expected)

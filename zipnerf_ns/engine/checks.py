@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 
-from zipnerf_ns.engine.optimizers import DecayingAdamConfig, WarmupLogDecayConfig
+from zipnerf_ns.engine.optimizers import DecayingAdam, WarmupLogDecayConfig
 from zipnerf_ns.errors import InputError
 from zipnerf_ns.model_config import check_config, check_table_memory, explain_implementation
 
@@ -80,12 +80,12 @@ def _check_schedules(config: Any) -> None:
 
 
 def _check_decay(config: Any) -> None:
-    """A decay that nothing applies would be reported all the same."""
+    """The decay is the optimizer's, in its pass over the tables; as a loss it would cost a gradient of all values."""
     optimizer = config.optimizers["hash_tables"]["optimizer"]
-    if config.pipeline.model.hash_decay_mult > 0.0 and not isinstance(optimizer, DecayingAdamConfig):
+    if config.pipeline.model.hash_decay_mult > 0.0 and not issubclass(optimizer._target, DecayingAdam):
         raise InputError(
-            f"--optimizers.hash-tables.optimizer is {type(optimizer).__name__}, which does not apply the hash decay: "
-            "choose DecayingAdamConfig, or give --pipeline.model.hash-decay-mult 0."
+            f"--optimizers.hash-tables.optimizer is {type(optimizer).__name__}, whose {optimizer._target.__name__} "
+            "does not apply the hash decay: choose DecayingAdamConfig, or give --pipeline.model.hash-decay-mult 0."
         )
 
 

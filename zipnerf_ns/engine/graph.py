@@ -15,8 +15,8 @@ from nerfstudio.engine.trainer import Trainer
 from nerfstudio.utils.rich_utils import CONSOLE
 
 from zipnerf_ns.engine.messages import raise_for_user
-from zipnerf_ns.engine.optimizers import DecayingAdam
 from zipnerf_ns.errors import InputError
+from zipnerf_ns.hash_table import HashTable
 
 Result = TypeVar("Result")
 
@@ -30,11 +30,12 @@ class GraphedStep:
 
     Args:
         parameters: those that may receive gradients.
+        tables: that the computation reads.
     """
 
-    def __init__(self, parameters: Sequence[nn.Parameter]) -> None:
+    def __init__(self, parameters: Sequence[nn.Parameter], tables: Sequence[HashTable] = ()) -> None:
         self.parameters = list(parameters)
-        self._tables = [parameter for parameter in self.parameters if hasattr(parameter, "table_state")]
+        self.tables = list(tables)
         self._graph: torch.cuda.CUDAGraph | None = None
         self._key: Hashable | None = None
         self._addresses: list[int] = []
@@ -67,7 +68,7 @@ class GraphedStep:
         The optimizer leaves it so. A checkpoint that was loaded since has not: a replay would read what is kept of the
         values before, and only Python, which it does without, would notice.
         """
-        return all(table.table_state.is_current(table) for table in self._tables)
+        return all(table.is_current() for table in self.tables)
 
     def _find_addresses(self) -> list[int]:
         return [parameter.data_ptr() for parameter in self.parameters]
@@ -99,7 +100,8 @@ def set_up_graph(trainer: Trainer) -> GraphedStep | None:
     if wanted == "off" or reason is not None:
         return None
     CONSOLE.log("Training steps are replayed as one CUDA graph.")
-    return GraphedStep([parameter for group in trainer.optimizers.parameters.values() for parameter in group])
+    parameters = [parameter for group in trainer.optimizers.parameters.values() for parameter in group]
+    return GraphedStep(parameters, trainer.pipeline.model.zipnerf.tables())
 
 
 def why_no_graph(trainer: Trainer) -> str | None:
@@ -115,9 +117,7 @@ def why_no_graph(trainer: Trainer) -> str | None:
         return "the gradients' scale changes during training."
     if model.config.implementation == "tcnn" or not model.uses_kernels:
         return "the implementation is not triton."
-    tables = {parameter for parameter in model.parameters() if hasattr(parameter, "table_state")}
-    ours = [optimizer for optimizer in trainer.optimizers.optimizers.values() if isinstance(optimizer, DecayingAdam)]
-    if not tables <= {p for optimizer in ours for group in optimizer.param_groups for p in group["params"]}:
+    if not all(table.is_decayed for table in model.zipnerf.tables()):
         return "the hash tables' optimizer is not DecayingAdam, which keeps their mean squares current."
     if model.config.camera_optimizer.mode == "SE3":
         return "camera optimizer mode SE3 copies from the CPU at every step, which mode SO3xR3 does not."

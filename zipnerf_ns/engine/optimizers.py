@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
@@ -17,6 +17,7 @@ from nerfstudio.engine.schedulers import Scheduler, SchedulerConfig
 
 from zipnerf_ns.functional.adam import TableUpdate
 from zipnerf_ns.functional.numerics import log_lerp
+from zipnerf_ns.hash_table import HashTable
 from zipnerf_ns.ops import resolve_ops
 
 TableImplementation = Literal["auto", "triton", "torch"]
@@ -28,9 +29,9 @@ OTHER_OPTIONS = ("weight_decay", "amsgrad", "maximize", "capturable", "different
 class DecayingAdam(torch.optim.Adam):
     """Adam that updates hash tables in one pass each: hash decay, update and what follows from the new values.
 
-    A parameter is a table if a :class:`~zipnerf_ns.functional.table_state.TableState` hangs on it. Its decay (Zip-NeRF,
-    section 5) goes into the gradient within the update: autograd never sees a dense gradient for it, and every row is
-    decayed whether or not a ray touched it. Other parameters get torch's Adam, all of them in one call.
+    Which parameters are tables it is told by :meth:`adopt`. A table's decay (Zip-NeRF, section 5) goes into the
+    gradient within the update: autograd never sees a dense gradient for it, and every row is decayed whether or not a
+    ray touched it. Other parameters get torch's Adam, all of them in one call.
 
     The state of every parameter is torch.optim.Adam's, so either loads the other's checkpoints. A table's ``step`` lies
     on the CPU, where the bias corrections are computed.
@@ -43,8 +44,7 @@ class DecayingAdam(torch.optim.Adam):
         fused: one kernel for all parameters that are not tables, instead of one an operation.
         implementation: of tables' updates: "triton" (CUDA), "torch" (anywhere) or "auto".
     Raises:
-        ValueError: for a group with another option of torch's Adam, or an unknown implementation.
-        RuntimeError: if the implementation cannot run on a table; the message says what it needs.
+        ValueError: for a group with another option of torch's Adam.
     """
 
     def __init__(
@@ -57,37 +57,57 @@ class DecayingAdam(torch.optim.Adam):
         implementation: TableImplementation = "auto",
     ) -> None:
         self.implementation = implementation
+        self._tables: list[HashTable] = []
         self._chosen: dict[tuple[torch.device, torch.dtype], Callable] = {}
         super().__init__(params, lr=lr, betas=betas, eps=eps, fused=fused)
         # A grad scaler must hand over unscaled gradients, for the decay is not scaled; Adam says otherwise when fused.
         self._step_supports_amp_scaling = False
 
     def add_param_group(self, param_group: dict[str, Any]) -> None:
-        """Torch's, which also finds out at once whether the group's tables can be updated."""
+        """Torch's, which also refuses what this optimizer does not have."""
         super().add_param_group(param_group)
-        self._check_group(self.param_groups[-1])
+        _check_group(self.param_groups[-1])
+
+    def adopt(self, tables: Sequence[HashTable]) -> None:
+        """Takes over hash tables: decays them from now on, and leaves what they keep current after every step.
+
+        Args:
+            tables: whose parameters are in the groups.
+        Raises:
+            ValueError: if a table's parameter is not, or for an unknown implementation.
+            RuntimeError: if the implementation cannot run on a table; the message says what it needs.
+        """
+        parameters = {parameter for group in self.param_groups for parameter in group["params"]}
+        if not {table.hash_table for table in tables} <= parameters:
+            raise ValueError("a hash table's parameter is not among those that the optimizer updates.")
+        for table in tables:
+            self._update_of(table.hash_table)
+            table.is_decayed = True
+        self._tables += [table for table in tables if table not in self._tables]
+        self._keep_steps_on_cpu()
+
+    def __getstate__(self) -> dict[str, Any]:
+        # Of copies, torch keeps only its own attributes.
+        names = ("implementation", "_tables", "_chosen", "_step_supports_amp_scaling")
+        return {**super().__getstate__(), **{name: getattr(self, name) for name in names}}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         """Takes over a state from a checkpoint, which may be torch's Adam's, or from a copy."""
         super().__setstate__(state)
-        # Of copies, torch keeps only its own attributes.
-        for name, value in (("implementation", "auto"), ("_chosen", {}), ("_step_supports_amp_scaling", False)):
-            self.__dict__.setdefault(name, value)
         for group in self.param_groups:
-            self._check_group(group)
-            for table in filter(_is_table, group["params"]):
-                if self.state.get(table):
-                    # Fused Adam keeps the step on the device: read there, every step of training would wait for it.
-                    self.state[table]["step"] = self.state[table]["step"].to("cpu", torch.float32)
+            _check_group(group)
+        for table in self._tables:
+            table.is_decayed = True
+        self._keep_steps_on_cpu()
 
-    def _check_group(self, group: dict[str, Any]) -> None:
-        unknown = [name for name in OTHER_OPTIONS if group.get(name)]
-        if unknown:
-            raise ValueError(f"DecayingAdam has no {', '.join(unknown)}: leave it out.")
-        for table in filter(_is_table, group["params"]):
-            self._table_update(table)
+    def _keep_steps_on_cpu(self) -> None:
+        """Fused Adam keeps the step on the device: read there, every step of training would wait for it."""
+        for table in self._tables:
+            state = self.state.get(table.hash_table)
+            if state:
+                state["step"] = state["step"].to("cpu", torch.float32)
 
-    def _table_update(self, table: Tensor) -> Callable:
+    def _update_of(self, table: Tensor) -> Callable:
         key = table.device, table.dtype
         if key not in self._chosen:
             self._chosen[key] = resolve_implementation(self.implementation, table)
@@ -108,23 +128,29 @@ class DecayingAdam(torch.optim.Adam):
         if closure is not None:
             with torch.enable_grad():
                 loss = closure()
+        tables = {table.hash_table: table for table in self._tables}
         for group in self.param_groups:
             due = [parameter for parameter in group["params"] if parameter.grad is not None]
-            self._step_tables(group, [parameter for parameter in due if _is_table(parameter)])
-            self._step_others(group, [parameter for parameter in due if not _is_table(parameter)])
+            self._step_tables(group, [tables[parameter] for parameter in due if parameter in tables])
+            self._step_others(group, [parameter for parameter in due if parameter not in tables])
         return loss
 
-    def _step_tables(self, group: dict[str, Any], tables: list[Tensor]) -> None:
-        batches: dict[tuple[Callable, torch.device], list[TableUpdate]] = {}
+    def _step_tables(self, group: dict[str, Any], tables: list[HashTable]) -> None:
+        batches: dict[tuple[Callable, torch.device], list[tuple[HashTable, TableUpdate]]] = {}
         for table in tables:
-            state = self._state_of(table, "cpu")
+            parameter = table.hash_table
+            state = self._state_of(parameter, "cpu")
             state["step"] += 1.0
             update = TableUpdate(
-                table, table.grad, state["exp_avg"], state["exp_avg_sq"], table.table_state, int(state["step"])
-            )
-            batches.setdefault((self._table_update(table), table.device), []).append(update)
-        for (decayed_adam_, _), updates in batches.items():
-            decayed_adam_(updates, group["lr"], group["betas"], group["eps"])
+                parameter, parameter.grad, state["exp_avg"], state["exp_avg_sq"], int(state["step"]),
+                table.grid, table.decay, table.half_buffer(),
+            )  # fmt: skip
+            batches.setdefault((self._update_of(parameter), parameter.device), []).append((table, update))
+        for (decayed_adam_, _), batch in batches.items():
+            updates = [update for _, update in batch]
+            summaries = decayed_adam_(updates, group["lr"], group["betas"], group["eps"])
+            for (table, _), summary in zip(batch, summaries, strict=True):
+                table.record(summary)
 
     def _step_others(self, group: dict[str, Any], parameters: list[Tensor]) -> None:
         if not parameters:
@@ -149,8 +175,10 @@ class DecayingAdam(torch.optim.Adam):
         )
 
 
-def _is_table(parameter: Tensor) -> bool:
-    return getattr(parameter, "table_state", None) is not None
+def _check_group(group: dict[str, Any]) -> None:
+    unknown = [name for name in OTHER_OPTIONS if group.get(name)]
+    if unknown:
+        raise ValueError(f"DecayingAdam has no {', '.join(unknown)}: leave it out.")
 
 
 def resolve_implementation(implementation: str, table: Tensor) -> Callable:

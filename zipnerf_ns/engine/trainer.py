@@ -27,7 +27,7 @@ from zipnerf_ns.engine.checks import check_run
 from zipnerf_ns.engine.event_pictures import take_pictures, write_pictures
 from zipnerf_ns.engine.graph import set_up_graph
 from zipnerf_ns.engine.messages import interrupted, next_commands, out_of_memory, quiet_dependencies, raise_for_user
-from zipnerf_ns.engine.optimizers import WarmupLogDecayConfig
+from zipnerf_ns.engine.optimizers import DecayingAdam, WarmupLogDecayConfig
 from zipnerf_ns.engine.progress import ProgressLine, StepTimer, TrainingClock, told_if_slow
 from zipnerf_ns.errors import InputError
 from zipnerf_ns.ops import with_fallbacks
@@ -119,7 +119,11 @@ class ZipNerfTrainer(ResumableTrainer):
             if isinstance(scheduler, WarmupLogDecayConfig) and scheduler.max_steps is None:
                 scheduler = dataclasses.replace(scheduler, max_steps=self.config.max_num_iterations)
             config[name] = {**group, "scheduler": scheduler}
-        return Optimizers(config, self.pipeline.get_param_groups())
+        optimizers = Optimizers(config, self.pipeline.get_param_groups())
+        # With any other there is no decay: check_run has refused it.
+        if isinstance(adam := optimizers.optimizers["hash_tables"], DecayingAdam):
+            adam.adopt(self.pipeline.model.zipnerf.tables())
+        return optimizers
 
     def train(self) -> None:
         """Trains up to max_num_iterations steps *in total*: Nerfstudio itself adds that many to a resumed run."""

@@ -19,9 +19,8 @@ import triton.language as tl
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from zipnerf_ns.functional.adam import TableUpdate
+from zipnerf_ns.functional.adam import HALF_SCALE, Summary, TableUpdate
 from zipnerf_ns.functional.hash_grid import HashGrid
-from zipnerf_ns.functional.table_state import HALF_SCALE, Summary, TableState
 
 CHUNK = 2048
 """Values a program."""
@@ -138,21 +137,21 @@ class Step(NamedTuple):
     step_size: float = 0.0
 
 
-def decayed_adam_(updates: Sequence[TableUpdate], lr: float, betas: tuple[float, float], eps: float) -> None:
+def decayed_adam_(
+    updates: Sequence[TableUpdate], lr: float, betas: tuple[float, float], eps: float
+) -> list[Summary]:
     """One step of tables on one device; see ``kernels.adam.table_adam``, which has checked them."""
-    halves = [update.state.half_buffer(update.table) for update in updates]
-    steps = [_step(update.step, lr, betas, eps) for update in updates]
-    means = _launch(updates, halves, steps)
-    for update, mean_square, half in zip(updates, means, halves, strict=True):
+    summaries = _launch(updates, [_step(update.step, lr, betas, eps) for update in updates])
+    for update in updates:
         torch.autograd.graph.increment_version(update.table)
-        update.state.record(update.table, mean_square, half)
+    return summaries
 
 
-def summarize(table: Tensor, state: TableState) -> Summary:
-    """What a step would leave in the state if it did not change the table."""
-    half = state.half_buffer(table)
-    (mean_square,) = _launch([TableUpdate(table, table, table, table, state, 0)], [half], [None])
-    return Summary(mean_square, half)
+def summarize(table: Tensor, grid: HashGrid, half: Tensor | None) -> Summary:
+    """What a step would leave behind if it did not change the table."""
+    undecayed = (0.0,) * len(grid.levels)
+    (summary,) = _launch([TableUpdate(table, table, table, table, 0, grid, undecayed, half)], [None])
+    return summary
 
 
 def _step(step: int, lr: float, betas: tuple[float, float], eps: float) -> Step:
@@ -161,26 +160,25 @@ def _step(step: int, lr: float, betas: tuple[float, float], eps: float) -> Step:
     return Step(betas[1], 1.0 - betas[0], 1.0 - betas[1], root_scale, float(eps), step_size)
 
 
-def _launch(
-    updates: Sequence[TableUpdate], halves: Sequence[Tensor | None], steps: Sequence[Step | None]
-) -> tuple[Float[Tensor, "_"], ...]:
-    """One pass over each table, an update where there is a step; and the mean squares of each one's levels."""
+def _launch(updates: Sequence[TableUpdate], steps: Sequence[Step | None]) -> list[Summary]:
+    """One pass over each table, an update where there is a step."""
     device = updates[0].table.device
-    reduction = _reduction(tuple(update.state.grid for update in updates), device)
+    reduction = _reduction(tuple(update.grid for update in updates), device)
     sums = torch.empty(reduction.first_chunks[-1], device=device)
     num_levels = sum(reduction.num_levels)
     means = torch.empty(num_levels, device=device)
     bounds = zip(reduction.first_chunks[:-1], reduction.first_chunks[1:], strict=True)
-    for update, half, step, (first, end) in zip(updates, halves, steps, bounds, strict=True):
-        work, alignment = _chunks(update.state.grid, device)
-        table = update.table
+    for update, step, (first, end) in zip(updates, steps, bounds, strict=True):
+        work, alignment = _chunks(update.grid, device)
+        table, half = update.table, update.half
         adam_kernel[(end - first,)](
             table, update.grad.contiguous(), update.exp_avg, update.exp_avg_sq, table if half is None else half,
-            work, _decays(update.state.decay, device), sums, first, *(step or Step()), HALF_SCALE,
+            work, _decays(update.decay, device), sums, first, *(step or Step()), HALF_SCALE,
             UPDATE=step is not None, HALF=half is not None, ALIGNMENT=alignment, CHUNK=CHUNK, num_warps=NUM_WARPS,
         )  # fmt: skip
     mean_square_kernel[(num_levels,)](sums, reduction.spans, reduction.sizes, means, BLOCK=SUM_BLOCK)
-    return means.split(reduction.num_levels)
+    means_of_tables = means.split(reduction.num_levels)
+    return [Summary(mean, update.half) for mean, update in zip(means_of_tables, updates, strict=True)]
 
 
 @lru_cache(maxsize=64)

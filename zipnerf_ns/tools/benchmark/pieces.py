@@ -285,6 +285,7 @@ def measure_optimizer(bench: Bench) -> None:
     config = bench.trainer.config.optimizers["hash_tables"]["optimizer"]
     for ops in bench.implementations:
         optimizer = dataclasses.replace(config, lr=0.0, implementation=ops.name).setup(tables)
+        optimizer.adopt(bench.model.zipnerf.tables())
         (row.ms[ops.name],) = time_stages(
             bench.device, [lambda _, optimizer=optimizer: optimizer.step()], bench.effort(ops)
         )
