@@ -18,7 +18,7 @@ from zipnerf_ns.functional.hash_grid import Prefilter
 from zipnerf_ns.functional.mlp import RadianceWeights
 from zipnerf_ns.functional.normals import density_normals
 from zipnerf_ns.functional.numerics import bounded_exp
-from zipnerf_ns.ops import Ops
+from zipnerf_ns.ops import Ops, resolve_precision
 from zipnerf_ns.rays import Rays
 
 DENSITY_SHIFT = -1.0
@@ -49,8 +49,7 @@ class ZipNerfDensityField(nn.Module):
         encoding: owns the table.
         aabb: box of a bounded scene, or ``None`` for contracted space.
         hidden_dim: width of the hidden layer.
-        precision: of matrix products, as the device has it (``ops.resolve_precision``); the density itself is always
-            float32.
+        precision: of matrix products on CUDA; the density itself is always float32.
     """
 
     def __init__(
@@ -72,6 +71,11 @@ class ZipNerfDensityField(nn.Module):
         """The operations that compute it: its encoding's."""
         return self.encoding.ops
 
+    @property
+    def precision_here(self) -> Precision:
+        """Number format of matrix products on the device where it is now."""
+        return resolve_precision(self.precision, self.density_layer.weight.device)
+
     def cones(self, rays: Rays, tdist: Float[Tensor, "rays edges"]) -> Cones:
         """The intervals as the encoding takes them; in training each is turned and reversed at random."""
         turns = 2.0 * torch.rand_like(tdist[:, 1:]) if self.training else None
@@ -86,7 +90,7 @@ class ZipNerfDensityField(nn.Module):
     ) -> Float[Tensor, "intervals channels"]:
         """The encoding's output, in the precision in which the networks read it."""
         # In float16 small features would have no digits: the network scales what it reads.
-        dtype = torch.bfloat16 if self.precision == "bfloat16" else torch.float32
+        dtype = torch.bfloat16 if self.precision_here == "bfloat16" else torch.float32
         return self.encoding(self.cones(rays, tdist), num_active, prefilter, dtype)
 
     def density(
@@ -109,7 +113,7 @@ class ZipNerfDensityField(nn.Module):
         density_mlp = choose_mlp(self.ops.density_mlp, mlp.density_mlp, lack)
         flat = density_mlp(
             self.channels(rays, tdist, num_active, prefilter), hidden.weight, hidden.bias, density.weight,
-            density.bias, DENSITY_SHIFT, self.precision,
+            density.bias, DENSITY_SHIFT, self.precision_here,
         )  # fmt: skip
         return flat.view(tdist.shape[0], tdist.shape[1] - 1)
 
@@ -189,11 +193,11 @@ class ZipNerfField(ZipNerfDensityField):
         shape = tdist.shape[0], tdist.shape[1] - 1
         # Also where nothing can be folded, for then there is no kernel, which is to be said.
         has_appearance = self.appearance is not None and self.training
-        lack = ops.why_radiance_unsupported(*self._kernel_sizes, has_appearance, self.precision)
+        lack = ops.why_radiance_unsupported(*self._kernel_sizes, has_appearance, self.precision_here)
         radiance_mlp = choose_mlp(ops.radiance_mlp, mlp.radiance_mlp, lack)
         if self.is_foldable:
             density, colors = radiance_mlp(
-                channels, view, self.folded(photo), DENSITY_SHIFT, RGB_PADDING, self.precision
+                channels, view, self.folded(photo), DENSITY_SHIFT, RGB_PADDING, self.precision_here
             )
             return Radiance(density.view(shape), colors.view(*shape, 3), channels)
         with self.autocast():
@@ -206,8 +210,7 @@ class ZipNerfField(ZipNerfDensityField):
     def autocast(self) -> torch.autocast:
         """Half precision for matrix products where it was asked for; off on a CPU, which gains nothing from it."""
         device_type = self.density_layer.weight.device.type
-        enabled = self.precision == "bfloat16" and device_type == "cuda"
-        return torch.autocast(device_type, dtype=torch.bfloat16, enabled=enabled)
+        return torch.autocast(device_type, dtype=torch.bfloat16, enabled=self.precision_here == "bfloat16")
 
     def folded(self, photo: int | None = None) -> RadianceWeights:
         """The network's weights with the bottleneck, which has no activation, multiplied into the layers after it.

@@ -27,7 +27,7 @@ from zipnerf_ns.functional.hash_grid import Prefilter
 from zipnerf_ns.functional.normals import ray_normals
 from zipnerf_ns.hash_table import HashTable
 from zipnerf_ns.losses import ColorLoss, Multipliers
-from zipnerf_ns.ops import Implementation, Ops, resolve_ops, resolve_precision
+from zipnerf_ns.ops import Implementation, Ops, resolve_ops
 from zipnerf_ns.rays import Rays, Round
 from zipnerf_ns.sampler import IntervalSampler
 
@@ -162,12 +162,12 @@ class ZipNerf(nn.Module):
             self._make_encoding(grid, bandwidth) for grid in (*(p.grid for p in config.proposals), config.grid)
         ]
         self.proposal_networks = nn.ModuleList(
-            ZipNerfDensityField(encoding, aabb, proposal.hidden_dim)
+            ZipNerfDensityField(encoding, aabb, proposal.hidden_dim, config.precision)
             for encoding, proposal in zip(encodings, config.proposals, strict=True)
         )
         self.field = ZipNerfField(
-            last, aabb, config.hidden_dim, bottleneck_dim=config.bottleneck_dim, color_layers=config.color_layers,
-            color_dim=config.color_dim, num_images=num_images, appearance_dim=config.appearance_dim,
+            last, aabb, config.hidden_dim, config.precision, config.bottleneck_dim, config.color_layers,
+            config.color_dim, num_images, config.appearance_dim,
         )  # fmt: skip
         self.sampler = IntervalSampler([*(proposal.num_samples for proposal in config.proposals), config.num_samples])
         self.color_loss: ColorLoss = config.rgb_loss
@@ -175,7 +175,6 @@ class ZipNerf(nn.Module):
             self.color_loss = "charbonnier" if aabb is None else "rmse"
         self.progress = 1.0
         self.register_buffer("anneal", torch.ones(()), persistent=False)
-        self._choose_precision()
 
     def _make_encoding(self, grid: HashGridConfig, bandwidth: float) -> AntiAliasedHashEncoding:
         encoding_type = TcnnHashEncoding if self.config.implementation == "tcnn" else AntiAliasedHashEncoding
@@ -206,14 +205,7 @@ class ZipNerf(nn.Module):
         super()._apply(*args, **kwargs)
         # Its fields, which meshes ask by themselves, are told what computes them on the new device.
         _ = self.ops
-        self._choose_precision()
         return self
-
-    def _choose_precision(self) -> None:
-        """Tells the fields the number format of their products on this device."""
-        precision = resolve_precision(self.config.precision, self.anneal.device)
-        for network in self.fields:
-            network.precision = precision
 
     def tables(self) -> list[HashTable]:
         """The hash table of every round, the rendered one's last; an optimizer that decays them is given these."""

@@ -2,44 +2,33 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Callable, Iterable
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
 from zipnerf_ns.functional.cones import Cones, cones_in_cube
 from zipnerf_ns.functional.hash_grid import HashGrid, Prefilter, level_corners
-from zipnerf_ns.tools.benchmark.timing import Effort, time_stages
+from zipnerf_ns.tools.benchmark.timing import median_ms
 
 SECTOR_BYTES = 32
 """What a GPU reads from its memory or its cache at least."""
 COUNTED_RAYS = 4096
-"""Rays whose look-ups are held at once while they are counted, and on which a ray's own sectors are counted."""
-CEILING_EFFORT = Effort(2, 5, 10, 0.1)
+"""Rays whose look-ups are held at once while they are counted."""
 PASSES = 64
-"""Over a buffer that fits the cache, in one launch: alone, one would be over before the next begins."""
-
-COUNTING = {
-    "memory": "each input is read once and each output written once, at the rate of a large copy on the device; of a "
-    "hash table the sectors of 32 bytes that any ray touches, of its gradient (float32, dense) all",
-    "cache": "each sector of a hash table (float32) that a ray touches is read once for that ray, at the rate of "
-    "sums over a buffer that fits the cache",
-    "products": "two operations for each weight and row of a matrix product, four in the backward pass, at the rate "
-    "of a large matrix product; other arithmetic is not counted",
-    "atomics": "each sector of a hash table's gradient that a ray touches is added to once for that ray, at the rate "
-    "of one-value additions to random places",
-    "times": "medians after warm-up; of pieces and ceilings the device's own time with its cache flushed before, of "
-    "steps, loops and pictures wall-clock time of many in a row",
-    "twin": "of a whole step or picture the model's torch implementation; optimizer and rays stay the method's",
-    "floor": "the largest of the four for each piece of work and direction; of a whole step the sum over its pieces",
-}
-"""How floors are counted, for the report."""
+"""Passes over a buffer that fits the cache, in one launch: one alone would be over before the next begins."""
+COUNTING = (
+    "floor: per piece and direction the largest of four. Memory: inputs read once, outputs written once, of a hash "
+    "table the sectors of 32 bytes that any ray touches, over a large copy's rate. Cache: each of these sectors once "
+    "for every ray that touches it, over the rate of sums within the cache. Products: two operations for each weight "
+    "and row, four backward, over a large product's rate. Atomics: backward, a sector as in the cache, over the rate "
+    "of additions to random places. A step's or a picture's floor is the sum over its pieces."
+)
 
 
-@dataclass(frozen=True)
-class Cost:
-    """What a piece of work needs at least."""
+class Amounts(NamedTuple):
+    """What a piece of work needs at least; or what the device reaches of it in a second."""
 
     memory: float = 0.0
     """Bytes from or to the device's memory."""
@@ -51,109 +40,74 @@ class Cost:
     """Atomic additions, of up to 32 bytes each."""
 
 
-@dataclass(frozen=True)
-class Ceilings:
-    """What the device reached in this run, a second: of each of a cost's parts."""
-
-    memory: float
-    cache: float
-    products: float
-    atomics: float
-
-    def floor(self, cost: Cost) -> tuple[float, str]:
-        """The time that a cost takes at least, ms, and which of its parts takes it."""
-        rates, parts = asdict(self), asdict(cost)
-        times = {name: amount / rates[name] * 1e3 for name, amount in parts.items()}
-        bound = max(times, key=lambda name: times[name])
-        return times[bound], bound
+def floor_ms(needs: Iterable[Amounts], rates: Amounts) -> float:
+    """The least time that works take one after the other, ms: each as long as that of its needs which takes longest."""
+    return sum(max(need / rate for need, rate in zip(work, rates, strict=True)) for work in needs) * 1e3
 
 
-def measure_ceilings(device: torch.device, tiny: bool = False) -> Ceilings:
-    """Rates of four plain torch operations: a copy, sums within the cache, a matrix product, scattered additions.
+def measure_rates(device: torch.device, is_tiny: bool, seconds: float) -> Amounts:
+    """Rates a second of four plain torch operations: a copy, sums within the cache, a product, scattered additions.
 
     Args:
-        device: whose.
-        tiny: on small tensors, to see whether it works.
+        device: whose rates are measured.
+        is_tiny: on small tensors, to see whether it works.
+        seconds: over which each is measured.
     """
-    copied, cached, side, added = (2**20, 2**16, 128, 2**14) if tiny else (2**30, 2**24, 8192, 2**26)
+    copied, cached, side, added = (2**20, 2**16, 128, 2**14) if is_tiny else (2**30, 2**24, 8192, 2**26)
     source, target = torch.ones(2, copied // 4, device=device)
-    memory = _rate(device, lambda _: target.copy_(source), 2.0 * copied)
-
     small = torch.ones(cached // 4096, 1024, device=device)
     sums = torch.empty(len(small), device=device)
-    cache = _rate(device, _passes(device, lambda: torch.sum(small, dim=1, out=sums)), float(PASSES * cached))
-
-    dtype = torch.bfloat16 if device.type == "cuda" else torch.float32
-    left, right = torch.randn(2, side, side, device=device).to(dtype)
-    products = _rate(device, lambda _: left @ right, 2.0 * side**3)
-
+    left, right = torch.randn(2, side, side, device=device, dtype=torch.bfloat16 if device.type == "cuda" else None)
     table, ones = torch.zeros(min(2**21, added), device=device), torch.ones(added, device=device)
     places = torch.randint(len(table), (added,), device=device)
-    return Ceilings(memory, cache, products, _rate(device, lambda _: table.scatter_add_(0, places, ones), float(added)))
+    works: tuple[tuple[Callable[[], Any], float], ...] = (
+        (lambda: target.copy_(source), 2.0 * copied),
+        (_passes(device, lambda: torch.sum(small, dim=1, out=sums)), float(PASSES * cached)),
+        (lambda: left @ right, 2.0 * side**3),
+        (lambda: table.scatter_add_(0, places, ones), float(added)),
+    )
+    return Amounts(*(amount / (median_ms(run, seconds) / 1e3) for run, amount in works))
 
 
-def _rate(device: torch.device, run: Callable, amount: float) -> float:
-    (milliseconds,) = time_stages(device, [run], CEILING_EFFORT)
-    return amount / (milliseconds / 1e3)
-
-
-def _passes(device: torch.device, run: Callable) -> Callable:
+def _passes(device: torch.device, run: Callable[[], Any]) -> Callable[[], Any]:
     """The same work PASSES times; on a GPU as one launch."""
     if device.type != "cuda":
-        return lambda _: [run() for _ in range(PASSES)]
+        return lambda: [run() for _ in range(PASSES)]
     run()
     graph = torch.cuda.CUDAGraph()
     with torch.cuda.graph(graph):
         for _ in range(PASSES):
             run()
-    return lambda _: graph.replay()
+    return graph.replay
 
 
-@dataclass(frozen=True)
-class LevelCount:
-    """What a batch touches of one level of a hash table."""
+class Sectors(NamedTuple):
+    """What some rays touch of a hash table."""
 
-    per_ray: float
+    per_ray: float = 0.0
     """Sectors that a ray touches, each counted once for every ray."""
-    distinct: float
+    distinct: float = 0.0
     """Sectors that any ray touches."""
 
 
 @torch.no_grad()
-def count_levels(grid: HashGrid, cones: Cones, prefilter: Prefilter) -> list[LevelCount]:
-    """What some intervals touch of each level of a table.
-
-    Sectors are counted as if each level began on one. Those of single rays are counted on the first COUNTED_RAYS.
-    """
-    rays = len(cones.origins)
-    positions = [_positions(cones, start, prefilter) for start in range(0, rays, COUNTED_RAYS)]
-    counts = []
-    for level in grid.levels:
-        # Wider rows than a sector do not occur: eight features fill it.
-        rows_per_sector = SECTOR_BYTES // (4 * grid.features_per_level)
-        touched = torch.zeros(-(-level.size // rows_per_sector), dtype=torch.bool, device=cones.origins.device)
-        per_ray = 0.0
-        for part in positions:
-            rows, _ = level_corners(part.flatten(0, 1), level)
-            sectors = torch.div(rows, rows_per_sector, rounding_mode="floor").reshape(len(part), -1)
-            touched[sectors.flatten().long()] = True
-            if part is positions[0]:
-                ordered = sectors.sort(dim=1).values
-                own = len(part) + int((ordered[:, 1:] != ordered[:, :-1]).sum())
-                per_ray = own * rays / len(part)
-        counts.append(LevelCount(per_ray, float(touched.sum())))
-    return counts
+def count_sectors(grid: HashGrid, prefilter: Prefilter, cones: Cones) -> Sectors:
+    """What some intervals touch of a float32 table, as if each level began on a sector."""
+    # Wider rows than a sector do not occur: eight features fill it.
+    rows_per_sector = SECTOR_BYTES // (4 * grid.features_per_level)
+    touched = [torch.zeros(-(-level.size // rows_per_sector), device=cones.origins.device) for level in grid.levels]
+    per_ray = 0
+    for start in range(0, len(cones.origins), COUNTED_RAYS):
+        some = Cones(*(t if t is None else t[start : start + COUNTED_RAYS] for t in cones[:-1]), cones.aabb)
+        positions, _ = cones_in_cube(some, prefilter != "multisample")
+        for level, seen in zip(grid.levels, touched, strict=True):
+            rows, _ = level_corners(positions.flatten(0, 1), level)
+            sectors = (rows // rows_per_sector).reshape(len(some.origins), -1).sort(dim=1).values
+            seen[sectors.flatten().long()] = 1.0
+            per_ray += len(sectors) + int((sectors[:, 1:] != sectors[:, :-1]).sum())
+    return Sectors(float(per_ray), sum(float(seen.sum(dtype=torch.float64)) for seen in touched))
 
 
-def _positions(cones: Cones, start: int, prefilter: Prefilter) -> Tensor:
-    """Samples ``[rays, samples, 3]`` of COUNTED_RAYS rays from a first one on."""
-    part = slice(start, start + COUNTED_RAYS)
-    turns = None if cones.turns is None else cones.turns[part]
-    some = Cones(cones.origins[part], cones.directions[part], cones.radius[part], cones.tdist[part], turns, cones.aabb)
-    positions, _ = cones_in_cube(some, prefilter != "multisample")
-    return positions.reshape(len(some.origins), -1, 3)
-
-
-def num_bytes(tensors: Sequence[Tensor]) -> float:
-    """Of tensors' values, however they lie in memory."""
+def num_bytes(tensors: Iterable[Tensor]) -> float:
+    """Bytes of tensors' values, however they lie in memory."""
     return float(sum(tensor.numel() * tensor.element_size() for tensor in tensors))
