@@ -12,9 +12,11 @@ import pytest
 import torch
 
 from zipnerf_ns import ops as implementation
+from zipnerf_ns.errors import InputError, LaunchFailed
 from zipnerf_ns.functional import adam, cones, mlp, ray_march
 from zipnerf_ns.kernels import support
-from zipnerf_ns.ops import TORCH_OPS, Ops, resolve_ops, triton_ops
+from zipnerf_ns.kernels.device import nvidia, pretending
+from zipnerf_ns.ops import TORCH_OPS, Ops, resolve_ops, resolve_precision, triton_ops, with_fallbacks
 
 CPU, CUDA = torch.device("cpu"), torch.device("cuda")
 OPERATIONS = Ops._fields[1 : Ops._fields.index("cameras")]
@@ -112,6 +114,69 @@ def test_auto_is_the_fastest_there_is_and_says_so_once(triton, device, lacks, ex
     assert f"'{expected}'" in said and device.type in said
     # Whoever has a GPU is told what keeps it from the kernels.
     assert lacks is None or (lacks in said) is (device is CUDA)
+
+
+ARGUMENTS = torch.ones(1, 4), torch.linspace(1.0, 2.0, 5)[None], torch.ones(1, 1, dtype=torch.bool), torch.ones(1, 4, 3)
+FAILURE = LaunchFailed("render", "march_kernel", "a GPU", "it is too large.")
+
+
+@pytest.fixture
+def unable(triton, monkeypatch) -> list[str]:
+    """Kernels of which "render" cannot be launched; its calls."""
+    calls = []
+
+    def render(*arguments):
+        calls.append(arguments)
+        raise FAILURE
+
+    monkeypatch.setattr(implementation, "triton_ops", lambda: KERNELS._replace(render=render))
+    monkeypatch.setattr(implementation, "_in_torch", set())
+    implementation.guarded_ops.cache_clear()
+    yield calls
+    implementation.guarded_ops.cache_clear()
+
+
+
+def test_auto_goes_on_in_torch_where_a_kernel_cannot_be_launched_and_says_so_once(unable, triton):
+    ops = resolve_ops("auto", CUDA)
+    for _ in range(2):
+        assert all(map(torch.equal, ops.render(*ARGUMENTS), TORCH_OPS.render(*ARGUMENTS)))
+    assert len(unable) == 1 and resolve_ops("auto", CUDA) is ops
+    (said,) = [line for line in triton.said if "march_kernel" in line]
+    assert said == "march_kernel cannot be launched on a GPU: it is too large. Torch computes render instead."
+
+
+def test_triton_by_name_does_not_give_way(unable):
+    with pytest.raises(LaunchFailed):
+        resolve_ops("triton", CUDA).render(*ARGUMENTS)
+    assert resolve_ops("triton", CUDA).name == "triton"
+
+
+def test_a_backward_pass_that_failed_begins_anew(unable):
+    attempts, undone = [], []
+
+    def compute():
+        attempts.append(len(attempts))
+        if len(attempts) == 1:
+            raise FAILURE
+        return "done"
+
+    assert with_fallbacks("auto", compute, lambda: undone.append(len(attempts))) == "done"
+    assert attempts == [0, 1] and undone == [1] and "render" in implementation._in_torch
+    attempts.clear()
+    with pytest.raises(InputError, match="march_kernel .*'triton' was asked for: 'auto' takes"):
+        with_fallbacks("triton", compute, undone.clear)
+
+
+@pytest.mark.parametrize("capability, asked, given", [
+    ((7, 5), "bfloat16", "float16"), ((8, 0), "bfloat16", "bfloat16"), ((12, 0), "bfloat16", "bfloat16"),
+    ((7, 5), "float32", "float32"), ((8, 6), "float16", "float16"),
+])  # fmt: skip
+def test_a_gpu_without_bfloat16_multiplies_float16_and_says_so(capability, asked, given, triton):
+    implementation._announce_float16.cache_clear()
+    with pretending(nvidia(capability)):
+        assert [resolve_precision(asked, CPU) for _ in range(2)] == [given] * 2
+    assert len(triton.said) == (asked != given) and resolve_precision(asked, CPU) == "float32"
 
 
 def test_an_unknown_implementation_is_refused_with_the_choices():
