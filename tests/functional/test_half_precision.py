@@ -30,11 +30,8 @@ def gradients(precision: mlp.Precision, size: float) -> dict[str, Tensor]:
     leaves = {"features": torch.randn(96, 12).requires_grad_(), "view": torch.randn(8, 16).requires_grad_()}
     leaves |= named_leaves(weights)
     with torch.no_grad():
-        for name in leaves:
-            if "bias" in name and name not in ("density_bias", "rgb_bias"):
-                leaves[name].fill_(ALWAYS_ACTIVE)
-        weights.density.mul_(0.1)
-        weights.rgb.mul_(0.01)
+        for name in leaves.keys() - {"features", "view", "density_bias", "rgb_bias"}:
+            leaves[name].fill_(ALWAYS_ACTIVE) if "bias" in name else leaves[name].mul_(0.1)
     density, rgb = mlp.radiance_mlp(leaves["features"], leaves["view"], weights, -1.0, 0.001, precision)
     cotangents = [size * torch.randn(out.shape, generator=generator) for out in (density, rgb)]
     found = torch.autograd.grad([density, rgb], list(leaves.values()), cotangents)
