@@ -43,7 +43,7 @@ def _model_class() -> type:
 class ZipNerfModelConfig(ModelConfig, ZipNerfConfig):
     """Hyper-parameters of Zip-NeRF; defaults are the paper's unless their line says otherwise."""
 
-    _target: type = field(default_factory=lambda: _model_class())
+    _target: type = field(default_factory=_model_class)
     """Model class."""
     enable_collider: tyro.conf.Suppress[bool] = False
     """Nerfstudio's; near_plane and far_plane bound the rays instead."""
@@ -82,7 +82,6 @@ class ZipNerfModelConfig(ModelConfig, ZipNerfConfig):
 
     def __post_init__(self) -> None:
         check_config(self)
-
 
 
 def check_config(config: ZipNerfModelConfig) -> None:

@@ -11,9 +11,9 @@ import pytest
 from _trials import SMALL, result
 
 from zipnerf_ns.tools import ablate
-from zipnerf_ns.tools.ablate import difference, main, mean_and_error, parse, report, shows_scales, why_left_out
+from zipnerf_ns.tools.ablate import difference, main, parse, report, shows_scales, why_left_out
 from zipnerf_ns.tools.demo_scene import write_scene as write_built_in
-from zipnerf_ns.tools.trials import gpu_queue as trial_queue
+from zipnerf_ns.tools.trials import trial as trials
 from zipnerf_ns.tools.trials import variants as ablate_variants
 from zipnerf_ns.tools.trials import worker as trial_worker
 from zipnerf_ns.tools.trials.config import registered
@@ -65,36 +65,30 @@ def test_settings_that_this_version_lacks_are_said(monkeypatch):
     assert why_left_out(registered("zipnerf"), "scales weighted by area", False) == "the scene has one scale"
 
 
-def test_mean_and_its_error():
-    values = [26.0, 26.5, 27.0, 25.5]
-    mean, error = mean_and_error(values)
-    assert mean == pytest.approx(np.mean(values)) and error == pytest.approx(np.std(values, ddof=1) / 2)
-    assert mean_and_error([3.0])[0] == 3.0 and math.isnan(mean_and_error([3.0])[1])
-
-
 def test_differences_are_taken_seed_by_seed():
     """Seeds may differ by more than variants do: what counts is the difference under the same rays."""
     base = {0: 25.0, 1: 27.0, 2: 29.0}
     assert difference({0: 25.5, 1: 27.5, 2: 29.5}, base) == "+0.50 ± 0.00"
     assert difference({0: 24.0, 1: 27.9, 2: 29.1}, base) == "+0.00 ± 0.55 (not told apart)"
+    gains = [1.0, 1.5, 2.0]
+    error = np.std(gains, ddof=1) / math.sqrt(3)
+    assert difference({seed: base[seed] + gain for seed, gain in enumerate(gains)}, base) == f"+1.50 ± {error:.2f}"
     assert difference({1: 26.0}, base) == "-1.00"
     assert difference({7: 26.0}, base) == "–"
 
 
-def ablated(psnr: float, **changes):
-    made = result("zipnerf", metrics={"psnr": psnr, "ssim": 0.8}, **changes)
-    made["trial"] = {**made["trial"], "seed": 0}
-    return made
+def ablated(variant: str, seed: int, psnr: float, **changes):
+    return {**result("zipnerf", metrics={"psnr": psnr, "ssim": 0.8}, **changes), "variant": variant, "seed": seed}
 
 
 def test_report_shows_means_and_differences(tmp_path):
     options = parse([str(tmp_path), "--seeds", "0", "1"])
     by_scale = {"by_scale": {"1": {"psnr": 24.0}, "8": {"psnr": 30.0}}}
-    results = {
-        BASE: {0: ablated(26.0, **by_scale), 1: ablated(28.0, **by_scale)},
-        "prefilter none": {0: ablated(24.5, **by_scale), 1: ablated(26.5, **by_scale)},
-        "no distortion": {0: {"status": "failed", "reason": "out of memory", "trial": {}}},
-    }
+    results = [
+        ablated(BASE, 0, 26.0, **by_scale), ablated("prefilter none", 0, 24.5, **by_scale),
+        ablated("no distortion", 0, 0.0, status="failed", reason="out of memory"),
+        ablated(BASE, 1, 28.0, **by_scale), ablated("prefilter none", 1, 26.5, **by_scale),
+    ]  # fmt: skip
     text = report(options, results, {"hash decay": "as full"})
     rows = {line.split(" | ")[0].strip("| "): line for line in text.splitlines() if line.startswith("| ")}
     assert "PSNR at 1/1 | PSNR at 1/8" in rows["variant"]
@@ -134,16 +128,16 @@ def test_two_variants_through_the_whole_of_it(tiny_scene, tmp_path, monkeypatch)
     """The base and a variant, on the same rays; the base comes along by itself. (In this process: the comparison's test
     has each in its own.)"""
 
-    def run_here(trial, folder, timeout, gpu):
+    def run_here(trial, folder, gpu):
         save_json(folder / TRIAL_FILE, dataclasses.asdict(trial))
         assert trial_worker.main([str(folder)]) == 0
         return read_result(folder, trial)
 
-    monkeypatch.setattr(trial_queue, "run_trial", run_here)
+    monkeypatch.setattr(trials, "run_trial", run_here)
     small = {f"pipeline.{path}": value for path, value in SMALL.items()}
     variants = {BASE: small, "prefilter none": {**small, MODEL + "prefilter": "none"}, "not asked for": {}}
     monkeypatch.setattr(ablate, "VARIANTS", variants)
-    command = [str(tiny_scene), "--method", "zipnerf-lite", "--steps", "4", "--device", "cpu", "--seeds", "3",
+    command = [str(tiny_scene), "--method", "zipnerf-lite", "--steps", "4", "--seeds", "3",
                "--only", "prefilter none", "--output", str(tmp_path / "out")]  # fmt: skip
     assert main(command) == 0
     rows = json.loads((tmp_path / "out/ablation.json").read_text())["results"]

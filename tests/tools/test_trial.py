@@ -6,6 +6,7 @@ import dataclasses
 import itertools
 import json
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -15,12 +16,13 @@ from PIL import Image
 
 from nerfstudio.cameras.camera_optimizers import CameraOptimizerConfig
 
+from zipnerf_ns.render.metrics import in_8_bits
 from zipnerf_ns.tools.trials import trial as trials
+from zipnerf_ns.tools.trials import views as trial_views
 from zipnerf_ns.tools.trials.config import change, prepare, set_steps
-from zipnerf_ns.tools.trials.gpu_queue import Planned, run_all
 from zipnerf_ns.tools.trials.training import release, set_up
-from zipnerf_ns.tools.trials.trial import Trial, load_trial, read_result, run_trial, save_json
-from zipnerf_ns.tools.trials.views import measure, quantize, render_views, save_view, spread
+from zipnerf_ns.tools.trials.trial import Planned, Trial, load_trial, read_result, run_all, run_trial, save_json
+from zipnerf_ns.tools.trials.views import View, measure, render_views
 
 TRIAL = Trial(scene="scene", method="zipnerf", scales=(1, 2), changes={"pipeline.model.prefilter": "ipe"})
 
@@ -40,7 +42,9 @@ count = lambda gpu: len(list(here.glob(f"begun.{gpu}.*")))
 number = count(gpu)
 while any(count(other) < number for other in gpus) and time.time() < begin + 30.0:
     time.sleep(0.01)
-result = {"status": "done", "gpu": gpu, "span": [begin, time.time()]}
+trial = json.loads((folder / "trial.json").read_text())
+result = {"status": "done", "trial": trial, "gpu": gpu, "span": [begin, time.time()]}
+result.update(metrics={}, steps=1, seconds=1.0)
 (folder / "result.json").write_text(json.dumps(result))
 """,
     "good": "import json, sys\nfrom pathlib import Path\nfolder = Path(sys.argv[1])\n"
@@ -74,9 +78,11 @@ def test_a_process_that_dies_is_a_result(tmp_path, worker, name, reason):
     assert read_result(tmp_path / "trial", TRIAL) is None
 
 
-def test_a_process_that_hangs_is_ended(tmp_path, worker):
+def test_a_process_that_hangs_is_ended(tmp_path, worker, monkeypatch):
     worker("hang")
-    assert run_trial(TRIAL, tmp_path / "trial", timeout=1.0)["reason"] == "ended after 1 s without a result"
+    monkeypatch.setattr(trials, "SET_UP_LIMIT", 1.0)
+    trial = dataclasses.replace(TRIAL, seconds=0.0)
+    assert run_trial(trial, tmp_path / "trial")["reason"] == "ended after 1 s without a result"
 
 
 def test_an_earlier_result_is_no_result_of_this_trial(tmp_path, worker):
@@ -91,9 +97,9 @@ def test_each_gpu_has_one_trial_at_a_time(tmp_path, worker):
     worker("gpu")
     (tmp_path / "gpus").write_text("3 5")
     planned = [Planned(dataclasses.replace(TRIAL, seed=seed), tmp_path / f"t{seed}", "") for seed in range(4)]
-    finished = list(run_all(planned, 60.0, False, ["3", "5"]))
-    assert sorted(each.index for each in finished) == list(range(4)) and not any(each.was_there for each in finished)
-    spans = [sorted(each.result["span"] for each in finished if each.result["gpu"] == gpu) for gpu in ("3", "5")]
+    *_, finished = run_all(planned, False, ["3", "5"])
+    assert [each["trial"]["seed"] for each in finished] == list(range(4))
+    spans = [sorted(each["span"] for each in finished if each["gpu"] == gpu) for gpu in ("3", "5")]
     assert [len(own) for own in spans] == [2, 2]
     for own in spans:
         assert all(end <= begin for (_, end), (begin, _) in itertools.pairwise(own))
@@ -101,14 +107,17 @@ def test_each_gpu_has_one_trial_at_a_time(tmp_path, worker):
         assert max(a, c) < min(b, d), "the GPUs did not work at the same time"
 
 
-def test_kept_results_come_first_and_the_others_are_run(tmp_path, worker, monkeypatch):
+def test_kept_results_are_said_and_the_others_are_run(tmp_path, worker, monkeypatch, capsys):
     worker("gpu")
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "7")
-    planned = [Planned(dataclasses.replace(TRIAL, seed=seed), tmp_path / f"t{seed}", "") for seed in range(2)]
-    save_json(planned[1].folder / "result.json", {"status": "done", "trial": dataclasses.asdict(planned[1].trial)})
-    kept, run = run_all(planned, None, True)
-    assert (kept.index, kept.was_there, run.index, run.was_there) == (1, True, 0, False)
-    assert run.result["gpu"] == "7"
+    planned = [Planned(dataclasses.replace(TRIAL, seed=seed), tmp_path / f"t{seed}", f"t{seed}") for seed in range(2)]
+    kept = {"status": "done", "trial": dataclasses.asdict(planned[1].trial), "first_step_seconds": 2.0}
+    save_json(planned[1].folder / "result.json", kept)
+    *_, (run, again) = run_all(planned, True)
+    assert run["gpu"] == "7" and again == json.loads(json.dumps(kept))
+    assert capsys.readouterr().out.splitlines() == [
+        "scene, t0: ; 1 steps in 1.0 s", "scene, t1: built: first step 2 s (kept)"
+    ]  # fmt: skip
 
 
 def test_trials_come_back_from_their_folder(tmp_path):
@@ -128,16 +137,6 @@ def test_only_results_of_the_same_trial_are_kept(tmp_path):
 def test_a_trial_takes_seconds_or_steps(budget):
     with pytest.raises(ValueError, match="either seconds or steps"):
         dataclasses.replace(TRIAL, **budget)
-
-
-def test_quantized_colors_are_those_of_a_picture():
-    colors = torch.tensor([-0.1, 0.0, 0.4999 / 255, 0.5001 / 255, 0.7, 1.0, 2.0])
-    assert torch.equal((quantize(colors) * 255).round(), torch.tensor([0.0, 0, 0, 1, 178, 255, 255]))
-
-
-@pytest.mark.parametrize("count,number,expected", [(8, 4, [1, 3, 5, 7]), (3, 5, [0, 1, 2]), (7, 1, [3]), (4, 0, [])])
-def test_spread(count, number, expected):
-    assert list(spread(count, number)) == expected
 
 
 @pytest.fixture
@@ -188,16 +187,22 @@ def test_another_method_is_measured_over_white(other_methods_pipeline, tmp_path)
         truth = picture[..., :3] * picture[..., 3:] + 1.0 - picture[..., 3:]
         # Rounding to 8 bits in float32: a value between two may go to either.
         np.testing.assert_allclose(view.truth.numpy(), truth, atol=0.51 / 255.0)
-        assert torch.equal(view.rendering, quantize(view.rendering)) and view.seconds > 0.0
+        assert torch.equal(view.rendering, in_8_bits(view.rendering)) and view.seconds > 0.0
     over_black = [view.rendering.mean() for view in render_views(pipeline, over_white=False)]
     assert all(view.rendering.mean() > black for view, black in zip(views, over_black, strict=True))
-    kept = []
-    per_image, speed = measure(pipeline, True, lambda index, view: kept.append((index, view)))
-    assert [index for index, _ in kept] == [0, 1] and speed > 0.0
-    for metrics, (_, view) in zip(per_image, kept, strict=True):
+    per_image, kept, speed = measure(pipeline, True, tmp_path / "views")
+    assert kept == [0, 1] and speed > 0.0
+    for index, (metrics, view) in enumerate(zip(per_image, views, strict=True)):
         error = (view.rendering - view.truth).square().mean()
         assert metrics["psnr"] == pytest.approx(float(-10.0 * torch.log10(error)), abs=1e-4)
         assert 0.0 < metrics["ssim"] <= 1.0
-    save_view(tmp_path / "views", 1, kept[1][1])
-    stored = np.asarray(Image.open(tmp_path / "views/0001_rendering.png"))
-    np.testing.assert_array_equal(stored, (kept[1][1].rendering * 255).round().numpy())
+        stored = np.asarray(Image.open(tmp_path / f"views/{index:04d}_rendering.png"))
+        np.testing.assert_array_equal(stored, (view.rendering * 255).round().numpy())
+
+
+def test_kept_views_are_evenly_spread(monkeypatch, tmp_path):
+    picture = torch.rand(12, 12, 3)
+    monkeypatch.setattr(trial_views, "render_views", lambda *_: [View(picture, picture, 0.1)] * 9)
+    pipeline = SimpleNamespace(datamanager=SimpleNamespace(eval_dataset=range(9)))
+    assert measure(pipeline, False, tmp_path)[1] == [1, 3, 5, 7]
+    assert len(list(tmp_path.iterdir())) == 8

@@ -85,7 +85,7 @@ class ImageMetrics(nn.Module):
         Returns:
             Each metric that the picture is large enough for; none at all where the mask leaves no pixel.
         """
-        rgb, truth = _in_8_bits(rgb), _in_8_bits(truth)
+        rgb, truth = in_8_bits(rgb), in_8_bits(truth)
         if mask is None:
             mask = torch.ones_like(rgb[..., :1], dtype=torch.bool)
         if not mask.any():
@@ -121,6 +121,6 @@ class ImageMetrics(nn.Module):
         return self._lpips[0].to(device)
 
 
-def _in_8_bits(picture: Float[Tensor, "*shape"]) -> Float[Tensor, "*shape"]:
+def in_8_bits(picture: Float[Tensor, "*shape"]) -> Float[Tensor, "*shape"]:
     """The values of a picture as a file of 8 bits a channel holds them."""
     return (picture.clamp(0.0, 1.0) * 255.0).round() / 255.0

@@ -14,13 +14,12 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from zipnerf_ns.data.metadata import FRAME_KEY
+from zipnerf_ns.data.metadata import FRAME_KEY, mean_metrics
 from zipnerf_ns.errors import InputError
-from zipnerf_ns.tools.compare import add_trial_arguments, checked, say, trial_fields, trial_folder
-from zipnerf_ns.tools.trials.config import change, registered, value_of
-from zipnerf_ns.tools.trials.gpu_queue import Planned, run_all
-from zipnerf_ns.tools.trials.report import METRICS, budget, metric_cells, seconds_cell, table
-from zipnerf_ns.tools.trials.trial import Trial, save_json
+from zipnerf_ns.tools.compare import add_trial_arguments, checked, planned_trial
+from zipnerf_ns.tools.trials.config import change, registered
+from zipnerf_ns.tools.trials.report import METRICS, Result, budget, failed_row, metric_cells, seconds_cell, table
+from zipnerf_ns.tools.trials.trial import run_all, save_json
 from zipnerf_ns.tools.trials.variants import BASE, NEEDS_SCALES, VARIANTS
 
 CLOSE_CALL = 2.0
@@ -55,24 +54,14 @@ def why_left_out(method: Any, name: str, has_scales: bool) -> str | None:
         name: of the variant.
         has_scales: whether the scene is shown at several scales.
     """
-    changes = VARIANTS[name]
     if name == BASE:
         return None
     if name in NEEDS_SCALES and not has_scales:
         return "the scene has one scale"
     try:
-        if all(value_of(method, path) == value for path, value in changes.items()):
-            return f"as {BASE}"
-        change(copy.deepcopy(method), changes)
+        return None if change(copy.deepcopy(method), VARIANTS[name]) else f"as {BASE}"
     except InputError as error:
         return str(error)
-    return None
-
-
-def mean_and_error(values: Sequence[float]) -> tuple[float, float]:
-    """The mean, and its standard error; NaN for a single value."""
-    error = statistics.stdev(values) / math.sqrt(len(values)) if len(values) > 1 else math.nan
-    return statistics.fmean(values), error
 
 
 def difference(values: Mapping[int, float], base: Mapping[int, float]) -> str:
@@ -81,82 +70,54 @@ def difference(values: Mapping[int, float], base: Mapping[int, float]) -> str:
     if not common:
         return "–"
     # Seed by seed, since both saw the same rays.
-    mean, error = mean_and_error(common)
-    if math.isnan(error):
+    mean = statistics.fmean(common)
+    if len(common) == 1:
         return f"{mean:+.2f}"
+    error = statistics.stdev(common) / math.sqrt(len(common))
     return f"{mean:+.2f} ± {error:.2f}{' (not told apart)' if abs(mean) < CLOSE_CALL * error else ''}"
 
 
-def by_variant(rows: Sequence[Mapping[str, Any]]) -> dict[str, dict[int, Any]]:
-    """Results by variant and seed, in the order of the rows."""
-    results: dict[str, dict[int, Any]] = {}
-    for row in rows:
-        results.setdefault(row["variant"], {})[row["seed"]] = row
-    return results
-
-
-def report(options: argparse.Namespace, results: Mapping[str, Mapping[int, Any]], left_out: Mapping[str, str]) -> str:
+def report(options: argparse.Namespace, results: Sequence[Result], left_out: Mapping[str, str]) -> str:
     """The ablation table as Markdown.
 
     Args:
         options: of the command line.
-        results: of trials, by variant and seed.
+        results: of trials, each with its ``variant`` and ``seed``.
         left_out: variants that were not trained, and why.
     """
-    any_result = next(iter(next(iter(results.values())).values()))
-    done = {name: _done(by_seed) for name, by_seed in results.items()}
-    scales = sorted(
-        {int(scale) for by_seed in done.values() for each in by_seed.values() for scale in each["by_scale"]}
-    )
+    succeeded = [each for each in results if each["status"] == "done"]
+    latest = {each["variant"]: each for each in results}
+    done = {name: [each for each in succeeded if each["variant"] == name] for name in latest}
+    scales = sorted({int(scale) for each in succeeded for scale in each["by_scale"]})
     headings = ["variant", *(heading for _, heading, _ in METRICS), f"PSNR against {BASE}",
                 *(f"PSNR at 1/{scale}" for scale in scales), "steps", "training s", "ms a step",
                 "rendering Mrays/s", "GPU GiB"]  # fmt: skip
-    base = {seed: result["metrics"]["psnr"] for seed, result in done.get(BASE, {}).items()}
-    rows = [_row(name, results[name], done[name], base, scales, len(headings)) for name in results]
+    rows = [
+        _row(name, group, done.get(BASE, []), scales) if group else failed_row(name, latest[name], len(headings))
+        for name, group in done.items()
+    ]
     lines = [
         f"# Ablation of `{options.method}` on {options.scenes[0].name}", "",
-        f"{budget(any_result).replace('Each method', 'Each variant').split(';')[0]}; seeds "
+        f"{budget(results[0]).replace('Each method', 'Each variant').split(';')[0]}; seeds "
         f"{', '.join(map(str, options.seeds))}, each with the same rays for every variant. Means over seeds; "
         "± is the standard error of the difference, seed by seed.",
-        "", *table(headings, rows), "",
+        "", *table(headings, rows), "", *(f"- {name}: {reason}" for name, reason in left_out.items()),
     ]  # fmt: skip
-    lines += [f"- {name}: {reason}" for name, reason in left_out.items()]
-    device = next((each["machine"]["device"] for by_seed in done.values() for each in by_seed.values()), None)
-    lines += ["", f"Device: {device}."] if device is not None else []
+    lines += ["", f"Device: {succeeded[0]['machine']['device']}."] if succeeded else []
     return "\n".join(lines).rstrip() + "\n"
 
 
-def _done(by_seed: Mapping[int, Any]) -> dict[int, Any]:
-    return {seed: result for seed, result in by_seed.items() if result["status"] == "done"}
-
-
-def _row(
-    name: str,
-    by_seed: Mapping[int, Any],
-    done: Mapping[int, Any],
-    base: Mapping[int, float],
-    scales: Sequence[int],
-    num_columns: int,
-) -> list[str]:
-    if not done:
-        reason = next(iter(by_seed.values()))["reason"].replace("|", "/")
-        return [name, f"failed: {reason}", *[""] * (num_columns - 2)]
-
-    def mean(*keys: str) -> float:
-        values = []
-        for result in done.values():
-            for key in keys:
-                result = result[key]
-            values.append(result)
-        return sum(values) / len(values)
-
-    measured = [key for key, _, _ in METRICS if all(key in result["metrics"] for result in done.values())]
-    against = "" if name == BASE else difference({seed: each["metrics"]["psnr"] for seed, each in done.items()}, base)
+def _row(name: str, done: Sequence[Result], base: Sequence[Result], scales: Sequence[int]) -> list[str]:
+    keys = ("steps", "seconds", "rendered_rays_per_second", "peak_gpu_bytes")
+    means = mean_metrics([{key: float(result[key]) for key in keys} for result in done])
+    by_scale = [mean_metrics([result["by_scale"][str(scale)] for result in done])["psnr"] for scale in scales]
+    own, others = ({each["seed"]: each["metrics"]["psnr"] for each in group} for group in (done, base))
     return [
-        name, *metric_cells({key: mean("metrics", key) for key in measured}), against,
-        *(f"{mean('by_scale', str(scale), 'psnr'):.2f}" for scale in scales), f"{mean('steps'):,.0f}",
-        seconds_cell(mean("seconds")), f"{1000.0 * mean('seconds') / max(mean('steps') - 1.0, 1.0):.1f}",
-        f"{mean('rendered_rays_per_second') / 1e6:.2f}", f"{mean('peak_gpu_bytes') / 2**30:.1f}",
+        name, *metric_cells(mean_metrics([result["metrics"] for result in done])),
+        "" if name == BASE else difference(own, others), *(f"{psnr:.2f}" for psnr in by_scale),
+        f"{means['steps']:,.0f}", seconds_cell(means["seconds"]),
+        f"{1000.0 * means['seconds'] / max(means['steps'] - 1.0, 1.0):.1f}",
+        f"{means['rendered_rays_per_second'] / 1e6:.2f}", f"{means['peak_gpu_bytes'] / 2**30:.1f}",
     ]  # fmt: skip
 
 
@@ -175,23 +136,18 @@ def main(arguments: list[str] | None = None) -> int:
     left_out = {name: reason for name, reason in reasons.items() if reason is not None}
     # Seed by seed: a whole table stands after the first.
     variants = [(name, seed) for seed in options.seeds for name in names if name not in left_out]
-    planned = []
-    for name, seed in variants:
-        trial = Trial(
-            str(scene), options.method, seed=seed, same_rays=True, moments=1, changes=VARIANTS[name],
-            **trial_fields(options),
-        )  # fmt: skip
-        folder = trial_folder(options.output, trial, f"{name.replace(' ', '_')}_seed{seed}")
-        planned.append(Planned(trial, folder, f"{name}, seed {seed}"))
-    done: dict[int, Any] = {}
-    for index, result, was_there in run_all(planned, options.timeout, options.resume, options.gpus):
-        done[index] = result
-        say(result, planned[index].name, planned[index].folder, was_there)
-        rows = [{"variant": variants[each][0], "seed": variants[each][1], **done[each]} for each in sorted(done)]
+    planned = [
+        planned_trial(options, scene, options.method, f"{name}, seed {seed}", seed=seed, same_rays=True, moments=1,
+                      changes=VARIANTS[name])
+        for name, seed in variants
+    ]  # fmt: skip
+    for results in run_all(planned, options.resume, options.gpus):
+        rows = [{"variant": name, "seed": seed, **result}
+                for (name, seed), result in zip(variants, results, strict=False)]  # fmt: skip
         save_json(options.output / "ablation.json", {"left_out": left_out, "results": rows})
-        (options.output / "ablation.md").write_text(report(options, by_variant(rows), left_out), encoding="utf-8")
+        (options.output / "ablation.md").write_text(report(options, rows, left_out), encoding="utf-8")
     print(f"All results: {options.output}")
-    return 0 if _done(by_variant(rows).get(BASE, {})) else 1
+    return 0 if any(row["variant"] == BASE and row["status"] == "done" for row in rows) else 1
 
 
 def shows_scales(scene: Path) -> bool:

@@ -18,9 +18,8 @@ import torch
 import yaml
 
 from zipnerf_ns.tools.trials.figures import save_crops, save_curves
-from zipnerf_ns.tools.trials.gpu_queue import Planned, run_all
-from zipnerf_ns.tools.trials.report import comparison, scene_name, short_name
-from zipnerf_ns.tools.trials.trial import Trial, save_json
+from zipnerf_ns.tools.trials.report import comparison, scene_name
+from zipnerf_ns.tools.trials.trial import Planned, Trial, run_all, save_json
 
 METHODS = ("zipnerf", "zipnerf-lite", "nerfacto", "splatfacto", "instant-ngp")
 DEFAULT_SECONDS = 120.0
@@ -33,21 +32,9 @@ def add_trial_arguments(parser: argparse.ArgumentParser) -> None:
     budget.add_argument("--steps", type=int, help="of training each, instead of seconds")
     parser.add_argument("--scales", type=int, nargs="+", default=[], help="such as 1 2 4 8: train and measure at each")
     parser.add_argument("--half-side", type=float, default=1.5, help="of the cube that holds a scene with alpha")
-    parser.add_argument("--kept-views", type=int, default=4, help="held-out views whose pictures are kept")
-    parser.add_argument("--device", choices=("cuda", "cpu"), default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--gpus", nargs="+", default=[], metavar="NUMBER",
                         help="such as 0 1 2 3: trials on each at the same time, one GPU for each trial")  # fmt: skip
-    parser.add_argument("--timeout", type=float, help="seconds after which one training counts as failed")
     parser.add_argument("--resume", action="store_true", help="keep results of the same trials in the output folder")
-
-
-def trial_fields(options: argparse.Namespace) -> dict[str, Any]:
-    """The fields of a trial that :func:`add_trial_arguments` asks for."""
-    seconds = DEFAULT_SECONDS if options.seconds is None and options.steps is None else options.seconds
-    return {
-        "seconds": seconds, "steps": options.steps, "scales": tuple(options.scales), "half_side": options.half_side,
-        "kept_views": options.kept_views, "device": options.device,
-    }  # fmt: skip
 
 
 def checked(parser: argparse.ArgumentParser, options: argparse.Namespace) -> argparse.Namespace:
@@ -56,17 +43,35 @@ def checked(parser: argparse.ArgumentParser, options: argparse.Namespace) -> arg
         parser.error("--seconds must be positive")
     if options.steps is not None and options.steps < 2:
         parser.error("--steps must be at least 2: the clock starts when the first is done")
-    if options.gpus and options.device != "cuda":
-        parser.error("--gpus is for --device cuda")
     if len(set(options.gpus)) < len(options.gpus):
         parser.error("--gpus must be different")
+    if options.gpus and not torch.cuda.is_available():
+        parser.error("--gpus: no GPU is seen here")
     for scene in options.scenes:
         if not scene.exists():
             parser.error(f"{scene} does not exist")
-    names = [short_name(scene.resolve()) for scene in options.scenes]
+    names = [scene_name(scene.resolve()) for scene in options.scenes]
     if len(set(names)) < len(names):
         parser.error(f"scenes must have different names: {', '.join(names)}")
     return options
+
+
+def planned_trial(options: argparse.Namespace, scene: Path, method: str, name: str, **fields: Any) -> Planned:
+    """A trial with the options of :func:`add_trial_arguments`; its files are below its scene's, so that trials of one
+    scene share what is written for it.
+
+    Args:
+        name: what the trial is known by among those of its scene.
+        fields: further ones of the trial.
+    """
+    seconds = DEFAULT_SECONDS if options.seconds is None and options.steps is None else options.seconds
+    scene = scene.resolve()
+    trial = Trial(
+        scene=str(scene), method=method, seconds=seconds, steps=options.steps, scales=tuple(options.scales),
+        half_side=options.half_side, **fields,
+    )  # fmt: skip
+    folder = options.output / scene_name(scene).replace("/", "_") / name.replace(", ", "_").replace(" ", "_")
+    return Planned(trial, folder, name)
 
 
 def parse_changes(texts: Sequence[str]) -> dict[str, dict[str, Any]]:
@@ -95,7 +100,6 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--methods", nargs="+", default=list(METHODS), help="as ns-train knows them")
     add_trial_arguments(parser)
     parser.add_argument("--seed", type=int, default=42, help="of nerfstudio's random numbers")
-    parser.add_argument("--moments", type=int, default=4, help="of the PSNR curve, the end included")
     parser.add_argument("--schedule", choices=("stretched", "own"), default="stretched",
                         help="of other methods: stretched to the steps that fit, or for their own number")  # fmt: skip
     parser.add_argument("--set", dest="changes", nargs="+", default=[], metavar="METHOD:FIELD=VALUE",
@@ -103,8 +107,6 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--build-only", action="store_true", help="compile what is compiled at first use, and end")
     parser.add_argument("--output", type=Path, default=Path("outputs/compare"), help="folder for all results")
     options = checked(parser, parser.parse_args(arguments))
-    if options.moments < 1:
-        parser.error("--moments must be at least 1")
     try:
         options.changes = parse_changes(options.changes)
     except ValueError as error:
@@ -112,59 +114,32 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
     return options
 
 
-def plan(options: argparse.Namespace) -> list[Trial]:
+def plan(options: argparse.Namespace) -> list[Planned]:
     """The trials of a command line, scene by scene."""
-    fields = trial_fields(options)
-    fields.update(seed=options.seed, moments=options.moments, schedule=options.schedule, build_only=options.build_only)
     return [
-        Trial(
-            scene=str(scene.resolve()),
-            method=method,
+        planned_trial(
+            options, scene, method, method, seed=options.seed, schedule=options.schedule,
+            build_only=options.build_only,
             changes={**options.changes.get("*", {}), **options.changes.get(method, {})},
-            **fields,
         )
         for scene in options.scenes
         for method in options.methods
-    ]
-
-
-def trial_folder(output: Path, trial: Trial, name: str) -> Path:
-    """Where a trial's files are: below its scene's, so that trials of one scene share what is written for it."""
-    return output / short_name(Path(trial.scene)).replace("/", "_") / name
-
-
-def say(result: dict[str, Any], name: str, folder: Path, was_there: bool) -> None:
-    """One line about a trial."""
-    if result["status"] != "done":
-        said = f"failed: {result['reason']} (all that it printed: {folder / 'log.txt'})"
-    elif "metrics" not in result:
-        said = f"built: first step {result['first_step_seconds']:.0f} s"
-    else:
-        metrics = ", ".join(f"{key} {value:.4g}" for key, value in result["metrics"].items())
-        said = f"{metrics}; {result['steps']} steps in {result['seconds']:.1f} s"
-    print(f"{scene_name(result)}, {name}: {said}{' (kept)' if was_there else ''}", flush=True)
+    ]  # fmt: skip
 
 
 def main(arguments: list[str] | None = None) -> int:
     """Runs all trials and writes the reports after each; 0 unless none succeeded."""
     options = parse(arguments)
-    planned = [
-        Planned(trial, trial_folder(options.output, trial, trial.method), trial.method) for trial in plan(options)
-    ]
-    done: dict[int, dict[str, Any]] = {}
-    for index, result, was_there in run_all(planned, options.timeout, options.resume, options.gpus):
-        done[index] = result
-        say(result, planned[index].name, planned[index].folder, was_there)
-        shown = [(done[each], planned[each].folder) for each in sorted(done)]
-        results = [each for each, _ in shown]
-        command = shlex.join(sys.argv[1:] if arguments is None else arguments)
+    planned = plan(options)
+    command = shlex.join(sys.argv[1:] if arguments is None else arguments)
+    for results in run_all(planned, options.resume, options.gpus):
         save_json(options.output / "results.json", {"command": command, "results": results})
         if not options.build_only:
             (options.output / "results.md").write_text(comparison(results), encoding="utf-8")
             save_curves(options.output / "curves.png", results)
-            save_crops(options.output / "crops.png", shown)
+            save_crops(options.output / "crops.png", results, [each.folder for each in planned[: len(results)]])
     print(f"All results: {options.output}")
-    return 0 if any(result["status"] == "done" for result in done.values()) else 1
+    return 0 if any(result["status"] == "done" for result in results) else 1
 
 
 if __name__ == "__main__":

@@ -76,6 +76,14 @@ def hide_config(write: Callable[[bytes], Any]) -> Callable[[bytes], None]:
     return filtered
 
 
+def quiet_environment() -> dict[str, str]:
+    """A program's environment, in which it prints at once, and no warnings.
+
+    They are about nerfstudio's own lines, and would bury what the person looks for.
+    """
+    return {"PYTHONWARNINGS": "ignore", **script_environment(), "PYTHONUNBUFFERED": "1"}
+
+
 def run_step(name: str, command: list[str], log: Path, write: Callable[[bytes], Any]) -> float:
     """Run one program, show what it prints as it prints it, and keep that in a file.
 
@@ -93,8 +101,7 @@ def run_step(name: str, command: list[str], log: Path, write: Callable[[bytes], 
     """
     log.parent.mkdir(parents=True, exist_ok=True)
     print(f"\n== {name}\n$ {shlex.join(command)}", flush=True)
-    # Without the warnings: they are about nerfstudio's own lines, and would bury what the person looks for.
-    environment = {"PYTHONWARNINGS": "ignore", **script_environment(), "PYTHONUNBUFFERED": "1"}
+    environment = quiet_environment()
     if sys.stdout.isatty():
         # Through the pipe below, rich would not draw its progress bars otherwise.
         environment.setdefault("FORCE_COLOR", "1")

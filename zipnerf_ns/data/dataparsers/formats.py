@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from nerfstudio.data.dataparsers.base_dataparser import DataParserConfig
 from nerfstudio.data.dataparsers.blender_dataparser import BlenderDataParserConfig
@@ -18,19 +18,36 @@ class SceneFormat(NamedTuple):
     """How a scene's files are laid out."""
 
     name: str
-    """Of its settings in ``multiscale-data``; with ``-data``, the parser's subcommand."""
+    """What its settings are called in ``multiscale-data``; with ``-data``, the parser's subcommand."""
     marker: str
     """What in the scene's folder tells the format."""
     parser: type[DataParserConfig]
     """Configuration of the parser that reads it."""
-    check: Callable[[Path], None]
+    check: Callable[[Path], None] = lambda data: None
     """Checks the scene's files before the parser reads them; takes the folder or file that ``--data`` names."""
-    is_bounded: bool
+    is_bounded: bool = False
     """Whether everything lies within the scene box."""
+    reads_reduced: bool = False
+    """Whether its parser's ``downscale_factor`` takes pictures from the folders images_2, images_4, ..."""
+    has_points: Callable[[Path], bool] = lambda data: False
+    """Whether a scene holds points that its parser's ``load_3D_points`` can load."""
+    own_frame: Mapping[str, Any] | None = None
+    """Settings of the parser that leave poses and alpha as the data have them; None where it knows none."""
+    box_setting: str | None = None
+    """The parser's setting for half the side of the scene box; None where it has none."""
+
+
+def _transforms(data: Path) -> Path:
+    return data if data.suffix == ".json" else data / "transforms.json"
 
 
 def _check_nerfstudio(data: Path) -> None:
-    check_transforms(data if data.suffix == ".json" else data / "transforms.json")
+    check_transforms(_transforms(data))
+
+
+def _names_points(data: Path) -> bool:
+    # Without the file nerfstudio would ask on the terminal.
+    return '"ply_file_path"' in _transforms(data).read_text(encoding="utf-8")
 
 
 def _check_blender(data: Path) -> None:
@@ -40,15 +57,21 @@ def _check_blender(data: Path) -> None:
             check_transforms(path, is_blender=True)
 
 
-def _check_nothing(data: Path) -> None:
-    """COLMAP's models are checked by their parser."""
-
-
 FORMATS = (
-    SceneFormat("nerfstudio", "transforms.json", NerfstudioDataParserConfig, _check_nerfstudio, False),
-    SceneFormat("blender", "transforms_train.json", BlenderDataParserConfig, _check_blender, True),
-    SceneFormat("mipnerf360", "sparse/0", MipNerf360DataParserConfig, _check_nothing, False),
-)
+    SceneFormat(
+        "nerfstudio", "transforms.json", NerfstudioDataParserConfig, check=_check_nerfstudio, reads_reduced=True,
+        has_points=_names_points, box_setting="scene_scale",
+        own_frame={"orientation_method": "none", "center_method": "none", "auto_scale_poses": False},
+    ),
+    SceneFormat(
+        "blender", "transforms_train.json", BlenderDataParserConfig, check=_check_blender, is_bounded=True,
+        own_frame={"alpha_color": None},
+    ),
+    # COLMAP's models are checked by their parser.
+    SceneFormat(
+        "mipnerf360", "sparse/0", MipNerf360DataParserConfig, reads_reduced=True, has_points=lambda data: True
+    ),
+)  # fmt: skip
 """The formats; the first whose marker is there is a scene's."""
 
 

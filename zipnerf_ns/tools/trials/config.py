@@ -4,20 +4,18 @@ from __future__ import annotations
 
 import copy
 import dataclasses
+import functools
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 
-from nerfstudio.data.dataparsers.base_dataparser import DataParserConfig, DataparserOutputs
-from nerfstudio.data.dataparsers.blender_dataparser import BlenderDataParserConfig
-from nerfstudio.data.dataparsers.nerfstudio_dataparser import NerfstudioDataParserConfig
+from nerfstudio.data.dataparsers.base_dataparser import DataParserConfig
 from nerfstudio.utils.external import TCNN_EXISTS
 
 from zipnerf_ns.data.checks import check_images
 from zipnerf_ns.data.dataparsers.formats import format_of
-from zipnerf_ns.data.dataparsers.mipnerf360 import MipNerf360DataParserConfig
 from zipnerf_ns.data.dataparsers.multiscale import MultiscaleDataParserConfig
 from zipnerf_ns.data.metadata import find_scales
 from zipnerf_ns.errors import InputError
@@ -37,16 +35,13 @@ MODEL_STEPS: dict[str, tuple[str, ...]] = {
 """Fields of other methods' models that count training steps."""
 
 
-@dataclasses.dataclass
-class Prepared:
+class Prepared(NamedTuple):
     """A configuration that is ready to be set up."""
 
     config: Any
-    """Nerfstudio's TrainerConfig."""
+    """Nerfstudio's TrainerConfig, with the number of steps that the method's own schedule is for."""
     has_alpha: bool
-    """Whether the scene's pictures are transparent; everything is then seen and measured over white."""
-    own_steps: int
-    """The number of steps that the method's own schedule is for."""
+    """Whether the scene's images are transparent; everything is then seen and measured over white."""
     is_ours: bool
     """Whether its schedule follows the number of steps by itself."""
     notes: list[str]
@@ -62,27 +57,39 @@ def prepare(trial: Trial, folder: Path) -> Prepared:
     Raises:
         InputError: if the method or a field of ``changes`` is not known, or the scene cannot be read.
     """
-    config = copy.deepcopy(registered(trial.method))
-    prepared = Prepared(config, False, config.max_num_iterations, _is_ours(config), [])
+    config, notes = copy.deepcopy(registered(trial.method)), []
+    is_ours = type(config).__module__.startswith("zipnerf_ns.")
     _quieten(config, trial, folder)
-    parser, outputs = _scene_parser(trial, config, folder)
-    prepared.has_alpha = check_images(outputs.image_filenames)
-    if prepared.has_alpha:
-        parser = _object_settings(prepared, parser, outputs, trial)
-    config.pipeline.datamanager.data = Path(trial.scene)
-    config.pipeline.datamanager.dataparser = parser
-    camera_optimizer = getattr(config.pipeline.model, "camera_optimizer", None)
+    manager, model, data = config.pipeline.datamanager, config.pipeline.model, Path(trial.scene)
+    # Reduced pictures are beside the trials of the same scene, for all methods: its own folder may not be writable.
+    cache = folder.resolve().parent / "multiscale"
+    multiscale = MultiscaleDataParserConfig(data=data, scales=trial.scales or (1,), cache_dir=cache)
+    parser = multiscale.source()
+    scene_format = format_of(parser)
+    if type(model).__name__ == "SplatfactoModelConfig" and scene_format.has_points(data):
+        parser.load_3D_points = True
+    outputs = parser.setup().get_dataparser_outputs("train")
+    has_alpha = check_images(outputs.image_filenames)
+    if has_alpha:
+        parser = _object_settings(model, parser, trial.half_side)
+        within = f"within {trial.half_side:g} of its origin"
+        notes.append(f"transparent pictures: over white, in the data's own frame, {within}")
+    sizes = torch.cat([outputs.cameras.width, outputs.cameras.height], dim=-1).unique(dim=0)
+    # Scenes that show several scales already are read as they are.
+    reduced = bool(trial.scales) and find_scales(outputs.image_filenames, outputs.metadata, data) is None
+    if reduced:
+        parser = dataclasses.replace(multiscale, **{scene_format.name: parser})
+    manager.data, manager.dataparser = data, parser
+    camera_optimizer = getattr(model, "camera_optimizer", None)
     if camera_optimizer is not None and camera_optimizer.mode != "off":
         camera_optimizer.mode = "off"
-        prepared.notes.append("camera optimization off: held-out cameras are not optimized")
-    if getattr(config.pipeline.model, "implementation", None) == "tcnn" and not TCNN_EXISTS:
-        prepared.notes.append("tiny-cuda-nn is not installed: the method's own torch implementation")
-    sizes = {tuple(size) for size in torch.cat([outputs.cameras.width, outputs.cameras.height], dim=-1).tolist()}
-    several_sizes = len(sizes) > 1 or type(parser) is MultiscaleDataParserConfig
-    if several_sizes and not prepared.is_ours and hasattr(config.pipeline.datamanager, "pixel_sampler"):
-        prepared.notes.append("pictures of several sizes: nerfstudio's sampler takes equally many rays from each")
+        notes.append("camera optimization off: held-out cameras are not optimized")
+    if getattr(model, "implementation", None) == "tcnn" and not TCNN_EXISTS:
+        notes.append("tiny-cuda-nn is not installed: the method's own torch implementation")
+    if (reduced or len(sizes) > 1) and not is_ours and hasattr(manager, "pixel_sampler"):
+        notes.append("pictures of several sizes: nerfstudio's sampler takes equally many rays from each")
     change(config, trial.changes)
-    return prepared
+    return Prepared(config, has_alpha, is_ours, notes)
 
 
 def registered(method: str) -> Any:
@@ -113,7 +120,7 @@ def set_steps(prepared: Prepared, steps: int, stretch: bool) -> Any:
     config.max_num_iterations = steps
     if prepared.is_ours or not stretch:
         return config
-    share = steps / prepared.own_steps
+    share = steps / prepared.config.max_num_iterations
     for group in config.optimizers.values():
         if group["scheduler"] is not None:
             _stretch(group["scheduler"], ("warmup_steps", "warm_up_end", "max_steps", "milestones"), share)
@@ -132,50 +139,35 @@ def _stretch(settings: Any, names: Sequence[str], share: float) -> None:
             setattr(settings, name, max(2 if name == "max_steps" else 1, round(value * share)))
 
 
-def change(config: Any, changes: Mapping[str, Any]) -> None:
+def change(config: Any, changes: Mapping[str, Any]) -> bool:
     """Sets fields by their dotted names, in place; entries of tuples and dictionaries by number and key.
 
+    Returns:
+        Whether any of them had another value.
     Raises:
         InputError: for a field that is not there, or a value of another kind.
     """
+    changed = False
     for path, value in changes.items():
         *parents, name = path.split(".")
-        owner = config
         try:
-            for parent in parents:
-                owner = _entry(owner, parent)
+            owner = functools.reduce(_entry, parents, config)
             old = _entry(owner, name)
         except (AttributeError, KeyError, IndexError, ValueError) as error:
             raise InputError(f"this version has no setting {path}") from error
-        if isinstance(old, float) and isinstance(value, int) and not isinstance(value, bool):
+        if type(old) is float and type(value) is int:
             value = float(value)
         if old is not None and type(value) is not type(old):
             raise InputError(f"{path} is {old!r}: it cannot become {value!r}.")
+        changed |= value != old
         setattr(owner, name, value)
-
-
-def value_of(config: Any, path: str) -> Any:
-    """A field by its dotted name.
-
-    Raises:
-        InputError: if it is not there.
-    """
-    try:
-        for name in path.split("."):
-            config = _entry(config, name)
-    except (AttributeError, KeyError, IndexError, ValueError) as error:
-        raise InputError(f"this version has no setting {path}") from error
-    return config
+    return changed
 
 
 def _entry(owner: Any, name: str) -> Any:
     if isinstance(owner, tuple):
         return owner[int(name)]
     return owner[name] if isinstance(owner, dict) else getattr(owner, name)
-
-
-def _is_ours(config: Any) -> bool:
-    return type(config).__module__.split(".")[0] == __name__.split(".")[0]
 
 
 def _quieten(config: Any, trial: Trial, folder: Path) -> None:
@@ -190,43 +182,19 @@ def _quieten(config: Any, trial: Trial, folder: Path) -> None:
         setattr(config, f"steps_per_{name}", 0)
 
 
-def _scene_parser(trial: Trial, config: Any, folder: Path) -> tuple[DataParserConfig, DataparserOutputs]:
-    """Who reads the scene, and its training views; scenes that show several scales already are read as they are."""
-    data = Path(trial.scene)
-    # Beside the trials of the same scene: for all methods, and the scene's own folder may not be writable.
-    cache = folder.resolve().parent / "multiscale"
-    multiscale = MultiscaleDataParserConfig(data=data, scales=trial.scales or (1,), cache_dir=cache)
-    source = multiscale.source()
-    needs_points = type(config.pipeline.model).__name__ == "SplatfactoModelConfig"
-    if isinstance(source, MipNerf360DataParserConfig):
-        source.load_3D_points = needs_points
-    elif isinstance(source, NerfstudioDataParserConfig):
-        # Without the file nerfstudio would ask on the terminal.
-        text = (data if data.suffix == ".json" else data / "transforms.json").read_text(encoding="utf-8")
-        source.load_3D_points = needs_points and '"ply_file_path"' in text
-    outputs = source.setup().get_dataparser_outputs("train")
-    has_scales = find_scales(outputs.image_filenames, outputs.metadata, data) is not None
-    if not trial.scales or has_scales:
-        return source, outputs
-    return dataclasses.replace(multiscale, **{format_of(source).name: source}), outputs
-
-
-def _object_settings(
-    prepared: Prepared, parser: DataParserConfig, outputs: DataparserOutputs, trial: Trial
-) -> DataParserConfig:
-    """A scene with alpha is an object in its own frame: bounded, over white, each method set up as published for it.
+def _object_settings(model: Any, parser: DataParserConfig, half: float) -> DataParserConfig:
+    """Sets a method's model up for an object in a box of ``half`` its side about the data's own origin, over white, as
+    it is published; the parser that gives the object so.
 
     (Nerfacto's and instant-ngp's settings are those of nerfstudio's benchmark of NeRF-synthetic scenes. Splatfacto is
     made for cameras within 1 of the origin, and gets them there.)
     """
-    half, model = trial.half_side, prepared.config.pipeline.model
-    radii = _radii(trial, parser)
+    cameras = _in_own_frame(parser, half, 1.0).setup().get_dataparser_outputs("train").cameras
+    radii = cameras.camera_to_worlds[:, :3, 3].norm(dim=-1)
     near = max(float(radii.min()) - PUBLISHED_RADIUS * half, 0.05)
     far = float(radii.max()) + PUBLISHED_RADIUS * half
-    scale = 1.0
-    if type(model).__name__ == "SplatfactoModelConfig":
-        scale = 1.0 / float(radii.max())
-        model.random_scale = 2.0 * half * scale
+    is_splats = type(model).__name__ == "SplatfactoModelConfig"
+    scale = 1.0 / float(radii.max()) if is_splats else 1.0
     settings: dict[str, dict[str, Any]] = {
         "ZipNerfModelConfig": {"scene_bounds": "box", "background_color": "white"},
         "NerfactoModelConfig": {
@@ -237,30 +205,16 @@ def _object_settings(
             "grid_levels": 1, "alpha_thre": 0.0, "cone_angle": 0.0, "near_plane": 0.01,
             "disable_scene_contraction": True,
         },
+        "SplatfactoModelConfig": {"random_scale": 2.0 * half * scale},
     }  # fmt: skip
     for name, value in settings.get(type(model).__name__, {}).items():
         setattr(model, name, value)
-    prepared.notes.append(f"transparent pictures: over white, in the data's own frame, within {half:g} of its origin")
     return _in_own_frame(parser, half, scale)
 
 
 def _in_own_frame(parser: DataParserConfig, half: float, scale: float) -> DataParserConfig:
-    if isinstance(parser, MultiscaleDataParserConfig):
-        inner = {name: _in_own_frame(getattr(parser, name), half, scale) for name in ("nerfstudio", "blender")}
-        return dataclasses.replace(parser, **inner)
-    if isinstance(parser, NerfstudioDataParserConfig):
-        return dataclasses.replace(
-            parser, orientation_method="none", center_method="none", auto_scale_poses=False, scale_factor=scale,
-            scene_scale=half * scale,
-        )  # fmt: skip
-    if isinstance(parser, BlenderDataParserConfig):
-        # Alpha is kept: each method puts white behind it itself.
-        return dataclasses.replace(parser, alpha_color=None, scale_factor=scale)
-    raise InputError("a scene with alpha must be in nerfstudio's format or NeRF-synthetic's.")
-
-
-def _radii(trial: Trial, parser: DataParserConfig) -> torch.Tensor:
-    """Distances of the training cameras from the data's own origin."""
-    source = parser.source() if isinstance(parser, MultiscaleDataParserConfig) else parser
-    outputs = _in_own_frame(source, trial.half_side, 1.0).setup().get_dataparser_outputs("train")
-    return outputs.cameras.camera_to_worlds[:, :3, 3].norm(dim=-1)
+    known = format_of(parser)
+    if known.own_frame is None:
+        raise InputError("a scene with alpha must be in nerfstudio's format or NeRF-synthetic's.")
+    box = {} if known.box_setting is None else {known.box_setting: half * scale}
+    return dataclasses.replace(parser, **known.own_frame, scale_factor=scale, **box)

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 Result = Mapping[str, Any]
-"""What a trial leaves: see ``trial_worker``."""
+"""What a trial leaves: see :mod:`worker`."""
 
 METRICS = (("psnr", "PSNR", "{:.2f}"), ("ssim", "SSIM", "{:.4f}"), ("lpips", "LPIPS", "{:.4f}"))
 """Keys, headings and formats."""
@@ -35,13 +35,9 @@ def seconds_cell(seconds: float) -> str:
     return f"{seconds:.0f}" if seconds >= 100 else f"{seconds:.1f}"
 
 
-def scene_name(result: Result) -> str:
-    """A short name for a result's scene."""
-    return short_name(Path(result["trial"]["scene"]))
-
-
-def short_name(path: Path) -> str:
+def scene_name(scene: Path | str) -> str:
     """A scene's folder's name, and its file's where it is given by one."""
+    path = Path(scene)
     return path.parent.name + "/" + path.stem if path.suffix else path.name
 
 
@@ -49,8 +45,31 @@ def group_by_scene(results: Sequence[Result]) -> dict[str, list[Result]]:
     """Results by their scene's name, in the order in which they come."""
     groups: dict[str, list[Result]] = {}
     for result in results:
-        groups.setdefault(scene_name(result), []).append(result)
+        groups.setdefault(scene_name(result["trial"]["scene"]), []).append(result)
     return groups
+
+
+def outcome(name: str, result: Result, log: Path) -> str:
+    """One line about a trial that is over.
+
+    Args:
+        name: what it is known by on its scene.
+        result: what it left.
+        log: file of all that it printed.
+    """
+    if result["status"] != "done":
+        said = f"failed: {result['reason']} (all that it printed: {log})"
+    elif "metrics" not in result:
+        said = f"built: first step {result['first_step_seconds']:.0f} s"
+    else:
+        metrics = ", ".join(f"{key} {value:.4g}" for key, value in result["metrics"].items())
+        said = f"{metrics}; {result['steps']} steps in {result['seconds']:.1f} s"
+    return f"{scene_name(result['trial']['scene'])}, {name}: {said}"
+
+
+def failed_row(name: str, result: Result, num_columns: int) -> list[str]:
+    """A table's row for a trial that failed; a bar in the reason would be another column."""
+    return [name, f"failed: {result['reason']}".replace("|", "/"), *[""] * (num_columns - 2)]
 
 
 def comparison(results: Sequence[Result]) -> str:
@@ -83,7 +102,7 @@ def _main_table(group: Sequence[Result]) -> list[str]:
     for result in group:
         method = f"`{result['trial']['method']}`"
         if result["status"] != "done":
-            rows.append([method, f"failed: {result['reason']}".replace("|", "/"), *[""] * (len(headings) - 2)])
+            rows.append(failed_row(method, result, len(headings)))
             continue
         first_use = result.get("first_use", {"first_step": result["first_step_seconds"]})["first_step"]
         gpu = f"{result['peak_gpu_bytes'] / 2**30:.1f}" if result["peak_gpu_bytes"] else "–"
@@ -100,10 +119,8 @@ def _scale_table(group: Sequence[Result]) -> list[str]:
     scales = sorted({int(scale) for result in group for scale in result.get("by_scale", {})})
     rows = []
     for result in group:
-        cells = []
-        for scale in scales:
-            means = result.get("by_scale", {}).get(str(scale))
-            cells.append("–" if means is None else " / ".join(metric_cells(means)[:2]))
+        means = [result.get("by_scale", {}).get(str(scale)) for scale in scales]
+        cells = ("–" if each is None else " / ".join(metric_cells(each)[:2]) for each in means)
         rows.append([f"`{result['trial']['method']}`", *cells])
     return table(["method", *(f"1/{scale}" for scale in scales)], rows)
 
@@ -116,8 +133,7 @@ def _notes(group: Sequence[Result]) -> list[str]:
         notes = [f"schedule: {result['schedule']}", *result["notes"], f"LPIPS: {result['lpips']}"]
         if result["steps"] < result["planned_steps"]:
             notes.append(f"stopped by the clock at {result['steps'] / result['planned_steps']:.0%} of its schedule")
-        changes = result["trial"]["changes"]
-        if changes:
+        if changes := result["trial"]["changes"]:
             notes.append("changed: " + ", ".join(f"{path}={value}" for path, value in changes.items()))
         lines.append(f"- `{result['trial']['method']}`: " + "; ".join(notes) + ".")
     return lines

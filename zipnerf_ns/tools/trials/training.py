@@ -5,27 +5,31 @@ from __future__ import annotations
 import gc
 import random
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
 import torch
+from torch import nn
+from torchmetrics.image import lpip
 
 from nerfstudio.engine.callbacks import TrainingCallback, TrainingCallbackLocation
 from nerfstudio.scripts.train import _set_random_seed
 from nerfstudio.utils import writer
 
 from zipnerf_ns.tools.benchmark.timing import synchronize
-from zipnerf_ns.tools.trials.views import without_own_lpips
 
 
 class Clock:
-    """Seconds that pass between start and stop, the device's work included."""
+    """Seconds that training takes, the device's work included, and the most GPU memory that it has allocated."""
 
     def __init__(self, device: str) -> None:
         self.device = device
+        self.peak_bytes = 0
         self._counted = 0.0
         self._started: float | None = None
+        self._forget_memory()
 
     @property
     def seconds(self) -> float:
@@ -42,7 +46,19 @@ class Clock:
         """Stands still, after the device has done what it was given; the seconds counted so far."""
         synchronize(self.device)
         self._counted, self._started = self.seconds, None
+        self.peak_bytes = max(self.peak_bytes, torch.cuda.max_memory_allocated())
         return self._counted
+
+    @contextmanager
+    def standing_still(self) -> Iterator[float]:
+        """Within, neither time nor memory is training's; the seconds counted so far."""
+        yield self.stop()
+        self._forget_memory()
+        self.start()
+
+    def _forget_memory(self) -> None:
+        if torch.cuda.is_available():
+            torch.cuda.reset_peak_memory_stats()
 
 
 @dataclass
@@ -56,7 +72,7 @@ class Course:
     seconds: float = 0.0
     """By the clock, from the end of the first step on."""
     setup_seconds: float = 0.0
-    """Of reading the data and building the model."""
+    """Taken by reading the data and building the model."""
     first_step_seconds: float = 0.0
     """Until the first step is done: compilation, data processes."""
     evaluation_seconds: float = 0.0
@@ -64,26 +80,26 @@ class Course:
     peak_gpu_bytes: int = 0
     """Allocated by torch at most in training; 0 without a GPU."""
     steps_per_second: float = 0.0
-    """Of the later half of the steps: what is started in the first ones does not count."""
+    """The later half's speed: what is started in the first steps does not count."""
     curve: list[dict[str, float]] = field(default_factory=list)
     """Step, seconds and PSNR of held-out views at each moment."""
 
 
-def set_up(config: Any, split: str = "test") -> tuple[Any, float]:
-    """A trainer that is ready to train and writes nothing, and the seconds that took.
-
-    Args:
-        config: nerfstudio's TrainerConfig.
-        split: of the held-out views.
-    """
+def set_up(config: Any) -> tuple[Any, float]:
+    """A trainer of a TrainerConfig that is ready to train and writes nothing, and the seconds that took."""
     # Nerfstudio keeps its writers for the whole process; those of an earlier trainer would be written to again.
     writer.EVENT_WRITERS.clear()
     writer.EVENT_STORAGE.clear()
     start = time.perf_counter()
     _set_random_seed(config.machine.seed)
-    with without_own_lpips():
+    # Other methods build an LPIPS into their models, which would download weights for it; ours measures all.
+    own = lpip.LearnedPerceptualImagePatchSimilarity
+    lpip.LearnedPerceptualImagePatchSimilarity = lambda **_: nn.Module()
+    try:
         trainer = config.setup(local_rank=0, world_size=1)
-        trainer.setup(split)
+        trainer.setup("test")
+    finally:
+        lpip.LearnedPerceptualImagePatchSimilarity = own
     trainer.save_checkpoint = trainer.begin_checkpoint = lambda step: None
     synchronize(trainer.device)
     return trainer, time.perf_counter() - start
@@ -99,24 +115,6 @@ def release(trainer: Any) -> None:
     gc.collect()
     if torch.cuda.is_available():
         torch.cuda.empty_cache()
-
-
-class PeakMemory:
-    """The most GPU memory that training had allocated; what evaluation allocates is not training's."""
-
-    def __init__(self) -> None:
-        self.bytes = 0
-        self.begin()
-
-    def begin(self) -> None:
-        """Training begins, or goes on."""
-        if torch.cuda.is_available():
-            torch.cuda.reset_peak_memory_stats()
-
-    def end(self) -> None:
-        """Training ends, or is interrupted."""
-        if torch.cuda.is_available():
-            self.bytes = max(self.bytes, torch.cuda.max_memory_allocated())
 
 
 def train(
@@ -137,8 +135,7 @@ def train(
         evaluate: gives the held-out views' PSNR from the pipeline; None renders nothing.
     """
     course = Course()
-    planned = trainer.config.max_num_iterations
-    clock, memory = Clock(trainer.device), PeakMemory()
+    planned, clock = trainer.config.max_num_iterations, Clock(trainer.device)
     due = [0.5**power for power in range(moments - 1, 0, -1)] if evaluate is not None else []
     entered = time.perf_counter()
     middle: tuple[int, float] | None = None
@@ -150,32 +147,28 @@ def train(
             synchronize(trainer.device)
             course.first_step_seconds = time.perf_counter() - entered
             clock.start()
-        done = step + 1 >= planned or (seconds is not None and clock.seconds >= seconds)
-        share = (step + 1) / planned if seconds is None else clock.seconds / seconds
-        if done:
-            course.seconds = clock.stop()
+        steps_done = (step + 1) / planned
+        share = steps_done if seconds is None else clock.seconds / seconds
+        if max(share, steps_done) >= 1.0:
+            course.seconds, course.peak_gpu_bytes = clock.stop(), clock.peak_bytes
             first, begin = middle or (0, 0.0)
             course.steps_per_second = max(step - first, 1) / max(course.seconds - begin, 1e-6)
-            memory.end()
             trainer.stop_training = True
             return
-        if middle is None and max(share, (step + 1) / planned) >= 0.5:
+        if middle is None and max(share, steps_done) >= 0.5:
             # The device may lag far behind the processor, which only asks for a captured step to be replayed.
             middle = step, clock.stop()
             clock.start()
         if due and share >= due[0]:
             while due and share >= due[0]:
                 due.pop(0)
-            counted, start = clock.stop(), time.perf_counter()
-            memory.end()
-            course.curve.append({"step": step + 1, "seconds": counted, "psnr": evaluate(trainer.pipeline)})
-            course.evaluation_seconds += time.perf_counter() - start
-            memory.begin()
-            clock.start()
+            with clock.standing_still() as counted:
+                start = time.perf_counter()
+                course.curve.append({"step": step + 1, "seconds": counted, "psnr": evaluate(trainer.pipeline)})
+                course.evaluation_seconds += time.perf_counter() - start
 
     trainer.callbacks.append(TrainingCallback([TrainingCallbackLocation.AFTER_TRAIN_ITERATION], after_step))
     trainer.train()
-    course.peak_gpu_bytes = memory.bytes
     return course
 
 
@@ -201,31 +194,23 @@ def draw_same_rays(trainer: Any, seed: int) -> None:
     """
     datamanager = trainer.pipeline.datamanager
     pixels = getattr(datamanager, "pixels", None)
-    if pixels is not None:
+    if pixels is None:
+
+        def draw(step: int) -> None:
+            # In 32 bits, all that torch takes of a seed on a CPU; a prime keeps seeds apart.
+            own = (seed * 1_000_003 + step) % 2**32
+            # Nerfstudio's samplers draw from both.
+            torch.manual_seed(own)
+            random.seed(own)
+
+    else:
         device = pixels.colors.device
         generator = torch.Generator(device).manual_seed(seed)
         drawn = torch.empty(datamanager.get_train_rays_per_batch(), dtype=torch.int64, device=device)
+        pixels.draw = lambda num_rays: drawn
 
         def draw(step: int) -> None:
             # Before the step and into the same memory: a CUDA graph would not know this generator.
             torch.randint(len(pixels), drawn.shape, generator=generator, out=drawn)
 
-        trainer.callbacks.append(TrainingCallback([TrainingCallbackLocation.BEFORE_TRAIN_ITERATION], draw))
-        pixels.draw = lambda num_rays: drawn
-        return
-    drawn = datamanager.next_train
-
-    def next_train(step: int) -> Any:
-        # In 32 bits, all that torch takes of a seed on a CPU; a prime keeps seeds apart.
-        own = (seed * 1_000_003 + step) % 2**32
-        before = random.getstate()
-        try:
-            with torch.random.fork_rng(range(torch.cuda.device_count())):
-                torch.manual_seed(own)
-                # Nerfstudio's samplers draw from both.
-                random.seed(own)
-                return drawn(step)
-        finally:
-            random.setstate(before)
-
-    datamanager.next_train = next_train
+    trainer.callbacks.append(TrainingCallback([TrainingCallbackLocation.BEFORE_TRAIN_ITERATION], draw))

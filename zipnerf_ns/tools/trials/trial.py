@@ -1,4 +1,4 @@
-"""One trial: one method trained on one scene in a process of its own, and what came of it.
+"""Trials: one method trained on one scene in a process of its own, and what came of it.
 
 A process for each, because a method that fails, or runs out of memory, is then a result and not the end; and because
 peak memory and compiled code are then its own.
@@ -9,20 +9,25 @@ from __future__ import annotations
 import dataclasses
 import json
 import os
+import queue
 import subprocess
 import sys
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
-from zipnerf_ns.tools.demo import exit_reason
-from zipnerf_ns.tools.system_check import script_environment
+import torch
+
+from zipnerf_ns.tools.demo import exit_reason, quiet_environment
+from zipnerf_ns.tools.trials.report import Result, outcome
 
 TRIAL_FILE, RESULT_FILE, LOG_FILE, VIEWS = "trial.json", "result.json", "log.txt", "views"
 """What a trial's folder holds; the last is the folder of kept views."""
 WORKER = "zipnerf_ns.tools.trials.worker"
+SET_UP_LIMIT, LIMIT_FACTOR = 900.0, 4.0
+"""A trial by time is ended after this many seconds, and this many times those that it trains."""
 
 
 @dataclass(frozen=True)
@@ -34,23 +39,21 @@ class Trial:
     method: str
     """As ns-train knows it."""
     seconds: float | None = 120.0
-    """Of training; evaluation, set-up and first-use compilation are not counted. None: as many as the steps take."""
+    """Length of the training; evaluation, set-up and first-use compilation are not counted. None: by steps."""
     steps: int | None = None
     """Training steps; None: as many as fit into the seconds."""
     scales: tuple[int, ...] = ()
     """Scales at which a scene of one scale is trained and measured; empty: as it is."""
     seed: int = 42
-    """Of nerfstudio's random numbers."""
+    """Where nerfstudio's random numbers begin."""
     schedule: Literal["stretched", "own"] = "stretched"
-    """Of methods other than ours: stretched to the steps that are taken, or as it is for its own number of steps."""
+    """Another method's schedule: stretched to the steps that are taken, or as it is for its own number of steps."""
     half_side: float = 1.5
     """Half the side of the cube, around the data's own origin, in which a scene with alpha lies."""
     moments: int = 4
     """How often held-out views are rendered during training, the end included; each time twice as late."""
-    kept_views: int = 4
-    """Held-out views whose pictures are kept, evenly spread."""
-    device: str = "cuda"
-    """On which it trains."""
+    device: str = "cuda" if torch.cuda.is_available() else "cpu"
+    """Where it trains."""
     same_rays: bool = False
     """Draw the rays of every step from the seed and the step alone, whatever else draws random numbers."""
     changes: Mapping[str, Any] = field(default_factory=dict)
@@ -63,19 +66,12 @@ class Trial:
             raise ValueError("a trial takes either seconds or steps")
 
 
-@contextmanager
-def written_whole(path: Path) -> Iterator[Path]:
-    """Within, a file to write beside a path; then it takes that path: no reader, or kill, ever meets half of one."""
+def save_json(path: Path, content: Any) -> None:
+    """Writes a JSON file beside its place and moves it there: no reader, or kill, ever meets half of one."""
     path.parent.mkdir(parents=True, exist_ok=True)
     unfinished = path.with_name(f".{path.name}.unfinished")
-    yield unfinished
+    unfinished.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
     os.replace(unfinished, path)
-
-
-def save_json(path: Path, content: Any) -> None:
-    """Writes a JSON file whole."""
-    with written_whole(path) as unfinished:
-        unfinished.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
 
 
 def load_trial(folder: Path) -> Trial:
@@ -84,7 +80,7 @@ def load_trial(folder: Path) -> Trial:
     return Trial(**{**content, "scales": tuple(content["scales"])})
 
 
-def read_result(folder: Path, trial: Trial) -> dict[str, Any] | None:
+def read_result(folder: Path, trial: Trial) -> Result | None:
     """The result of exactly this trial, where its folder holds one that did not fail."""
     if not (folder / RESULT_FILE).is_file():
         return None
@@ -93,9 +89,7 @@ def read_result(folder: Path, trial: Trial) -> dict[str, Any] | None:
     return result if same and result["status"] == "done" else None
 
 
-def run_trial(
-    trial: Trial, folder: Path, timeout: float | None = None, gpu: str | None = None
-) -> dict[str, Any]:
+def run_trial(trial: Trial, folder: Path, gpu: str | None = None) -> Result:
     """Runs a trial in its own process and returns its result, which is also in the folder.
 
     What the process printed is in the folder's log. A failure is a result too, with ``status`` "failed" and a
@@ -103,45 +97,77 @@ def run_trial(
 
     Args:
         trial: what to run.
-        folder: of this trial alone.
-        timeout: seconds after which it is ended.
+        folder: for this trial alone.
         gpu: the only one that it sees, as CUDA_VISIBLE_DEVICES names it; None for what this process sees.
     """
     (folder / RESULT_FILE).unlink(missing_ok=True)
-    content = dataclasses.asdict(trial)
-    save_json(folder / TRIAL_FILE, content)
-    environment = {"PYTHONWARNINGS": "ignore", **script_environment(), "PYTHONUNBUFFERED": "1"}
-    environment |= {} if gpu is None else {"CUDA_VISIBLE_DEVICES": gpu}
+    save_json(folder / TRIAL_FILE, dataclasses.asdict(trial))
+    limit = None if trial.seconds is None else SET_UP_LIMIT + LIMIT_FACTOR * trial.seconds
+    environment = quiet_environment() | ({} if gpu is None else {"CUDA_VISIBLE_DEVICES": gpu})
+    command = [sys.executable, "-m", WORKER, str(folder)]
     with (folder / LOG_FILE).open("wb") as log:
-        process = subprocess.Popen(
-            [sys.executable, "-m", WORKER, str(folder)],
-            env=environment,
-            stdin=subprocess.DEVNULL,
-            stdout=log,
-            stderr=subprocess.STDOUT,
-        )
         try:
-            process.wait(timeout)
+            ended = subprocess.run(
+                command, env=environment, stdin=subprocess.DEVNULL, stdout=log, stderr=subprocess.STDOUT, timeout=limit
+            )
         except subprocess.TimeoutExpired:
-            process.kill()
-            process.wait()
-            return _failed(folder, content, f"ended after {timeout:.0f} s without a result")
-        except BaseException:
-            process.terminate()
-            process.wait()
-            raise
+            return save_failure(folder, trial, f"ended after {limit:.0f} s without a result")
     if (folder / RESULT_FILE).is_file():
         return json.loads((folder / RESULT_FILE).read_text(encoding="utf-8"))
-    return _failed(folder, content, f"{exit_reason(process.returncode)}: {last_line(folder / LOG_FILE)}")
+    return save_failure(folder, trial, f"{exit_reason(ended.returncode)}: {last_line(folder / LOG_FILE)}")
 
 
-def _failed(folder: Path, trial: dict[str, Any], reason: str) -> dict[str, Any]:
-    result = {"trial": trial, "status": "failed", "reason": reason}
+def save_failure(folder: Path, trial: Trial, reason: str) -> Result:
+    """The result of a trial that failed, which is also written to its folder."""
+    result = {"trial": dataclasses.asdict(trial), "status": "failed", "reason": reason}
     save_json(folder / RESULT_FILE, result)
     return result
 
 
 def last_line(log: Path) -> str:
     """The last line of a log that says anything."""
-    lines: list[str] = [line.strip() for line in log.read_text(encoding="utf-8", errors="replace").splitlines()]
-    return next((line for line in reversed(lines) if line.strip("─- ")), "it printed nothing")
+    lines = log.read_text(encoding="utf-8", errors="replace").splitlines()
+    return next((line.strip() for line in reversed(lines) if line.strip("─- \t")), "it printed nothing")
+
+
+class Planned(NamedTuple):
+    """A trial that is to be run."""
+
+    trial: Trial
+    folder: Path
+    """Where this trial's files are, and no other's."""
+    name: str
+    """What a person knows it by."""
+
+
+def run_all(planned: Sequence[Planned], resume: bool, gpus: Sequence[str] = ()) -> Iterator[list[Result]]:
+    """Runs trials, says a line about each, and gives all results so far, in the order of the plan, after each.
+
+    With several GPUs each trial has one to itself and they share the processor's cores and the disk.
+
+    Args:
+        planned: in the order in which they begin.
+        resume: take results of exactly these trials that are in their folders.
+        gpus: as CUDA_VISIBLE_DEVICES names them; none runs one trial after another on what this process sees.
+    """
+    free: queue.SimpleQueue[str | None] = queue.SimpleQueue()
+    for gpu in gpus or [None]:
+        free.put(gpu)
+
+    def run(each: Planned) -> tuple[Result, bool]:
+        kept = read_result(each.folder, each.trial) if resume else None
+        if kept is not None:
+            return kept, True
+        gpu = free.get()
+        try:
+            return run_trial(each.trial, each.folder, gpu), False
+        finally:
+            free.put(gpu)
+
+    results: list[Result] = []
+    # An interrupt reaches the trials by itself, whose results then say so; those that wait are not begun.
+    with ThreadPoolExecutor(max(len(gpus), 1)) as pool:
+        for each, (result, was_there) in zip(planned, pool.map(run, planned), strict=True):
+            results.append(result)
+            print(f"{outcome(each.name, result, each.folder / LOG_FILE)}{' (kept)' * was_there}", flush=True)
+            yield results

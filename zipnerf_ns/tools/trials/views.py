@@ -4,62 +4,37 @@ from __future__ import annotations
 
 import contextlib
 import time
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 from PIL import Image
-from torch import Tensor, nn
+from torch import Tensor
 
 from nerfstudio.model_components import renderers
 
 from zipnerf_ns.cameras.held_out import drift, moved_camera
-from zipnerf_ns.render.metrics import ImageMetrics, psnr
+from zipnerf_ns.render.metrics import ImageMetrics, in_8_bits, psnr
 from zipnerf_ns.render.pictures import blend
 from zipnerf_ns.tools.benchmark.timing import synchronize
 
 LPIPS_VARIANT = "VGG"
 """The backbone of LPIPS, which its figures depend on."""
+KEPT_VIEWS = 4
+"""Held-out views whose pictures are kept, where there are so many."""
 
 
-@dataclass
-class View:
-    """A held-out view: what is there and what was rendered, both as 8-bit pictures hold them."""
+class View(NamedTuple):
+    """A held-out view: its photo and what was rendered, both as 8-bit pictures hold them."""
 
     truth: Tensor
-    """``[height, width, 3]`` in [0, 1], multiples of 1/255."""
+    """The photo ``[height, width, 3]`` in [0, 1], multiples of 1/255."""
     rendering: Tensor
-    """Likewise."""
+    """The picture, likewise."""
     seconds: float
     """Taken by the rendering."""
-
-
-class AbsentLpips(nn.Module):
-    """Stands in for the LPIPS that other methods build into their models, which would download weights for it."""
-
-    def __init__(self, **_: Any) -> None:
-        super().__init__()
-
-
-@contextlib.contextmanager
-def without_own_lpips() -> Iterator[None]:
-    """Other methods' models are built without a measure of their own; ours is used for all."""
-    from torchmetrics.image import lpip
-
-    kept = lpip.LearnedPerceptualImagePatchSimilarity
-    lpip.LearnedPerceptualImagePatchSimilarity = AbsentLpips
-    try:
-        yield
-    finally:
-        lpip.LearnedPerceptualImagePatchSimilarity = kept
-
-
-def quantize(picture: Tensor) -> Tensor:
-    """Colors as an 8-bit picture holds them."""
-    return (picture.float().clamp(0.0, 1.0) * 255.0).round() / 255.0
 
 
 @torch.no_grad()
@@ -72,39 +47,30 @@ def render_views(pipeline: Any, over_white: bool) -> Iterator[View]:
         pipeline: of any of nerfstudio's methods.
         over_white: composite rendering and truth over white; else pictures have no alpha.
     """
-    model = pipeline.model
-    device = model.device
-    white = torch.ones(3, device=device)
-    pipeline.eval()
+    model, white = pipeline.model, torch.ones(3, device=pipeline.model.device)
     cameras = pipeline.datamanager.train_dataset.cameras
     moved = drift(getattr(model, "camera_optimizer", None), cameras.camera_to_worlds)
-    try:
-        with _white_background(model, white) if over_white else contextlib.nullcontext():
-            for camera, batch in pipeline.datamanager.fixed_indices_eval_dataloader:
-                synchronize(device)
-                start = time.perf_counter()
-                rendering = model.get_outputs_for_camera(moved_camera(camera, moved).to(device))["rgb"]
-                synchronize(device)
-                seconds = time.perf_counter() - start
-                image = batch["image"].to(device)
-                image = image.float() / 255.0 if image.dtype == torch.uint8 else image
-                yield View(quantize(blend(image, white)), quantize(rendering[..., :3]), seconds)
-    finally:
-        pipeline.train()
-
-
-@contextlib.contextmanager
-def _white_background(model: Any, white: Tensor) -> Iterator[None]:
-    """White behind what the method renders: ray-based ones ask the renderer, splatfacto its own attribute."""
+    # Ray-based methods ask the renderer for what is behind, splatfacto an attribute of its own.
     own: Tensor | None = getattr(model, "background_color", None)
-    if isinstance(own, Tensor):
-        model.background_color = white
+    override = renderers.background_color_override_context(white) if over_white else contextlib.nullcontext()
+    pipeline.eval()
     try:
-        with renderers.background_color_override_context(white):
-            yield
+        with override:
+            if over_white and isinstance(own, Tensor):
+                model.background_color = white
+            for camera, batch in pipeline.datamanager.fixed_indices_eval_dataloader:
+                synchronize(model.device)
+                start = time.perf_counter()
+                rendering = model.get_outputs_for_camera(moved_camera(camera, moved).to(model.device))["rgb"]
+                synchronize(model.device)
+                seconds = time.perf_counter() - start
+                image = batch["image"].to(model.device)
+                image = image.float() / 255.0 if image.dtype == torch.uint8 else image
+                yield View(in_8_bits(blend(image, white)), in_8_bits(rendering[..., :3].float()), seconds)
     finally:
         if isinstance(own, Tensor):
             model.background_color = own
+        pipeline.train()
 
 
 def mean_psnr(pipeline: Any, over_white: bool) -> float:
@@ -113,22 +79,23 @@ def mean_psnr(pipeline: Any, over_white: bool) -> float:
     return sum(values) / len(values)
 
 
-def measure(
-    pipeline: Any, over_white: bool, keep: Callable[[int, View], None] = lambda index, view: None
-) -> tuple[list[dict[str, float]], float]:
-    """Every held-out view's metrics, and the rays a second of rendering them.
+def measure(pipeline: Any, over_white: bool, folder: Path) -> tuple[list[dict[str, float]], list[int], float]:
+    """Every held-out view's metrics, the indices of the views whose pictures are kept, and rays rendered a second.
 
     Args:
         pipeline: of any of nerfstudio's methods.
         over_white: as in :func:`render_views`.
-        keep: is given every view and its index.
+        folder: where some views are kept, evenly spread.
     """
+    count = len(pipeline.datamanager.eval_dataset)
+    kept = sorted({int((index + 0.5) * count / KEPT_VIEWS) for index in range(KEPT_VIEWS)})
     metrics, per_image, rays, seconds = ImageMetrics(), [], 0, 0.0
     for index, view in enumerate(render_views(pipeline, over_white)):
         per_image.append(metrics(view.rendering, view.truth))
-        rays, seconds = rays + view.truth.shape[0] * view.truth.shape[1], seconds + view.seconds
-        keep(index, view)
-    return per_image, rays / max(seconds, 1e-9)
+        rays, seconds = rays + view.truth[..., 0].numel(), seconds + view.seconds
+        if index in kept:
+            save_view(folder, index, view)
+    return per_image, kept, rays / max(seconds, 1e-9)
 
 
 def save_view(folder: Path, index: int, view: View) -> None:
@@ -137,9 +104,3 @@ def save_view(folder: Path, index: int, view: View) -> None:
     for name, picture in (("truth", view.truth), ("rendering", view.rendering)):
         pixels = (picture * 255.0).round().to(torch.uint8).cpu().numpy()
         Image.fromarray(np.ascontiguousarray(pixels)).save(folder / f"{index:04d}_{name}.png")
-
-
-def spread(count: int, number: int) -> Sequence[int]:
-    """At most ``number`` indices of ``count``, evenly spread."""
-    number = min(count, number)
-    return sorted({int((index + 0.5) * count / number) for index in range(number)}) if number else []

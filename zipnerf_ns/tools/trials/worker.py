@@ -15,21 +15,18 @@ import torch
 from zipnerf_ns.data.metadata import find_scales, mean_metrics, means_by_scale
 from zipnerf_ns.tools.trials.config import Prepared, prepare, set_steps
 from zipnerf_ns.tools.trials.training import Course, draw_same_rays, release, renders_pictures, set_up, train
-from zipnerf_ns.tools.trials.trial import RESULT_FILE, VIEWS, Trial, load_trial, save_json
-from zipnerf_ns.tools.trials.views import LPIPS_VARIANT, View, mean_psnr, measure, save_view, spread
+from zipnerf_ns.tools.trials.trial import RESULT_FILE, VIEWS, Trial, load_trial, save_failure, save_json
+from zipnerf_ns.tools.trials.views import LPIPS_VARIANT, mean_psnr, measure
 
 WARM_UP_SECONDS, WARM_UP_STEPS = 2.0, 3
-"""Of a first, discarded training, for what is compiled at first use and a first idea of the speed."""
+"""Length of a first, discarded training, for what is compiled at first use and a first idea of the speed."""
 REHEARSAL_SHARE, REHEARSAL_SECONDS = 1.0 / 12.0, 2.0
-"""Of the seconds, and at least: a discarded training with its whole schedule in that time, whose speed is the whole
-one's."""
+"""Length of a second one, of the seconds and at least: its schedule is whole, and its speed is the whole training's."""
 
 
-def warm_up(trial: Trial, prepared: Prepared) -> Course:
-    """Trains shortly and throws the result away."""
-    steps = WARM_UP_STEPS if trial.seconds is None else prepared.own_steps
-    trainer, setup_seconds = set_up(set_steps(prepared, steps, stretch=False))
-    seconds = None if trial.seconds is None else min(WARM_UP_SECONDS, trial.seconds)
+def rehearse(config: Any, seconds: float | None) -> Course:
+    """A training that is thrown away."""
+    trainer, setup_seconds = set_up(config)
     course = train(trainer, seconds)
     course.setup_seconds = setup_seconds
     release(trainer)
@@ -40,9 +37,7 @@ def steps_that_fit(trial: Trial, prepared: Prepared, first: Course) -> int:
     """The number of steps that the seconds are enough for, from the speed of a small whole training."""
     short = min(max(trial.seconds * REHEARSAL_SHARE, REHEARSAL_SECONDS), trial.seconds)
     steps = max(round(first.steps_per_second * short), 2)
-    trainer, _ = set_up(set_steps(prepared, steps, trial.schedule == "stretched"))
-    course = train(trainer, 3.0 * short)
-    release(trainer)
+    course = rehearse(set_steps(prepared, steps, trial.schedule == "stretched"), 3.0 * short)
     return max(round(course.steps_per_second * trial.seconds), 2)
 
 
@@ -54,11 +49,13 @@ def perform(trial: Trial, folder: Path) -> dict[str, Any]:
     """
     prepared = prepare(trial, folder / "nerfstudio")
     result: dict[str, Any] = {"trial": dataclasses.asdict(trial), "machine": machine(trial.device)}
-    if trial.build_only:
-        course = warm_up(dataclasses.replace(trial, seconds=None, steps=WARM_UP_STEPS), prepared)
-        return {**result, **dataclasses.asdict(course), "notes": prepared.notes}
-    if trial.seconds is not None or trial.device == "cuda":
-        first = warm_up(trial, prepared)
+    own_steps = prepared.config.max_num_iterations
+    if trial.build_only or trial.seconds is not None or trial.device == "cuda":
+        by_steps = trial.build_only or trial.seconds is None
+        config = set_steps(prepared, WARM_UP_STEPS if by_steps else own_steps, stretch=False)
+        first = rehearse(config, None if by_steps else min(WARM_UP_SECONDS, trial.seconds))
+        if trial.build_only:
+            return {**result, **dataclasses.asdict(first), "notes": prepared.notes}
         result["first_use"] = {"setup": first.setup_seconds, "first_step": first.first_step_seconds}
     planned = trial.steps if trial.steps is not None else steps_that_fit(trial, prepared, first)
     trainer, setup_seconds = set_up(set_steps(prepared, planned, trial.schedule == "stretched"))
@@ -66,29 +63,27 @@ def perform(trial: Trial, folder: Path) -> dict[str, Any]:
         draw_same_rays(trainer, trial.seed)
     course = train(trainer, trial.seconds, trial.moments, lambda pipeline: mean_psnr(pipeline, prepared.has_alpha))
     course.setup_seconds = setup_seconds
-    result.update(dataclasses.asdict(course), planned_steps=planned, schedule=_schedule(trial, prepared, planned))
-    result.update(_measured(trial, prepared, trainer, folder))
-    result["curve"].append({"step": course.steps, "seconds": course.seconds, "psnr": result["metrics"]["psnr"]})
+    if prepared.is_ours:
+        schedule = f"its own, which follows the number of steps ({planned:,})"
+    else:
+        stretched = f", stretched to {planned:,}" if trial.schedule == "stretched" else ""
+        schedule = f"its own for {own_steps:,} steps{stretched}"
+    measured = measurements(trial, prepared, trainer.pipeline, folder)
     release(trainer)
+    result.update(dataclasses.asdict(course), planned_steps=planned, schedule=schedule, **measured)
+    result["curve"].append({"step": course.steps, "seconds": course.seconds, "psnr": result["metrics"]["psnr"]})
     return result
 
 
-def _measured(trial: Trial, prepared: Prepared, trainer: Any, folder: Path) -> dict[str, Any]:
-    """Metrics of all held-out views, and the kept ones' pictures."""
-    dataset = trainer.pipeline.datamanager.eval_dataset
-    kept = spread(len(dataset), trial.kept_views)
-
-    def keep(index: int, view: View) -> None:
-        if index in kept:
-            save_view(folder / VIEWS, index, view)
-
-    per_image, speed = measure(trainer.pipeline, prepared.has_alpha, keep)
+def measurements(trial: Trial, prepared: Prepared, pipeline: Any, folder: Path) -> dict[str, Any]:
+    """Metrics of all held-out views, and what a reader of them must know; some views' pictures are kept."""
+    dataset = pipeline.datamanager.eval_dataset
+    per_image, kept, speed = measure(pipeline, prepared.has_alpha, folder / VIEWS)
     scales = find_scales(dataset.image_filenames, dataset.metadata, Path(trial.scene))
     by_scale = means_by_scale(per_image, scales)
-    images = [str(path) for path in dataset.image_filenames]
-    notes: list[str] = list(prepared.notes)
+    notes = list(prepared.notes)
     distortion = dataset.cameras.distortion_params
-    if renders_pictures(trainer.pipeline) and distortion is not None and bool(distortion.any()):
+    if renders_pictures(pipeline) and distortion is not None and bool(distortion.any()):
         notes.append("trained and measured on undistorted pictures: it renders no lens distortion")
     has_lpips = all("lpips" in metrics for metrics in per_image)
     return {
@@ -96,22 +91,14 @@ def _measured(trial: Trial, prepared: Prepared, trainer: Any, folder: Path) -> d
         "metrics": mean_metrics(list(by_scale.values()) or per_image),
         "by_scale": {str(scale): means for scale, means in by_scale.items()},
         "per_image": [
-            {"image": image, **({} if scales is None else {"scale": scales[index]}), **metrics}
-            for index, (image, metrics) in enumerate(zip(images, per_image, strict=True))
+            {"image": str(image), **({} if scales is None else {"scale": scales[index]}), **metrics}
+            for index, (image, metrics) in enumerate(zip(dataset.image_filenames, per_image, strict=True))
         ],
         "rendered_rays_per_second": speed,
-        "kept_views": list(kept),
+        "kept_views": kept,
         "lpips": LPIPS_VARIANT if has_lpips else "not measured: its weights are not here, or a picture is too small",
         "notes": notes,
     }
-
-
-def _schedule(trial: Trial, prepared: Prepared, planned: int) -> str:
-    if prepared.is_ours:
-        return f"its own, which follows the number of steps ({planned:,})"
-    if trial.schedule == "stretched":
-        return f"its own for {prepared.own_steps:,} steps, stretched to {planned:,}"
-    return f"its own for {prepared.own_steps:,} steps"
 
 
 def machine(device: str) -> dict[str, str]:
@@ -126,12 +113,11 @@ def main(arguments: list[str]) -> int:
     trial, start = load_trial(folder), time.perf_counter()
     try:
         result = {**perform(trial, folder), "status": "done"}
+        save_json(folder / RESULT_FILE, {**result, "total_seconds": time.perf_counter() - start})
     except Exception as error:
         # A result like any other; where it comes from stands in the log.
         traceback.print_exc()
-        reason = f"{type(error).__name__}: {error}".splitlines()[0]
-        result = {"trial": dataclasses.asdict(trial), "status": "failed", "reason": reason}
-    save_json(folder / RESULT_FILE, {**result, "total_seconds": time.perf_counter() - start})
+        save_failure(folder, trial, f"{type(error).__name__}: {error}".splitlines()[0])
     return 0
 
 
