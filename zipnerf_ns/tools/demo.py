@@ -15,65 +15,36 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
 import torch
 from PIL import Image
 
+from zipnerf_ns.tools import programs
 from zipnerf_ns.tools.demo_scene import write_scene
-from zipnerf_ns.tools.programs import (
-    CPU,
-    CUDA,
-    DemoError,
-    Machine,
-    Run,
-    eval_command,
-    render_command,
-    train_command,
-)
-from zipnerf_ns.tools.system_check import (
-    check_all,
-    check_ffmpeg,
-    format_table,
-    link_ffmpeg,
-    script_environment,
-)
+from zipnerf_ns.tools.programs import CONFIG, METRICS, PICTURES, VIDEO, DemoError
+from zipnerf_ns.tools.system_check import check_all, check_ffmpeg, format_table, link_ffmpeg, script_environment
 
+EXPERIMENT = "demo"
 EXPECTED_PSNR = 24.0
 """What the built-in scene gives at least with the machine's own number of steps, dB on held-out views."""
 
 
-def available_machine() -> Machine:
-    """What to run here."""
-    return CUDA if torch.cuda.is_available() else CPU
-
-
-def hide_config(write: Callable[[bytes], Any]) -> Callable[[bytes], None]:
-    """A writer that leaves out the hundreds of lines in which ``ns-train`` prints its configuration.
+def hide_config(lines: Iterable[bytes]) -> Iterator[bytes]:
+    """Leaves out the hundreds of lines in which ``ns-train`` prints its configuration.
 
     They stand between a rule with the title Config and the next rule, and are in the log and in config.yml.
-
-    Args:
-        write: takes what is left, whole lines at a time.
     """
-    rest, hidden = b"", False
-
-    def filtered(chunk: bytes) -> None:
-        nonlocal rest, hidden
-        *lines, rest = (rest + chunk).split(b"\n")
-        # A last line without an end comes with the empty chunk that closes the stream.
-        lines += [rest] if not chunk and rest else []
-        for line in lines:
-            words = line.decode(errors="replace").strip("─- \r")
-            is_rule = len(line) > 20 and words in ("", "Config")
-            if not hidden and not is_rule:
-                write(line + b"\n")
-            if is_rule:
-                hidden = words == "Config"
-
-    return filtered
+    hidden = False
+    for line in lines:
+        words = line.decode(errors="replace").strip("─- \r\n")
+        is_rule = len(line) > 20 and words in ("", "Config")
+        if not hidden and not is_rule:
+            yield line
+        if is_rule:
+            hidden = words == "Config"
 
 
 def quiet_environment() -> dict[str, str]:
@@ -84,17 +55,23 @@ def quiet_environment() -> dict[str, str]:
     return {"PYTHONWARNINGS": "ignore", **script_environment(), "PYTHONUNBUFFERED": "1"}
 
 
-def run_step(name: str, command: list[str], log: Path, write: Callable[[bytes], Any]) -> float:
-    """Run one program, show what it prints as it prints it, and keep that in a file.
+def show(chunk: bytes) -> None:
+    """Bytes to standard output, at once."""
+    sys.stdout.buffer.write(chunk)
+    sys.stdout.buffer.flush()
+
+
+def run_step(
+    name: str, command: list[str], log: Path, hides_config: bool = False, write: Callable[[bytes], Any] = show
+) -> float:
+    """Runs one program, shows what it prints as it prints it, keeps that in a file, and returns the seconds taken.
 
     Args:
         name: of the step, for messages.
         command: the program by name, and its arguments.
         log: the file.
-        write: shows bytes; called with none at the end.
-
-    Returns:
-        Seconds taken.
+        hides_config: leaves out ``ns-train``'s configuration, and shows whole lines.
+        write: shows bytes; standard output by default.
 
     Raises:
         DemoError: it could not be started or failed.
@@ -108,23 +85,23 @@ def run_step(name: str, command: list[str], log: Path, write: Callable[[bytes], 
     start = time.monotonic()
     try:
         process = subprocess.Popen(
-            command,
-            env=environment,
-            stdin=subprocess.DEVNULL,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
+            command, env=environment, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT
         )
     except OSError as error:
-        hint = f"Is nerfstudio installed for {sys.executable}?"
-        raise DemoError(f"{name} did not start: {error}. {hint}") from error
+        raise DemoError(f"{name} did not start: {error}. Is nerfstudio installed for {sys.executable}?") from error
     with process, log.open("wb") as file:
-        descriptor = process.stdout.fileno()
-        try:
-            for chunk in iter(lambda: os.read(descriptor, 1 << 16), b""):
+
+        def kept(chunks: Iterable[bytes]) -> Iterator[bytes]:
+            for chunk in chunks:
                 file.write(chunk)
                 file.flush()
+                yield chunk
+
+        # In pieces as they come, for progress bars have no ends of lines.
+        pieces = iter(lambda: os.read(process.stdout.fileno(), 1 << 16), b"")
+        try:
+            for chunk in hide_config(kept(process.stdout)) if hides_config else kept(pieces):
                 write(chunk)
-            write(b"")
         except BaseException:
             process.terminate()
             raise
@@ -140,12 +117,6 @@ def exit_reason(returncode: int) -> str:
     number = signal.Signals(-returncode)
     hint = ", often for lack of memory" if number == signal.SIGKILL else ""
     return f"ended by {number.name}{hint}"
-
-
-def show(chunk: bytes) -> None:
-    """Bytes to standard output, at once."""
-    sys.stdout.buffer.write(chunk)
-    sys.stdout.buffer.flush()
 
 
 def check_machine() -> None:
@@ -165,32 +136,19 @@ def check_machine() -> None:
         raise DemoError("this machine is not ready: see the lines that say wrong.")
 
 
-def built_in_scene(folder: Path) -> Path:
-    """The built-in scene, drawn at the first call.
-
-    Raises:
-        DemoError: the folder cannot be used.
-    """
-    print(f"\n== built-in scene: {folder}", flush=True)
-    try:
-        return write_scene(folder, workers=os.cpu_count() or 1)
-    except (OSError, ValueError) as error:
-        raise DemoError(f"the built-in scene could not be written: {error}") from error
-
-
-def held_out(run: Run) -> tuple[float, int, tuple[int, int]]:
-    """From what ``ns-eval`` left: the PSNR in dB, the number of views, and the width and height of one.
+def held_out(folder: Path) -> tuple[float, int, tuple[int, int]]:
+    """What ``ns-eval`` left in a run's folder: the PSNR in dB, the number of views, and one's width and height.
 
     Raises:
         DemoError: it left nothing to read.
     """
-    pictures = sorted(run.pictures.glob("eval_img_*.png"))
-    if not pictures or not run.metrics.is_file():
-        raise DemoError(f"ns-eval left no result in {run.folder}")
+    pictures = sorted((folder / PICTURES).glob("eval_img_*.png"))
+    if not pictures or not (folder / METRICS).is_file():
+        raise DemoError(f"ns-eval left no result in {folder}")
     with Image.open(pictures[0]) as picture:
         # Truth and rendering stand side by side.
         size = (picture.width // 2, picture.height)
-    return float(json.loads(run.metrics.read_text())["results"]["psnr"]), len(pictures), size
+    return float(json.loads((folder / METRICS).read_text())["results"]["psnr"]), len(pictures), size
 
 
 def verdict(psnr: float, steps: int, expected_steps: int | None) -> tuple[str, bool]:
@@ -235,25 +193,31 @@ def demo(data: Path | None, output_dir: Path, steps: int | None) -> bool:
     Raises:
         DemoError: a step failed.
     """
-    machine = available_machine()
+    machine = programs.CUDA if torch.cuda.is_available() else programs.CPU
     check_machine()
-    run = Run(output_dir, machine.method, time.strftime("%Y-%m-%d_%H%M%S"))
-    scene = built_in_scene(output_dir / "demo_scene") if data is None else data
+    folder = output_dir / EXPERIMENT / machine.method / time.strftime("%Y-%m-%d_%H%M%S")
+    scene = data
+    if scene is None:
+        print(f"\n== built-in scene: {output_dir / 'demo_scene'}", flush=True)
+        try:
+            scene = write_scene(output_dir / "demo_scene", workers=os.cpu_count() or 1)
+        except (OSError, ValueError) as error:
+            raise DemoError(f"the built-in scene could not be written: {error}") from error
     steps_taken = machine.steps if steps is None else steps
-    train = train_command(run, scene, machine, steps_taken)
-    seconds = run_step(f"training, {steps_taken} steps", train, run.folder / "train.log", hide_config(show))
-    seconds += run_step("evaluation on held-out views", eval_command(run), run.folder / "eval.log", show)
-    psnr, num_views, size = held_out(run)
-    render = render_command(run, num_views, size, machine.video_height)
-    seconds += run_step("video", render, run.folder / "render.log", show)
+    train = programs.train_command(folder, scene, machine, steps_taken)
+    seconds = run_step(f"training, {steps_taken} steps", train, folder / "train.log", hides_config=True)
+    seconds += run_step("evaluation on held-out views", programs.eval_command(folder), folder / "eval.log")
+    psnr, num_views, size = held_out(folder)
+    render = programs.render_command(folder, num_views, size, machine.video_height)
+    seconds += run_step("video", render, folder / "render.log")
     sentence, good = verdict(psnr, steps_taken, machine.steps if data is None else None)
     viewer = Path(sys.executable).parent / "ns-viewer"
     print(
         f"\n== done in {seconds / 60:.1f} minutes of training and rendering\n"
         f"{sentence}\n"
-        f"  pictures (truth | rendering)  {run.pictures}\n"
-        f"  video                         {run.video}\n"
-        f"  look around yourself          {viewer} --load-config {run.config}\n"
+        f"  pictures (truth | rendering)  {folder / PICTURES}\n"
+        f"  video                         {folder / VIDEO}\n"
+        f"  look around yourself          {viewer} --load-config {folder / CONFIG}\n"
         f"                                then open http://localhost:7007",
         flush=True,
     )

@@ -12,7 +12,6 @@ import copy
 import json
 import math
 import os
-import shutil
 import tempfile
 from pathlib import Path
 from typing import Any, Literal
@@ -34,7 +33,6 @@ def disturb_scene(
     percent: float = 1.0,
     seed: int = 0,
     splits: Splits = "all",
-    copy_files: bool = False,
 ) -> Path:
     """Writes the scene with disturbed poses into the new folder `output` and returns it.
 
@@ -44,7 +42,6 @@ def disturb_scene(
         percent: by which every camera is shifted, of the cameras' mean distance from their center.
         seed: of axes and directions; a frame keeps its own whichever splits are chosen.
         splits: "train" leaves the poses of frames that are not in `train_filenames` as they are.
-        copy_files: copies the scene's other files instead of linking to them.
 
     Raises:
         InputError: the scene cannot be read, a number is out of range, or `output` exists.
@@ -71,7 +68,7 @@ def disturb_scene(
             # Other descriptions of the same pictures have the poses that are to be forgotten.
             if entry.name.startswith("transforms") and entry.suffix == ".json":
                 continue
-            _bring(entry, folder / entry.name, copy_files)
+            os.symlink(entry, folder / entry.name, target_is_directory=entry.is_dir())
         text = json.dumps(disturbed, indent=2) + "\n"
         (folder / "transforms.json").write_text(text, encoding="utf-8")
         folder.rename(output)
@@ -112,15 +109,6 @@ def _unit_vector(random: np.random.Generator) -> np.ndarray:
     return vector / np.linalg.norm(vector)
 
 
-def _bring(source: Path, target: Path, copies: bool) -> None:
-    if not copies:
-        os.symlink(source, target, target_is_directory=source.is_dir())
-    elif source.is_dir():
-        shutil.copytree(source, target)
-    else:
-        shutil.copy2(source, target)
-
-
 def main(arguments: list[str] | None = None) -> None:
     """Reads the command line and writes the scene; what is wrong with the input ends with one line."""
     parser = argparse.ArgumentParser(
@@ -134,7 +122,6 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--percent", type=float, default=1.0, help="shift, of their mean distance from their center")
     parser.add_argument("--seed", type=int, default=0, help="of axes and directions")
     parser.add_argument("--splits", choices=("all", "train"), default="all", help="whose poses are disturbed")
-    parser.add_argument("--copy-files", action="store_true", help="copy the scene's other files, do not link to them")
     options = vars(parser.parse_args(arguments))
     try:
         folder = disturb_scene(options.pop("scene"), options.pop("output"), **options)

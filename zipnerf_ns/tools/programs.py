@@ -2,27 +2,27 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 from jaxtyping import Float
 from PIL import Image
 
+from zipnerf_ns.data.dataparsers.formats import FORMATS, find_format
 from zipnerf_ns.engine.messages import quiet_dependencies
 from zipnerf_ns.errors import InputError
 
 if TYPE_CHECKING:
     from nerfstudio.pipelines.base_pipeline import Pipeline
 
-EXPERIMENT = "demo"
+CONFIG, METRICS, PICTURES, VIDEO = "config.yml", "eval.json", "eval", "video.mp4"
+"""What a run's folder holds: what other commands load it by, ns-eval's result and pictures, and the camera path."""
 VIDEO_SECONDS = 2.0
 FRAME_RATE = 24
 
 
-@dataclass(frozen=True)
-class Machine:
+class Machine(NamedTuple):
     """How much the demo asks of a machine."""
 
     device: str
@@ -43,42 +43,8 @@ class DemoError(Exception):
     """A step could not be done; the message is all that the person needs."""
 
 
-@dataclass(frozen=True)
-class Run:
-    """Where a run's files are, laid out as nerfstudio lays out its output folder."""
-
-    output_dir: Path
-    method: str
-    timestamp: str
-
-    @property
-    def folder(self) -> Path:
-        """Folder of this run."""
-        return self.output_dir / EXPERIMENT / self.method / self.timestamp
-
-    @property
-    def config(self) -> Path:
-        """What the other commands load the run by."""
-        return self.folder / "config.yml"
-
-    @property
-    def metrics(self) -> Path:
-        """``ns-eval``'s result."""
-        return self.folder / "eval.json"
-
-    @property
-    def pictures(self) -> Path:
-        """Held-out views: truth and rendering side by side."""
-        return self.folder / "eval"
-
-    @property
-    def video(self) -> Path:
-        """The rendered camera path."""
-        return self.folder / "video.mp4"
-
-
 def data_arguments(data: Path, longest_side: int) -> list[str]:
-    """The dataparser of ``ns-train`` for a data set, with its options; nothing for nerfstudio's own format.
+    """The dataparser of ``ns-train`` for a data set, with its options.
 
     Args:
         data: a folder, or a transforms file.
@@ -89,22 +55,15 @@ def data_arguments(data: Path, longest_side: int) -> list[str]:
     """
     if not data.exists():
         raise DemoError(f"{data} does not exist.")
-    if data.suffix == ".json":
-        return []
-    factor = downscale_factor(data, longest_side)
-    if (data / "transforms.json").is_file():
-        return ["nerfstudio-data", "--downscale-factor", str(factor)] if factor > 1 else []
-    if (data / "transforms_train.json").is_file():
-        return ["blender-data"]
-    for model in (Path("colmap/sparse/0"), Path("sparse/0")):
-        if (data / model).is_dir():
-            # Without the factor, nerfstudio would ask on the terminal whether to write smaller pictures.
-            return ["colmap", "--colmap-path", str(model), "--downscale-factor", str(factor)]
-    raise DemoError(
-        f"{data} has no camera poses (transforms.json, transforms_train.json or sparse/0). For a folder of "
-        "photographs, find them with COLMAP first:\n"
-        f"  ns-process-data images --data {data} --output-dir data/mine\nthen give data/mine here."
-    )
+    found = find_format(data)
+    if found is None:
+        raise DemoError(
+            f"{data} has no camera poses ({', '.join(row.marker for row in FORMATS)}). For a folder of photographs, "
+            f"find them with COLMAP first:\n  ns-process-data images --data {data} --output-dir data/mine\n"
+            "then give data/mine here."
+        )
+    factor = ["--downscale-factor", str(downscale_factor(data, longest_side))] if found.reads_reduced else []
+    return [f"{found.name}-data", *factor]
 
 
 def downscale_factor(data: Path, longest_side: int) -> int:
@@ -125,15 +84,19 @@ def downscale_factor(data: Path, longest_side: int) -> int:
     return factor
 
 
-def train_command(run: Run, data: Path, machine: Machine, steps: int) -> list[str]:
-    """``ns-train``, leaving when it is done."""
+def train_command(folder: Path, data: Path, machine: Machine, steps: int) -> list[str]:
+    """``ns-train``, leaving when it is done.
+
+    Args:
+        folder: of the run, as nerfstudio lays them out: output folder, experiment, method, time.
+    """
     return [
         "ns-train",
         machine.method,
         *("--data", str(data)),
-        *("--output-dir", str(run.output_dir)),
-        *("--experiment-name", EXPERIMENT),
-        *("--timestamp", run.timestamp),
+        *("--output-dir", str(folder.parents[2])),
+        *("--experiment-name", folder.parents[1].name),
+        *("--timestamp", folder.name),
         *("--machine.device-type", machine.device),
         *("--max-num-iterations", str(steps)),
         *("--steps-per-eval-image", str(max(steps // 4, 1))),
@@ -144,18 +107,18 @@ def train_command(run: Run, data: Path, machine: Machine, steps: int) -> list[st
     ]
 
 
-def eval_command(run: Run) -> list[str]:
-    """``ns-eval`` with pictures of every held-out view."""
+def eval_command(folder: Path) -> list[str]:
+    """``ns-eval`` of the run in a folder, with pictures of every held-out view."""
     return [
         "ns-eval",
-        *("--load-config", str(run.config)),
-        *("--output-path", str(run.metrics)),
-        *("--render-output-path", str(run.pictures)),
+        *("--load-config", str(folder / CONFIG)),
+        *("--output-path", str(folder / METRICS)),
+        *("--render-output-path", str(folder / PICTURES)),
     ]
 
 
-def render_command(run: Run, num_views: int, size: tuple[int, int], video_height: int) -> list[str]:
-    """``ns-render`` along the held-out cameras.
+def render_command(folder: Path, num_views: int, size: tuple[int, int], video_height: int) -> list[str]:
+    """``ns-render`` of the run in a folder, along the held-out cameras.
 
     Args:
         num_views: how many views were held out.
@@ -163,12 +126,12 @@ def render_command(run: Run, num_views: int, size: tuple[int, int], video_height
     """
     # A path needs two cameras.
     source = "eval" if num_views > 1 else "train"
-    frames = round(VIDEO_SECONDS * FRAME_RATE / max(num_views - 1, 1)) if source == "eval" else 1
+    frames = round(VIDEO_SECONDS * FRAME_RATE / (num_views - 1)) if num_views > 1 else 1
     return [
         "ns-render",
         "interpolate",
-        *("--load-config", str(run.config)),
-        *("--output-path", str(run.video)),
+        *("--load-config", str(folder / CONFIG)),
+        *("--output-path", str(folder / VIDEO)),
         *("--pose-source", source),
         *("--interpolation-steps", str(max(frames, 1))),
         *("--order-poses", "True"),

@@ -10,7 +10,7 @@ from __future__ import annotations
 import argparse
 import math
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -24,16 +24,19 @@ from zipnerf_ns.errors import InputError
 from zipnerf_ns.tools.demo_scene import camera_pose, scene_pinhole
 from zipnerf_ns.tools.programs import data_frame, load_run
 from zipnerf_ns.tools.scene.render import Pinhole, render_view
+from zipnerf_ns.tools.trials.report import table
 
 if TYPE_CHECKING:
     from nerfstudio.pipelines.base_pipeline import Pipeline
 
+FRAMES, WIDTH, HEIGHT = 24, 64, 48
+"""Pictures that are taken, and their size, pixels: a quarter of the scene's own."""
 RADIUS, ELEVATION = 2.5, math.radians(25)
-"""Of the camera about the origin, in the scene's units: among the training cameras."""
+"""Where the camera is about the origin, in the scene's units: among the training cameras."""
 STEP = 0.3
 """How far the camera turns about the scene from frame to frame, in pixels seen from the camera."""
 TRUTH_SAMPLES = 256
-"""Of a pixel, for the exact pictures."""
+"""Samples of a pixel in the exact pictures."""
 
 Frames = Float[np.ndarray, "frames height width 3"]
 
@@ -102,48 +105,6 @@ def rendered_frames(pipeline: Pipeline, poses: Sequence[np.ndarray], pinhole: Pi
     return np.stack(frames)
 
 
-def table(rows: Sequence[tuple[str, Calm]]) -> str:
-    """The measurements as Markdown."""
-    lines = ["| pictures | PSNR | flicker, of 255 |", "|---|---|---|"]
-    return "\n".join([*lines, *(f"| {name} | {calm.psnr:.2f} dB | {calm.flicker:.2f} |" for name, calm in rows)])
-
-
-def compare(
-    runs: Sequence[tuple[str, Callable[[Sequence[np.ndarray], Pinhole], Frames]]], count: int, pinhole: Pinhole
-) -> list[tuple[str, Calm]]:
-    """Measurements of runs, and for comparison of the scene itself with few samples a pixel.
-
-    Args:
-        runs: names, and what renders them from poses in the scene's frame.
-        count: pictures.
-    """
-    poses = orbit(count, pinhole)
-    truth = true_frames(poses, pinhole, TRUTH_SAMPLES)
-    rows = [(name, measure(render(poses, pinhole), truth)) for name, render in runs]
-    for samples in (16, 1):
-        name = f"the scene itself, {samples} sample{'s' * (samples > 1)} a pixel"
-        rows.append((name, measure(true_frames(poses, pinhole, samples), truth)))
-    return rows
-
-
-def parse(arguments: list[str] | None) -> argparse.Namespace:
-    """The command line."""
-    parser = argparse.ArgumentParser(
-        prog="python -m zipnerf_ns.tools.shimmer",
-        description="Measures how calm pictures of the built-in scene are while a camera moves, against exact ones.",
-        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
-    )
-    add = parser.add_argument
-    add("--load-config", type=Path, nargs="+", required=True, help="config.yml of runs trained on the built-in scene")
-    add("--frames", type=int, default=24, help="pictures that are taken")
-    add("--width", type=int, default=64, help="pixels; a quarter of the scene's own by default")
-    add("--height", type=int, default=48, help="pixels")
-    options = parser.parse_args(arguments)
-    if options.frames < 2 or min(options.width, options.height) < 1:
-        parser.error("--frames must be at least 2, --width and --height at least 1")
-    return options
-
-
 def load(config: Path) -> Pipeline:
     """A trained pipeline.
 
@@ -163,18 +124,29 @@ def load(config: Path) -> Pipeline:
 
 def main(arguments: list[str] | None = None) -> int:
     """The measurement; 0 if it was made."""
-    options = parse(arguments)
-    pinhole = scene_pinhole(options.width, options.height)
+    parser = argparse.ArgumentParser(
+        prog="python -m zipnerf_ns.tools.shimmer",
+        description="Measures how calm pictures of the built-in scene are while a camera moves, against exact ones.",
+    )
+    parser.add_argument("--load-config", type=Path, nargs="+", required=True,
+                        help="config.yml of runs trained on the built-in scene")  # fmt: skip
+    configs = parser.parse_args(arguments).load_config
     try:
-        pipelines = [(str(config), load(config)) for config in options.load_config]
+        pipelines = {str(config): load(config) for config in configs}
     except InputError as error:
         print(f"Error: {error}", file=sys.stderr)
         return 1
-    runs = [
-        (name, lambda poses, pinhole, pipeline=pipeline: rendered_frames(pipeline, poses, pinhole))
-        for name, pipeline in pipelines
-    ]
-    print(table(compare(runs, options.frames, pinhole)))
+    pinhole = scene_pinhole(WIDTH, HEIGHT)
+    poses = orbit(FRAMES, pinhole)
+    taken = {name: rendered_frames(pipeline, poses, pinhole) for name, pipeline in pipelines.items()}
+    # For comparison, the scene itself with few samples a pixel.
+    for samples in (16, 1):
+        name = f"the scene itself, {samples} sample{'s' * (samples > 1)} a pixel"
+        taken[name] = true_frames(poses, pinhole, samples)
+    truth = true_frames(poses, pinhole, TRUTH_SAMPLES)
+    measured = {name: measure(frames, truth) for name, frames in taken.items()}
+    rows = [(name, f"{calm.psnr:.2f} dB", f"{calm.flicker:.2f}") for name, calm in measured.items()]
+    print("\n".join(table(("pictures", "PSNR", "flicker, of 255"), rows)))
     return 0
 
 
