@@ -132,7 +132,7 @@ def _protocol(
 zipnerf_360 = _protocol(
     zipnerf_big,
     "zipnerf-360",
-    "The mip-NeRF 360 benchmark: its pictures, split, axes and schedule from a scene's folder as published.",
+    "The mip-NeRF 360 benchmark: its images, split, axes and schedule from a scene's folder as published.",
     MipNerf360DataParserConfig(),
     near_plane=0.2,
     far_plane=1e6,

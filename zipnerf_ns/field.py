@@ -37,7 +37,7 @@ class Radiance(NamedTuple):
     density: Float[Tensor, "rays n"]
     """Per world unit, float32."""
     colors: Float[Tensor, "rays n 3"]
-    """In [-padding, 1 + padding]."""
+    """Red, green and blue, in [-padding, 1 + padding]."""
     channels: Float[Tensor, "intervals channels"]
     """The encoding's output."""
 
@@ -293,7 +293,7 @@ def _announce_lack(lack: str) -> None:
 
 
 class AffineAppearance(nn.Module):
-    """Scale and shift of the bottleneck, from a code learnt for each training image (Zip-NeRF's supplement).
+    """Scale and shift of the bottleneck, from a code learned for each training image (Zip-NeRF's supplement).
 
     Args:
         num_images: training images.

@@ -102,7 +102,7 @@ class ZipNerfModel(Model):
 
     @property
     def corrections(self) -> CameraOptimizer | None:
-        """Of the training cameras' poses; None where they are not optimized.
+        """Corrections of the training cameras' poses; None where they are not optimized.
 
         The attribute is then absent: a model that has it makes Nerfstudio's viewer move every camera again and again.
         """

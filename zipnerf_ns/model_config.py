@@ -24,9 +24,9 @@ from zipnerf_ns.ops import resolve_ops, tcnn
 from zipnerf_ns.zipnerf import MIN_ACTIVE_LEVELS, ZipNerfConfig
 
 BYTES_PER_VALUE = 4
-"""Of a hash table: float32."""
+"""What a value of a hash table takes while rendering: float32."""
 TRAINING_BYTES_PER_VALUE = 16
-"""Value, gradient and Adam's two moments."""
+"""What it takes in training: value, gradient and Adam's two moments."""
 
 CAMERA_MODES = ("off", "SO3xR3", "SE3")
 """Nerfstudio's forms of a camera's correction."""
@@ -73,7 +73,7 @@ class ZipNerfModelConfig(ModelConfig, ZipNerfConfig):
     use_appearance: bool = False
     """Learn each training image's light and exposure: off for benchmarks, on for casual captures."""
     camera_optimizer: CameraOptimizerConfig = field(default_factory=CameraOptimizerConfig)
-    """Corrects the training cameras' poses while the scene is learnt: mode SO3xR3; off for benchmarks."""
+    """Corrects the training cameras' poses while the scene is learned: mode SO3xR3; off for benchmarks."""
 
     scene_adapted_resolution: bool = False
     """Resolutions of all grids by the longest image side s, pixels: base max(16, s/100), finest min(max_res, 10 s)."""
@@ -167,7 +167,7 @@ def explain_implementation(config: ZipNerfModelConfig, device: torch.device) -> 
 
 
 def adapt_resolutions(config: ZipNerfModelConfig, longest_side: int) -> ZipNerfModelConfig:
-    """A configuration whose grids fit pictures of ``longest_side`` s pixels: base max(16, s/100), finest
+    """A configuration whose grids fit images of ``longest_side`` s pixels: base max(16, s/100), finest
     min(max_res, 10 s)."""
     base = max(16, round(longest_side / 100))
 

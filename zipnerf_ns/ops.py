@@ -118,9 +118,9 @@ class CameraOps(NamedTuple):
     """Rays of perspective and fisheye cameras, packed by ``cameras.rays.pack``; see ``kernels.camera.camera_rays``."""
 
     camera_rays: Callable[[Tensor, Tensor], CameraRays]
-    """Of cameras, and each pixel's camera, row and column."""
+    """Rays of cameras, from each pixel's camera, row and column."""
     image_rays: Callable[[Tensor, int, int, int], CameraRays]
-    """Of one camera, its picture's width, and the first pixel and the one after the last, counted row by row."""
+    """Rays of one camera, from its picture's width, the first pixel and the one after the last, row by row."""
     drawn_rays: Callable[[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor | None], tuple[Tensor, Tensor, CameraRays]]
     """Indices, colors and rays of cameras and numbers drawn from a store of pixels."""
 
@@ -129,7 +129,7 @@ class Ops(NamedTuple):
     """The operations of one implementation; each is described where its torch twin is defined."""
 
     name: str
-    """Of the implementation: "torch" or "triton"."""
+    """Name of the implementation: "torch" or "triton"."""
     cone_encode: ConeEncode
     density_mlp: DensityMlp
     radiance_mlp: RadianceMlp

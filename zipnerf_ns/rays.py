@@ -17,7 +17,7 @@ class CameraRays(NamedTuple):
 
     origins: Float[Tensor, "rays 3"]
     directions: Float[Tensor, "rays 3"]
-    """Of unit length."""
+    """Directions of unit length."""
     pixel_area: Float[Tensor, "rays 1"]
     """Product of the distances to the directions one pixel further right and down."""
     directions_norm: Float[Tensor, "rays 1"]
@@ -32,7 +32,7 @@ class Rays(NamedTuple):
     directions: Float[Tensor, "rays 3"]
     """Unit, world frame."""
     radius: Float[Tensor, "rays 1"]
-    """Of each cone at distance 1."""
+    """Radius of the cone at distance 1 along the unit direction."""
     near: Float[Tensor, "rays 1"]
     """Where to begin to look, world units."""
     far: Float[Tensor, "rays 1"]

@@ -13,7 +13,7 @@ from zipnerf_ns.ops import TORCH_OPS, Ops
 from zipnerf_ns.rays import Rays, Round
 
 DensityFn = Callable[[Rays, Tensor], Tensor]
-"""From rays and fenceposts ``[rays, n+1]`` in world units to densities ``[rays, n]``."""
+"""A function from rays and fenceposts ``[rays, n+1]`` in world units to densities ``[rays, n]``."""
 
 
 class Sampled(NamedTuple):

@@ -53,7 +53,7 @@ def test_values_reach_the_viewers_renders_only():
 
 @pytest.mark.parametrize(
     ("choice", "expected"),
-    [("as trained", None), ("white", (1.0, 1.0, 1.0)), ("black", (0.0, 0.0, 0.0)), ("grey", (0.5, 0.5, 0.5))],
+    [("as trained", None), ("white", (1.0, 1.0, 1.0)), ("black", (0.0, 0.0, 0.0)), ("gray", (0.5, 0.5, 0.5))],
 )
 def test_backgrounds(choice, expected):
     controls = full()

@@ -47,11 +47,11 @@ def test_the_camera_moves_by_a_part_of_a_pixel_and_looks_at_the_scene():
 
 
 def test_a_renderer_that_is_exact_is_calmer_than_few_samples(monkeypatch, capsys):
-    for name, value in {"TRUTH_SAMPLES": 36, "FRAMES": 3, "WIDTH": 32, "HEIGHT": 24}.items():
+    for name, value in {"TRUTH_SAMPLES": 36, "COUNT": 3, "WIDTH": 32, "HEIGHT": 24}.items():
         monkeypatch.setattr(shimmer, name, value)
     monkeypatch.setattr(shimmer, "load", lambda config: None)
     monkeypatch.setattr(
-        shimmer, "rendered_frames", lambda pipeline, poses, pinhole: shimmer.true_frames(poses, pinhole, 36)
+        shimmer, "rendered_pictures", lambda pipeline, poses, pinhole: shimmer.true_pictures(poses, pinhole, 36)
     )
     assert shimmer.main(["--load-config", "exact.yml"]) == 0
     _, _, *rows = capsys.readouterr().out.splitlines()
@@ -80,7 +80,7 @@ def test_a_run_is_rendered_in_its_own_frame():
     outputs = SimpleNamespace(dataparser_transform=torch.from_numpy(transform), dataparser_scale=0.25)
     pipeline = SimpleNamespace(model=Model(), datamanager=SimpleNamespace(train_dataparser_outputs=outputs))
     (pose,) = shimmer.orbit(1, PINHOLE)
-    frames = shimmer.rendered_frames(pipeline, [pose], PINHOLE)
+    frames = shimmer.rendered_pictures(pipeline, [pose], PINHOLE)
     assert frames.shape == (1, 24, 32, 3)
     (camera,) = given
     found = camera.camera_to_worlds[0].numpy()

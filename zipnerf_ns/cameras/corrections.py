@@ -1,4 +1,4 @@
-"""Corrections of the training cameras' poses, learnt together with the scene; the parameters are Nerfstudio's.
+"""Corrections of the training cameras' poses, learned together with the scene; the parameters are Nerfstudio's.
 
 A correction turns a camera about its own center and shifts it, both along the world's axes. Nerfstudio's
 ``apply_to_raybundle`` changes the bundle that it is given and fails on a single ray, and its metrics wait for the

@@ -1,4 +1,4 @@
-"""Where held-out cameras stand in a world that was learnt with optimized cameras.
+"""Where held-out cameras stand in a world that was learned with optimized cameras.
 
 Optimized cameras and their scene may have drifted together, and a held-out photo's own pose is as wrong as the training
 poses were. The first is undone for every evaluation and looks at no held-out photo; the second is found on the photo
@@ -36,9 +36,9 @@ class Refined(NamedTuple):
 
     camera: Cameras
     degrees: float
-    """By which it was turned."""
+    """Angle by which it was turned."""
     distance: float
-    """By which it was shifted, world units."""
+    """Length by which it was shifted, world units."""
 
 
 def drift(optimizer: CameraOptimizer | None, train_poses: Float[Tensor, "cameras 3 4"]) -> Similarity | None:

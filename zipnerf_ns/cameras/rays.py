@@ -156,7 +156,7 @@ class ImageRays:
         return min(max(start, 0), end), end
 
     def _generated(self, start: int, end: int) -> RayBundle:
-        """By Nerfstudio's generator."""
+        """The rays of a range of pixels, by Nerfstudio's generator."""
         if not _has_kernel_types(self._camera):
             return self._whole[start:end]
         pixels = torch.arange(start, end, device=self.device)
@@ -235,7 +235,7 @@ def to_bundle(rays: CameraRays, cameras: Cameras, camera_indices: Int[Tensor, "r
 
 
 def _send(value: Tensor, device: torch.device) -> Tensor:
-    """On the device without waiting for it: from pinned memory, which torch keeps until it has been read."""
+    """The value on the device, without waiting for it: from pinned memory, which torch keeps until it has been read."""
     if device.type == "cuda" and value.device.type == "cpu":
         return value.pin_memory().to(device, non_blocking=True)
     return value.to(device)

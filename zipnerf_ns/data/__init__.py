@@ -1,1 +1,1 @@
-"""What people bring: pictures, masks, poses; read, checked, and drawn from."""
+"""What people bring: images, masks, poses; read, checked, and drawn from."""

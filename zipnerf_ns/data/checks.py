@@ -182,14 +182,14 @@ def _check_camera_models(path: Path, meta: Mapping[str, Any]) -> None:
     model = meta.get("camera_model", "OPENCV")
     if model not in CAMERA_MODEL_TO_TYPE or model in RENDERED_ONLY:
         known = ", ".join(name for name in CAMERA_MODEL_TO_TYPE if name not in RENDERED_ONLY)
-        raise InputError(f"{path}: 'camera_model' is {model}. It must be one of {known}; undistort other pictures.")
+        raise InputError(f"{path}: 'camera_model' is {model}. It must be one of {known}; undistort other images.")
     for index, frame in enumerate(meta["frames"]):
         where = f"{path}: frame {index} ({frame['file_path']})"
         own = frame.get("camera_model", model)
         if CAMERA_MODEL_TO_TYPE.get(own) != CAMERA_MODEL_TO_TYPE[model]:
             raise InputError(
                 f"{where} has 'camera_model' {own}, but all frames have the one at the file's top, here {model}. "
-                "Write it there, or undistort the pictures of a scene that mixes models."
+                "Write it there, or undistort the images of a scene that mixes models."
             )
         if model == "FISHEYE624":
             # As in Nerfstudio's parser, the file's own values win, if it has any of distortion.

@@ -48,7 +48,7 @@ class ZipNerfDataManager(VanillaDataManager[CheckedDataset]):
     the background of evaluation instead of being painted in, since a model trained with random backgrounds on
     images with a painted one learns a wall of that color. Pixels of images of any sizes are drawn uniformly from one
     flat store on the device, and drawing them and generating their rays is one kernel where that can run. Masks may
-    be any kind of picture; what they ignore, and what lies outside a fisheye's circle, is neither drawn nor counted
+    be any kind of image; what they ignore, and what lies outside a fisheye's circle, is neither drawn nor counted
     by metrics. And held-out images are kept in memory only once batches of their pixels are asked for.
     """
 
@@ -86,9 +86,9 @@ class ZipNerfDataManager(VanillaDataManager[CheckedDataset]):
         return self._prepared(super().create_train_dataset(), has_alpha)
 
     def _training_cameras(self) -> Cameras:
-        """The cameras of the training, in its pictures' size.
+        """The cameras of the training, in its images' size.
 
-        For inference Nerfstudio has its parser of transforms give the full size, and open no picture.
+        For inference Nerfstudio has its parser of transforms give the full size, and open no image.
         """
         cameras = self.train_dataparser_outputs.cameras
         config = dataclasses.replace(self.config.dataparser, data=self.dataparser.config.data)
@@ -101,13 +101,13 @@ class ZipNerfDataManager(VanillaDataManager[CheckedDataset]):
             try:
                 parser.get_dataparser_outputs("train")
             except OSError:
-                # Without pictures nothing tells their size: full is what most have.
+                # Without images nothing tells their size: full is what most have.
                 return cameras
             factor = parser.downscale_factor
         if factor == 1:
             return cameras
         parser = config.setup()
-        # Known, so no picture is opened, nor a reduced one written.
+        # Known, so no image is opened, nor a reduced one written.
         parser.downscale_factor = factor
         return parser.get_dataparser_outputs("train").cameras
 
@@ -127,7 +127,7 @@ class ZipNerfDataManager(VanillaDataManager[CheckedDataset]):
         dataset.ignore_masks = self.config.pixel_sampler.ignore_mask
         radius = (dataset.cameras.metadata or {}).get("fisheye_crop_radius")
         if radius is not None:
-            # It is given in pixels of the full size, which Nerfstudio forgets where it reads reduced pictures.
+            # It is given in pixels of the full size, which Nerfstudio forgets where it reads reduced images.
             reduction = getattr(self.dataparser, "downscale_factor", None) or 1
             dataset.crop_radius = float(radius) * self.config.camera_res_scale_factor / reduction
         return dataset
@@ -148,7 +148,7 @@ class ZipNerfDataManager(VanillaDataManager[CheckedDataset]):
         self.train_ray_generator = self._make_rays(cameras)
 
     def setup_eval(self) -> None:
-        """Nerfstudio's loaders of whole pictures, and our generator of rays.
+        """Nerfstudio's loaders of whole images, and our generator of rays.
 
         Only where few of the held-out images at a time are asked for, batches of pixels are Nerfstudio's, too.
 
@@ -243,7 +243,7 @@ def _check_before_parsing(config: ZipNerfDataManagerConfig) -> None:
 
 
 def _check_decodes(dataset: CheckedDataset, index: int) -> None:
-    """Decodes a picture and its mask and keeps neither."""
+    """Decodes an image and its mask and keeps neither."""
     dataset.get_data(index, image_type="uint8")
 
 

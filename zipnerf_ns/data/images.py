@@ -1,4 +1,4 @@
-"""Pictures and masks of any kind, with errors that name the file; light in a mask is used, dark is ignored."""
+"""Images and masks of any kind, with errors that name the file; light in a mask is used, dark is ignored."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from nerfstudio.data.datasets.base_dataset import InputDataset
 from zipnerf_ns.errors import InputError
 
 FLOAT_OVERSHOOT = 0.5
-"""How far values of floating-point pictures may leave [0, 1], as sharpening makes them; they are clipped."""
+"""How far values of floating-point images may leave [0, 1], as sharpening makes them; they are clipped."""
 USED_FROM = 128
 """Least brightness, of 255, of a pixel that is used: what lossy compression leaves in black is still black."""
 
@@ -33,7 +33,7 @@ NOTHING_USED = "the masks leave no pixel: white marks what is used, black what i
 class CheckedDataset(InputDataset):
     """Images as 8-bit RGB(A), whatever their files hold, and masks that are true where a pixel is used.
 
-    Nerfstudio's own stops at palettes and grey with alpha, wraps 16 bits round, and takes for used whatever is not
+    Nerfstudio's own stops at palettes and gray with alpha, wraps 16 bits round, and takes for used whatever is not
     exactly black.
     """
 
@@ -42,7 +42,7 @@ class CheckedDataset(InputDataset):
     ignore_masks: bool = False
     """Whether every pixel is used; masks then only say where ``mask_color`` is painted."""
     crop_radius: float | None = None
-    """Of a fisheye's circle around the middle of the image, pixels; what is outside of it is masked."""
+    """Radius of a fisheye's circle around the middle of the image, pixels; what is outside of it is masked."""
 
     def get_numpy_image(self, image_idx: int) -> npt.NDArray[np.uint8]:
         """The image as ``[height, width, 3 or 4]``.
@@ -148,7 +148,7 @@ def check_masks(filenames: Sequence[Path], sizes: Sequence[tuple[int, int]]) -> 
 
 
 def _mend_missing(filename: Path) -> str:
-    """Pictures above 1600 pixels are read at half their size, from folders that Nerfstudio writes; masks are not."""
+    """Images above 1600 pixels are read at half their size, from folders that Nerfstudio writes; masks are not."""
     folder, _, factor = filename.parent.name.rpartition("_")
     if folder and factor.isdigit():
         original = filename.parent.with_name(folder) / filename.name
@@ -174,7 +174,7 @@ def read_mask(filename: Path, scale_factor: float = 1.0) -> Bool[Tensor, "height
     """Which pixels are used; transparent ones are not.
 
     Args:
-        filename: of a picture of any mode.
+        filename: of an image of any mode.
         scale_factor: size of the result over that of the file.
     Raises:
         InputError: if its pixels cannot be decoded.
@@ -191,7 +191,7 @@ def read_mask(filename: Path, scale_factor: float = 1.0) -> Bool[Tensor, "height
 
 
 def white_of_integers(image: Image.Image, largest: float) -> float:
-    """What white is in a picture of 16 or 32 bits: 255 in one of 32 bits without a larger value, else 65535.
+    """What white is in an image of 16 or 32 bits: 255 in one of 32 bits without a larger value, else 65535.
 
     Files of 32 bits do not say how many of them are used. A PNG has at most 16, in whatever mode it is opened.
 
@@ -204,7 +204,7 @@ def white_of_integers(image: Image.Image, largest: float) -> float:
 
 
 def used_pixels(mask: Image.Image) -> Bool[np.ndarray, "height width"]:
-    """Which pixels a picture of any mode marks as used."""
+    """Which pixels an image of any mode marks as used."""
     return np.asarray(_brightness(mask)) >= USED_FROM
 
 

@@ -1,6 +1,6 @@
-"""What data say beside their pictures: hints at the scene for the model, and the scale of each image.
+"""What data say beside their images: hints at the scene for the model, and the scale of each image.
 
-The scale of an image is the side of its pixels in pixels of the full-resolution picture: 1, 2, 4, 8.
+The scale of an image is the side of its pixels in pixels of the full-resolution image: 1, 2, 4, 8.
 """
 
 from __future__ import annotations
@@ -101,7 +101,7 @@ def means_by_scale(
 ) -> dict[int, dict[str, float]]:
     """The mean of every metric over the images of each scale, in ascending order; empty where there is one scale only.
 
-    A metric that some images of a scale lack (small pictures have no SSIM or LPIPS) is averaged over the others.
+    A metric that some images of a scale lack (small images have no SSIM or LPIPS) is averaged over the others.
 
     Args:
         per_image: metrics of each image.

@@ -23,7 +23,7 @@ class PixelStore:
     offsets: Int[Tensor, "images"]
     """First pixel of each image."""
     widths: Int[Tensor, "images"]
-    """Of each image."""
+    """Width of each image, pixels."""
     allowed: Int[Tensor, "_"] | None
     """Pixels that the masks leave, or ``None`` for all."""
 
@@ -61,7 +61,7 @@ class PixelStore:
         )
 
     def __len__(self) -> int:
-        """Of the pixels that are drawn."""
+        """Number of pixels that are drawn from."""
         return len(self.colors) if self.allowed is None else len(self.allowed)
 
     def draw(self, num_rays: int) -> Int[Tensor, "rays"]:

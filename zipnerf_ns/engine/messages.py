@@ -18,7 +18,7 @@ def quiet_dependencies() -> None:
     of_code = ("Using a non-tuple sequence", "Converting a tensor with requires_grad", "`torch.cuda.amp")
     # Schedules go on at every step, also at those that only accumulate gradients.
     of_accumulation = "Detected call of `lr_scheduler.step"
-    # The held-out pictures are read by four processes, on however few cores.
+    # The held-out images are read by four processes, on however few cores.
     of_loading = "This DataLoader will create"
     for message in (*of_code, of_accumulation, of_loading):
         warnings.filterwarnings("ignore", message=message)

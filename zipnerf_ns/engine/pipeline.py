@@ -75,7 +75,7 @@ class ZipNerfPipeline(VanillaPipeline):
         return outputs, losses, metrics
 
     def get_eval_image_metrics_and_images(self, step: int) -> tuple[dict[str, Any], dict[str, Tensor]]:
-        """Metrics and pictures of one held-out image.
+        """Metrics and pictures of one held-out view.
 
         Args:
             step: of the training.

@@ -26,7 +26,7 @@ class TrainingClock:
         self._start = time.monotonic()
         self.paused = 0.0
         self.recurring = 0.0
-        """Of the paused seconds, those that the rest of the training will need again and again."""
+        """Paused seconds that the rest of the training will need again and again."""
 
     def seconds(self) -> float:
         """Training time so far."""

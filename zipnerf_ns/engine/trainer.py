@@ -230,7 +230,7 @@ class ZipNerfTrainer(ResumableTrainer):
         writer.write_out_storage()
 
     def _explained_if_slow(self) -> AbstractContextManager[None]:
-        """For the first step, in which kernels are compiled where they run."""
+        """Context of the first step, in which kernels are compiled where they run."""
         if self.local_rank > 0 or not self.pipeline.model.uses_kernels:
             return nullcontext()
         return told_if_slow(CONSOLE.log, COMPILING, SLOW_START)
@@ -245,7 +245,7 @@ class ZipNerfTrainer(ResumableTrainer):
             torch.cuda.synchronize(self.device)
 
     def _wait_while_paused(self) -> None:
-        """Until the viewer's pause is over, or the training is to stop."""
+        """Waits until the viewer's pause is over, or the training is to stop."""
         if self.training_state != "paused":
             return
         with self.clock.pause(recurs=False):

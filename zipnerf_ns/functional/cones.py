@@ -21,11 +21,11 @@ class Cones(NamedTuple):
     directions: Float[Tensor, "rays 3"]
     """Unit, world frame."""
     radius: Float[Tensor, "rays 1"]
-    """Of each cone at distance 1."""
+    """Radius of the cone at distance 1 along the unit direction."""
     tdist: Float[Tensor, "rays edges"]
     """Fenceposts along the direction, world units, increasing."""
     turns: Float[Tensor, "rays edges-1"] | None
-    """In [0, 2): the fraction turns an interval's multisamples about the ray, by whole turns, and numbers from 1
+    """Twists in [0, 2): the fraction turns an interval's multisamples about the ray, by whole turns, and numbers from 1
     reverse their order. ``None`` reverses every other interval and turns it by 30 degrees, as evaluation does."""
     aabb: Float[Tensor, "2 3"] | None
     """Box of a bounded scene, world frame; ``None`` for contracted space."""
@@ -41,7 +41,7 @@ class Lookup(NamedTuple):
     bandwidths: Float[Tensor, "levels"] | None = None
     num_active: int | None = None
     dtype: torch.dtype = torch.float32
-    """Of the channels."""
+    """Type of the channels."""
 
 
 class HalfTable(NamedTuple):

@@ -1,7 +1,7 @@
 """Gradients scaled near the camera, against floaters (Philip and Deschaintre, "Floaters No More", EGSR 2023).
 
 A camera's rays lie closer together the nearer they are to it, so a small volume close to a camera is met by far more
-of them than the same volume at the subject, and gathers density that explains one photograph and no other. Scaled by
+of them than the same volume at the subject, and gathers density that explains one photo and no other. Scaled by
 the squared distance, a gradient is the same per volume wherever the volume lies.
 """
 

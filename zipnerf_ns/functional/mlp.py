@@ -38,7 +38,7 @@ class RadianceWeights(NamedTuple):
     """View direction to the first layer."""
     first_bias: Float[Tensor, "width"]
     middle: tuple[Float[Tensor, "width width"], ...]
-    """Between the first layer and the last, each over the one below; often one, or none."""
+    """The layers between the first and the last, each over the one below; often one, or none."""
     middle_bias: tuple[Float[Tensor, "width"], ...]
     last: Float[Tensor, "width width"]
     """The layer below to the last layer, which reads hidden layer and view direction once more."""

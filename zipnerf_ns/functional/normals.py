@@ -56,5 +56,5 @@ def ray_normals(weights: Float[Tensor, "*batch n"], normals: Float[Tensor, "*bat
 
 
 def normal_colors(normals: Float[Tensor, "*batch 3"]) -> Float[Tensor, "*batch 3"]:
-    """Components from [-1, 1] to [0, 1], as nerfstudio shows and exports normals; grey where there is none."""
+    """Components from [-1, 1] to [0, 1], as nerfstudio shows and exports normals; gray where there is none."""
     return 0.5 * (normals + 1.0)

@@ -1,6 +1,6 @@
 """Similarities between two sets of the same cameras: x -> scale * rotation x + translation.
 
-Optimized cameras and the scene that is learnt with them may drift together by any similarity without a pixel changing:
+Optimized cameras and the scene that is learned with them may drift together by any similarity without a pixel changing:
 held-out cameras have to follow before they can be compared with anything.
 """
 
@@ -22,7 +22,7 @@ class Similarity(NamedTuple):
     scale: Float[Tensor, ""]
     rotation: Float[Tensor, "3 3"]
     translation: Float[Tensor, "3"]
-    """In the units of the target."""
+    """Shift, in the units of the target."""
 
 
 def align_cameras(source: Float[Tensor, "cameras 3 4"], target: Float[Tensor, "cameras 3 4"]) -> Similarity:
@@ -90,7 +90,7 @@ def pose_errors(
 
 
 def angle(rotation: Float[Tensor, "3 3"]) -> Float[Tensor, ""]:
-    """Of a rotation, degrees."""
+    """Angle by which a rotation turns, degrees."""
     chord = (rotation - torch.eye(3, dtype=rotation.dtype, device=rotation.device)).norm() / 8.0**0.5
     return torch.rad2deg(2.0 * torch.asin(chord.clamp(max=1.0)))
 

@@ -42,7 +42,7 @@ def ssim(
     weights = weights / weights.sum()
     c1, c2 = STABILIZERS
     values = []
-    # Channel by channel, for the memory of large photographs.
+    # Channel by channel, for the memory of large photos.
     for x, y in zip(prediction.double().unbind(-1), truth.double().unbind(-1), strict=True):
         moments = torch.stack([x, y, x * x, y * y, x * y])[:, None]
         moments = conv2d(conv2d(moments, weights.view(1, 1, 1, -1)), weights.view(1, 1, -1, 1))[:, 0]

@@ -18,7 +18,8 @@ from zipnerf_ns.field import ZipNerfField
 from zipnerf_ns.rays import Rays
 
 APEX_DISTANCE = 64.0
-"""Of a point's cone, in standard deviations of its extent: far enough for the cone to be nearly a cylinder."""
+"""Distance of a cone's apex from its point, in standard deviations of the point's extent: there it is nearly a
+cylinder."""
 
 
 class PointCones(NamedTuple):
@@ -29,7 +30,7 @@ class PointCones(NamedTuple):
     directions: Float[Tensor, "points 3"]
     """Unit; as the point is looked at."""
     radius: Float[Tensor, "points 1"]
-    """Of the cone at distance 1."""
+    """Radius of the cone at distance 1 along the unit direction."""
     tdist: Float[Tensor, "points 2"]
     """Where the interval begins and ends, world units."""
 

@@ -29,7 +29,7 @@ MAX_CONE_SCALE = 4.0
 
 AS_TRAINED = "as trained"
 MEAN, OF_A_PHOTO = "mean of the photos", "of one photo"
-BACKGROUNDS = {"white": (1.0, 1.0, 1.0), "grey": (0.5, 0.5, 0.5), "black": (0.0, 0.0, 0.0)}
+BACKGROUNDS = {"white": (1.0, 1.0, 1.0), "gray": (0.5, 0.5, 0.5), "black": (0.0, 0.0, 0.0)}
 CHOSEN_COLOR = "chosen color"
 
 

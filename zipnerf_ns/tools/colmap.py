@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 SEED = 0
-"""Of COLMAP's random choices, so that the same photographs give the same poses."""
+"""Seed of COLMAP's random choices, so that the same photos give the same poses."""
 MATCHERS = ("exhaustive_matcher", "sequential_matcher", "vocab_tree_matcher")
 
 
@@ -50,7 +50,7 @@ def match_features(options: argparse.Namespace) -> None:
     if options.command == "vocab_tree_matcher":
         raise CommandError(
             "the vocabulary tree that nerfstudio downloads is in the format of COLMAP before 3.12. Give "
-            "--matching-method exhaustive for photographs, --matching-method sequential for a video."
+            "--matching-method exhaustive for photos, --matching-method sequential for a video."
         )
     pycolmap = _pycolmap()
     match = pycolmap.match_exhaustive if options.command == "exhaustive_matcher" else pycolmap.match_sequential
@@ -113,7 +113,7 @@ def _flag(text: str) -> bool:
 
 
 def make_parser() -> argparse.ArgumentParser:
-    """Of COLMAP's commands and options, as nerfstudio 1.1.5 spells them."""
+    """A parser of COLMAP's commands and options, as nerfstudio 1.1.5 spells them."""
     parser = argparse.ArgumentParser(prog="python -m zipnerf_ns.tools.colmap", description=_version_line())
     commands = parser.add_subparsers(dest="command", required=True)
 

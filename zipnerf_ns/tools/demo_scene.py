@@ -56,7 +56,7 @@ class _Settings:
     seed: int
     rgba: bool
     version: int = _VERSION
-    """Of the scene's contents: raised when a change here changes the pictures."""
+    """Version of the scene's contents: raised when a change here changes the pictures."""
 
     def __post_init__(self):
         for name in ("width", "height"):

@@ -48,17 +48,17 @@ def data_arguments(data: Path, longest_side: int) -> list[str]:
 
     Args:
         data: a folder, or a transforms file.
-        longest_side: pictures of this size are enough, pixels.
+        longest_side: images of this size are enough, pixels.
 
     Raises:
-        DemoError: no known data set is there; says what to do with plain photographs.
+        DemoError: no known data set is there; says what to do with plain photos.
     """
     if not data.exists():
         raise DemoError(f"{data} does not exist.")
     found = find_format(data)
     if found is None:
         raise DemoError(
-            f"{data} has no camera poses ({', '.join(row.marker for row in FORMATS)}). For a folder of photographs, "
+            f"{data} has no camera poses ({', '.join(row.marker for row in FORMATS)}). For a folder of photos, "
             f"find them with COLMAP first:\n  ns-process-data images --data {data} --output-dir data/mine\n"
             "then give data/mine here."
         )
@@ -67,17 +67,17 @@ def data_arguments(data: Path, longest_side: int) -> list[str]:
 
 
 def downscale_factor(data: Path, longest_side: int) -> int:
-    """The least reduction among the folders images, images_2, images_4, ... that brings pictures to a size.
+    """The least reduction among the folders images, images_2, images_4, ... that brings images to a size.
 
     Args:
         longest_side: pixels; where no folder is small enough, the smallest is taken.
     """
     known = Image.registered_extensions()
-    pictures = sorted(path for path in (data / "images").glob("*") if path.suffix.lower() in known)
-    if not pictures:
+    images = sorted(path for path in (data / "images").glob("*") if path.suffix.lower() in known)
+    if not images:
         return 1
-    with Image.open(pictures[0]) as picture:
-        side = max(picture.size)
+    with Image.open(images[0]) as image:
+        side = max(image.size)
     factor = 1
     while side > longest_side * factor and (data / f"images_{2 * factor}").is_dir():
         factor *= 2

@@ -1,7 +1,7 @@
 """How calm a moving picture is: `python -m zipnerf_ns.tools.shimmer --load-config RUN/config.yml`.
 
 For runs that were trained on the built-in scene, whose exact pictures are known from everywhere. A camera goes slowly
-about the scene and takes small pictures; what changes from frame to frame is compared with what should change. Errors
+about the scene and takes small pictures; what changes from one to the next is compared with what should change. Errors
 that stay, such as a blur, cancel out; what flickers does not.
 """
 
@@ -29,16 +29,16 @@ from zipnerf_ns.tools.trials.report import table
 if TYPE_CHECKING:
     from nerfstudio.pipelines.base_pipeline import Pipeline
 
-FRAMES, WIDTH, HEIGHT = 24, 64, 48
+COUNT, WIDTH, HEIGHT = 24, 64, 48
 """Pictures that are taken, and their size, pixels: a quarter of the scene's own."""
 RADIUS, ELEVATION = 2.5, math.radians(25)
 """Where the camera is about the origin, in the scene's units: among the training cameras."""
 STEP = 0.3
-"""How far the camera turns about the scene from frame to frame, in pixels seen from the camera."""
+"""How far the camera turns about the scene from picture to picture, in pixels seen from the camera."""
 TRUTH_SAMPLES = 256
 """Samples of a pixel in the exact pictures."""
 
-Frames = Float[np.ndarray, "frames height width 3"]
+Pictures = Float[np.ndarray, "pictures height width 3"]
 
 
 class Calm(NamedTuple):
@@ -47,17 +47,17 @@ class Calm(NamedTuple):
     psnr: float
     """Mean over the pictures, dB."""
     flicker: float
-    """Mean absolute difference between what changes from frame to frame and what should change, 8-bit levels."""
+    """Mean absolute difference between what changes from picture to picture and what should change, 8-bit levels."""
 
 
-def measure(frames: Frames, truth: Frames) -> Calm:
+def measure(pictures: Pictures, truth: Pictures) -> Calm:
     """Quality of pictures, and of what changes between one and the next.
 
     Args:
-        frames, truth: in [0, 1]; at least two each.
+        pictures, truth: in [0, 1]; at least two each.
     """
-    error = np.square(frames - truth).mean(axis=(1, 2, 3))
-    flicker = np.abs(np.diff(frames, axis=0) - np.diff(truth, axis=0)).mean()
+    error = np.square(pictures - truth).mean(axis=(1, 2, 3))
+    flicker = np.abs(np.diff(pictures, axis=0) - np.diff(truth, axis=0)).mean()
     return Calm(float(np.mean(-10.0 * np.log10(np.maximum(error, 1e-10)))), 255.0 * float(flicker))
 
 
@@ -72,7 +72,7 @@ def orbit(count: int, pinhole: Pinhole) -> list[Float[np.ndarray, "3 4"]]:
     return poses
 
 
-def true_frames(poses: Sequence[np.ndarray], pinhole: Pinhole, samples_per_pixel: int) -> Frames:
+def true_pictures(poses: Sequence[np.ndarray], pinhole: Pinhole, samples_per_pixel: int) -> Pictures:
     """The scene's own pictures.
 
     Args:
@@ -93,16 +93,16 @@ def to_model_frame(
     return np.concatenate([rotation, scale * eye[:, None]], axis=1)
 
 
-def rendered_frames(pipeline: Pipeline, poses: Sequence[np.ndarray], pinhole: Pinhole) -> Frames:
+def rendered_pictures(pipeline: Pipeline, poses: Sequence[np.ndarray], pinhole: Pinhole) -> Pictures:
     """A run's pictures from poses in the scene's frame."""
     transform, scale = data_frame(pipeline)
     model = pipeline.model.eval()
-    frames = []
+    pictures = []
     for pose in poses:
         matrix = torch.from_numpy(to_model_frame(pose, transform, scale)).float()
         camera = Cameras(matrix[None], *(float(value) for value in pinhole[:4]), pinhole.width, pinhole.height)
-        frames.append(model.get_outputs_for_camera(camera.to(model.device))["rgb"].cpu().numpy())
-    return np.stack(frames)
+        pictures.append(model.get_outputs_for_camera(camera.to(model.device))["rgb"].cpu().numpy())
+    return np.stack(pictures)
 
 
 def load(config: Path) -> Pipeline:
@@ -137,14 +137,14 @@ def main(arguments: list[str] | None = None) -> int:
         print(f"Error: {error}", file=sys.stderr)
         return 1
     pinhole = scene_pinhole(WIDTH, HEIGHT)
-    poses = orbit(FRAMES, pinhole)
-    taken = {name: rendered_frames(pipeline, poses, pinhole) for name, pipeline in pipelines.items()}
+    poses = orbit(COUNT, pinhole)
+    taken = {name: rendered_pictures(pipeline, poses, pinhole) for name, pipeline in pipelines.items()}
     # For comparison, the scene itself with few samples a pixel.
     for samples in (16, 1):
         name = f"the scene itself, {samples} sample{'s' * (samples > 1)} a pixel"
-        taken[name] = true_frames(poses, pinhole, samples)
-    truth = true_frames(poses, pinhole, TRUTH_SAMPLES)
-    measured = {name: measure(frames, truth) for name, frames in taken.items()}
+        taken[name] = true_pictures(poses, pinhole, samples)
+    truth = true_pictures(poses, pinhole, TRUTH_SAMPLES)
+    measured = {name: measure(pictures, truth) for name, pictures in taken.items()}
     rows = [(name, f"{calm.psnr:.2f} dB", f"{calm.flicker:.2f}") for name, calm in measured.items()]
     print("\n".join(table(("pictures", "PSNR", "flicker, of 255"), rows)))
     return 0

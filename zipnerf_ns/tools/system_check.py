@@ -27,7 +27,7 @@ NERFSTUDIO_VERSION = "1.1.5"
 OUR_DISTRIBUTION = "zipnerf-ns"
 OTHER_DISTRIBUTION = "zipnerf"
 COLMAP_RENAMED = (3, 13)
-"""From this version COLMAP does not know the options any more that nerfstudio passes."""
+"""First version of COLMAP that does not know the options any more that nerfstudio passes."""
 COLMAP_TOOL = "zipnerf_ns.tools.colmap"
 
 OPEN3D_LIBRARIES = {
@@ -107,7 +107,7 @@ def check_chromium() -> Finding:
 
 
 def check_colmap() -> Finding:
-    """COLMAP finds the camera poses of photographs: the program, or the package pycolmap by a tool of ours."""
+    """COLMAP finds the camera poses of photos: the program, or the package pycolmap by a tool of ours."""
     needed_by = "ns-process-data"
     path, package = find_program("colmap"), installed_version("pycolmap")
     version = None if path is None else _colmap_version(path)

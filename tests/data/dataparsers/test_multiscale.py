@@ -19,7 +19,7 @@ from nerfstudio.data.dataparsers.nerfstudio_dataparser import NerfstudioDataPars
 
 from zipnerf_ns.data.dataparsers.mipnerf360 import MipNerf360DataParserConfig
 from zipnerf_ns.data.dataparsers.multiscale import MultiscaleDataParserConfig
-from zipnerf_ns.data.dataparsers.reduction import reduce_mask, reduce_picture
+from zipnerf_ns.data.dataparsers.reduction import reduce_image, reduce_mask
 from zipnerf_ns.data.metadata import SCALES
 from zipnerf_ns.errors import InputError
 from zipnerf_ns.tools.demo_scene import write_scene as write_built_in
@@ -56,7 +56,7 @@ def test_reduced_pixels_are_means_of_their_squares(scale, channels):
     picture = np.random.default_rng(0).integers(0, 256, (*ODD[::-1], channels), dtype=np.uint8)
     if channels == 4:
         picture[:, :12, 3] = 0
-    reduced = reduce_picture(Image.fromarray(picture), scale)
+    reduced = reduce_image(Image.fromarray(picture), scale)
     truth = averaged_by_hand(picture, scale)
     assert reduced.shape == truth.shape and reduced.dtype == np.uint8
     # Half a step of rounding, and float32's error where a mean lies on the edge between two.
@@ -66,7 +66,7 @@ def test_reduced_pixels_are_means_of_their_squares(scale, channels):
 def test_a_color_next_to_transparency_is_not_darkened():
     picture = np.zeros((2, 2, 4), dtype=np.uint8)
     picture[0, 0] = (200, 100, 50, 255)
-    np.testing.assert_array_equal(reduce_picture(Image.fromarray(picture), 2), [[[200, 100, 50, 64]]])
+    np.testing.assert_array_equal(reduce_image(Image.fromarray(picture), 2), [[[200, 100, 50, 64]]])
 
 
 @pytest.mark.parametrize("mode", ["L", "1", "RGB", "RGBA", "P", "labels", "nearly black"])
@@ -91,7 +91,7 @@ def test_views_are_repeated_with_their_cameras(tmp_path):
         with Image.open(path) as picture:
             width, height = picture.size
             original = Image.open(full.image_filenames[index % count])
-            np.testing.assert_array_equal(np.asarray(picture), reduce_picture(original, scale))
+            np.testing.assert_array_equal(np.asarray(picture), reduce_image(original, scale))
         assert (width, height) == (int(outputs.cameras.width[index]), int(outputs.cameras.height[index]))
         middle = torch.tensor([[0.5, 0.5], [height - 0.5, width - 0.5]])
         reduced = outputs.cameras.generate_rays(torch.full((2, 1), index), middle)
@@ -130,7 +130,7 @@ def test_existing_pictures_are_kept_and_changed_originals_reduced_again(tmp_path
     outputs = parse(scene)
     changed = [path for path in reduced if path.stat().st_ino != before[path]]
     assert len(changed) == 3 and all("001.png" in path.name for path in changed)
-    expected = reduce_picture(Image.open(original), 2)
+    expected = reduce_image(Image.open(original), 2)
     np.testing.assert_array_equal(np.asarray(Image.open(outputs.image_filenames[7])), expected)
     assert not [path for path in (scene / "multiscale").rglob("*") if path.name.startswith(".")]
 
@@ -239,7 +239,7 @@ def cache_is_a_file(folder: Path) -> Path:
         (sixteen_bits, {}, "000.png has more than 8 bits"),
         (not_a_picture, {}, "000.png cannot be reduced"),
         (cache_is_a_file, {}, "cannot be written.*--cache-dir"),
-        (write_named_scene, {"scales": (1, 32)}, "smallest picture is 16 pixels"),
+        (write_named_scene, {"scales": (1, 32)}, "smallest image is 16 pixels"),
         (write_named_scene, {"scales": (1, 2, 2)}, "different whole numbers"),
         (write_named_scene, {"scales": (0,)}, "different whole numbers"),
         (write_named_scene, {"scales": ()}, "different whole numbers"),

@@ -28,7 +28,7 @@ class SceneFormat(NamedTuple):
     is_bounded: bool = False
     """Whether everything lies within the scene box."""
     reads_reduced: bool = False
-    """Whether its parser's ``downscale_factor`` takes pictures from the folders images_2, images_4, ..."""
+    """Whether its parser's ``downscale_factor`` takes images from the folders images_2, images_4, ..."""
     has_points: Callable[[Path], bool] = lambda data: False
     """Whether a scene holds points that its parser's ``load_3D_points`` can load."""
     own_frame: Mapping[str, Any] | None = None

@@ -1,6 +1,6 @@
 """The scenes of the mip-NeRF 360 benchmark as they are published, read as the reference implementation reads them.
 
-Nerfstudio's own COLMAP parser rounds the size of reduced pictures down, holds out views by COLMAP's numbers instead
+Nerfstudio's own COLMAP parser rounds the size of reduced images down, holds out views by COLMAP's numbers instead
 of by file name, and turns poses by the transpose of their principal axes; each of the three changes the figures.
 """
 
@@ -20,12 +20,12 @@ from nerfstudio.plugins.registry_dataparser import DataParserSpecification
 from zipnerf_ns.errors import InputError
 
 OUTDOOR_FACTOR, INDOOR_FACTOR = 4, 2
-"""Reduction of the pictures that results are published for (mip-NeRF 360, section 5)."""
+"""Reduction of the images that results are published for (mip-NeRF 360, section 5)."""
 PUBLISHED_FACTORS = {
     **dict.fromkeys(("bicycle", "flowers", "garden", "stump", "treehill"), OUTDOOR_FACTOR),
     **dict.fromkeys(("room", "counter", "kitchen", "bonsai"), INDOOR_FACTOR),
 }
-"""By the name of the scene's folder."""
+"""The published reduction by the name of the scene's folder."""
 
 
 @dataclass
@@ -35,13 +35,13 @@ class MipNerf360DataParserConfig(ColmapDataParserConfig):
     _target: type = field(default_factory=lambda: MipNerf360DataParser)
     """Dataparser class."""
     downscale_factor: int | None = None
-    """Reduction of the pictures; by default the published one for the folder's name: 4 outdoors, 2 indoors."""
+    """Reduction of the images; by default the published one for the folder's name: 4 outdoors, 2 indoors."""
     downscale_rounding_mode: Literal["floor", "round", "ceil"] = "round"
-    """Rounding of the reduced pictures' sides; the published ones are rounded half up."""
+    """Rounding of the reduced images' sides; the published ones are rounded half up."""
     colmap_path: Path = Path("sparse/0")
     """COLMAP's model, relative to the data."""
     orientation_method: Literal["pca", "up", "vertical", "none"] = "pca"
-    """pca: the cameras' principal axes, as the reference does (centring included); others: nerfstudio's."""
+    """pca: the cameras' principal axes, as the reference does (centering included); others: nerfstudio's."""
     load_3D_points: bool = False
     """Whether to load COLMAP's points: splatfacto starts from them, radiance fields do not use them."""
 
@@ -61,7 +61,7 @@ class MipNerf360DataParser(ColmapDataParser):
     def _generate_dataparser_outputs(self, split: str = "train", **kwargs: Any) -> Any:
         _check_layout(self.config)
         self._downscale_factor = published_factor(self.config)
-        _check_reduced_pictures(self.config, self._downscale_factor)
+        _check_reduced_images(self.config, self._downscale_factor)
         return super()._generate_dataparser_outputs(split, **kwargs)
 
     def _get_all_images_and_cameras(self, recon_dir: Path) -> dict[str, Any]:
@@ -85,7 +85,7 @@ def published_factor(config: MipNerf360DataParserConfig) -> int:
     if name not in PUBLISHED_FACTORS:
         raise InputError(
             f"{config.data} is not named like a scene of the benchmark ({', '.join(PUBLISHED_FACTORS)}). "
-            "Say which pictures to use: --downscale-factor 4 outdoors, 2 indoors, 1 for images."
+            "Say which images to use: --downscale-factor 4 outdoors, 2 indoors, 1 for images."
         )
     return PUBLISHED_FACTORS[name]
 
@@ -131,18 +131,18 @@ def _check_layout(config: MipNerf360DataParserConfig) -> None:
         )
 
 
-def _check_reduced_pictures(config: MipNerf360DataParserConfig, factor: int) -> None:
-    """Nerfstudio would ask on the terminal whether to write absent pictures, rounded its own way."""
+def _check_reduced_images(config: MipNerf360DataParserConfig, factor: int) -> None:
+    """Nerfstudio would ask on the terminal whether to write absent images, rounded its own way."""
     images = config.data / config.images_path
     folder = images if factor == 1 else images.with_name(f"{images.name}_{factor}")
     if not folder.is_dir():
         raise InputError(
-            f"{folder} is missing. Take the published pictures of the scene, or choose others with "
+            f"{folder} is missing. Take the published images of the scene, or choose others with "
             "--downscale-factor (1 for those as large as COLMAP's cameras)."
         )
 
 
 mipnerf360_data = DataParserSpecification(
     config=MipNerf360DataParserConfig(),
-    description="The mip-NeRF 360 benchmark's scenes by its protocol: pictures, split, axes.",
+    description="The mip-NeRF 360 benchmark's scenes by its protocol: images, split, axes.",
 )

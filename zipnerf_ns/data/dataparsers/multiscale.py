@@ -1,6 +1,6 @@
 """Any scene at several scales: the same views at 1, 1/2, 1/4 and 1/8 of their size, as images of their own.
 
-The reduced pictures are written once, so that every method of nerfstudio can train on them and be measured on them.
+The reduced images are written once, so that every method of nerfstudio can train on them and be measured on them.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from nerfstudio.utils.colors import get_color
 from zipnerf_ns.data.checks import check_images
 from zipnerf_ns.data.dataparsers.formats import FORMATS, find_format
 from zipnerf_ns.data.dataparsers.mipnerf360 import MipNerf360DataParserConfig
-from zipnerf_ns.data.dataparsers.reduction import reduce_mask, reduce_picture, write_reduced
+from zipnerf_ns.data.dataparsers.reduction import reduce_image, reduce_mask, write_reduced
 from zipnerf_ns.data.metadata import SCALES, find_scales
 from zipnerf_ns.errors import InputError
 
@@ -41,7 +41,7 @@ class MultiscaleDataParserConfig(DataParserConfig):
     scales: tuple[int, ...] = (1, 2, 4, 8)
     """Sides of a pixel, in pixels of the full size."""
     cache_dir: Path = Path("multiscale")
-    """Where reduced pictures are kept; relative to the scene's folder."""
+    """Where reduced images are kept; relative to the scene's folder."""
     alpha_color: str | None = None
     """Painted behind transparent pixels, for methods that do not read alpha; by default alpha is kept."""
     nerfstudio: NerfstudioDataParserConfig = field(default_factory=NerfstudioDataParserConfig)
@@ -89,7 +89,7 @@ class MultiscaleDataParser(DataParser):
         cameras = cameras_at_scales(outputs.cameras, config.scales)
         filenames, masks = self._reduced_paths(outputs)
         if self.downscale_factor is None:
-            # Before pixels are read: a file that is missing or no picture is named here.
+            # Before pixels are read: a file that is missing or no image is named here.
             check_images(outputs.image_filenames)
             self._write(outputs.image_filenames, filenames, outputs.mask_filenames, masks)
         alpha_color = outputs.alpha_color if config.alpha_color is None else get_color(config.alpha_color)
@@ -125,12 +125,12 @@ class MultiscaleDataParser(DataParser):
         masks: Sequence[Path] | None,
         reduced_masks: list[list[Path]] | None,
     ) -> None:
-        """Writes the reduced pictures that are not there yet, or whose original has changed.
+        """Writes the reduced images that are not there yet, or whose original has changed.
 
         Raises:
             InputError: where they cannot be written.
         """
-        jobs = [(sources, reduced, reduce_picture)]
+        jobs = [(sources, reduced, reduce_image)]
         if masks is not None and reduced_masks is not None:
             jobs.append((masks, reduced_masks, reduce_mask))
         with ThreadPoolExecutor() as pool:
@@ -148,18 +148,18 @@ class MultiscaleDataParser(DataParser):
 def cameras_at_scales(cameras: Cameras, scales: Sequence[int]) -> Cameras:
     """The cameras of all views at the first scale, then at the next.
 
-    A reduced picture ends with its last whole pixel; its rays are the full picture's, so focal lengths and principal
+    A reduced image ends with its last whole pixel; its rays are the full image's, so focal lengths and principal
     points are divided exactly.
 
     Raises:
-        InputError: where a reduced picture would have no pixel, or the camera model has sizes of its own.
+        InputError: where a reduced image would have no pixel, or the camera model has sizes of its own.
     """
     if "fisheye_crop_radius" in (cameras.metadata or {}):
-        raise InputError("multiscale-data cannot reduce fisheye pictures with a crop radius.")
+        raise InputError("multiscale-data cannot reduce fisheye images with a crop radius.")
     smallest = int(min(cameras.width.min(), cameras.height.min()))
     if smallest < max(scales):
         raise InputError(
-            f"the smallest picture is {smallest} pixels wide or high: at scale 1/{max(scales)} nothing is left of it. "
+            f"the smallest image is {smallest} pixels wide or high: at scale 1/{max(scales)} nothing is left of it. "
             "Give smaller --scales."
         )
     repeated = cameras[torch.arange(len(cameras)).repeat(len(scales))]

@@ -1,4 +1,4 @@
-"""Pictures with larger pixels: the mean of the squares that they cover.
+"""Images with larger pixels: the mean of the squares that they cover.
 
 Of the stored values, weighted by alpha (averaged with premultiplied colors, then made straight again), as in the
 multi-scale scenes of mip-NeRF.
@@ -19,8 +19,8 @@ from zipnerf_ns.data.images import used_pixels
 from zipnerf_ns.errors import InputError
 
 
-def reduce_picture(image: Image.Image, scale: int) -> npt.NDArray[np.uint8]:
-    """A picture with pixels ``scale`` times as large, ``[height, width, 3 or 4]``; straight alpha in and out."""
+def reduce_image(image: Image.Image, scale: int) -> npt.NDArray[np.uint8]:
+    """An image with pixels ``scale`` times as large, ``[height, width, 3 or 4]``; straight alpha in and out."""
     has_alpha = "A" in image.getbands() or "transparency" in image.info
     pixels = np.asarray(image.convert("RGBA" if has_alpha else "RGB"), dtype=np.float32)
     if not has_alpha:
@@ -50,13 +50,13 @@ def _to_bytes(values: npt.NDArray[np.float32]) -> npt.NDArray[np.uint8]:
 def write_reduced(
     original: Path, target: Path, scale: int, function: Callable[[Image.Image, int], npt.NDArray[np.uint8]]
 ) -> None:
-    """Writes a reduced picture as PNG, unless it is there already and its original has not changed.
+    """Writes a reduced image as PNG, unless it is there already and its original has not changed.
 
     Raises:
-        InputError: where the original cannot be read or the reduced picture not be written.
+        InputError: where the original cannot be read or the reduced image not be written.
     """
     changed = original.stat().st_mtime_ns
-    # The reduced picture bears its original's date: a newer or an older original is another picture.
+    # The reduced image bears its original's date: a newer or an older original is another image.
     if target.is_file() and target.stat().st_mtime_ns == changed:
         return
     try:
@@ -70,7 +70,7 @@ def write_reduced(
         raise InputError(f"image {original} cannot be reduced ({error}). Replace it or remove its frame.") from error
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
-        # Moved into place whole: an interrupted run leaves no half picture.
+        # Moved into place whole: an interrupted run leaves no half image.
         handle, unfinished = tempfile.mkstemp(prefix=f".{target.name}.", dir=target.parent)
         with os.fdopen(handle, "wb") as file:
             Image.fromarray(reduced).save(file, format="PNG", compress_level=1)
@@ -78,5 +78,5 @@ def write_reduced(
         os.replace(unfinished, target)
     except OSError as error:
         raise InputError(
-            f"reduced pictures cannot be written to {target.parent} ({error}). Give another --cache-dir."
+            f"reduced images cannot be written to {target.parent} ({error}). Give another --cache-dir."
         ) from error

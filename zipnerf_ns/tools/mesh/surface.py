@@ -31,7 +31,7 @@ BYTES_PER_VOXEL = 12
 SECONDS_BETWEEN_LINES = 5.0
 
 DensityFunction = Callable[[Tensor], Tensor]
-"""From points `[n, 3]` to densities `[n]` per world unit."""
+"""A function from points `[n, 3]` to densities `[n]` per world unit."""
 
 
 @dataclass(frozen=True)

@@ -61,7 +61,7 @@ def prepare(trial: Trial, folder: Path) -> Prepared:
     is_ours = type(config).__module__.startswith("zipnerf_ns.")
     _quieten(config, trial, folder)
     manager, model, data = config.pipeline.datamanager, config.pipeline.model, Path(trial.scene)
-    # Reduced pictures are beside the trials of the same scene, for all methods: its own folder may not be writable.
+    # Reduced images are beside the trials of the same scene, for all methods: its own folder may not be writable.
     cache = folder.resolve().parent / "multiscale"
     multiscale = MultiscaleDataParserConfig(data=data, scales=trial.scales or (1,), cache_dir=cache)
     parser = multiscale.source()
@@ -73,7 +73,7 @@ def prepare(trial: Trial, folder: Path) -> Prepared:
     if has_alpha:
         parser = _object_settings(model, parser, trial.half_side)
         within = f"within {trial.half_side:g} of its origin"
-        notes.append(f"transparent pictures: over white, in the data's own frame, {within}")
+        notes.append(f"transparent images: over white, in the data's own frame, {within}")
     sizes = torch.cat([outputs.cameras.width, outputs.cameras.height], dim=-1).unique(dim=0)
     # Scenes that show several scales already are read as they are.
     reduced = bool(trial.scales) and find_scales(outputs.image_filenames, outputs.metadata, data) is None
@@ -87,7 +87,7 @@ def prepare(trial: Trial, folder: Path) -> Prepared:
     if getattr(model, "implementation", None) == "tcnn" and not TCNN_EXISTS:
         notes.append("tiny-cuda-nn is not installed: the method's own torch implementation")
     if (reduced or len(sizes) > 1) and not is_ours and hasattr(manager, "pixel_sampler"):
-        notes.append("pictures of several sizes: nerfstudio's sampler takes equally many rays from each")
+        notes.append("images of several sizes: nerfstudio's sampler takes equally many rays from each")
     change(config, trial.changes)
     return Prepared(config, has_alpha, is_ours, notes)
 

@@ -51,7 +51,7 @@ class Clock:
 
     @contextmanager
     def standing_still(self) -> Iterator[float]:
-        """Within, neither time nor memory is training's; the seconds counted so far."""
+        """A context in which neither time nor memory is training's; gives the seconds counted so far."""
         yield self.stop()
         self._forget_memory()
         self.start()
@@ -66,17 +66,17 @@ class Course:
     """What happened in one training."""
 
     steps: int = 0
-    """That were taken."""
+    """Number of steps that were taken."""
     rays: int = 0
-    """That were trained on; pixels, for methods that render whole pictures."""
+    """Number of rays that were trained on; pixels, for methods that render whole pictures."""
     seconds: float = 0.0
-    """By the clock, from the end of the first step on."""
+    """Seconds of training by the clock, from the end of the first step on."""
     setup_seconds: float = 0.0
-    """Taken by reading the data and building the model."""
+    """Seconds taken by reading the data and building the model."""
     first_step_seconds: float = 0.0
-    """Until the first step is done: compilation, data processes."""
+    """Seconds until the first step is done: compilation, data processes."""
     evaluation_seconds: float = 0.0
-    """During which the clock stood still."""
+    """Seconds during which the clock stood still."""
     peak_gpu_bytes: int = 0
     """Allocated by torch at most in training; 0 without a GPU."""
     steps_per_second: float = 0.0
@@ -186,7 +186,7 @@ def renders_pictures(pipeline: Any) -> bool:
 
 
 def draw_same_rays(trainer: Any, seed: int) -> None:
-    """From now on a training's n-th batch of rays depends on the seed and n alone, not on who else draws.
+    """Makes a training's n-th batch of rays depend on the seed and n alone, not on who else draws.
 
     Args:
         trainer: from :func:`set_up`.

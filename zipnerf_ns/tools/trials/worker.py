@@ -84,7 +84,7 @@ def measurements(trial: Trial, prepared: Prepared, pipeline: Any, folder: Path) 
     notes = list(prepared.notes)
     distortion = dataset.cameras.distortion_params
     if renders_pictures(pipeline) and distortion is not None and bool(distortion.any()):
-        notes.append("trained and measured on undistorted pictures: it renders no lens distortion")
+        notes.append("trained and measured on undistorted images: it renders no lens distortion")
     has_lpips = all("lpips" in metrics for metrics in per_image)
     return {
         # With several scales every scale counts the same.
