@@ -17,7 +17,7 @@ from zipnerf_ns.tools.trials import trial as trials
 from zipnerf_ns.tools.trials import variants as ablate_variants
 from zipnerf_ns.tools.trials import worker as trial_worker
 from zipnerf_ns.tools.trials.config import registered
-from zipnerf_ns.tools.trials.trial import TRIAL_FILE, read_result, save_json
+from zipnerf_ns.tools.trials.trial import read_result
 from zipnerf_ns.tools.trials.variants import BASE, VARIANTS
 
 MODEL = "pipeline.model."
@@ -129,8 +129,7 @@ def test_two_variants_through_the_whole_of_it(tiny_scene, tmp_path, monkeypatch)
     has each in its own.)"""
 
     def run_here(trial, folder, gpu):
-        save_json(folder / TRIAL_FILE, dataclasses.asdict(trial))
-        assert trial_worker.main([str(folder)]) == 0
+        assert trial_worker.main([str(folder), json.dumps(dataclasses.asdict(trial))]) == 0
         return read_result(folder, trial)
 
     monkeypatch.setattr(trials, "run_trial", run_here)

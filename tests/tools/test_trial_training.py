@@ -16,7 +16,7 @@ from nerfstudio.engine.callbacks import TrainingCallback, TrainingCallbackLocati
 from zipnerf_ns.tools.trials import training as trial_training
 from zipnerf_ns.tools.trials import worker as trial_worker
 from zipnerf_ns.tools.trials.config import Prepared
-from zipnerf_ns.tools.trials.training import Clock, Course, draw_same_rays, train
+from zipnerf_ns.tools.trials.training import Course, draw_same_rays, train
 from zipnerf_ns.tools.trials.trial import Trial
 
 STEP, FIRST_STEP, EVALUATION = 1.0, 50.0, 7.0
@@ -66,18 +66,6 @@ def evaluation(time: OwnTime, at: list[float]) -> Callable:
 @pytest.fixture
 def own_time(monkeypatch) -> OwnTime:
     return OwnTime(monkeypatch)
-
-
-def test_clock_counts_between_start_and_stop(own_time):
-    clock = Clock("cpu")
-    own_time.now += 3.0
-    assert clock.seconds == 0.0
-    for counted in (2.0, 4.0):
-        clock.start()
-        own_time.now += 2.0
-        assert clock.seconds == clock.stop() == counted
-        own_time.now += 9.0
-        assert clock.seconds == counted
 
 
 def test_steps_are_all_taken_and_evaluation_is_not_counted(own_time):

@@ -7,7 +7,6 @@ is kept beside its results.
 
 from __future__ import annotations
 
-import argparse
 import json
 import os
 import shlex
@@ -20,14 +19,17 @@ from pathlib import Path
 from typing import Any
 
 import torch
+import tyro
 from PIL import Image
 
 from zipnerf_ns.tools import programs
 from zipnerf_ns.tools.demo_scene import write_scene
 from zipnerf_ns.tools.programs import CONFIG, METRICS, PICTURES, VIDEO, DemoError
-from zipnerf_ns.tools.system_check import check_all, check_ffmpeg, format_table, link_ffmpeg, script_environment
+from zipnerf_ns.tools.system_check import check_all, format_table, script_environment
 
 EXPERIMENT = "demo"
+NO_FFMPEG = ("ffmpeg", "missing")
+"""Finding without which a video cannot be written."""
 EXPECTED_PSNR = 24.0
 """What the built-in scene gives at least with the machine's own number of steps, dB on held-out views."""
 
@@ -119,23 +121,6 @@ def exit_reason(returncode: int) -> str:
     return f"ended by {number.name}{hint}"
 
 
-def check_machine() -> None:
-    """What must be there before time is spent on training.
-
-    Raises:
-        DemoError: something is wrong or ffmpeg is missing.
-    """
-    if check_ffmpeg().state != "ok":
-        try:
-            print(f"ffmpeg: linked {link_ffmpeg()}")
-        except (RuntimeError, OSError, subprocess.CalledProcessError) as error:
-            raise DemoError(f"ns-render needs ffmpeg: {error}") from error
-    findings = check_all()
-    print(format_table(findings))
-    if any(finding.state == "wrong" for finding in findings):
-        raise DemoError("this machine is not ready: see the lines that say wrong.")
-
-
 def held_out(folder: Path) -> tuple[float, int, tuple[int, int]]:
     """What ``ns-eval`` left in a run's folder: the PSNR in dB, the number of views, and one's width and height.
 
@@ -172,29 +157,26 @@ def verdict(psnr: float, steps: int, expected_steps: int | None) -> tuple[str, b
     return f"{said}: below {goal}, so something is wrong", False
 
 
-def parse(arguments: list[str] | None) -> argparse.Namespace:
-    """The command line."""
-    parser = argparse.ArgumentParser(
-        prog="python -m zipnerf_ns.tools.demo",
-        description="Trains, evaluates and renders a scene once, with the programs that you would use.",
-    )
-    parser.add_argument("--data", type=Path, help="data set with camera poses (default: the built-in scene)")
-    parser.add_argument("--output-dir", type=Path, default=Path("outputs"), help="folder for all results")
-    parser.add_argument("--steps", type=int, help="training steps (default: by machine)")
-    options = parser.parse_args(arguments)
-    if options.steps is not None and options.steps < 1:
-        parser.error("--steps must be at least 1")
-    return options
+def demo(data: Path | None = None, output_dir: Path = Path("outputs"), steps: int | None = None) -> bool:
+    """Trains, evaluates and renders a scene once, with the programs that you would use.
 
+    Args:
+        data: data set with camera poses; by default the built-in scene.
+        output_dir: folder for all results.
+        steps: training steps; by default as many as suit the machine.
 
-def demo(data: Path | None, output_dir: Path, steps: int | None) -> bool:
-    """All steps; True if the result is as good as it should be.
-
+    Returns:
+        Whether the result is as good as it should be.
     Raises:
         DemoError: a step failed.
     """
+    if steps is not None and steps < 1:
+        raise DemoError("--steps must be at least 1.")
     machine = programs.CUDA if torch.cuda.is_available() else programs.CPU
-    check_machine()
+    findings = check_all()
+    print(format_table(findings))
+    if unfit := [each.name for each in findings if each.state == "wrong" or (each.name, each.state) == NO_FFMPEG]:
+        raise DemoError(f"this machine is not ready for training and ns-render: see {', '.join(unfit)} above.")
     folder = output_dir / EXPERIMENT / machine.method / time.strftime("%Y-%m-%d_%H%M%S")
     scene = data
     if scene is None:
@@ -226,9 +208,8 @@ def demo(data: Path | None, output_dir: Path, steps: int | None) -> bool:
 
 def main(arguments: list[str] | None = None) -> int:
     """The demo; 0 if all went well and the result is as good as it should be."""
-    options = parse(arguments)
     try:
-        return 0 if demo(options.data, options.output_dir, options.steps) else 1
+        return 0 if tyro.cli(demo, prog="python -m zipnerf_ns.tools.demo", args=arguments) else 1
     except DemoError as error:
         print(f"\ndemo: {error}", file=sys.stderr)
         return 1

@@ -7,17 +7,17 @@ its other files are linked, and the scene itself stays the truth to compare with
 
 from __future__ import annotations
 
-import argparse
 import copy
 import json
 import math
-import os
-import tempfile
+import sys
 from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
+import tyro
 from scipy.spatial.transform import Rotation
+from tyro.conf import Positional
 
 from zipnerf_ns.data.checks import check_transforms
 from zipnerf_ns.errors import InputError
@@ -26,27 +26,29 @@ Splits = Literal["all", "train"]
 
 
 def disturb_scene(
-    scene: Path | str,
-    output: Path | str,
-    *,
+    scene: Positional[Path],
+    output: Positional[Path],
     degrees: float = 1.0,
     percent: float = 1.0,
     seed: int = 0,
     splits: Splits = "all",
 ) -> Path:
-    """Writes the scene with disturbed poses into the new folder `output` and returns it.
+    """Copies a scene with disturbed camera poses, to measure camera optimization with.
 
     Args:
-        scene: folder with a transforms.json of Nerfstudio's and the files that it names.
+        scene: folder with a transforms.json of Nerfstudio's and the files that it names, to which the copy links.
+        output: folder to write; must not exist.
         degrees: by which every camera is turned.
         percent: by which every camera is shifted, of the cameras' mean distance from their center.
         seed: of axes and directions; a frame keeps its own whichever splits are chosen.
-        splits: "train" leaves the poses of frames that are not in `train_filenames` as they are.
+        splits: train leaves the poses of frames that are not in train_filenames as they are.
 
+    Returns:
+        The new folder.
     Raises:
-        InputError: the scene cannot be read, a number is out of range, or `output` exists.
+        InputError: the scene cannot be read, a number is out of range, or ``output`` exists.
     """
-    scene, output = Path(scene).expanduser().resolve(), Path(output).expanduser().absolute()
+    scene, output = scene.expanduser().resolve(), output.expanduser().absolute()
     for name, value, most in (("degrees", degrees, 180.0), ("percent", percent, math.inf)):
         if not 0.0 <= value <= most or math.isinf(value):
             raise InputError(f"--{name} is {value}: it must be between 0 and {most:g}.")
@@ -58,20 +60,14 @@ def disturb_scene(
         raise InputError(f"{output} lies within the scene, whose files it would link to. Name a folder outside of it.")
     check_transforms(scene / "transforms.json")
     meta = json.loads((scene / "transforms.json").read_text(encoding="utf-8"))
-    disturbed = disturb_meta(meta, degrees, percent, seed, splits)
-    output.parent.mkdir(parents=True, exist_ok=True)
-    # Made beside its place and moved there whole: an interrupted run leaves nothing that looks like a scene.
-    with tempfile.TemporaryDirectory(prefix=f".{output.name}.", dir=output.parent) as scratch:
-        folder = Path(scratch) / "scene"
-        folder.mkdir()
-        for entry in sorted(scene.iterdir()):
-            # Other descriptions of the same pictures have the poses that are to be forgotten.
-            if entry.name.startswith("transforms") and entry.suffix == ".json":
-                continue
-            os.symlink(entry, folder / entry.name, target_is_directory=entry.is_dir())
-        text = json.dumps(disturbed, indent=2) + "\n"
-        (folder / "transforms.json").write_text(text, encoding="utf-8")
-        folder.rename(output)
+    text = json.dumps(disturb_meta(meta, degrees, percent, seed, splits), indent=2) + "\n"
+    output.mkdir(parents=True)
+    for entry in scene.iterdir():
+        # Other descriptions of the same images have the poses that are to be forgotten.
+        if not (entry.name.startswith("transforms") and entry.suffix == ".json"):
+            (output / entry.name).symlink_to(entry)
+    # Last: an interrupted run leaves nothing that looks like a scene.
+    (output / "transforms.json").write_text(text, encoding="utf-8")
     return output
 
 
@@ -111,22 +107,11 @@ def _unit_vector(random: np.random.Generator) -> np.ndarray:
 
 def main(arguments: list[str] | None = None) -> None:
     """Reads the command line and writes the scene; what is wrong with the input ends with one line."""
-    parser = argparse.ArgumentParser(
-        prog="python -m zipnerf_ns.tools.disturb_poses",
-        description="Copies a scene of Nerfstudio's with disturbed camera poses, to measure camera optimization with.",
-        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
-    )
-    parser.add_argument("scene", type=Path, help="folder with a transforms.json")
-    parser.add_argument("output", type=Path, help="folder to write; must not exist")
-    parser.add_argument("--degrees", type=float, default=1.0, help="by which every camera is turned")
-    parser.add_argument("--percent", type=float, default=1.0, help="shift, of their mean distance from their center")
-    parser.add_argument("--seed", type=int, default=0, help="of axes and directions")
-    parser.add_argument("--splits", choices=("all", "train"), default="all", help="whose poses are disturbed")
-    options = vars(parser.parse_args(arguments))
     try:
-        folder = disturb_scene(options.pop("scene"), options.pop("output"), **options)
+        folder = tyro.cli(disturb_scene, prog="python -m zipnerf_ns.tools.disturb_poses", args=arguments)
     except (InputError, OSError) as error:
-        parser.exit(2, f"error: {error}\n")
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(2)
     print(f"Disturbed scene in {folder}: give it to Nerfstudio with --data {folder}")
 
 

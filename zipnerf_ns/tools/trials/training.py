@@ -5,8 +5,7 @@ from __future__ import annotations
 import gc
 import random
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -19,46 +18,6 @@ from nerfstudio.scripts.train import _set_random_seed
 from nerfstudio.utils import writer
 
 from zipnerf_ns.tools.benchmark.timing import synchronize
-
-
-class Clock:
-    """Seconds that training takes, the device's work included, and the most GPU memory that it has allocated."""
-
-    def __init__(self, device: str) -> None:
-        self.device = device
-        self.peak_bytes = 0
-        self._counted = 0.0
-        self._started: float | None = None
-        self._forget_memory()
-
-    @property
-    def seconds(self) -> float:
-        """Counted so far; while it runs, without waiting for the device."""
-        running = 0.0 if self._started is None else time.perf_counter() - self._started
-        return self._counted + running
-
-    def start(self) -> None:
-        """Goes on counting, after the device has done what it was given."""
-        synchronize(self.device)
-        self._started = time.perf_counter()
-
-    def stop(self) -> float:
-        """Stands still, after the device has done what it was given; the seconds counted so far."""
-        synchronize(self.device)
-        self._counted, self._started = self.seconds, None
-        self.peak_bytes = max(self.peak_bytes, torch.cuda.max_memory_allocated())
-        return self._counted
-
-    @contextmanager
-    def standing_still(self) -> Iterator[float]:
-        """A context in which neither time nor memory is training's; gives the seconds counted so far."""
-        yield self.stop()
-        self._forget_memory()
-        self.start()
-
-    def _forget_memory(self) -> None:
-        if torch.cuda.is_available():
-            torch.cuda.reset_peak_memory_stats()
 
 
 @dataclass
@@ -118,10 +77,7 @@ def release(trainer: Any) -> None:
 
 
 def train(
-    trainer: Any,
-    seconds: float | None = None,
-    moments: int = 1,
-    evaluate: Callable[[Any], float] | None = None,
+    trainer: Any, seconds: float | None = None, moments: int = 1, evaluate: Callable[[Any], float] | None = None
 ) -> Course:
     """Trains to the configured number of steps, or until the clock has counted the seconds.
 
@@ -135,41 +91,56 @@ def train(
         evaluate: gives the held-out views' PSNR from the pipeline; None renders nothing.
     """
     course = Course()
-    planned, clock = trainer.config.max_num_iterations, Clock(trainer.device)
+    planned = trainer.config.max_num_iterations
     due = [0.5**power for power in range(moments - 1, 0, -1)] if evaluate is not None else []
-    entered = time.perf_counter()
+    entered = started = time.perf_counter()
     middle: tuple[int, float] | None = None
+    _forget_memory()
+
+    def counted() -> float:
+        """The clock's seconds so far; while the device works on, it may lag far behind the processor."""
+        return time.perf_counter() - started - course.evaluation_seconds
+
+    def counted_exactly() -> float:
+        synchronize(trainer.device)
+        course.peak_gpu_bytes = max(course.peak_gpu_bytes, torch.cuda.max_memory_allocated())
+        return counted()
 
     def after_step(step: int) -> None:
-        nonlocal middle
+        nonlocal started, middle
         course.steps, course.rays = step + 1, course.rays + rays_of_step(trainer.pipeline)
         if step == 0:
             synchronize(trainer.device)
-            course.first_step_seconds = time.perf_counter() - entered
-            clock.start()
+            started = time.perf_counter()
+            course.first_step_seconds = started - entered
         steps_done = (step + 1) / planned
-        share = steps_done if seconds is None else clock.seconds / seconds
+        share = steps_done if seconds is None else counted() / seconds
         if max(share, steps_done) >= 1.0:
-            course.seconds, course.peak_gpu_bytes = clock.stop(), clock.peak_bytes
+            course.seconds = counted_exactly()
             first, begin = middle or (0, 0.0)
             course.steps_per_second = max(step - first, 1) / max(course.seconds - begin, 1e-6)
             trainer.stop_training = True
             return
         if middle is None and max(share, steps_done) >= 0.5:
-            # The device may lag far behind the processor, which only asks for a captured step to be replayed.
-            middle = step, clock.stop()
-            clock.start()
+            middle = step, counted_exactly()
         if due and share >= due[0]:
             while due and share >= due[0]:
                 due.pop(0)
-            with clock.standing_still() as counted:
-                start = time.perf_counter()
-                course.curve.append({"step": step + 1, "seconds": counted, "psnr": evaluate(trainer.pipeline)})
-                course.evaluation_seconds += time.perf_counter() - start
+            now = counted_exactly()
+            course.curve.append({"step": step + 1, "seconds": now, "psnr": evaluate(trainer.pipeline)})
+            synchronize(trainer.device)
+            course.evaluation_seconds += counted() - now
+            # What evaluation allocates is not training's.
+            _forget_memory()
 
     trainer.callbacks.append(TrainingCallback([TrainingCallbackLocation.AFTER_TRAIN_ITERATION], after_step))
     trainer.train()
     return course
+
+
+def _forget_memory() -> None:
+    if torch.cuda.is_available():
+        torch.cuda.reset_peak_memory_stats()
 
 
 def rays_of_step(pipeline: Any) -> int:

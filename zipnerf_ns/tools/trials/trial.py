@@ -23,7 +23,7 @@ import torch
 from zipnerf_ns.tools.demo import exit_reason, quiet_environment
 from zipnerf_ns.tools.trials.report import Result, outcome
 
-TRIAL_FILE, RESULT_FILE, LOG_FILE, VIEWS = "trial.json", "result.json", "log.txt", "views"
+RESULT_FILE, LOG_FILE, VIEWS = "result.json", "log.txt", "views"
 """What a trial's folder holds; the last is the folder of kept views."""
 WORKER = "zipnerf_ns.tools.trials.worker"
 SET_UP_LIMIT, LIMIT_FACTOR = 900.0, 4.0
@@ -32,16 +32,16 @@ SET_UP_LIMIT, LIMIT_FACTOR = 900.0, 4.0
 
 @dataclass(frozen=True)
 class Trial:
-    """Everything that decides a result."""
+    """Everything that decides a result; it takes either seconds or steps."""
 
     scene: str
     """Folder, or transforms file."""
     method: str
     """As ns-train knows it."""
     seconds: float | None = 120.0
-    """Length of the training; evaluation, set-up and first-use compilation are not counted. None: by steps."""
+    """Length of the training, without evaluation, set-up and first-use compilation."""
     steps: int | None = None
-    """Training steps; None: as many as fit into the seconds."""
+    """Training steps; by seconds as many as fit."""
     scales: tuple[int, ...] = ()
     """Scales at which a scene of one scale is trained and measured; empty: as it is."""
     seed: int = 42
@@ -61,10 +61,6 @@ class Trial:
     build_only: bool = False
     """Take two steps, for what is compiled at first use, and measure nothing."""
 
-    def __post_init__(self) -> None:
-        if (self.seconds is None) == (self.steps is None):
-            raise ValueError("a trial takes either seconds or steps")
-
 
 def save_json(path: Path, content: Any) -> None:
     """Writes a JSON file beside its place and moves it there: no reader, or kill, ever meets half of one."""
@@ -72,12 +68,6 @@ def save_json(path: Path, content: Any) -> None:
     unfinished = path.with_name(f".{path.name}.unfinished")
     unfinished.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
     os.replace(unfinished, path)
-
-
-def load_trial(folder: Path) -> Trial:
-    """The trial that a folder is for."""
-    content = json.loads((folder / TRIAL_FILE).read_text(encoding="utf-8"))
-    return Trial(**{**content, "scales": tuple(content["scales"])})
 
 
 def read_result(folder: Path, trial: Trial) -> Result | None:
@@ -100,11 +90,11 @@ def run_trial(trial: Trial, folder: Path, gpu: str | None = None) -> Result:
         folder: for this trial alone.
         gpu: the only one that it sees, as CUDA_VISIBLE_DEVICES names it; None for what this process sees.
     """
+    folder.mkdir(parents=True, exist_ok=True)
     (folder / RESULT_FILE).unlink(missing_ok=True)
-    save_json(folder / TRIAL_FILE, dataclasses.asdict(trial))
     limit = None if trial.seconds is None else SET_UP_LIMIT + LIMIT_FACTOR * trial.seconds
     environment = quiet_environment() | ({} if gpu is None else {"CUDA_VISIBLE_DEVICES": gpu})
-    command = [sys.executable, "-m", WORKER, str(folder)]
+    command = [sys.executable, "-m", WORKER, str(folder), json.dumps(dataclasses.asdict(trial))]
     with (folder / LOG_FILE).open("wb") as log:
         try:
             ended = subprocess.run(

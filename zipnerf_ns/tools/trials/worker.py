@@ -1,8 +1,9 @@
-"""The process of one trial: ``python -m zipnerf_ns.tools.trials.worker FOLDER``, which :mod:`trial` starts."""
+"""The process of one trial: ``python -m zipnerf_ns.tools.trials.worker FOLDER TRIAL``, which :mod:`trial` starts."""
 
 from __future__ import annotations
 
 import dataclasses
+import json
 import platform
 import sys
 import time
@@ -15,7 +16,7 @@ import torch
 from zipnerf_ns.data.metadata import find_scales, mean_metrics, means_by_scale
 from zipnerf_ns.tools.trials.config import Prepared, prepare, set_steps
 from zipnerf_ns.tools.trials.training import Course, draw_same_rays, release, renders_pictures, set_up, train
-from zipnerf_ns.tools.trials.trial import RESULT_FILE, VIEWS, Trial, load_trial, save_failure, save_json
+from zipnerf_ns.tools.trials.trial import RESULT_FILE, VIEWS, Trial, save_failure, save_json
 from zipnerf_ns.tools.trials.views import LPIPS_VARIANT, mean_psnr, measure
 
 WARM_UP_SECONDS, WARM_UP_STEPS = 2.0, 3
@@ -108,9 +109,9 @@ def machine(device: str) -> dict[str, str]:
 
 
 def main(arguments: list[str]) -> int:
-    """Performs the trial of the folder that is named, and leaves its result there."""
-    folder = Path(arguments[0])
-    trial, start = load_trial(folder), time.perf_counter()
+    """Performs a trial, given as JSON, and leaves its result in the folder that is named before it."""
+    folder, fields, start = Path(arguments[0]), json.loads(arguments[1]), time.perf_counter()
+    trial = Trial(**{**fields, "scales": tuple(fields["scales"])})
     try:
         result = {**perform(trial, folder), "status": "done"}
         save_json(folder / RESULT_FILE, {**result, "total_seconds": time.perf_counter() - start})
