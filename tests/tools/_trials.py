@@ -19,7 +19,7 @@ def result(method: str, scene: str = "/data/fox", **changes: Any) -> dict[str, A
     made = {
         "trial": trial, "status": "done", "metrics": {"psnr": 26.123, "ssim": 0.81234}, "by_scale": {}, "steps": 9000,
         "planned_steps": 10_000, "rays": 73_728_000, "seconds": 120.04, "setup_seconds": 3.21, "notes": ["a note"],
-        "first_step_seconds": 0.5, "first_use": {"setup": 4.0, "first_step": 61.2}, "evaluation_seconds": 8.0,
+        "first_step_seconds": 0.5, "first_use_seconds": 61.2, "evaluation_seconds": 8.0,
         "rendered_rays_per_second": 1.5e6, "peak_gpu_bytes": 3 * 2**30, "machine": {"device": "One GPU"},
         "schedule": "its own", "lpips": "not measured", "kept_views": [0, 2],
         "curve": [{"step": 9, "seconds": 15.0, "psnr": 20.0}, {"step": 9000, "seconds": 120.0, "psnr": 26.1}],

@@ -11,14 +11,12 @@ import pytest
 from _trials import SMALL, result
 
 from zipnerf_ns.tools import ablate
-from zipnerf_ns.tools.ablate import difference, main, parse, report, shows_scales, why_left_out
+from zipnerf_ns.tools.ablate import BASE, VARIANTS, difference, main, parse, report, shows_scales, why_left_out
 from zipnerf_ns.tools.demo_scene import write_scene as write_built_in
 from zipnerf_ns.tools.trials import trial as trials
-from zipnerf_ns.tools.trials import variants as ablate_variants
 from zipnerf_ns.tools.trials import worker as trial_worker
 from zipnerf_ns.tools.trials.config import registered
 from zipnerf_ns.tools.trials.trial import read_result
-from zipnerf_ns.tools.trials.variants import BASE, VARIANTS
 
 MODEL = "pipeline.model."
 
@@ -60,7 +58,7 @@ def test_each_setting_is_the_methods_own_in_one_variant_at_least(method):
 
 
 def test_settings_that_this_version_lacks_are_said(monkeypatch):
-    monkeypatch.setitem(ablate_variants.VARIANTS, "new idea", {MODEL + "use_new_idea": True})
+    monkeypatch.setitem(VARIANTS, "new idea", {MODEL + "use_new_idea": True})
     assert why_left_out(registered("zipnerf"), "new idea", False) == f"this version has no setting {MODEL}use_new_idea"
     assert why_left_out(registered("zipnerf"), "scales weighted by area", False) == "the scene has one scale"
 

@@ -12,18 +12,72 @@ import statistics
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 from zipnerf_ns.data.metadata import FRAME_KEY, mean_metrics
 from zipnerf_ns.errors import InputError
+from zipnerf_ns.functional.hash_grid import Prefilter
 from zipnerf_ns.tools.compare import add_trial_arguments, checked, planned_trial
 from zipnerf_ns.tools.trials.config import change, registered
-from zipnerf_ns.tools.trials.report import METRICS, Result, budget, failed_row, metric_cells, seconds_cell, table
+from zipnerf_ns.tools.trials.report import METRICS, Result, budget, cost_cells, failed_row, metric_cells, table
 from zipnerf_ns.tools.trials.trial import run_all, save_json
-from zipnerf_ns.tools.trials.variants import BASE, NEEDS_SCALES, VARIANTS
 
 CLOSE_CALL = 2.0
 """A difference smaller than this many standard errors of the difference is marked as not told apart."""
+COST_COLUMNS = ("steps", "training s", "ms a step", "rendering Mrays/s", "GPU GiB")
+BASE = "full"
+"""The method as it is."""
+
+MODEL = "pipeline.model"
+
+
+def _model(**fields: Any) -> dict[str, Any]:
+    """Differences of the model's fields."""
+    return {f"{MODEL}.{name}": value for name, value in fields.items()}
+
+
+VARIANTS: dict[str, dict[str, Any]] = {
+    BASE: {},
+    **{f"prefilter {kind}": _model(prefilter=kind) for kind in get_args(Prefilter)},
+    "distillation": _model(distillation_loss_mult=0.01),
+    "no distillation": _model(distillation_loss_mult=0.0),
+    "no interlevel": _model(interlevel_loss_mult=0.0),
+    "distillation instead of interlevel": _model(interlevel_loss_mult=0.0, distillation_loss_mult=0.01),
+    "level consistency": _model(level_consistency_mult=0.01),
+    "no level consistency": _model(level_consistency_mult=0.0),
+    "distortion": _model(distortion_loss_mult=0.05),
+    "distortion of 0.01": _model(distortion_loss_mult=0.01),
+    "no distortion": _model(distortion_loss_mult=0.0),
+    "hash decay": _model(hash_decay_mult=0.1),
+    "no hash decay": _model(hash_decay_mult=0.0),
+    "progressive levels": _model(progressive_levels=True),
+    "all levels at once": _model(progressive_levels=False),
+    "scene-adapted resolutions": _model(scene_adapted_resolution=True),
+    "fixed resolutions": _model(scene_adapted_resolution=False),
+    "Charbonnier": _model(rgb_loss="charbonnier"),
+    "squared error": _model(rgb_loss="mse"),
+    "root mean squared error": _model(rgb_loss="rmse"),
+    # As many intervals in each of the two proposal rounds and in the rendered one.
+    **{
+        f"{3 * each} samples a ray": {
+            f"{MODEL}.{owner}num_samples": each for owner in ("proposals.0.", "proposals.1.", "")
+        }
+        for each in (16, 32, 64, 128)
+    },
+    **{f"tables of 2^{log2}": {f"{MODEL}.grid.log2_hashmap_size": log2} for log2 in range(18, 23)},
+    "gradient scaling": _model(use_gradient_scaling=True),
+    "no gradient scaling": _model(use_gradient_scaling=False),
+    "appearance": _model(use_appearance=True),
+    "no appearance": _model(use_appearance=False),
+    "camera optimization": {f"{MODEL}.camera_optimizer.mode": "SO3xR3"},
+    "scales weighted by area": {"pipeline.datamanager.scale_weighting": "area"},
+    "scales weighted evenly": {"pipeline.datamanager.scale_weighting": "even"},
+}
+"""Fields by their dotted names. A variant that changes nothing, because the method is so already, is not trained; of
+the color losses the one that "auto" stands for is, for only the scene tells which that is."""
+
+NEEDS_SCALES: tuple[str, ...] = ("scales weighted by area", "scales weighted evenly")
+"""Variants that are the base on scenes of one scale."""
 
 
 def parse(arguments: list[str] | None) -> argparse.Namespace:
@@ -90,8 +144,7 @@ def report(options: argparse.Namespace, results: Sequence[Result], left_out: Map
     done = {name: [each for each in succeeded if each["variant"] == name] for name in latest}
     scales = sorted({int(scale) for each in succeeded for scale in each["by_scale"]})
     headings = ["variant", *(heading for _, heading, _ in METRICS), f"PSNR against {BASE}",
-                *(f"PSNR at 1/{scale}" for scale in scales), "steps", "training s", "ms a step",
-                "rendering Mrays/s", "GPU GiB"]  # fmt: skip
+                *(f"PSNR at 1/{scale}" for scale in scales), *COST_COLUMNS]  # fmt: skip
     rows = [
         _row(name, group, done.get(BASE, []), scales) if group else failed_row(name, latest[name], len(headings))
         for name, group in done.items()
@@ -108,16 +161,12 @@ def report(options: argparse.Namespace, results: Sequence[Result], left_out: Map
 
 
 def _row(name: str, done: Sequence[Result], base: Sequence[Result], scales: Sequence[int]) -> list[str]:
-    keys = ("steps", "seconds", "rendered_rays_per_second", "peak_gpu_bytes")
-    means = mean_metrics([{key: float(result[key]) for key in keys} for result in done])
     by_scale = [mean_metrics([result["by_scale"][str(scale)] for result in done])["psnr"] for scale in scales]
     own, others = ({each["seed"]: each["metrics"]["psnr"] for each in group} for group in (done, base))
     return [
         name, *metric_cells(mean_metrics([result["metrics"] for result in done])),
         "" if name == BASE else difference(own, others), *(f"{psnr:.2f}" for psnr in by_scale),
-        f"{means['steps']:,.0f}", seconds_cell(means["seconds"]),
-        f"{1000.0 * means['seconds'] / max(means['steps'] - 1.0, 1.0):.1f}",
-        f"{means['rendered_rays_per_second'] / 1e6:.2f}", f"{means['peak_gpu_bytes'] / 2**30:.1f}",
+        *cost_cells(done, COST_COLUMNS),
     ]  # fmt: skip
 
 

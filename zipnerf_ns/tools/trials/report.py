@@ -2,15 +2,29 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
+
+from zipnerf_ns.data.metadata import mean_metrics
 
 Result = Mapping[str, Any]
 """What a trial leaves: see :mod:`worker`."""
 
 METRICS = (("psnr", "PSNR", "{:.2f}"), ("ssim", "SSIM", "{:.4f}"), ("lpips", "LPIPS", "{:.4f}"))
 """Keys, headings and formats."""
+COSTS: dict[str, Callable[[Mapping[str, float]], str]] = {
+    "steps": lambda mean: f"{mean['steps']:,.0f}",
+    "Mrays": lambda mean: f"{mean['rays'] / 1e6:.1f}",
+    "training s": lambda mean: seconds_cell(mean["seconds"]),
+    "ms a step": lambda mean: f"{1000.0 * mean['seconds'] / max(mean['steps'] - 1.0, 1.0):.1f}",
+    "set-up s": lambda mean: seconds_cell(mean["setup_seconds"]),
+    "first use s": lambda mean: seconds_cell(mean["first_use_seconds"]),
+    "evaluation s": lambda mean: seconds_cell(mean["evaluation_seconds"]),
+    "rendering Mrays/s": lambda mean: f"{mean['rendered_rays_per_second'] / 1e6:.2f}",
+    "GPU GiB": lambda mean: f"{mean['peak_gpu_bytes'] / 2**30:.1f}" if mean["peak_gpu_bytes"] else "–",
+}
+"""Headings, and what stands below them, from the means of results' numbers."""
 HOW = (
     "All methods: nerfstudio's own trainer, the same views held out, pictures quantized to 8 bits before they are "
     "measured, PSNR in dB and SSIM (11 x 11 Gaussian window) averaged over pictures. Training time is counted from the "
@@ -28,6 +42,12 @@ def table(headings: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
 def metric_cells(metrics: Mapping[str, float]) -> list[str]:
     """PSNR, SSIM and LPIPS, or a dash for what was not measured."""
     return [form.format(metrics[key]) if key in metrics else "–" for key, _, form in METRICS]
+
+
+def cost_cells(results: Sequence[Result], headings: Iterable[str]) -> list[str]:
+    """Cells below some headings of COSTS, of the mean of results."""
+    numbers = [{key: float(value) for key, value in each.items() if type(value) in (int, float)} for each in results]
+    return [COSTS[heading](mean_metrics(numbers)) for heading in headings]
 
 
 def seconds_cell(seconds: float) -> str:
@@ -96,22 +116,16 @@ def budget(result: Result) -> str:
 
 
 def _main_table(group: Sequence[Result]) -> list[str]:
-    headings = ["method", *(heading for _, heading, _ in METRICS), "steps", "Mrays", "training s", "set-up s",
-                "first use s", "evaluation s", "rendering Mrays/s", "GPU GiB", "device"]  # fmt: skip
+    costs = [heading for heading in COSTS if heading != "ms a step"]
+    headings = ["method", *(heading for _, heading, _ in METRICS), *costs, "device"]
     rows = []
     for result in group:
         method = f"`{result['trial']['method']}`"
-        if result["status"] != "done":
+        if result["status"] == "done":
+            cells = [*metric_cells(result["metrics"]), *cost_cells([result], costs)]
+            rows.append([method, *cells, result["machine"]["device"]])
+        else:
             rows.append(failed_row(method, result, len(headings)))
-            continue
-        first_use = result.get("first_use", {"first_step": result["first_step_seconds"]})["first_step"]
-        gpu = f"{result['peak_gpu_bytes'] / 2**30:.1f}" if result["peak_gpu_bytes"] else "–"
-        rows.append([
-            method, *metric_cells(result["metrics"]), f"{result['steps']:,}", f"{result['rays'] / 1e6:.1f}",
-            seconds_cell(result["seconds"]), seconds_cell(result["setup_seconds"]), seconds_cell(first_use),
-            seconds_cell(result["evaluation_seconds"]), f"{result['rendered_rays_per_second'] / 1e6:.2f}", gpu,
-            result["machine"]["device"],
-        ])  # fmt: skip
     return table(headings, rows)
 
 

@@ -50,14 +50,13 @@ def perform(trial: Trial, folder: Path) -> dict[str, Any]:
     """
     prepared = prepare(trial, folder / "nerfstudio")
     result: dict[str, Any] = {"trial": dataclasses.asdict(trial), "machine": machine(trial.device)}
-    own_steps = prepared.config.max_num_iterations
+    own_steps, first = prepared.config.max_num_iterations, None
     if trial.build_only or trial.seconds is not None or trial.device == "cuda":
         by_steps = trial.build_only or trial.seconds is None
         config = set_steps(prepared, WARM_UP_STEPS if by_steps else own_steps, stretch=False)
         first = rehearse(config, None if by_steps else min(WARM_UP_SECONDS, trial.seconds))
         if trial.build_only:
             return {**result, **dataclasses.asdict(first), "notes": prepared.notes}
-        result["first_use"] = {"setup": first.setup_seconds, "first_step": first.first_step_seconds}
     planned = trial.steps if trial.steps is not None else steps_that_fit(trial, prepared, first)
     trainer, setup_seconds = set_up(set_steps(prepared, planned, trial.schedule == "stretched"))
     if trial.same_rays:
@@ -72,6 +71,7 @@ def perform(trial: Trial, folder: Path) -> dict[str, Any]:
     measured = measurements(trial, prepared, trainer.pipeline, folder)
     release(trainer)
     result.update(dataclasses.asdict(course), planned_steps=planned, schedule=schedule, **measured)
+    result["first_use_seconds"] = (first or course).first_step_seconds
     result["curve"].append({"step": course.steps, "seconds": course.seconds, "psnr": result["metrics"]["psnr"]})
     return result
 
