@@ -12,12 +12,12 @@ import json
 import math
 import sys
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import numpy as np
 import tyro
 from scipy.spatial.transform import Rotation
-from tyro.conf import Positional
+from tyro.conf import Positional, arg
 
 from zipnerf_ns.data.checks import check_transforms
 from zipnerf_ns.errors import InputError
@@ -26,8 +26,8 @@ Splits = Literal["all", "train"]
 
 
 def disturb_scene(
-    scene: Positional[Path],
-    output: Positional[Path],
+    scene: Annotated[Path, Positional, arg(metavar="SCENE")],
+    output: Annotated[Path, Positional, arg(metavar="OUTPUT")],
     degrees: float = 1.0,
     percent: float = 1.0,
     seed: int = 0,
