@@ -233,7 +233,7 @@ class ZipNerfModel(Model):
     def get_image_metrics_and_images(
         self, outputs: dict[str, Tensor], batch: dict[str, Any]
     ) -> tuple[dict[str, float], dict[str, Tensor]]:
-        """PSNR, SSIM and (where its weights are there) LPIPS of a whole image, and pictures to look at.
+        """PSNR, SSIM and (where its weights are there) LPIPS of a whole picture, and pictures to look at.
 
         What the batch's mask ignores does not count: see :class:`~zipnerf_ns.render.metrics.ImageMetrics`.
         """

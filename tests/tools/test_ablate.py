@@ -22,13 +22,13 @@ MODEL = "pipeline.model."
 
 
 def test_variants_of_the_issue_are_all_there():
-    """Prefilters, each loss on and off, levels, resolutions, samples a ray, table sizes."""
+    """Prefilters, each loss on and off, levels, resolutions, intervals a ray, table sizes."""
     assert VARIANTS[BASE] == {}
     assert {VARIANTS[f"prefilter {kind}"][MODEL + "prefilter"] for kind in ("multisample", "ipe", "none")} == {
         "multisample", "ipe", "none",
     }  # fmt: skip
     for samples in (48, 96, 192, 384):
-        changes = VARIANTS[f"{samples} samples a ray"]
+        changes = VARIANTS[f"{samples} intervals a ray"]
         assert sum(changes.values()) == samples and len(changes) == 3
     for name, field in (
         ("distillation", "distillation_loss_mult"), ("interlevel", "interlevel_loss_mult"),

@@ -40,7 +40,7 @@ class ZipNerfPipelineConfig(VanillaPipelineConfig):
     _target: type = field(default_factory=lambda: ZipNerfPipeline)
     """Pipeline class."""
     eval_pose_steps: int = 0
-    """Gradient steps that fit each test pose to its own test photo before scoring on it; 0 never looks at the photo."""
+    """Gradient steps that fit each held-out pose to its own photo before scoring on it; 0 never looks at the photo."""
 
     def __post_init__(self) -> None:
         if self.eval_pose_steps < 0:

@@ -59,7 +59,7 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "root mean squared error": _model(rgb_loss="rmse"),
     # As many intervals in each of the two proposal rounds and in the rendered one.
     **{
-        f"{3 * each} samples a ray": {
+        f"{3 * each} intervals a ray": {
             f"{MODEL}.{owner}num_samples": each for owner in ("proposals.0.", "proposals.1.", "")
         }
         for each in (16, 32, 64, 128)
