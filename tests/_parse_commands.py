@@ -8,7 +8,9 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import functools
 import importlib.metadata
+import inspect
 import io
 import json
 import runpy
@@ -27,10 +29,13 @@ class ParsedError(BaseException):
 
 
 def stop_after_parsing(parse):
-    """tyro.cli, raising where the program itself would begin."""
+    """A parser's entry, raising where the program itself would begin."""
 
-    def parse_and_stop(*arguments, **options):
-        parse(*arguments, **options)
+    def parse_and_stop(first, *arguments, **options):
+        if inspect.isfunction(first):
+            # Tyro calls it with what it has understood.
+            first = functools.wraps(first)(lambda *_, **__: None)
+        parse(first, *arguments, **options)
         raise ParsedError
 
     return parse_and_stop
