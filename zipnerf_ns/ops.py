@@ -315,6 +315,7 @@ def resolve_ops(implementation: str, device: torch.device, whose: str = "") -> O
         if reason is not None:
             raise RuntimeError(f"implementation='triton'{whose} cannot run: {reason}")
     else:
+        reason = reason or support.why_untried(device)
         _announce_choice(implementation, "triton" if reason is None else "torch", device.type, reason)
     if reason is not None:
         return TORCH_OPS

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from pathlib import Path
 
 import numpy as np
@@ -80,6 +81,13 @@ def test_files_are_linked_or_copied_and_other_poses_left_behind(scene, tmp_path,
     assert (output / "images").is_symlink() != copies
     for image in (scene / "images").iterdir():
         assert (output / "images" / image.name).read_bytes() == image.read_bytes()
+
+
+def test_where_there_are_no_links_copies_are_proposed(scene, tmp_path, monkeypatch):
+    monkeypatch.setattr(os, "symlink", lambda *_, **__: (_ for _ in ()).throw(OSError("no right")))
+    with pytest.raises(InputError, match="no right.*--copy-files"):
+        disturb_scene(scene, tmp_path / "off")
+    assert not (tmp_path / "off").exists()
 
 
 def test_nerfstudio_reads_it(scene, tmp_path):

@@ -61,7 +61,7 @@ class ZipNerfPipeline(VanillaPipeline):
 
     config: ZipNerfPipelineConfig
 
-    def __init__(self, config: ZipNerfPipelineConfig, device: str, *args: Any, **kwargs: Any) -> None:
+    def __init__(self, config: ZipNerfPipelineConfig, device: str | torch.device, *args: Any, **kwargs: Any) -> None:
         # Here, for every program makes a pipeline.
         quiet_dependencies()
         limit_memory(torch.device(device), config.gpu_memory)

@@ -58,6 +58,17 @@ def _why_no_launch(device: torch.device) -> str | None:
     return None
 
 
+def why_untried(device: torch.device) -> str | None:
+    """Why nobody is given the kernels who does not ask for them by name, as a sentence; None where they are known."""
+    found = describe(device)
+    if found.backend != "hip":
+        return None
+    return (
+        f"The Triton kernels are untried on AMD's GPUs, such as this {found.name}; "
+        "'--pipeline.model.implementation triton' tries them."
+    )
+
+
 def require(device: torch.device) -> None:
     """Does nothing where the kernels can run.
 

@@ -114,7 +114,11 @@ def _unit_vector(random: np.random.Generator) -> np.ndarray:
 
 def _bring(source: Path, target: Path, copies: bool) -> None:
     if not copies:
-        os.symlink(source, target, target_is_directory=source.is_dir())
+        try:
+            os.symlink(source, target, target_is_directory=source.is_dir())
+        except OSError as error:
+            # Windows asks for a right that few have; so do some file systems.
+            raise InputError(f"{source} cannot be linked to ({error}). Give --copy-files.") from error
     elif source.is_dir():
         shutil.copytree(source, target)
     else:
