@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import dataclasses
 import functools
 import re
 from collections.abc import Iterable
@@ -12,6 +13,7 @@ import torch
 from _scenes import said_when_started, tiny_config, write_scene
 
 from zipnerf_ns.config import zipnerf, zipnerf_big, zipnerf_lite
+from zipnerf_ns.data.datamanager import ZipNerfDataManager
 from zipnerf_ns.engine import checks
 from zipnerf_ns.engine.checks import check_memory, check_run, training_memory
 from zipnerf_ns.engine.trainer import ZipNerfTrainer, ZipNerfTrainerConfig
@@ -153,6 +155,32 @@ def test_the_trainer_asks_again_when_it_knows_its_pixels(tmp_path, monkeypatch):
     store = trainer.pipeline.datamanager.pixels
     parameters = sum(parameter.nbytes for parameter in trainer.pipeline.parameters())
     assert asked == [(store.num_bytes + parameters, store.num_bytes)] and store.num_bytes > 0
+
+
+def test_every_program_keeps_to_its_share(tmp_path, monkeypatch):
+    """Before anything of the data lies on the device: ns-eval and ns-render make a pipeline as the trainer does."""
+    limits = []
+    monkeypatch.setattr("zipnerf_ns.engine.pipeline.limit_memory", lambda *limit: limits.append(limit))
+    monkeypatch.setattr(ZipNerfDataManager, "setup_train", lambda self: limits.append("data"))
+    config = tiny_config(write_scene(tmp_path / "scene"), tmp_path)
+    config.pipeline.gpu_memory = 6.0
+    config.pipeline.setup(device=CPU, test_mode="test")
+    assert limits == [(CPU, 6.0), "data"]
+    for wrong in (0.0, -1.0, float("nan")):
+        with pytest.raises(InputError, match="gpu_memory"):
+            dataclasses.replace(config.pipeline, gpu_memory=wrong)
+
+
+def test_the_trainer_counts_within_its_share(monkeypatch):
+    config, limits = copy.deepcopy(zipnerf.config), []
+    config.machine.device_type, config.pipeline.gpu_memory = "cuda", 1.0
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(checks, "explain_implementation", lambda *_: None)
+    monkeypatch.setattr(checks, "resolve_ops", lambda *_: TORCH_OPS)
+    monkeypatch.setattr(checks, "limit_memory", lambda device, gib: limits.append(gib))
+    monkeypatch.setattr(checks, "room_on", lambda device: int(limits[-1] * GIB))
+    with pytest.raises(InputError, match=r"of cuda it may take 1\.0 GiB"):
+        check_run(config)
 
 
 def test_a_training_that_does_not_fit_ends_before_its_first_step(tmp_path, monkeypatch):
