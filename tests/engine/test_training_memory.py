@@ -27,8 +27,15 @@ GIB = 2**30
 CPU, CUDA = torch.device("cpu"), torch.device("cuda:0")
 
 
+@pytest.fixture(autouse=True)
+def gpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As on a GPU that multiplies in the format that is asked for, and without kernels."""
+    monkeypatch.setattr(checks, "resolve_ops", lambda *_: TORCH_OPS)
+    monkeypatch.setattr(checks, "resolve_precision", lambda asked, device: "float32" if device == CPU else asked)
+
+
 @pytest.fixture
-def kernels(monkeypatch: pytest.MonkeyPatch) -> None:
+def kernels(gpu: None, monkeypatch: pytest.MonkeyPatch) -> None:
     """As on a GPU, where the kernels compute the model."""
     ops = TORCH_OPS._replace(name="triton", reads_half=reads_half)
     monkeypatch.setattr(checks, "resolve_ops", lambda *_: ops)
@@ -42,8 +49,7 @@ def test_the_papers_model_needs_what_was_measured(kernels, num_rays, measured):
 
 
 @pytest.mark.parametrize(("num_rays", "measured"), [(16_384, 4.3), (65_536, 13.3)])
-def test_so_does_the_torch_form(monkeypatch, num_rays, measured):
-    monkeypatch.setattr(checks, "resolve_ops", lambda *_: TORCH_OPS)
+def test_so_does_the_torch_form(num_rays, measured):
     needed = sum(training_memory(zipnerf.config.pipeline.model, num_rays, 0, CUDA))
     assert measured - 0.05 <= needed / GIB <= 1.1 * measured + 0.05
 
@@ -147,14 +153,12 @@ def test_the_trainer_asks_again_when_it_knows_its_pixels(tmp_path, monkeypatch):
     """What is held by then, pixels and parameters, is not asked for twice."""
     asked = []
     monkeypatch.setattr(checks, "room_on", lambda device: GIB)
-    monkeypatch.setattr(
-        "zipnerf_ns.engine.trainer.check_memory", lambda config, device, held, pixels: asked.append((held, pixels))
-    )
+    monkeypatch.setattr(checks, "check_memory", lambda config, device, held=0, pixels=0: asked.append((held, pixels)))
     trainer = tiny_config(write_scene(tmp_path / "scene"), tmp_path).setup()
     trainer.setup()
     store = trainer.pipeline.datamanager.pixels
     parameters = sum(parameter.nbytes for parameter in trainer.pipeline.parameters())
-    assert asked == [(store.num_bytes + parameters, store.num_bytes)] and store.num_bytes > 0
+    assert asked[0] == (0, 0) and asked[1:] == [(store.num_bytes + parameters, store.num_bytes)] and store.num_bytes > 0
 
 
 def test_every_program_keeps_to_its_share(tmp_path, monkeypatch):
@@ -176,7 +180,6 @@ def test_the_trainer_counts_within_its_share(monkeypatch):
     config.machine.device_type, config.pipeline.gpu_memory = "cuda", 1.0
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(checks, "explain_implementation", lambda *_: None)
-    monkeypatch.setattr(checks, "resolve_ops", lambda *_: TORCH_OPS)
     monkeypatch.setattr(checks, "limit_memory", lambda device, gib: limits.append(gib))
     monkeypatch.setattr(checks, "room_on", lambda device: int(limits[-1] * GIB))
     with pytest.raises(InputError, match=r"of cuda it may take 1\.0 GiB"):

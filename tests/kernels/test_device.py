@@ -27,6 +27,7 @@ def test_a_gpu_of_amds_is_untried_and_has_no_capability(monkeypatch: pytest.Monk
     """Torch calls gfx90a's version 9.0, which is Hopper's among NVIDIA's."""
     found = SimpleNamespace(name="MI210", major=9, minor=0, multi_processor_count=104, shared_memory_per_block=65_536)
     monkeypatch.setattr(torch.cuda, "get_device_properties", lambda device: found)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.delenv("ZIPNERF_CAPABILITY", raising=False)
     for hip, expected in (("6.4", ("hip", (0, 0))), (None, ("cuda", (9, 0)))):
         monkeypatch.setattr(torch.version, "hip", hip)

@@ -22,7 +22,7 @@ from zipnerf_ns.model_config import (
     named_grids,
     table_values,
 )
-from zipnerf_ns.ops import Ops, resolve_ops
+from zipnerf_ns.ops import Ops, resolve_ops, resolve_precision
 
 TRAINING_BYTES_PER_VALUE = 16
 """Of a hash table: value, gradient and Adam's two moments, float32."""
@@ -172,7 +172,8 @@ def training_memory(model: ZipNerfModelConfig, num_rays: int, pixels: int, devic
 
 def _step_memory(model: ZipNerfModelConfig, num_rays: int, ops: Ops, device: torch.device) -> int:
     """Bytes of one step: what every round keeps, and the larger of what colors and look-ups need for a while."""
-    number = 2 if model.precision == "bfloat16" and device.type == "cuda" else 4
+    precision = resolve_precision(model.precision, device)
+    number = 4 if precision == "float32" else 2
     has_kernels = ops.name == "triton" and model.implementation != "tcnn"
     samples = NUM_MULTISAMPLES if model.prefilter == "multisample" else 1
     rounds = [(proposal.num_samples, proposal.grid, proposal.hidden_dim) for proposal in model.proposals]
@@ -189,7 +190,7 @@ def _step_memory(model: ZipNerfModelConfig, num_rays: int, ops: Ops, device: tor
     if model.camera_optimizer.mode != "off":
         kept += rows * samples * 4 * NUMBERS_PER_SAMPLE
     lack = ops.why_radiance_unsupported(
-        channels, model.hidden_dim, model.color_layers, model.color_dim, SH_DIM, model.use_appearance
+        channels, model.hidden_dim, model.color_layers, model.color_dim, SH_DIM, model.use_appearance, precision
     )
     layers = model.color_layers * model.color_dim
     if ops.name == "triton" and lack is None:
@@ -245,6 +246,22 @@ def check_memory(config: Any, device: torch.device, held: int = 0, pixels: int =
         f"the training needs {sum(needed) / GIB:.1f} GiB of memory ({needed}), of {device} it may take "
         f"{room / GIB:.1f} GiB. Choose {', or '.join(filter(None, mends)) or 'a device with more memory'}."
     )
+
+
+def check_room_to_train(trainer: Any) -> None:
+    """:func:`check_memory` once a trainer is set up: it is then known how many pixels there are, and what is held.
+
+    Args:
+        trainer: with its pipeline and optimizers.
+    Raises:
+        InputError: as there.
+    """
+    device, store = torch.device(trainer.device), getattr(trainer.pipeline.datamanager, "pixels", None)
+    pixels = 0 if store is None or store.colors.device.type != device.type else store.num_bytes
+    states = [state for optimizer in trainer.optimizers.optimizers.values() for state in optimizer.state.values()]
+    tensors = [*trainer.pipeline.parameters(), *(value for state in states for value in state.values())]
+    held = sum(tensor.nbytes for tensor in tensors if tensor.device.type == device.type)
+    check_memory(trainer.config, device, held + pixels, pixels)
 
 
 def _with_table(model: ZipNerfModelConfig, name: str, log2: int) -> ZipNerfModelConfig:

@@ -23,7 +23,7 @@ from nerfstudio.utils.rich_utils import CONSOLE
 from nerfstudio.utils.writer import EventName, TimeWriter
 
 from zipnerf_ns.engine.checkpoints import BackgroundWriter, ResumableTrainer, restore_rng
-from zipnerf_ns.engine.checks import check_memory, check_run
+from zipnerf_ns.engine.checks import check_room_to_train, check_run
 from zipnerf_ns.engine.event_pictures import take_pictures, write_pictures
 from zipnerf_ns.engine.graph import set_up_graph
 from zipnerf_ns.engine.messages import interrupted, next_commands, out_of_memory, quiet_dependencies, raise_for_user
@@ -104,22 +104,11 @@ class ZipNerfTrainer(ResumableTrainer):
         try:
             check_run(self.config)
             super().setup(test_mode)
-            self._check_memory()
-        except InputError as error:
-            raise_for_user(error)
-        except torch.cuda.OutOfMemoryError:
-            raise_for_user(out_of_memory(self.config))
+            check_room_to_train(self)
+        except (torch.cuda.OutOfMemoryError, InputError) as error:
+            raise_for_user(error if isinstance(error, InputError) else out_of_memory(self.config))
         self._graph = set_up_graph(self)
         self._eager_steps = 0
-
-    def _check_memory(self) -> None:
-        """Again, now that it is known how many pixels there are, and what lies on the device already."""
-        device, store = torch.device(self.device), getattr(self.pipeline.datamanager, "pixels", None)
-        pixels = 0 if store is None or store.colors.device.type != device.type else store.num_bytes
-        states = [state for optimizer in self.optimizers.optimizers.values() for state in optimizer.state.values()]
-        tensors = [*self.pipeline.parameters(), *(value for state in states for value in state.values())]
-        held = sum(tensor.nbytes for tensor in tensors if tensor.device.type == device.type)
-        check_memory(self.config, device, held + pixels, pixels)
 
     def setup_optimizers(self) -> Optimizers:
         """Optimizers whose schedules end with the training, if the configuration does not say otherwise."""

@@ -60,11 +60,10 @@ def _why_no_launch(device: torch.device) -> str | None:
 
 def why_untried(device: torch.device) -> str | None:
     """Why nobody is given the kernels who does not ask for them by name, as a sentence; None where they are known."""
-    found = describe(device)
-    if found.backend != "hip":
+    if not torch.version.hip or device.type != "cuda" or not torch.cuda.is_available():
         return None
     return (
-        f"The Triton kernels are untried on AMD's GPUs, such as this {found.name}; "
+        f"The Triton kernels are untried on AMD's GPUs, such as this {describe(device).name}; "
         "'--pipeline.model.implementation triton' tries them."
     )
 
