@@ -29,8 +29,9 @@ KERNELS = TORCH_OPS._replace(name="triton")
 @pytest.fixture
 def triton(monkeypatch) -> SimpleNamespace:
     """Whether Triton is there, whatever this machine has; what is said about the choice, as if for the first time."""
-    state = SimpleNamespace(lacks=None, said=[])
+    state = SimpleNamespace(lacks=None, untried=None, said=[])
     monkeypatch.setattr(support, "why_unavailable", lambda device: state.lacks)
+    monkeypatch.setattr(support, "why_untried", lambda device: state.untried)
     monkeypatch.setattr(implementation, "triton_ops", lambda: KERNELS)
     monkeypatch.setattr(implementation, "say", state.said.append)
     implementation._announce_choice.cache_clear()
@@ -177,6 +178,13 @@ def test_a_gpu_without_bfloat16_multiplies_float16_and_says_so(capability, asked
     with pretending(nvidia(capability)):
         assert [resolve_precision(asked, CPU) for _ in range(2)] == [given] * 2
     assert len(triton.said) == (asked != given) and resolve_precision(asked, CPU) == "float32"
+
+
+def test_where_the_kernels_are_untried_only_who_names_them_gets_them(triton):
+    triton.untried = "Nobody has tried them."
+    assert resolve_ops("triton", CUDA) is KERNELS and triton.said == []
+    assert resolve_ops("auto", CUDA) is resolve_ops("auto", CUDA) is TORCH_OPS
+    assert triton.said == ["Implementation 'auto' chose 'torch' on cuda: Nobody has tried them."]
 
 
 def test_an_unknown_implementation_is_refused_with_the_choices():

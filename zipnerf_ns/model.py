@@ -69,7 +69,7 @@ class ZipNerfModel(Model):
         )
         if config.scene_adapted_resolution and hints is not None:
             config = adapt_resolutions(config, hints.longest_side)
-        check_table_memory(config, device, is_trained=False)
+        check_table_memory(config, device)
         bandwidth = 1.0
         if config.ipe_bandwidth == "scene_scale":
             bandwidth = 0.5 / float((self.scene_box.aabb[1] - self.scene_box.aabb[0]).mean())

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import math
-import os
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal, get_args
@@ -17,6 +16,7 @@ from nerfstudio.cameras.camera_optimizers import CameraOptimizerConfig
 from nerfstudio.configs.config_utils import to_immutable_dict
 from nerfstudio.models.base_model import ModelConfig
 
+from zipnerf_ns.data.memory import check_room
 from zipnerf_ns.encoding import HashGridConfig
 from zipnerf_ns.errors import InputError, shorten
 from zipnerf_ns.functional.hash_grid import Prefilter
@@ -24,9 +24,7 @@ from zipnerf_ns.ops import resolve_ops, tcnn
 from zipnerf_ns.zipnerf import MIN_ACTIVE_LEVELS, ZipNerfConfig
 
 BYTES_PER_VALUE = 4
-"""What a value of a hash table takes while rendering: float32."""
-TRAINING_BYTES_PER_VALUE = 16
-"""What it takes in training: value, gradient and Adam's two moments."""
+"""What a value of a hash table takes: float32."""
 
 CAMERA_MODES = ("off", "SO3xR3", "SE3")
 """Nerfstudio's forms of a camera's correction."""
@@ -186,29 +184,26 @@ def prefilters_of(config: ZipNerfModelConfig) -> tuple[Prefilter, ...]:
     return tuple(mode for mode in get_args(Prefilter) if tcnn().why_unsupported(mode, features) is None)
 
 
-def check_table_memory(config: ZipNerfModelConfig, device: torch.device, is_trained: bool) -> None:
-    """Checks that hash tables fit into the device's memory.
+def table_values(config: ZipNerfModelConfig) -> dict[str, int]:
+    """How many numbers each grid's table holds, by the grids' names.
 
-    Args:
-        config: with the grids.
-        device: where the tables will live.
-        is_trained: with gradients and the optimizer's state, of which rendering has none.
+    Raises:
+        InputError: naming the setting of a grid that cannot be built.
+    """
+    shapes = {name: make_grid_or_explain(name, grid) for name, grid in named_grids(config).items()}
+    return {name: shape.num_entries * shape.features_per_level for name, shape in shapes.items()}
+
+
+def check_table_memory(config: ZipNerfModelConfig, device: torch.device) -> None:
+    """Checks that hash tables fit into the device's memory: their values alone, for rendering takes no more.
+
     Raises:
         InputError: naming the largest grid's setting, or that of a grid that cannot be built.
     """
-    shapes = {name: make_grid_or_explain(name, grid) for name, grid in named_grids(config).items()}
-    num_values = {name: shape.num_entries * shape.features_per_level for name, shape in shapes.items()}
-    needed = (TRAINING_BYTES_PER_VALUE if is_trained else BYTES_PER_VALUE) * sum(num_values.values())
-    if device.type == "cuda":
-        available = torch.cuda.mem_get_info(device)[0]
-    else:
-        available = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
-    if needed > available:
-        largest = max(num_values, key=lambda name: num_values[name])
-        raise InputError(
-            f"the hash tables need {needed / 2**30:.1f} GiB{' in training' if is_trained else ''}, {device} has "
-            f"{available / 2**30:.1f} GiB. Lower --pipeline.model.{largest}.log2-hashmap-size (or features-per-level)."
-        )
+    values = table_values(config)
+    largest = max(values, key=lambda name: values[name])
+    mend = f"Lower --pipeline.model.{largest}.log2-hashmap-size (or features-per-level)."
+    check_room("the hash tables need", BYTES_PER_VALUE * sum(values.values()), device, mend)
 
 
 def check_state_dict(loaded: Mapping[str, Tensor], own: Mapping[str, Tensor]) -> None:

@@ -310,7 +310,9 @@ def resolve_ops(implementation: str, device: torch.device, whose: str = "") -> O
         return TORCH_OPS
     from zipnerf_ns.kernels import support
 
-    reason = support.why_unavailable(device)
+    # That first, for whether they are available is found out by launching one.
+    reason = None if is_asked_for else support.why_untried(device)
+    reason = reason or support.why_unavailable(device)
     if is_asked_for:
         if reason is not None:
             raise RuntimeError(f"implementation='triton'{whose} cannot run: {reason}")

@@ -80,20 +80,18 @@ class OnFullDevice(torch.Tensor):
 
 
 @pytest.fixture
-def reserving_device(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A GPU with 1000 free bytes, and a million that torch holds: a graph's memory, which nothing else may use."""
-    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device: (1000, 10**9))
-    monkeypatch.setattr(torch.cuda, "memory_reserved", lambda device: 10**6)
-    monkeypatch.setattr(torch.cuda, "memory_allocated", lambda device: 0)
+def full_device(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A GPU of which 1000 bytes may be taken."""
+    monkeypatch.setattr(checkpoints, "room_on", lambda device: 1000)
 
 
 @pytest.mark.parametrize(("numbers", "fits"), [(100, True), (125, True), (126, False), (1000, False)])
-def test_what_torch_holds_in_reserve_is_not_free(reserving_device, numbers, fits):
+def test_a_copy_may_take_half_of_the_room(full_device, numbers, fits):
     state = {"table": torch.zeros(numbers).as_subclass(OnFullDevice)}
     assert checkpoints._fits_twice(state, torch.device("cuda")) == fits
 
 
-def test_a_copy_that_does_not_fit_after_all_is_made_in_main_memory(reserving_device):
+def test_a_copy_that_does_not_fit_after_all_is_made_in_main_memory(full_device):
     table = torch.arange(5.0).as_subclass(OnFullDevice)
     snapshot = Snapshot({"table": table, "step": 3})
     assert table.zero_().sum() == 0.0

@@ -205,10 +205,10 @@ def test_tables_that_fit_pass_and_the_largest_is_named():
     device, huge = torch.device("cpu"), HashGridConfig(64, 256, 16, 8192, 26)
     tiny = HashGridConfig(2, 1, 4, 8, 8)
     config = ZipNerfModelConfig(grid=tiny, proposals=(ProposalConfig(grid=tiny), ProposalConfig(grid=tiny)))
-    check_table_memory(config, device, is_trained=True)
+    check_table_memory(config, device)
     config.proposals[1].grid = huge
     with pytest.raises(InputError, match=r"--pipeline.model.proposals.1.grid.log2-hashmap-size"):
-        check_table_memory(config, device, is_trained=True)
+        check_table_memory(config, device)
 
 
 def test_latest_checkpoint_is_the_one_of_the_highest_step(tmp_path):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shlex
 import shutil
+import sys
 import warnings
 from pathlib import Path
 from typing import Any
@@ -14,7 +15,7 @@ from _scenes import assert_clear, checkpoint, start, tiny_config, train, write_s
 
 from nerfstudio.utils.rich_utils import CONSOLE
 
-from zipnerf_ns.engine.messages import interrupted, next_commands, out_of_memory
+from zipnerf_ns.engine.messages import command_line, interrupted, next_commands, out_of_memory
 from zipnerf_ns.engine.trainer import ZipNerfTrainer
 
 pytestmark = pytest.mark.usefixtures("fresh_writers")
@@ -82,6 +83,12 @@ def test_the_next_commands_fit_the_run_and_the_machine(monkeypatch, held_out, ha
     assert ("apt-get install ffmpeg" in text) is not has_ffmpeg
     assert ("--pose-source train" in text) is (held_out < 2)
     assert ("ns-eval" in text) is (held_out > 0) and "tensorboard" not in text
+
+
+def test_commands_are_quoted_as_the_machines_shell_takes_them(monkeypatch):
+    assert command_line("ns-eval", Path("a run")) == "ns-eval 'a run'"
+    monkeypatch.setattr(sys, "platform", "win32")
+    assert command_line("ns-eval", "C:\\a run\\config.yml", "C:\\b") == 'ns-eval "C:\\a run\\config.yml" C:\\b'
 
 
 @pytest.mark.parametrize("at", [1, 4])

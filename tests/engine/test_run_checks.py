@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -18,7 +17,6 @@ from zipnerf_ns.engine.checks import check_run
 from zipnerf_ns.engine.optimizers import DecayingAdamConfig
 from zipnerf_ns.engine.trainer import ZipNerfTrainerConfig
 from zipnerf_ns.errors import InputError
-from zipnerf_ns.model_config import check_table_memory, named_grids
 
 
 def set_on(path: str, value: Any) -> Callable[[ZipNerfTrainerConfig], None]:
@@ -91,6 +89,7 @@ FAULTS: dict[str, tuple[tuple[Callable[[ZipNerfTrainerConfig], None], ...], tupl
         (set_on("optimizers.networks.scheduler.warmup_fraction", 1.5),),
         ("--optimizers.networks.scheduler.warmup-fraction", "1.5", "between 0 and 1"),
     ),
+    "a share of no GPU": ((set_on("pipeline.gpu_memory", 6.0),), ("--pipeline.gpu-memory 6.0", "cpu", "Leave it out")),
     "model's settings": ((set_on("pipeline.model.near_plane", -1.0),), ("near_plane", "positive")),
 }  # fmt: skip
 
@@ -117,19 +116,6 @@ def test_the_trainer_ends_before_data_is_read(tmp_path, monkeypatch, name):
     monkeypatch.setattr(ZipNerfDataManager, "__init__", lambda *_, **__: pytest.fail("data was read"))
     config, expected = prepare(tmp_path, name)
     assert_clear(said_when_started(config), expected)
-
-
-def test_memory_of_a_training_is_asked_of_trainings_alone(tmp_path, monkeypatch):
-    """Tables that fit, but not with their gradients and moments, are rendered and not trained."""
-    real, memory = os.sysconf, {"SC_PHYS_PAGES": 16, "SC_PAGE_SIZE": 2**12}
-    config = tiny_config(tmp_path, tmp_path)
-    grids = [grid.make() for grid in named_grids(config.pipeline.model).values()]
-    values = sum(grid.num_entries * grid.features_per_level for grid in grids)
-    memory["SC_PHYS_PAGES"] = 8 * values // memory["SC_PAGE_SIZE"] + 1
-    monkeypatch.setattr(os, "sysconf", lambda name: memory.get(name) or real(name))
-    check_table_memory(config.pipeline.model, torch.device("cpu"), is_trained=False)
-    with pytest.raises(InputError, match="in training.*log2-hashmap-size"):
-        check_run(config)
 
 
 def test_what_can_run_passes(tmp_path):

@@ -252,3 +252,29 @@ def test_a_mask_that_uses_everything_is_none(with_lpips):
 
 def test_a_picture_that_is_ignored_wholly_has_no_metrics(with_lpips):
     assert ImageMetrics()(*pictures(40, 44), torch.zeros(40, 44, 1, dtype=torch.bool)) == {}
+
+
+class OnGpu(torch.Tensor):
+    """A picture that says it is on a GPU, until it is copied from there."""
+
+    def cpu(self) -> torch.Tensor:
+        return self.as_subclass(torch.Tensor)
+
+
+def test_what_does_not_fit_onto_the_gpu_is_measured_on_the_cpu_and_said_once(monkeypatch, said):
+    asked, emptied = [], []
+    monkeypatch.setattr(torch.cuda, "empty_cache", lambda: emptied.append(True))
+
+    def measure(a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
+        asked.append(type(a))
+        if isinstance(a, OnGpu):
+            raise torch.cuda.OutOfMemoryError("CUDA out of memory")
+        return (a - b).square().mean()
+
+    metrics_module._announce_move.cache_clear()
+    a, b = pictures(20, 20)
+    for _ in range(2):
+        assert metrics_module.with_room("SSIM", measure, a.as_subclass(OnGpu), b.as_subclass(OnGpu)) == measure(a, b)
+    assert asked == [OnGpu, torch.Tensor, torch.Tensor] * 2 and len(emptied) == 2
+    assert len(said) == 1 and "SSIM" in said[0]
+    metrics_module._announce_move.cache_clear()

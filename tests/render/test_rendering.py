@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import weakref
-from types import SimpleNamespace
 
 import pytest
 import torch
@@ -152,25 +151,11 @@ def test_other_errors_are_not_taken_for_a_lack_of_memory():
 GIB = 2**30
 
 
-@pytest.fixture
-def gpu(monkeypatch) -> SimpleNamespace:
-    """A GPU with so much memory, of which torch holds some in reserve."""
-    state = SimpleNamespace(free=8 * GIB, reserved=3 * GIB, allocated=1 * GIB)
-    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device: (state.free, 80 * GIB))
-    monkeypatch.setattr(torch.cuda, "memory_reserved", lambda device: state.reserved)
-    monkeypatch.setattr(torch.cuda, "memory_allocated", lambda device: state.allocated)
-    return state
-
-
-def test_a_gpu_takes_what_is_free_of_it_and_of_torchs_reserve(gpu):
-    # 8 GiB free, and 2 GiB of the reserve: 32 KiB a ray with the kernels, 512 KiB without.
-    assert rays_that_fit(CUDA, True) == 10 * GIB // 2**15
-    assert rays_that_fit(CUDA, False) == 10 * GIB // 2**19
-
-
-def test_a_full_gpu_is_still_tried_with_the_smallest_chunk(gpu):
-    gpu.free = gpu.reserved = gpu.allocated = 0
-    assert rays_that_fit(CUDA, True) == rays_that_fit(CUDA, False) == MIN_CHUNK
+@pytest.mark.parametrize(("room", "by_kernels", "by_torch"), [(8 * GIB, 2**18, 2**14), (0, MIN_CHUNK, MIN_CHUNK)])
+def test_a_gpu_takes_as_many_rays_as_it_has_room_for(room, by_kernels, by_torch, monkeypatch):
+    """32 KiB a ray with the kernels, 512 KiB without; a full one is still tried with the smallest chunk."""
+    monkeypatch.setattr(rendering, "room_on", lambda device: room)
+    assert (rays_that_fit(CUDA, True), rays_that_fit(CUDA, False)) == (by_kernels, by_torch)
 
 
 def test_a_cpu_takes_two_gibibytes():

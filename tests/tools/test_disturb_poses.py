@@ -81,6 +81,14 @@ def test_files_are_linked_and_other_poses_left_behind(scene, tmp_path):
         assert (output / "images" / image.name).read_bytes() == image.read_bytes()
 
 
+def test_where_there_are_no_links_files_are_copied(scene, tmp_path, monkeypatch):
+    monkeypatch.setattr(Path, "symlink_to", lambda *_, **__: (_ for _ in ()).throw(OSError("no right")))
+    output = disturb_scene(scene, tmp_path / "off")
+    assert not (output / "images").is_symlink()
+    for image in (scene / "images").iterdir():
+        assert (output / "images" / image.name).read_bytes() == image.read_bytes()
+
+
 def test_nerfstudio_reads_it(scene, tmp_path):
     manager = make_datamanager(disturb_scene(scene, tmp_path / "off"))
     assert len(manager.train_dataset) == 6 and len(manager.eval_dataset) == 2

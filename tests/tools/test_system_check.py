@@ -8,6 +8,7 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
 
 from zipnerf_ns.tools import system_check
 from zipnerf_ns.tools.system_check import Finding, check_name_clash, format_table
@@ -147,8 +148,12 @@ def test_a_browser_without_its_driver_is_missing(bare_machine: Path):
     assert finding.detail == str(bare_machine / "google-chrome")
 
 
-def test_ffmpeg_is_linked_once(bare_machine: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    """The program that a package carries becomes ffmpeg, in place of a link that leads nowhere; then it is left."""
+@pytest.mark.parametrize("links", [True, False])
+def test_ffmpeg_is_linked_once(bare_machine: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, links: bool):
+    """The program that a package carries becomes ffmpeg, in place of a link that leads nowhere; then it is left.
+
+    Where nobody may make links it is a copy.
+    """
     program = tmp_path / "ffmpeg-linux-v9"
     program.write_text("#!/bin/sh\nexit 0\n")
     program.chmod(0o755)
@@ -157,8 +162,10 @@ def test_ffmpeg_is_linked_once(bare_machine: Path, tmp_path: Path, monkeypatch: 
     monkeypatch.syspath_prepend(str(tmp_path))
     monkeypatch.delitem(sys.modules, "imageio_ffmpeg", raising=False)
     (bare_machine / "ffmpeg").symlink_to(tmp_path / "gone")
+    if not links:
+        monkeypatch.setattr(Path, "symlink_to", lambda *_: (_ for _ in ()).throw(OSError("no right")))
     link = system_check.link_ffmpeg()
-    assert link == bare_machine / "ffmpeg" and link.resolve() == program
+    assert link == bare_machine / "ffmpeg" and link.resolve() == (program if links else link)
     assert system_check.check_ffmpeg().state == "ok"
     assert system_check.link_ffmpeg() is None
     monkeypatch.delitem(sys.modules, "imageio_ffmpeg")
@@ -170,6 +177,19 @@ def test_ffmpeg_cannot_be_linked(bare_machine: Path, monkeypatch: pytest.MonkeyP
     with pytest.raises(RuntimeError, match="apt-get install ffmpeg"):
         system_check.link_ffmpeg()
     assert not os.path.lexists(bare_machine / "ffmpeg")
+
+
+def test_a_gpus_memory_is_told_with_what_is_free(monkeypatch: pytest.MonkeyPatch):
+    """A GPU without room for a program is a reason why training would fail."""
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "current_device", lambda: 0)
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda index: "RTX")
+    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda index: (3 * 2**30, 8 * 2**30))
+    finding = system_check.check_torch()
+    assert finding.state == "ok" and "RTX (8 GiB, 3 of them free)" in finding.detail
+    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda index: (_ for _ in ()).throw(RuntimeError("out of memory")))
+    finding = system_check.check_torch()
+    assert finding.state == "wrong" and "out of memory" in finding.detail
 
 
 def test_wrong_nerfstudio(monkeypatch: pytest.MonkeyPatch):

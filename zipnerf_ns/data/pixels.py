@@ -11,7 +11,11 @@ from torch import Tensor
 from nerfstudio.data.datasets.base_dataset import InputDataset
 
 from zipnerf_ns.data.images import NOTHING_USED
+from zipnerf_ns.data.memory import check_room
 from zipnerf_ns.errors import InputError
+
+IN_MAIN_MEMORY = "--pipeline.datamanager.images-on-gpu"
+"""The option that says where training pixels lie."""
 
 
 @dataclass
@@ -32,7 +36,7 @@ class PixelStore:
         """Reads a dataset's images (and masks).
 
         Raises:
-            InputError: if masks leave no pixel.
+            InputError: if masks leave no pixel, or the device has no room for them.
         """
         colors: list[Tensor] = []
         masks: list[Tensor] = []
@@ -53,12 +57,22 @@ class PixelStore:
         if allowed is not None and int(counts.sum()) < 2**31:
             # The numbers are larger than the colors that they name: half of that, where it suffices.
             allowed = allowed.int()
-        return cls(
-            torch.cat(colors).to(device),
-            counts.cumsum(0)[:-1].to(device),
-            torch.tensor(widths).to(device),
-            None if allowed is None else allowed.to(device),
-        )
+        store = cls(torch.cat(colors), counts.cumsum(0)[:-1], torch.tensor(widths), allowed)
+        if torch.device(device).type == "cpu":
+            return store
+        what = f"the pixels of {len(dataset)} images need"
+        check_room(what, store.num_bytes, torch.device(device), f"Keep them in main memory: {IN_MAIN_MEMORY} False.")
+        return cls(*(None if tensor is None else tensor.to(device) for tensor in store.tensors))
+
+    @property
+    def tensors(self) -> tuple[Tensor, Tensor, Tensor, Tensor | None]:
+        """All of them, in the fields' order."""
+        return self.colors, self.offsets, self.widths, self.allowed
+
+    @property
+    def num_bytes(self) -> int:
+        """Memory that they take."""
+        return sum(tensor.nbytes for tensor in self.tensors if tensor is not None)
 
     def __len__(self) -> int:
         """Number of pixels that are drawn from."""

@@ -23,6 +23,7 @@ from nerfstudio.engine.trainer import Trainer
 from nerfstudio.utils.decorators import check_main_thread
 from nerfstudio.utils.rich_utils import CONSOLE
 
+from zipnerf_ns.data.memory import room_on
 from zipnerf_ns.errors import InputError, shorten
 
 PARTS = ("step", "pipeline", "optimizers", "schedulers", "scalers", "rng")
@@ -159,13 +160,9 @@ def _tensors(value: Any) -> Iterator[Tensor]:
 
 
 def _fits_twice(state: dict[str, Any], device: torch.device) -> bool:
-    """Whether half of the device's free memory is enough for a copy of what the state holds there.
-
-    What torch holds in reserve does not count as free: it can be a captured graph's, which nobody else may use.
-    """
+    """Whether half of the device's free memory is enough for a copy of what the state holds there."""
     needed = sum(tensor.numel() * tensor.element_size() for tensor in _tensors(state) if tensor.is_cuda)
-    free, _ = torch.cuda.mem_get_info(device)
-    return 2 * needed <= free
+    return 2 * needed <= room_on(device)
 
 
 def load_checkpoint_file(path: Path) -> dict[str, Any]:

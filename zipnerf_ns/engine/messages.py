@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import shlex
 import shutil
+import subprocess
+import sys
 import warnings
 from pathlib import Path
 from typing import Any
@@ -53,6 +55,12 @@ def out_of_memory(config: Any) -> InputError:
     )
 
 
+def command_line(*parts: Any) -> str:
+    """A command as the shell of this machine takes it."""
+    join = subprocess.list2cmdline if sys.platform == "win32" else shlex.join
+    return join([str(part) for part in parts])
+
+
 def next_commands(run: Path, checkpoints: Path, num_held_out: int, has_events: bool) -> str:
     """What can be done with a trained run: one command a line, ready to be pasted.
 
@@ -74,7 +82,7 @@ def next_commands(run: Path, checkpoints: Path, num_held_out: int, has_events: b
         commands["see its curves"] = ["tensorboard", "--logdir", run]
     if num_held_out == 0:
         del commands["measure it"]
-    lines = {what: shlex.join(map(str, command)) for what, command in commands.items()}
+    lines = {what: command_line(*command) for what, command in commands.items()}
     if shutil.which("ffmpeg") is None:
         # Its program says no more than that there is none.
         lines["make a video"] += "  (needs ffmpeg: apt-get install ffmpeg)"
@@ -82,7 +90,7 @@ def next_commands(run: Path, checkpoints: Path, num_held_out: int, has_events: b
         [
             *(f"To {what}:".ljust(19) + line for what, line in lines.items()),
             "To train longer:   the same command with --load-dir "
-            f"{shlex.quote(str(checkpoints))} and a larger --max-num-iterations",
+            f"{command_line(checkpoints)} and a larger --max-num-iterations",
         ]
     )
 
@@ -101,5 +109,5 @@ def interrupted(step: int, total: int, checkpoints: Path) -> str:
         return f"{stopped} No checkpoint had been written yet (--steps-per-save says how often)."
     return (
         f"{stopped} The latest checkpoint is {found[-1]}: the same command with "
-        f"--load-dir {shlex.quote(str(checkpoints))} goes on from there."
+        f"--load-dir {command_line(checkpoints)} goes on from there."
     )

@@ -19,6 +19,7 @@ from nerfstudio.pipelines.base_pipeline import VanillaPipeline, VanillaPipelineC
 from nerfstudio.utils.rich_utils import CONSOLE, get_progress
 
 from zipnerf_ns.cameras.held_out import describe, drift, moved_bundle, moved_camera, refine
+from zipnerf_ns.data.memory import limit_memory
 from zipnerf_ns.data.metadata import find_scales, mean_metrics, means_by_scale
 from zipnerf_ns.engine.messages import quiet_dependencies
 from zipnerf_ns.errors import InputError
@@ -42,9 +43,14 @@ class ZipNerfPipelineConfig(VanillaPipelineConfig):
     eval_pose_steps: int = 0
     """Gradient steps that fit each held-out pose to its own photo before scoring on it; 0 never looks at the photo."""
 
+    gpu_memory: float | None = None
+    """GiB of the GPU's memory that this program may take, for GPUs that are shared; None: all that is free."""
+
     def __post_init__(self) -> None:
         if self.eval_pose_steps < 0:
             raise InputError(f"eval_pose_steps is {self.eval_pose_steps}: it must not be negative.")
+        if self.gpu_memory is not None and not self.gpu_memory > 0.0:
+            raise InputError(f"gpu_memory is {self.gpu_memory}: it must be positive, or left out.")
 
 
 class ZipNerfPipeline(VanillaPipeline):
@@ -55,10 +61,11 @@ class ZipNerfPipeline(VanillaPipeline):
 
     config: ZipNerfPipelineConfig
 
-    def __init__(self, *args: Any, **kwargs: Any) -> None:
+    def __init__(self, config: ZipNerfPipelineConfig, device: str | torch.device, *args: Any, **kwargs: Any) -> None:
         # Here, for every program makes a pipeline.
         quiet_dependencies()
-        super().__init__(*args, **kwargs)
+        limit_memory(torch.device(device), config.gpu_memory)
+        super().__init__(config, device, *args, **kwargs)
 
     def get_eval_loss_dict(self, step: int) -> tuple[Any, dict[str, Any], dict[str, Any]]:
         """Outputs, losses and metrics of a batch of held-out pixels.

@@ -23,7 +23,7 @@ from nerfstudio.utils.rich_utils import CONSOLE
 from nerfstudio.utils.writer import EventName, TimeWriter
 
 from zipnerf_ns.engine.checkpoints import BackgroundWriter, ResumableTrainer, restore_rng
-from zipnerf_ns.engine.checks import check_run
+from zipnerf_ns.engine.checks import check_room_to_train, check_run
 from zipnerf_ns.engine.event_pictures import take_pictures, write_pictures
 from zipnerf_ns.engine.graph import set_up_graph
 from zipnerf_ns.engine.messages import interrupted, next_commands, out_of_memory, quiet_dependencies, raise_for_user
@@ -104,10 +104,9 @@ class ZipNerfTrainer(ResumableTrainer):
         try:
             check_run(self.config)
             super().setup(test_mode)
-        except InputError as error:
-            raise_for_user(error)
-        except torch.cuda.OutOfMemoryError:
-            raise_for_user(out_of_memory(self.config))
+            check_room_to_train(self)
+        except (torch.cuda.OutOfMemoryError, InputError) as error:
+            raise_for_user(error if isinstance(error, InputError) else out_of_memory(self.config))
         self._graph = set_up_graph(self)
         self._eager_steps = 0
 
@@ -151,9 +150,9 @@ class ZipNerfTrainer(ResumableTrainer):
         with TimeWriter(writer, EventName.TOTAL_TRAIN_TIME):
             try:
                 self._train_steps(self._start_step, total)
-            except torch.cuda.OutOfMemoryError:
+            except (torch.cuda.OutOfMemoryError, InputError) as error:
                 self.shutdown()
-                raise_for_user(out_of_memory(self.config))
+                raise_for_user(error if isinstance(error, InputError) else out_of_memory(self.config))
             except KeyboardInterrupt:
                 if self.world_size > 1:
                     raise

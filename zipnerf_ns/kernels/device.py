@@ -92,6 +92,8 @@ def _described(device: torch.device) -> Device:
     if wanted:
         major, _, minor = wanted.partition(".")
         return nvidia((int(major), int(minor or 0)), f"{found.name} as {wanted}", processors)
-    backend = "hip" if torch.version.hip else "cuda"
     shared = getattr(found, "shared_memory_per_block_optin", None) or found.shared_memory_per_block
-    return Device(found.name, backend, (found.major, found.minor), shared, processors)
+    if torch.version.hip:
+        # Its numbers are of architectures of AMD's: gfx90a would pass for Hopper.
+        return Device(found.name, "hip", (0, 0), shared, processors)
+    return Device(found.name, "cuda", (found.major, found.minor), shared, processors)

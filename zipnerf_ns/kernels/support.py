@@ -58,6 +58,16 @@ def _why_no_launch(device: torch.device) -> str | None:
     return None
 
 
+def why_untried(device: torch.device) -> str | None:
+    """Why nobody is given the kernels who does not ask for them by name, as a sentence; None where they are known."""
+    if not torch.version.hip or device.type != "cuda" or not torch.cuda.is_available():
+        return None
+    return (
+        f"The Triton kernels are untried on AMD's GPUs, such as this {describe(device).name}; "
+        "'--pipeline.model.implementation triton' tries them."
+    )
+
+
 def require(device: torch.device) -> None:
     """Does nothing where the kernels can run.
 

@@ -11,6 +11,8 @@ from torch import Tensor, nn
 
 from nerfstudio.cameras.rays import RayBundle
 
+from zipnerf_ns.data.memory import room_on
+
 KERNEL_BYTES_PER_RAY = 32_768
 """What a ray of the paper's sizes needs while the kernels render it, with a margin of two."""
 TORCH_BYTES_PER_RAY = 524_288
@@ -46,14 +48,9 @@ class ChunkLimit:
 
 
 def rays_that_fit(device: torch.device, uses_kernels: bool) -> int:
-    """Rays for which the device has memory, by its free memory now."""
-    if device.type == "cuda":
-        free, _ = torch.cuda.mem_get_info(device)
-        # What torch holds in reserve is free for us too.
-        free += torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
-    else:
-        free = CPU_BYTES
-    return max(free // (KERNEL_BYTES_PER_RAY if uses_kernels else TORCH_BYTES_PER_RAY), MIN_CHUNK)
+    """Rays for which the device has memory, by what may be taken of it now."""
+    room = room_on(device) if device.type == "cuda" else CPU_BYTES
+    return max(room // (KERNEL_BYTES_PER_RAY if uses_kernels else TORCH_BYTES_PER_RAY), MIN_CHUNK)
 
 
 def render_in_chunks(

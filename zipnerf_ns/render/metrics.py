@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from functools import cache
 from pathlib import Path
 
 import torch
@@ -53,6 +55,26 @@ def ssim(
     return torch.stack(values).mean(dim=0)
 
 
+def with_room(name: str, measure: Callable[[Tensor, Tensor], Tensor], prediction: Tensor, truth: Tensor) -> Tensor:
+    """A metric of two pictures, in main memory; measured there, too, if their device has no memory for it.
+
+    Windows and networks take many times what a picture does, and a training must not end for them.
+    """
+    try:
+        return measure(prediction, truth).cpu()
+    except torch.cuda.OutOfMemoryError:
+        # Not handled here: the error keeps alive what did not fit.
+        pass
+    torch.cuda.empty_cache()
+    _announce_move(name)
+    return measure(prediction.cpu(), truth.cpu())
+
+
+@cache
+def _announce_move(name: str) -> None:
+    CONSOLE.log(f"{name} of such pictures does not fit into what is left of the GPU's memory: the CPU measures it.")
+
+
 class ImageMetrics(nn.Module):
     """Metrics of whole pictures, as they are when they are written with 8 bits a channel.
 
@@ -97,11 +119,15 @@ class ImageMetrics(nn.Module):
         # The pixels that have a window around them.
         central = used[margin:-margin, margin:-margin]
         if central.any():
-            values["ssim"] = float(ssim(rgb, truth)[central].mean())
-        network = self._get_lpips(rgb.device) if min(rgb.shape[:2]) >= LPIPS_MIN_SIZE else None
-        if network is not None:
-            values["lpips"] = float(network(*(image.permute(2, 0, 1)[None] for image in (rgb, truth))))
+            values["ssim"] = float(with_room("SSIM", ssim, rgb, truth)[central.cpu()].mean())
+        if min(rgb.shape[:2]) >= LPIPS_MIN_SIZE and self._get_lpips(rgb.device) is not None:
+            values["lpips"] = float(with_room("LPIPS", self._distance, rgb, truth))
         return values
+
+    def _distance(self, rgb: Float[Tensor, "height width 3"], truth: Float[Tensor, "height width 3"]) -> Tensor:
+        """LPIPS where the pictures lie."""
+        network = self._get_lpips(rgb.device)
+        return network(*(image.permute(2, 0, 1)[None] for image in (rgb, truth)))
 
     def _get_lpips(self, device: torch.device) -> nn.Module | None:
         if self._lpips_absent:

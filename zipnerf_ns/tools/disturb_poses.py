@@ -10,6 +10,7 @@ from __future__ import annotations
 import copy
 import json
 import math
+import shutil
 import sys
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -36,7 +37,7 @@ def disturb_scene(
     """Copies a scene with disturbed camera poses, to measure camera optimization with.
 
     Args:
-        scene: folder with a transforms.json of Nerfstudio's and the files that it names, to which the copy links.
+        scene: folder with a transforms.json of Nerfstudio's and the files that it names, linked where that can be.
         output: folder to write; must not exist.
         degrees: by which every camera is turned.
         percent: by which every camera is shifted, of the cameras' mean distance from their center.
@@ -65,7 +66,7 @@ def disturb_scene(
     for entry in scene.iterdir():
         # Other descriptions of the same images have the poses that are to be forgotten.
         if not (entry.name.startswith("transforms") and entry.suffix == ".json"):
-            (output / entry.name).symlink_to(entry)
+            _bring(entry, output / entry.name)
     # Last: an interrupted run leaves nothing that looks like a scene.
     (output / "transforms.json").write_text(text, encoding="utf-8")
     return output
@@ -103,6 +104,14 @@ def disturb_meta(
 def _unit_vector(random: np.random.Generator) -> np.ndarray:
     vector = random.normal(size=3)
     return vector / np.linalg.norm(vector)
+
+
+def _bring(source: Path, target: Path) -> None:
+    try:
+        target.symlink_to(source, target_is_directory=source.is_dir())
+    except OSError:
+        # Windows asks for a right that few have; some file systems know no links.
+        shutil.copytree(source, target) if source.is_dir() else shutil.copy2(source, target)
 
 
 def main(arguments: list[str] | None = None) -> None:

@@ -87,6 +87,9 @@ def check_ffmpeg() -> Finding:
 def check_open3d_libraries() -> list[Finding]:
     """open3d, which these programs import, does not load without them; training does not import it."""
     findings = []
+    if sys.platform != "linux":
+        # What it carries for other systems is whole.
+        return findings
     for library, package in OPEN3D_LIBRARIES.items():
         try:
             ctypes.CDLL(library)
@@ -145,8 +148,11 @@ def check_torch() -> Finding:
         detail = f"{torch.__version__}, no CUDA device: trains on the CPU (zipnerf-lite)"
         return Finding("torch", "ok", detail, "everything")
     index = torch.cuda.current_device()
-    gib = torch.cuda.get_device_properties(index).total_memory / 2**30
-    detail = f"{torch.__version__}, {torch.cuda.get_device_name(index)} ({gib:.0f} GiB)"
+    try:
+        free, total = (size / 2**30 for size in torch.cuda.mem_get_info(index))
+    except RuntimeError as error:
+        return Finding("torch", "wrong", f"{torch.__version__}, whose GPU cannot be used: {error}", "everything")
+    detail = f"{torch.__version__}, {torch.cuda.get_device_name(index)} ({total:.0f} GiB, {free:.0f} of them free)"
     return Finding("torch", "ok", detail, "everything")
 
 
@@ -241,10 +247,15 @@ def link_ffmpeg() -> Path | None:
 
     program = Path(imageio_ffmpeg.get_ffmpeg_exe())
     subprocess.run([program, "-version"], check=True, stdout=subprocess.DEVNULL)
-    link = Path(sys.executable).parent / "ffmpeg"
+    # Windows knows a program by its ending.
+    link = Path(sys.executable).parent / f"ffmpeg{'.exe' if program.suffix == '.exe' else ''}"
     # A link whose target left with an older imageio-ffmpeg is not found as a program, yet is in the way.
     link.unlink(missing_ok=True)
-    link.symlink_to(program)
+    try:
+        link.symlink_to(program)
+    except OSError:
+        # Windows asks for a right that few have.
+        shutil.copy2(program, link)
     return link
 
 

@@ -7,7 +7,6 @@ known exactly.
 from __future__ import annotations
 
 import math
-import os
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -20,6 +19,7 @@ from jaxtyping import Float, Int
 from skimage import measure
 from torch import Tensor
 
+from zipnerf_ns.data.memory import check_room
 from zipnerf_ns.errors import InputError
 
 SURFACE = 0.5
@@ -63,12 +63,8 @@ class VoxelGrid:
         # A thousandth of a voxel for rounding.
         grid = cls(tuple(lower), voxel, tuple(max(1, math.ceil(side / voxel - 1e-3)) for side in sides))
         needed = BYTES_PER_VOXEL * math.prod(grid.counts)
-        available = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
-        if needed > available:
-            raise InputError(
-                f"resolution {resolution} needs {needed / 2**30:.0f} GiB, this machine has "
-                f"{available / 2**30:.0f} GiB. Lower it, or give a smaller bounding box."
-            )
+        mend = "Lower it, or give a smaller bounding box."
+        check_room(f"resolution {resolution} needs", needed, torch.device("cpu"), mend)
         return grid
 
     def centers(self, first: int, last: int, device: torch.device | str) -> Float[Tensor, "points 3"]:

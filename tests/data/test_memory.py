@@ -1,0 +1,113 @@
+"""Room on a device: its share, what others hold, and what of torch's reserve can be had."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from types import SimpleNamespace
+
+import psutil
+import pytest
+import torch
+
+from nerfstudio.data.datasets.base_dataset import InputDataset
+
+from zipnerf_ns.data import memory
+from zipnerf_ns.data.memory import GIB, limit_memory, room_on, unused_bytes
+from zipnerf_ns.data.pixels import PixelStore
+from zipnerf_ns.errors import InputError
+
+CPU, CUDA = torch.device("cpu"), torch.device("cuda:0")
+
+
+def segment(*blocks: tuple[int, str], device: int = 0, **more: object) -> dict:
+    """As torch.cuda.memory_snapshot lists it, blocks given by size and state."""
+    listed = [{"size": size, "state": state} for size, state in blocks]
+    return {"device": device, "total_size": sum(size for size, _ in blocks), "blocks": listed, **more}
+
+
+USED, FREE = "active_allocated", "inactive"
+
+
+@pytest.fixture
+def gpu(monkeypatch: pytest.MonkeyPatch) -> Iterator[SimpleNamespace]:
+    """A GPU of 80 GiB, 10 of them free, of which torch holds one segment in use, one free and one of a graph."""
+    state = SimpleNamespace(free=10 * GIB, share=1.0)
+    segments = [
+        segment((GIB, USED), (GIB, FREE)),
+        segment((2 * GIB, FREE)),
+        segment((GIB, FREE), segment_pool_id=(0, 1)),
+    ]
+    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device: (state.free, 80 * GIB))
+    monkeypatch.setattr(torch.cuda, "memory_reserved", lambda device: 5 * GIB)
+    monkeypatch.setattr(torch.cuda, "memory_snapshot", lambda: segments)
+    monkeypatch.setattr(torch.cuda, "get_per_process_memory_fraction", lambda device: state.share, raising=False)
+    monkeypatch.setattr(
+        torch.cuda, "set_per_process_memory_fraction", lambda share, device: setattr(state, "share", share)
+    )
+    monkeypatch.setattr(memory, "_shares", {})
+    yield state
+
+
+@pytest.mark.parametrize(
+    ("segments", "expected"),
+    [
+        ([segment((8, FREE))], 8),
+        ([segment((8, FREE), (1, USED))], 0),
+        ([segment((8, "active_pending_free"))], 0),
+        ([segment((8, FREE), segment_pool_id=(0, 0)), segment((4, FREE), segment_pool_id=(0, 3))], 8),
+        ([segment((8, FREE), (1, USED), (2, FREE), is_expandable=True)], 10),
+        ([segment((8, FREE), is_expandable=True, segment_pool_id=(1, 0))], 0),
+        ([segment((8, FREE), device=1)], 0),
+    ],
+)
+def test_of_the_reserve_whole_segments_count_that_are_no_graphs(segments, expected):
+    assert unused_bytes(segments, 0) == expected
+
+
+@pytest.mark.parametrize(
+    ("free", "share", "room"), [(10, 1.0, 12), (0, 1.0, 2), (10, 0.1, 5), (10, 0.05, 1), (10, 0.01, 0)]
+)
+def test_a_gpus_room_is_what_is_free_within_the_share(gpu, free, share, room):
+    """Of 80 GiB; torch holds 5, and 2 of them can be given back."""
+    gpu.free, gpu.share = free * GIB, share
+    assert room_on(CUDA) == pytest.approx(room * GIB, abs=1.0)
+
+
+@pytest.mark.parametrize("is_told", [True, False])
+def test_a_limit_is_kept_and_known_also_to_a_torch_that_does_not_say_it(gpu, is_told, monkeypatch):
+    if not is_told:
+        monkeypatch.delattr(torch.cuda, "get_per_process_memory_fraction")
+    limit_memory(CUDA, None)
+    assert gpu.share == 1.0 and room_on(CUDA) == 12 * GIB
+    limit_memory(CUDA, 6.0)
+    assert gpu.share == pytest.approx(6 / 80) and room_on(CUDA) == pytest.approx(3 * GIB, abs=1.0)
+    limit_memory(CUDA, 1000.0)
+    assert gpu.share == 1.0
+
+
+def test_main_memory_has_what_is_available(monkeypatch):
+    monkeypatch.setattr(psutil, "virtual_memory", lambda: SimpleNamespace(available=123, total=456))
+    limit_memory(CPU, 6.0)
+    assert room_on(CPU) == 123
+
+
+def test_pixels_that_do_not_fit_are_refused_before_they_are_moved(monkeypatch):
+    """Two images of 2 x 3 pixels: 36 bytes of colors, 16 of offsets, 16 of widths."""
+    image = {"image": torch.zeros(2, 3, 3, dtype=torch.uint8)}
+
+    class Images(InputDataset):
+        def __init__(self) -> None:
+            pass
+
+        def __len__(self) -> int:
+            return 2
+
+        def get_data(self, index: int, image_type: str) -> dict:
+            return image
+
+    monkeypatch.setattr(memory, "room_on", lambda device: 67)
+    assert PixelStore.load(Images(), "cpu").num_bytes == 68
+    with pytest.raises(InputError, match=r"pixels of 2 images.*GiB.*--pipeline\.datamanager\.images-on-gpu False"):
+        PixelStore.load(Images(), "cuda:0")
+    monkeypatch.setattr(memory, "room_on", lambda device: 68)
+    assert PixelStore.load(Images(), "meta").colors.device.type == "meta"

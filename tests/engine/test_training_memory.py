@@ -1,0 +1,194 @@
+"""What a training needs of memory is known from its sizes, and refused with what would fit."""
+
+from __future__ import annotations
+
+import copy
+import dataclasses
+import functools
+import re
+from collections.abc import Iterable
+
+import pytest
+import torch
+from _scenes import said_when_started, tiny_config, write_scene
+
+from zipnerf_ns.config import zipnerf, zipnerf_big, zipnerf_lite
+from zipnerf_ns.data.datamanager import ZipNerfDataManager
+from zipnerf_ns.engine import checks
+from zipnerf_ns.engine.checks import check_memory, check_run, training_memory
+from zipnerf_ns.engine.trainer import ZipNerfTrainer, ZipNerfTrainerConfig
+from zipnerf_ns.errors import InputError
+from zipnerf_ns.kernels.encode.tuning import reads_half
+from zipnerf_ns.kernels.mlp.tuning import RadianceTuning
+from zipnerf_ns.model_config import check_table_memory, table_values
+from zipnerf_ns.ops import TORCH_OPS
+
+GIB = 2**30
+CPU, CUDA = torch.device("cpu"), torch.device("cuda:0")
+
+
+@pytest.fixture(autouse=True)
+def gpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As on a GPU that multiplies in the format that is asked for, and without kernels."""
+    monkeypatch.setattr(checks, "resolve_ops", lambda *_: TORCH_OPS)
+    monkeypatch.setattr(checks, "resolve_precision", lambda asked, device: "float32" if device == CPU else asked)
+
+
+@pytest.fixture
+def kernels(gpu: None, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As on a GPU, where the kernels compute the model."""
+    ops = TORCH_OPS._replace(name="triton", reads_half=reads_half)
+    monkeypatch.setattr(checks, "resolve_ops", lambda *_: ops)
+
+
+@pytest.mark.parametrize(("num_rays", "measured"), [(4096, 1.6), (16_384, 2.7), (65_536, 6.0)])
+def test_the_papers_model_needs_what_was_measured(kernels, num_rays, measured):
+    """docs/measurements.md has GiB of a step, of tables and activations alone; a margin of a tenth stands above it."""
+    needed = sum(training_memory(zipnerf.config.pipeline.model, num_rays, 0, CUDA)) - checks.GPU_BYTES
+    assert measured - 0.05 <= needed / GIB <= 1.1 * measured + 0.05
+
+
+@pytest.mark.parametrize(("num_rays", "measured"), [(16_384, 4.3), (65_536, 13.3)])
+def test_so_does_the_torch_form(num_rays, measured):
+    needed = sum(training_memory(zipnerf.config.pipeline.model, num_rays, 0, CUDA))
+    assert measured - 0.05 <= needed / GIB <= 1.1 * measured + 0.05
+
+
+def test_the_kernels_hold_as_many_cotangents_as_is_counted():
+    assert RadianceTuning().rows == checks.COTANGENT_ROWS
+
+
+def test_zipnerf_at_its_defaults_fits_a_small_card(kernels, monkeypatch):
+    """6 GB, half a GiB of it the driver's and the screen's, with 2 GiB of pixels."""
+    monkeypatch.setattr(checks, "room_on", lambda device: 5 * GIB)
+    check_memory(zipnerf.config, CUDA, pixels=2 * GIB)
+    check_memory(zipnerf_lite.config, CUDA, pixels=2 * GIB)
+    with pytest.raises(InputError):
+        check_memory(zipnerf_big.config, CUDA, pixels=2 * GIB)
+
+
+def with_options(config: ZipNerfTrainerConfig, options: Iterable[tuple[str, str]]) -> ZipNerfTrainerConfig:
+    """A copy of a configuration in which some options have other values."""
+    changed = copy.deepcopy(config)
+    for option, value in options:
+        *parents, last = option.replace("-", "_").split(".")
+        setattr(functools.reduce(getattr, parents, changed.pipeline), last, int(value))
+    return changed
+
+
+OPTION = r"--pipeline\.([a-z0-9.-]+) (\d+)"
+
+
+@pytest.mark.parametrize(("room", "pixels", "proposed"), [
+    (5.0, 0.0, "rays"), (6.5, 0.0, "rays table"), (7.0, 1.0, "rays table pixels"), (2.4, 0.0, "rays"),
+    (5.0, 9.0, "all"), (1.0, 0.0, "all"),
+])  # fmt: skip
+def test_what_is_proposed_fits(kernels, monkeypatch, room, pixels, proposed):
+    """Any of what is proposed fits by itself, and no smaller change would; or all fit together where none does."""
+    monkeypatch.setattr(checks, "room_on", lambda device: int(room * GIB))
+    config, on_gpu = zipnerf_big.config, int(pixels * GIB)
+    with pytest.raises(InputError, match=rf"needs \d+\.\d GiB.*cuda:0.*{room} GiB.*zipnerf-lite") as error:
+        check_memory(config, CUDA, pixels=on_gpu)
+    text = str(error.value)
+    assert ("images-on-gpu False" in text) is (pixels > 0)
+    found = re.findall(OPTION, text)
+    if proposed == "all":
+        assert len(found) == 2 and " with " in text
+        check_memory(with_options(config, found), CUDA)
+        return
+    names = {"rays": "datamanager.train-num-rays-per-batch", "table": "model.grid.log2-hashmap-size"}
+    assert [option for option, _ in found] == [names[word] for word in proposed.split() if word in names]
+    for option, value in found:
+        check_memory(with_options(config, [(option, value)]), CUDA, pixels=on_gpu)
+        less = int(value) * 2 if "rays" in option else int(value) + 1
+        with pytest.raises(InputError):
+            check_memory(with_options(config, [(option, str(less))]), CUDA, pixels=on_gpu)
+    if pixels:
+        check_memory(config, CUDA)
+
+
+def test_where_nothing_would_fit_no_number_is_proposed(monkeypatch):
+    monkeypatch.setattr(checks, "room_on", lambda device: 2**20)
+    with pytest.raises(InputError, match="Choose a device with more memory") as error:
+        check_memory(zipnerf_lite.config, CUDA)
+    assert re.findall(OPTION, str(error.value)) == []
+
+
+def test_what_lies_on_the_device_already_counts_as_had(monkeypatch):
+    needed = sum(training_memory(zipnerf_lite.config.pipeline.model, 1024, 0, CPU))
+    monkeypatch.setattr(checks, "room_on", lambda device: needed - 1000)
+    check_memory(zipnerf_lite.config, CPU, held=1000)
+    with pytest.raises(InputError):
+        check_memory(zipnerf_lite.config, CPU, held=999)
+
+
+@pytest.mark.parametrize("change", ["use_appearance", "camera", "ipe", "float32"])
+def test_settings_change_what_a_step_needs(change):
+    model = copy.deepcopy(zipnerf.config.pipeline.model)
+    before = training_memory(model, 4096, 0, CUDA)
+    if change == "camera":
+        model.camera_optimizer.mode = "SO3xR3"
+    elif change == "use_appearance":
+        model.use_appearance = True
+    elif change == "ipe":
+        model.prefilter = "ipe"
+    else:
+        model.precision = "float32"
+    after = training_memory(model, 4096, 0, CUDA)
+    assert after.tables == before.tables and (after.step < before.step) is (change == "ipe")
+
+
+def test_memory_of_a_training_is_asked_of_trainings_alone(tmp_path, monkeypatch):
+    """Tables that fit, but not with their gradients and moments, are rendered and not trained."""
+    config = tiny_config(tmp_path, tmp_path)
+    room = 8 * sum(table_values(config.pipeline.model).values())
+    monkeypatch.setattr(checks, "room_on", lambda device: room)
+    monkeypatch.setattr("zipnerf_ns.data.memory.room_on", lambda device: room)
+    check_table_memory(config.pipeline.model, CPU)
+    with pytest.raises(InputError, match="the training needs"):
+        check_run(config)
+
+
+def test_the_trainer_asks_again_when_it_knows_its_pixels(tmp_path, monkeypatch):
+    """What is held by then, pixels and parameters, is not asked for twice."""
+    asked = []
+    monkeypatch.setattr(checks, "room_on", lambda device: GIB)
+    monkeypatch.setattr(checks, "check_memory", lambda config, device, held=0, pixels=0: asked.append((held, pixels)))
+    trainer = tiny_config(write_scene(tmp_path / "scene"), tmp_path).setup()
+    trainer.setup()
+    store = trainer.pipeline.datamanager.pixels
+    parameters = sum(parameter.nbytes for parameter in trainer.pipeline.parameters())
+    assert asked[0] == (0, 0) and asked[1:] == [(store.num_bytes + parameters, store.num_bytes)] and store.num_bytes > 0
+
+
+def test_every_program_keeps_to_its_share(tmp_path, monkeypatch):
+    """Before anything of the data lies on the device: ns-eval and ns-render make a pipeline as the trainer does."""
+    limits = []
+    monkeypatch.setattr("zipnerf_ns.engine.pipeline.limit_memory", lambda *limit: limits.append(limit))
+    monkeypatch.setattr(ZipNerfDataManager, "setup_train", lambda self: limits.append("data"))
+    config = tiny_config(write_scene(tmp_path / "scene"), tmp_path)
+    config.pipeline.gpu_memory = 6.0
+    config.pipeline.setup(device=CPU, test_mode="test")
+    assert limits == [(CPU, 6.0), "data"]
+    for wrong in (0.0, -1.0, float("nan")):
+        with pytest.raises(InputError, match="gpu_memory"):
+            dataclasses.replace(config.pipeline, gpu_memory=wrong)
+
+
+def test_the_trainer_counts_within_its_share(monkeypatch):
+    config, limits = copy.deepcopy(zipnerf.config), []
+    config.machine.device_type, config.pipeline.gpu_memory = "cuda", 1.0
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(checks, "explain_implementation", lambda *_: None)
+    monkeypatch.setattr(checks, "limit_memory", lambda device, gib: limits.append(gib))
+    monkeypatch.setattr(checks, "room_on", lambda device: int(limits[-1] * GIB))
+    with pytest.raises(InputError, match=r"of cuda it may take 1\.0 GiB"):
+        check_run(config)
+
+
+def test_a_training_that_does_not_fit_ends_before_its_first_step(tmp_path, monkeypatch):
+    rooms = iter([GIB, 1000])
+    monkeypatch.setattr(checks, "room_on", lambda device: next(rooms))
+    monkeypatch.setattr(ZipNerfTrainer, "train_iteration", lambda *_: pytest.fail("a step was made"))
+    said = said_when_started(tiny_config(write_scene(tmp_path / "scene"), tmp_path))
+    assert "the training needs" in said and "Choose" in said
