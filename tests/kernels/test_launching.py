@@ -86,3 +86,11 @@ def test_an_unknown_device_gets_the_smallest_launch_and_the_interpreter_the_larg
     tiny = nvidia((7, 5))._replace(shared_memory=16 << 10)
     assert radiance_launches("bfloat16", 256, tiny) == (RADIANCE[-1].tuning,)
     assert radiance_launches("bfloat16", 256, INTERPRETER)[0] == RadianceTuning()
+
+
+def test_the_table_has_a_row_for_each_kind_of_gpu():
+    first = [radiance_launches("bfloat16", 256, nvidia(capability))[0] for capability in ((9, 0), (8, 0), (8, 6))]
+    assert first == [rung.tuning for rung in RADIANCE[:3]]
+    alike = [((10, 0), (9, 0)), ((8, 9), (8, 6)), ((12, 0), (8, 6))]
+    for one, other in alike:
+        assert radiance_launches("bfloat16", 256, nvidia(one)) == radiance_launches("bfloat16", 256, nvidia(other))
