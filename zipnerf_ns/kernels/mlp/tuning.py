@@ -68,9 +68,9 @@ RADIANCE = (
     # Whatever else there is: 0.91, 0.75 and 0.80 ms.
     Rung((0, 0, 0), RadianceTuning(RowLaunch(32, 4, 2), RowLaunch(32, 4, 2), RowLaunch(64, 4, 1), units=32)),
 )
-"""Launches of ``radiance_mlp`` in bfloat16. Times are of 262,144 rows at the paper's sizes on an H200, which ran the first
-as it is, and the others in the code for 8.0 or 8.6, and no more programs at a time than there. Bytes are the compiler's
-for the largest kernel (Triton 3.8; 10.0 for the first at 256 units, else 8.6; the second's twice), as
+"""Launches of ``radiance_mlp`` in bfloat16. Times are of 262,144 rows at the paper's sizes on an H200, which ran the
+first as it is, and the others in the code for 8.0 or 8.6, and no more programs at a time than there. Bytes are the
+compiler's for the largest kernel (Triton 3.8; 10.0 for the first at 256 units, else 8.6; the second's twice), as
 ``python -m zipnerf_ns.tools.check_gpu`` prints them; the last takes 46,208."""
 
 FLOAT32 = RadianceTuning(RowLaunch(16, 4, 1), RowLaunch(16, 4, 1), RowLaunch(16, 4, 1), units=32)
