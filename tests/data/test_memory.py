@@ -16,7 +16,7 @@ from zipnerf_ns.data.memory import GIB, limit_memory, room_on, unused_bytes
 from zipnerf_ns.data.pixels import PixelStore
 from zipnerf_ns.errors import InputError
 
-CPU, CUDA = torch.device("cpu"), torch.device("cuda:0")
+CPU, CUDA = torch.device("cpu"), torch.device("cuda")
 
 
 def segment(*blocks: tuple[int, str], device: int = 0, **more: object) -> dict:
@@ -40,10 +40,17 @@ def gpu(monkeypatch: pytest.MonkeyPatch) -> Iterator[SimpleNamespace]:
     monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device: (state.free, 80 * GIB))
     monkeypatch.setattr(torch.cuda, "memory_reserved", lambda device: 5 * GIB)
     monkeypatch.setattr(torch.cuda, "memory_snapshot", lambda: segments)
-    monkeypatch.setattr(torch.cuda, "get_per_process_memory_fraction", lambda device: state.share, raising=False)
-    monkeypatch.setattr(
-        torch.cuda, "set_per_process_memory_fraction", lambda share, device: setattr(state, "share", share)
-    )
+
+    # As torch has it, both want the GPU's number.
+    def ask(device: int) -> float:
+        return {0: state.share}[device]
+
+    def give(share: float, device: int) -> None:
+        state.share = {0: share}[device]
+
+    monkeypatch.setattr(torch.cuda, "get_per_process_memory_fraction", ask, raising=False)
+    monkeypatch.setattr(torch.cuda, "set_per_process_memory_fraction", give)
+    monkeypatch.setattr(torch.cuda, "current_device", lambda: 0)
     monkeypatch.setattr(memory, "_shares", {})
     yield state
 

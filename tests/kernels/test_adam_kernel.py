@@ -33,6 +33,7 @@ from zipnerf_ns.functional import adam as twins
 from zipnerf_ns.functional.adam import Summary
 from zipnerf_ns.hash_table import HashTable
 from zipnerf_ns.kernels.adam import table_adam as kernels
+from zipnerf_ns.ops import guarded_ops
 
 GRIDS = [(aligned_grid, 1), (aligned_grid, 4), (odd_grid, 1), (odd_grid, 2), (odd_grid, 3)]
 """Every alignment of levels: four values, two, one; chunks that are full and that are not."""
@@ -218,7 +219,7 @@ def test_the_optimizer_uses_the_kernel_and_either_goes_on_with_the_others_checkp
 
 @pytest.mark.skipif(DEVICE.type != "cuda", reason="needs a GPU: elsewhere 'auto' means torch")
 def test_auto_is_triton_on_cuda():
-    assert resolve_implementation("auto", on_device(two_levels()).hash_table) is kernels.decayed_adam_
+    assert resolve_implementation("auto", on_device(two_levels()).hash_table) is guarded_ops().decayed_adam_
 
 
 @pytest.mark.skipif(DEVICE.type != "cuda", reason="needs a GPU: fused Adam keeps its step on the parameter's device")

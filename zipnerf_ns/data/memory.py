@@ -57,7 +57,7 @@ def limit_memory(device: torch.device, gib: float | None) -> None:
         return
     _, total = torch.cuda.mem_get_info(device)
     share = min(gib * GIB / total, 1.0)
-    torch.cuda.set_per_process_memory_fraction(share, device)
+    torch.cuda.set_per_process_memory_fraction(share, _index(device))
     _shares[_index(device)] = share
 
 
@@ -78,4 +78,4 @@ def _index(device: torch.device) -> int:
 
 def _share(device: torch.device) -> float:
     ask = getattr(torch.cuda, "get_per_process_memory_fraction", None)
-    return _shares.get(_index(device), 1.0) if ask is None else ask(device)
+    return _shares.get(_index(device), 1.0) if ask is None else ask(_index(device))
