@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
@@ -21,9 +20,9 @@ from zipnerf_ns.cameras.rays import PixelRays
 from zipnerf_ns.data.checks import check_cameras, check_images, check_train_split
 from zipnerf_ns.data.dataparsers.formats import format_of
 from zipnerf_ns.data.dataparsers.multiscale import source_config
-from zipnerf_ns.data.images import CheckedDataset, check_masks, check_some_used
+from zipnerf_ns.data.images import CheckedDataset, check_masks, check_some_used, read_all
 from zipnerf_ns.data.metadata import SCENE_HINTS, SceneHints, area_weights, find_scales
-from zipnerf_ns.data.pixels import PixelStore
+from zipnerf_ns.data.pixels import PixelStore, Thumbnails
 from zipnerf_ns.errors import InputError
 
 
@@ -157,13 +156,8 @@ class ZipNerfDataManager(VanillaDataManager[CheckedDataset]):
         """
         dataset = self.eval_dataset
         if self.test_mode == "val":
-            with ThreadPoolExecutor() as pool:
-                checked = [pool.submit(_check_decodes, dataset, index) for index in range(len(dataset))]
-                try:
-                    for done in checked:
-                        done.result()
-                finally:
-                    pool.shutdown(cancel_futures=True)
+            for _ in read_all(dataset, f"Checking {len(dataset)} held-out images"):
+                pass
         if self.config.eval_num_images_to_sample_from != -1:
             super().setup_eval()
         else:
@@ -190,6 +184,10 @@ class ZipNerfDataManager(VanillaDataManager[CheckedDataset]):
     def is_capturable(self) -> bool:
         """Whether :meth:`next_train` can be part of a CUDA graph."""
         return self.pixels is not None and self.train_ray_generator.is_one_launch(self.pixels)
+
+    def viewed_dataset(self) -> CheckedDataset | Thumbnails:
+        """The training images as a viewer wants them: small, and without decoding them again where they are kept."""
+        return self.train_dataset if self.pixels is None else Thumbnails(self.train_dataset, self.pixels)
 
     def next_train(self, step: int) -> tuple[RayBundle, dict]:
         """A batch of training rays and their pixels: ``image`` [rays, 3 or 4] in [0, 1], ``indices`` [rays, 3], and
@@ -240,11 +238,6 @@ def _check_before_parsing(config: ZipNerfDataManagerConfig) -> None:
     scene_format = format_of(parser)
     if scene_format is not None:
         scene_format.check(data)
-
-
-def _check_decodes(dataset: CheckedDataset, index: int) -> None:
-    """Decodes an image and its mask and keeps neither."""
-    dataset.get_data(index, image_type="uint8")
 
 
 def _check_outputs(outputs) -> bool:

@@ -164,6 +164,14 @@ class ZipNerfTrainer(ResumableTrainer):
                 self._finish_writing()
         self._after_train()
 
+    def _init_viewer_state(self) -> None:
+        """Nerfstudio's, which by itself decodes every training image once more, one after the other."""
+        if self.viewer_state is not None:
+            datamanager = self.pipeline.datamanager
+            self.viewer_state.init_scene(
+                datamanager.viewed_dataset(), self.training_state, datamanager.eval_dataset
+            )
+
     def _finish_writing(self) -> None:
         """Waits until checkpoints and pictures are on disk; their errors are raised here."""
         self.checkpoints.wait()
