@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import threading
+
 import numpy as np
 import pytest
 import torch
 from _scenes import HEIGHT, WIDTH, make_datamanager, read_meta, write_meta, write_scene
 from PIL import Image
 
-from zipnerf_ns.data.pixels import PixelStore
+from zipnerf_ns.data.images import read_all
+from zipnerf_ns.data.pixels import PixelStore, Thumbnails
+from zipnerf_ns.errors import InputError
 
 
 def two_images(allowed: torch.Tensor | None = None) -> PixelStore:
@@ -39,6 +43,40 @@ def test_draws_are_what_sample_is_made_of():
     torch.manual_seed(1)
     assert torch.equal((store.sample(40)["image"][:, 0] * 255.0).round().long(), drawn)
     assert drawn.dtype == torch.int64 and int(drawn.min()) >= 0 and int(drawn.max()) <= 5
+
+
+def test_thumbnails_are_the_images_made_small(tmp_path):
+    """Of any size and shape, with the cameras that belong to them; smaller ones as they are."""
+    sizes = [(24, 16), (330, 250), (100, 301), (640, 400)]
+    manager = make_datamanager(write_scene(tmp_path / "scene", 4, sizes))
+    thumbnails = Thumbnails(manager.train_dataset, manager.pixels)
+    shapes = [thumbnails[index]["image"].shape for index in range(len(thumbnails))]
+    assert shapes == [(16, 24, 3), (100, 132, 3), (301, 100, 3)]
+    assert torch.equal(thumbnails[0]["image"], manager.train_dataset[0]["image"])
+    # Green says which row of the image a pixel is, and goes from 0 to 249.
+    rows = thumbnails[1]["image"][:, :, 1] * 255.0
+    assert rows.std(dim=1).max() == 0.0
+    assert torch.allclose(rows[:, 0], (torch.arange(100) + 0.5) * 2.5 - 0.5, atol=1.0)
+    assert thumbnails.cameras is manager.train_dataset.cameras
+
+
+def test_images_are_read_in_order_whoever_decodes_first(tmp_path, monkeypatch):
+    """The first decodes last; one that cannot be decoded ends the reading with its error."""
+    dataset = make_datamanager(write_scene(tmp_path / "scene")).train_dataset
+    last, get_data = threading.Event(), dataset.get_data
+
+    def data(index: int, image_type: str) -> dict:
+        if index == 0:
+            assert last.wait(30.0)
+        elif index == len(dataset) - 1:
+            last.set()
+        return get_data(index, image_type=image_type)
+
+    monkeypatch.setattr(dataset, "get_data", data)
+    assert [each["image_idx"] for each in read_all(dataset, "Reading")] == list(range(len(dataset)))
+    dataset.image_filenames[2].write_bytes(b"no picture")
+    with pytest.raises(InputError, match=dataset.image_filenames[2].name):
+        list(read_all(dataset, "Reading"))
 
 
 def test_store_is_compact(tmp_path):

@@ -9,8 +9,9 @@ from functools import lru_cache
 from pathlib import Path
 from types import FrameType, SimpleNamespace
 
-from nerfstudio.configs import external_methods
 from viser import _icons
+
+from nerfstudio.configs import external_methods
 
 
 def functions_from(frame: FrameType | None) -> list[SimpleNamespace]:

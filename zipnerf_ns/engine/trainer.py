@@ -166,11 +166,15 @@ class ZipNerfTrainer(ResumableTrainer):
 
     def _init_viewer_state(self) -> None:
         """Nerfstudio's, which by itself decodes every training image once more, one after the other."""
-        if self.viewer_state is not None:
-            datamanager = self.pipeline.datamanager
-            self.viewer_state.init_scene(
-                datamanager.viewed_dataset(), self.training_state, datamanager.eval_dataset
-            )
+        if self.viewer_state is None:
+            return
+        data, threads = self.pipeline.datamanager, torch.get_num_threads()
+        # For pictures as small as these, threads wait for each other ten times as long as they compute.
+        torch.set_num_threads(1)
+        try:
+            self.viewer_state.init_scene(data.viewed_dataset(), self.training_state, data.eval_dataset)
+        finally:
+            torch.set_num_threads(threads)
 
     def _finish_writing(self) -> None:
         """Waits until checkpoints and pictures are on disk; their errors are raised here."""
