@@ -6,6 +6,7 @@ Only :func:`resolve_ops` imports the kernels, and only where they can run: confi
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from concurrent.futures import Future
 from functools import cache, lru_cache
 from types import ModuleType
 from typing import Any, Literal, NamedTuple, Protocol, TypeVar
@@ -346,3 +347,10 @@ def resolve_precision(precision: Precision, device: torch.device) -> Precision:
 @cache
 def _announce_float16(name: str) -> None:
     say(f"{name} has no bfloat16: matrix products are in float16, and their gradients scaled to its range.")
+
+
+def compile_ahead(rehearse: Callable[[], object], device: torch.device) -> list[Future[None]]:
+    """``kernels.ahead.prepare``, for a computation by kernels."""
+    from zipnerf_ns.kernels import ahead
+
+    return ahead.prepare(rehearse, device)

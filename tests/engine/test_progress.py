@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import threading
-
 import pytest
 import torch
 
 from zipnerf_ns.engine import progress as progress_module
-from zipnerf_ns.engine.progress import ProgressLine, StepTimer, TrainingClock, format_duration, told_if_slow
+from zipnerf_ns.engine.progress import ProgressLine, StepTimer, TrainingClock, format_duration
 
 
 class Time:
@@ -207,17 +205,3 @@ def test_a_clock_that_stands_still_divides_by_nothing(time):
 )
 def test_durations_read_as_a_clock(seconds, text):
     assert format_duration(seconds) == text
-
-
-def test_only_what_is_slow_is_told():
-    lines, told = [], threading.Event()
-
-    def write(line: str) -> None:
-        lines.append(line)
-        told.set()
-
-    with pytest.raises(KeyError), told_if_slow(write, "quick", 30.0):
-        raise KeyError
-    with told_if_slow(write, "slow", 0.01):
-        assert told.wait(20.0)
-    assert lines == ["slow"] and not [thread for thread in threading.enumerate() if isinstance(thread, threading.Timer)]

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -18,7 +17,6 @@ from nerfstudio.utils import writer
 
 from zipnerf_ns.engine import trainer as trainer_module
 from zipnerf_ns.engine.trainer import ZipNerfTrainer
-from zipnerf_ns.model import ZipNerfModel
 
 pytestmark = pytest.mark.usefixtures("fresh_writers")
 
@@ -210,18 +208,6 @@ def test_stopping_saves_the_last_step_that_was_trained(scene, tmp_path):
     assert {float(entry["step"]) for group in state["optimizers"].values() for entry in group["state"].values()} == {
         5.0
     }
-
-
-@pytest.mark.parametrize("uses_kernels", [False, True])
-def test_a_slow_first_step_is_explained_where_kernels_are_compiled(scene, tmp_path, monkeypatch, capsys, uses_kernels):
-    monkeypatch.setattr(ZipNerfModel, "uses_kernels", property(lambda self: uses_kernels))
-    monkeypatch.setattr(trainer_module, "SLOW_START", 0.02)
-
-    def before(trainer: ZipNerfTrainer, step: int) -> None:
-        time.sleep(0.3)
-
-    record(tiny_config(scene, tmp_path, steps=3), before)
-    assert capsys.readouterr().out.count("Compiling the kernels") == uses_kernels
 
 
 @pytest.mark.parametrize("stopped", [False, True])

@@ -135,6 +135,17 @@ class DecayingAdam(torch.optim.Adam):
             self._step_others(group, [parameter for parameter in due if parameter not in tables])
         return loss
 
+    @torch.no_grad()
+    def rehearse(self) -> None:
+        """Updates a copy of every table, for the launches that this takes."""
+        for table in self._tables:
+            copy, half = torch.empty_like(table.hash_table), table.half_buffer()
+            update = TableUpdate(
+                copy, copy, copy, copy, 1, table.grid, table.decay, None if half is None else torch.empty_like(half)
+            )
+            lr, betas, eps = (self.defaults[name] for name in ("lr", "betas", "eps"))
+            self._update_of(table.hash_table)([update], lr, betas, eps)
+
     def _step_tables(self, group: dict[str, Any], tables: list[HashTable]) -> None:
         batches: dict[tuple[Callable, torch.device], list[tuple[HashTable, TableUpdate]]] = {}
         for table in tables:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -150,18 +149,6 @@ class ProgressLine:
             # Evaluations and checkpoints will go on taking the share of the time that they took so far.
             beside = self.clock.recurring / (step + 1 - self.first_step)
             yield f"{format_duration((seconds + beside) * (self.total_steps - step - 1))} left"
-
-
-@contextmanager
-def told_if_slow(write: Callable[[str], None], line: str, seconds: float) -> Iterator[None]:
-    """Says a line, once, if what happens within takes longer than so many seconds."""
-    timer = threading.Timer(seconds, write, [line])
-    timer.daemon = True
-    timer.start()
-    try:
-        yield
-    finally:
-        timer.cancel()
 
 
 def format_duration(seconds: float) -> str:

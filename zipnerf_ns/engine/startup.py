@@ -2,16 +2,30 @@
 
 from __future__ import annotations
 
+import os
 import sys
 import tarfile
+from concurrent.futures import as_completed, wait
 from contextlib import AbstractContextManager, nullcontext
 from functools import lru_cache
 from pathlib import Path
 from types import FrameType, SimpleNamespace
 
+import torch
 from viser import _icons
 
 from nerfstudio.configs import external_methods
+from nerfstudio.engine.trainer import Trainer
+from nerfstudio.utils.rich_utils import CONSOLE, get_progress
+
+from zipnerf_ns.engine.optimizers import DecayingAdam
+from zipnerf_ns.ops import compile_ahead
+from zipnerf_ns.render.chunks import evaluating
+
+QUICK = 1.0
+"""Seconds in which kernels are read from disk; what takes longer is compiled, and shown."""
+PICTURE_SIDE = 32
+"""Pixels of the longer side of a picture that is rendered for what it launches."""
 
 
 def functions_from(frame: FrameType | None) -> list[SimpleNamespace]:
@@ -44,3 +58,46 @@ def spare_viser_its_search_for_icons() -> None:
     that show one: half of what the viewer's start takes."""
     if hasattr(_icons, "tarfile"):
         _icons.tarfile = SimpleNamespace(open=open_once)
+
+
+def compile_kernels(trainer: Trainer) -> None:
+    """Compiles what a training launches, by several threads; later ones find it on disk and are through in no time.
+
+    Args:
+        trainer: set up, with a model that kernels compute.
+    """
+    pending = compile_ahead(lambda: rehearse(trainer), torch.device(trainer.device))
+    unfinished = wait(pending, timeout=QUICK).not_done
+    if unfinished and trainer.local_rank == 0:
+        folder = os.environ.get("TRITON_CACHE_DIR", "~/.triton/cache")
+        CONSOLE.log(f"Kernels are compiled once and kept in {folder} (TRITON_CACHE_DIR).", highlight=False)
+        with get_progress(f"Compiling {len(pending)} kernels") as progress:
+            for _ in progress.track(as_completed(pending), total=len(pending)):
+                pass
+    for done in pending:
+        done.result()
+
+
+def rehearse(trainer: Trainer) -> None:
+    """A training step and, if the run shows or measures any, a picture; what comes of them is forgotten.
+
+    To be called where launches are noted and not made: values are changed by kernels alone.
+    """
+    pipeline, config, device = trainer.pipeline, trainer.config, torch.device(trainer.device)
+    model, is_measured = pipeline.model, config.steps_per_eval_image and pipeline.datamanager.eval_dataset
+    model.zipnerf.set_progress(trainer._start_step / config.max_num_iterations)
+    with torch.random.fork_rng([device] if device.type == "cuda" else []):
+        pipeline.train()
+        _, losses, _ = pipeline.get_train_loss_dict(step=0)
+        sum(losses.values()).backward()
+        for optimizer in trainer.optimizers.optimizers.values():
+            if isinstance(optimizer, DecayingAdam):
+                optimizer.rehearse()
+        if trainer.viewer_state is not None or is_measured:
+            camera = pipeline.datamanager.train_dataset.cameras[:1]
+            camera.rescale_output_resolution(PICTURE_SIDE / int(max(camera.width, camera.height)))
+            with evaluating(model):
+                model.get_outputs_for_camera(camera)
+    trainer.optimizers.zero_grad_all()
+    for table in model.zipnerf.tables():
+        table.forget()

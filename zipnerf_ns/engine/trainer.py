@@ -6,7 +6,7 @@ import dataclasses
 import functools
 import signal
 import time
-from contextlib import AbstractContextManager, nullcontext, suppress
+from contextlib import nullcontext, suppress
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
@@ -28,15 +28,13 @@ from zipnerf_ns.engine.event_pictures import take_pictures, write_pictures
 from zipnerf_ns.engine.graph import set_up_graph
 from zipnerf_ns.engine.messages import interrupted, next_commands, out_of_memory, quiet_dependencies, raise_for_user
 from zipnerf_ns.engine.optimizers import DecayingAdam, WarmupLogDecayConfig
-from zipnerf_ns.engine.progress import ProgressLine, StepTimer, TrainingClock, told_if_slow
+from zipnerf_ns.engine.progress import ProgressLine, StepTimer, TrainingClock
+from zipnerf_ns.engine.startup import compile_kernels
 from zipnerf_ns.errors import InputError
 from zipnerf_ns.ops import with_fallbacks
 
 EAGER_STEPS = 3
-"""Steps before one is captured: they compile kernels, and let libraries set themselves up."""
-SLOW_START = 5.0
-"""Seconds after which a person is told what the first step waits for; kernels are read from disk in less."""
-COMPILING = "Compiling the kernels: about a minute at the first use on this machine, later they are read from disk."
+"""Steps before one is captured: they let libraries set themselves up."""
 
 
 @dataclass
@@ -105,6 +103,8 @@ class ZipNerfTrainer(ResumableTrainer):
             check_run(self.config)
             super().setup(test_mode)
             check_room_to_train(self)
+            if self._device_type == "cuda" and self.pipeline.model.uses_kernels:
+                compile_kernels(self)
         except (torch.cuda.OutOfMemoryError, InputError) as error:
             raise_for_user(error if isinstance(error, InputError) else out_of_memory(self.config))
         self._graph = set_up_graph(self)
@@ -213,8 +213,7 @@ class ZipNerfTrainer(ResumableTrainer):
                 if not (self.pipeline.training and self.pipeline.model.training):
                     self.pipeline.train()
                 self._run_callbacks(step, TrainingCallbackLocation.BEFORE_TRAIN_ITERATION)
-                with self._explained_if_slow() if step == first else nullcontext():
-                    result = self.train_iteration(step)
+                result = self.train_iteration(step)
                 self._run_callbacks(step, TrainingCallbackLocation.AFTER_TRAIN_ITERATION)
             rays = datamanager.get_train_rays_per_batch() * self.world_size
             self._update_viewer_state(step)
@@ -239,12 +238,6 @@ class ZipNerfTrainer(ResumableTrainer):
         if pictures:
             self._pictures.submit(lambda: write_pictures(pictures))
         writer.write_out_storage()
-
-    def _explained_if_slow(self) -> AbstractContextManager[None]:
-        """Context of the first step, in which kernels are compiled where they run."""
-        if self.local_rank > 0 or not self.pipeline.model.uses_kernels:
-            return nullcontext()
-        return told_if_slow(CONSOLE.log, COMPILING, SLOW_START)
 
     @property
     def _device_type(self) -> str:
