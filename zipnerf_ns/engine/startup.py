@@ -66,16 +66,21 @@ def compile_kernels(trainer: Trainer) -> None:
     Args:
         trainer: set up, with a model that kernels compute.
     """
-    pending = compile_ahead(lambda: rehearse(trainer), torch.device(trainer.device))
-    unfinished = wait(pending, timeout=QUICK).not_done
-    if unfinished and trainer.local_rank == 0:
-        folder = os.environ.get("TRITON_CACHE_DIR", "~/.triton/cache")
-        CONSOLE.log(f"Kernels are compiled once and kept in {folder} (TRITON_CACHE_DIR).", highlight=False)
-        with get_progress(f"Compiling {len(pending)} kernels") as progress:
-            for _ in progress.track(as_completed(pending), total=len(pending)):
-                pass
-    for done in pending:
-        done.result()
+    with trainer.train_lock:
+        # A picture of the viewer's would not be rendered.
+        pending = compile_ahead(lambda: rehearse(trainer), torch.device(trainer.device))
+    try:
+        if wait(pending, timeout=QUICK).not_done and trainer.local_rank == 0:
+            folder = os.environ.get("TRITON_CACHE_DIR", "~/.triton/cache")
+            CONSOLE.log(f"Kernels are compiled once and kept in {folder} (TRITON_CACHE_DIR).", highlight=False)
+            with get_progress(f"Compiling {len(pending)} kernels") as progress:
+                for done in progress.track(as_completed(pending), total=len(pending)):
+                    done.result()
+        for done in pending:
+            done.result()
+    finally:
+        for unneeded in pending:
+            unneeded.cancel()
 
 
 def rehearse(trainer: Trainer) -> None:
@@ -84,16 +89,15 @@ def rehearse(trainer: Trainer) -> None:
     To be called where launches are noted and not made: values are changed by kernels alone.
     """
     pipeline, config, device = trainer.pipeline, trainer.config, torch.device(trainer.device)
-    model, is_measured = pipeline.model, config.steps_per_eval_image and pipeline.datamanager.eval_dataset
+    model = pipeline.model
     model.zipnerf.set_progress(trainer._start_step / config.max_num_iterations)
     with torch.random.fork_rng([device] if device.type == "cuda" else []):
         pipeline.train()
-        _, losses, _ = pipeline.get_train_loss_dict(step=0)
-        sum(losses.values()).backward()
+        trainer._losses_and_gradients(trainer._start_step)
         for optimizer in trainer.optimizers.optimizers.values():
             if isinstance(optimizer, DecayingAdam):
                 optimizer.rehearse()
-        if trainer.viewer_state is not None or is_measured:
+        if trainer.viewer_state is not None or config.steps_per_eval_image > 0:
             camera = pipeline.datamanager.train_dataset.cameras[:1]
             camera.rescale_output_resolution(PICTURE_SIDE / int(max(camera.width, camera.height)))
             with evaluating(model):
