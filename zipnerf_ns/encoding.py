@@ -79,7 +79,7 @@ class AntiAliasedHashEncoding(HashTable):
         """The grid of a configuration, and its table with initial values; before the module is set up."""
         grid = config.make()
         table = torch.empty(grid.num_entries, grid.features_per_level)
-        return grid, nn.Parameter(table.uniform_(-1.0, 1.0) * (FEATURE_INIT / TABLE_GAIN))
+        return grid, nn.Parameter(table.uniform_(-1.0, 1.0).mul_(FEATURE_INIT / TABLE_GAIN))
 
     def get_out_dim(self) -> int:
         """Features and weight features of all levels."""

@@ -1,0 +1,50 @@
+"""Kernels compiled before they are launched: for a GPU that need not be there, in a process that interprets none."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+
+PROGRAM = """
+import torch, triton
+from concurrent.futures import wait
+from triton.backends.compiler import GPUTarget
+from zipnerf_ns.kernels import ahead
+from zipnerf_ns.kernels.device import nvidia, pretending
+from zipnerf_ns.kernels.march.ray_march import distortion
+from zipnerf_ns.kernels.mlp.networks import spherical_harmonics
+
+class Driver:
+    get_current_target = lambda self: GPUTarget("cuda", 90, 32)
+    get_current_device = lambda self: 0
+    get_current_stream = lambda self, device=None: 0
+
+triton.runtime.driver.set_active(Driver())
+
+def rehearse(rays=8):
+    weights = torch.full((rays, 4), 0.25, requires_grad=True)
+    distortion(torch.arange(5.0).expand(rays, 5), weights).sum().backward()
+    for dtype in (torch.float32, torch.bfloat16, torch.float32):
+        assert spherical_harmonics(torch.ones(rays, 3), dtype).abs().max() == 0.0
+
+with pretending(nvidia((9, 0))):
+    for rays in (8, 8, 4096):
+        pending = ahead.prepare(lambda: rehearse(rays), torch.device("cpu"))
+        assert not wait(pending).not_done
+        print(*sorted(str(each.exception()) for each in pending))
+    with ahead.noted() as jobs:
+        spherical_harmonics(torch.ones(3, 3), torch.float16)
+        print(*(job.kernel.__name__ for job in jobs))
+assert triton.runtime.jit.JITFunction.run.__name__ == "run" and triton.knobs.runtime.jit_cache_hook is None
+"""
+
+
+def test_what_was_rehearsed_is_loaded_when_it_is_launched(tmp_path):
+    """Three kernels are compiled, at once and once; later launches, also of other sizes, find them."""
+    environment = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
+    environment["TRITON_CACHE_DIR"] = str(tmp_path)
+    done = subprocess.run([sys.executable, "-c", PROGRAM], env=environment, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.splitlines() == ["None None None", "", "", "harmonics_kernel"]
+    assert len(list(tmp_path.glob("*/*.cubin"))) == 3
