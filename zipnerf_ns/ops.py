@@ -153,10 +153,6 @@ class Ops(NamedTuple):
     """The same of ``radiance_mlp``."""
 
 
-def _never(features_per_level: int) -> bool:
-    return False
-
-
 def _any_size(*sizes: Any) -> None:
     return None
 
@@ -176,7 +172,7 @@ TORCH_OPS = Ops(
     summarize=adam.summarize,
     decayed_adam_=adam.decayed_adam_,
     cameras=None,
-    reads_half=_never,
+    reads_half=lambda features_per_level: False,
     why_density_unsupported=_any_size,
     why_radiance_unsupported=_any_size,
 )
@@ -205,11 +201,7 @@ def triton_ops() -> Ops:
         median_and_mean_distance=ray_march.median_and_mean_distance,
         summarize=table_adam.summarize,
         decayed_adam_=table_adam.decayed_adam_,
-        cameras=CameraOps(
-            camera_rays=camera_rays.camera_rays,
-            image_rays=camera_rays.image_rays,
-            drawn_rays=camera_rays.drawn_rays,
-        ),
+        cameras=CameraOps(camera_rays.camera_rays, camera_rays.image_rays, camera_rays.drawn_rays),
         reads_half=tuning.reads_half,
         why_density_unsupported=networks.why_density_unsupported,
         why_radiance_unsupported=networks.why_radiance_unsupported,

@@ -60,8 +60,21 @@ def spare_viser_its_search_for_icons() -> None:
         _icons.tarfile = SimpleNamespace(open=open_once)
 
 
+def show_images(trainer: Trainer) -> None:
+    """Puts the training images into the viewer, for which Nerfstudio decodes each once more, one after the other."""
+    data, threads = trainer.pipeline.datamanager, torch.get_num_threads()
+    # For pictures as small as these, threads wait for each other ten times as long as they compute.
+    torch.set_num_threads(1)
+    try:
+        trainer.viewer_state.init_scene(data.viewed_dataset(), trainer.training_state, data.eval_dataset)
+    finally:
+        torch.set_num_threads(threads)
+
+
 def compile_kernels(trainer: Trainer) -> None:
     """Compiles what a training launches, by several threads; later ones find it on disk and are through in no time.
+
+    What cannot be compiled, or brought to the device, is left to its launch, which says so or gives way to another.
 
     Args:
         trainer: set up, with a model that kernels compute.
@@ -74,13 +87,13 @@ def compile_kernels(trainer: Trainer) -> None:
             folder = os.environ.get("TRITON_CACHE_DIR", "~/.triton/cache")
             CONSOLE.log(f"Kernels are compiled once and kept in {folder} (TRITON_CACHE_DIR).", highlight=False)
             with get_progress(f"Compiling {len(pending)} kernels") as progress:
-                for done in progress.track(as_completed(pending), total=len(pending)):
-                    done.result()
-        for done in pending:
-            done.result()
+                for _ in progress.track(as_completed(pending), total=len(pending)):
+                    pass
+        wait(pending)
     finally:
-        for unneeded in pending:
-            unneeded.cancel()
+        # Ctrl-C would wait for all of them.
+        for each in pending:
+            each.cancel()
 
 
 def rehearse(trainer: Trainer) -> None:

@@ -29,7 +29,7 @@ from zipnerf_ns.engine.graph import set_up_graph
 from zipnerf_ns.engine.messages import interrupted, next_commands, out_of_memory, quiet_dependencies, raise_for_user
 from zipnerf_ns.engine.optimizers import DecayingAdam, WarmupLogDecayConfig
 from zipnerf_ns.engine.progress import ProgressLine, StepTimer, TrainingClock
-from zipnerf_ns.engine.startup import compile_kernels
+from zipnerf_ns.engine.startup import compile_kernels, show_images
 from zipnerf_ns.errors import InputError
 from zipnerf_ns.ops import with_fallbacks
 
@@ -165,16 +165,9 @@ class ZipNerfTrainer(ResumableTrainer):
         self._after_train()
 
     def _init_viewer_state(self) -> None:
-        """Nerfstudio's, which by itself decodes every training image once more, one after the other."""
-        if self.viewer_state is None:
-            return
-        data, threads = self.pipeline.datamanager, torch.get_num_threads()
-        # For pictures as small as these, threads wait for each other ten times as long as they compute.
-        torch.set_num_threads(1)
-        try:
-            self.viewer_state.init_scene(data.viewed_dataset(), self.training_state, data.eval_dataset)
-        finally:
-            torch.set_num_threads(threads)
+        """Nerfstudio's, in a fraction of the time."""
+        if self.viewer_state is not None:
+            show_images(self)
 
     def _finish_writing(self) -> None:
         """Waits until checkpoints and pictures are on disk; their errors are raised here."""

@@ -41,7 +41,7 @@ def prepare(rehearse: Callable[[], object], device: torch.device) -> list[Future
         rehearse: makes the launches; see :func:`noted` for what becomes of them.
         device: that computes.
     Returns:
-        One for each kernel, in no certain order; its error is what the launch would have raised.
+        One for each kernel; its error is what the launch will raise.
     """
     with noted() as jobs:
         rehearse()
