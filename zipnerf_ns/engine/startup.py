@@ -12,11 +12,11 @@ from pathlib import Path
 from types import FrameType, SimpleNamespace
 
 import torch
-from viser import _icons
 
 from nerfstudio.configs import external_methods
 from nerfstudio.engine.trainer import Trainer
 from nerfstudio.utils.rich_utils import CONSOLE, get_progress
+from nerfstudio.viewer import viewer
 
 from zipnerf_ns.engine.optimizers import DecayingAdam
 from zipnerf_ns.ops import compile_ahead
@@ -56,8 +56,9 @@ def open_once(path: Path) -> AbstractContextManager[tarfile.TarFile]:
 def spare_viser_its_search_for_icons() -> None:
     """Viser 0.2.7 opens an archive of 4,290 icons, and lists them all, for each of the viewer's 17 buttons and tabs
     that show one: half of what the viewer's start takes."""
-    if hasattr(_icons, "tarfile"):
-        _icons.tarfile = SimpleNamespace(open=open_once)
+    icons = getattr(viewer.viser, "_icons", None)
+    if hasattr(icons, "tarfile"):
+        icons.tarfile = SimpleNamespace(open=open_once)
 
 
 def show_images(trainer: Trainer) -> None:
