@@ -9,12 +9,14 @@ import pytest
 import torch
 from _rays import make_bundle, make_model, sphere_batch, tiny_config
 
+from nerfstudio.data.scene_box import SceneBox
 from nerfstudio.engine.callbacks import TrainingCallbackAttributes
 
 from zipnerf_ns import losses
 from zipnerf_ns.data.metadata import SceneHints
 from zipnerf_ns.encoding import HashGridConfig
 from zipnerf_ns.engine.optimizers import DecayingAdam
+from zipnerf_ns.model_config import ZipNerfModelConfig
 from zipnerf_ns.ops import TORCH_OPS
 
 
@@ -269,3 +271,10 @@ def test_ipe_bandwidth_follows_the_scene_box():
     for field in [*scaled.proposal_networks, scaled.field]:
         assert field.encoding.bandwidths.tolist() == pytest.approx([0.1] * len(field.encoding.grid.levels))
     assert make_model(tiny_config(prefilter="ipe"), side=5.0).field.encoding.bandwidths is None
+
+
+def test_parameters_are_made_where_they_will_be():
+    """Not first in main memory, by a CPU."""
+    box = SceneBox(torch.tensor([[-1.0] * 3, [1.0] * 3]))
+    model = ZipNerfModelConfig(use_appearance=True).setup(scene_box=box, num_train_data=3, metadata={}, device="meta")
+    assert {parameter.device.type for parameter in model.zipnerf.parameters()} == {"meta"}
