@@ -1,0 +1,90 @@
+"""A launch compiled for a GPU that is not here."""
+
+from __future__ import annotations
+
+import io
+import pkgutil
+import re
+import time
+from contextlib import redirect_stdout
+from typing import Any, NamedTuple
+
+import torch
+import triton
+from triton import knobs
+from triton.backends.compiler import GPUTarget
+
+from zipnerf_ns.kernels.check.launches import Launch
+from zipnerf_ns.kernels.check.targets import compiler_target, device_of
+
+MAX_TENSOR_MEMORY = 512
+"""Columns of tensor memory that a program can have where there is some: on compute capability 10.0."""
+
+
+class Compiled(NamedTuple):
+    """What a kernel takes."""
+
+    shared: int
+    """Bytes of shared memory of a program."""
+    limit: int
+    """Bytes that there are."""
+    registers: int
+    """Of each thread."""
+    spilled: int
+    """NVIDIA: bytes of each thread's registers that are written to memory for lack of room; AMD: registers."""
+    seconds: float
+    error: str | None
+    """Why there is no code, or why it cannot run."""
+
+
+class _Driver:
+    """Answers Triton as a GPU's would, as far as compiling asks."""
+
+    def __init__(self, target: GPUTarget) -> None:
+        self.target = target
+
+    def get_current_target(self) -> GPUTarget:
+        return self.target
+
+    def get_current_device(self) -> int:
+        return 0
+
+    def get_current_stream(self, device: int | None = None) -> int:
+        return 0
+
+    def get_active_torch_device(self) -> torch.device:
+        return torch.device("cpu")
+
+
+def compile_launch(name: str, launch: Launch) -> Compiled:
+    """Compiles a kernel for the GPU of a name (see ``targets``), with what Triton leaves in its cache or anew."""
+    limit, start = device_of(name).shared_memory, time.monotonic()
+    triton.runtime.driver.set_active(_Driver(compiler_target(name)))
+    knobs.nvidia.dump_ptxas_log = True
+    kernel, log = pkgutil.resolve_name(f"{launch.module}:{launch.kernel}"), io.StringIO()
+    # A kernel keeps its code by the number of a device, whatever that is.
+    kernel.device_caches.clear()
+    try:
+        with redirect_stdout(log):
+            code = kernel.run(grid=(1,), warmup=True, **dict(launch.arguments), **dict(launch.options))
+    except Exception as error:  # noqa: BLE001 - whatever the compiler raises is the answer
+        return Compiled(0, limit, 0, 0, time.monotonic() - start, f"{type(error).__name__}: {error}")
+    seconds = time.monotonic() - start
+    shared, tensor_memory = code.metadata.shared, getattr(code.metadata, "tmem_size", None) or 0
+    error = f"{shared} bytes of shared memory, of {limit}" if shared > limit else None
+    if tensor_memory > MAX_TENSOR_MEMORY:
+        error = f"{tensor_memory} columns of tensor memory, of {MAX_TENSOR_MEMORY}"
+    registers, spilled = _usage(code, log.getvalue())
+    return Compiled(shared, limit, registers, spilled, seconds, error)
+
+
+def _usage(code: Any, log: str) -> tuple[int, int]:
+    """Registers and spills, from the assembler's words on NVIDIA's GPUs and from the code's own on AMD's."""
+    if "amdgcn" in code.asm:
+        assembly = code.asm["amdgcn"]
+        return _number(r"\.vgpr_count:\s+(\d+)", assembly), _number(r"\.vgpr_spill_count:\s+(\d+)", assembly)
+    return _number(r"Used (\d+) registers", log), _number(r"(\d+) bytes spill stores", log)
+
+
+def _number(pattern: str, text: str) -> int:
+    return max(map(int, re.findall(pattern, text)))

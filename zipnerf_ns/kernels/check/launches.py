@@ -1,0 +1,115 @@
+"""Which launches a computation would make on a GPU: it runs here on a CPU, and none of them is made.
+
+What a kernel would have written stays zero. Torch's own operations run on the CPU, and to the code that asks, every
+tensor seems to lie on the GPU: what it decides by the device it decides as there.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+from unittest.mock import patch
+
+import torch
+import triton.language as tl
+from torch import Tensor
+from torch.overrides import TorchFunctionMode
+from triton.runtime.jit import JITFunction
+
+from zipnerf_ns.kernels.device import Device, pretending
+
+ALIGNMENT = 16
+"""Triton compiles pointers and numbers that this divides by themselves."""
+
+
+@dataclass(frozen=True)
+class Pointer:
+    """A tensor, as far as the code depends on it."""
+
+    dtype: torch.dtype
+    is_aligned: bool
+
+    def data_ptr(self) -> int:
+        """An address like the tensor's."""
+        return ALIGNMENT if self.is_aligned else 1
+
+
+class Launch(NamedTuple):
+    """A kernel and what its code depends on: two launches are equal where Triton makes one code for both."""
+
+    module: str
+    kernel: str
+    arguments: tuple[tuple[str, Any], ...]
+    options: tuple[tuple[str, Any], ...]
+
+
+@contextmanager
+def recorded(device: Device) -> Iterator[dict[Launch, None]]:
+    """Within it, launches are noted in what it gives, each once and in their order, instead of made."""
+    found: dict[Launch, None] = {}
+
+    def note(kernel: JITFunction, *args: Any, grid: Any, warmup: bool, **kwargs: Any) -> None:
+        found.setdefault(_launch(kernel, args, kwargs))
+
+    with pretending(device), patch.object(JITFunction, "run", note), _SeemsOnGpu():
+        yield found
+
+
+def _launch(kernel: JITFunction, args: Sequence[Any], kwargs: dict[str, Any]) -> Launch:
+    parameters = {parameter.name: parameter for parameter in kernel.params}
+    given = dict(zip(parameters, args, strict=False)) | {k: v for k, v in kwargs.items() if k in parameters}
+    arguments = tuple(
+        (name, value if parameters[name].is_constexpr else _kind(value, not parameters[name].do_not_specialize))
+        for name, value in given.items()
+    )
+    options = tuple(sorted((name, value) for name, value in kwargs.items() if name not in parameters))
+    return Launch(kernel.fn.__module__, kernel.fn.__name__, arguments, options)
+
+
+def _kind(value: Any, is_specialized: bool) -> Any:
+    """What stands for all values that give the same code."""
+    if isinstance(value, Tensor):
+        return Pointer(value.dtype, value.data_ptr() % ALIGNMENT == 0)
+    if isinstance(value, bool) or not isinstance(value, (int, float)):
+        return value
+    if isinstance(value, float):
+        return 0.5
+    if value == 1 and is_specialized:
+        return 1
+    large = 0 if -(2**31) <= value < 2**31 else 2**40
+    return large + (ALIGNMENT if value % ALIGNMENT == 0 and is_specialized else ALIGNMENT + 1)
+
+
+class _SeemsOnGpu(TorchFunctionMode):
+    """Tensors on the CPU that answer as if they were on a GPU; new ones are zeros, and stay so."""
+
+    GPU = torch.device("cuda", 0)
+    ANSWERS: dict[Callable, Any] = {Tensor.device.__get__: GPU, Tensor.is_cuda.__get__: True}
+    PRODUCTS = (torch.nn.functional.linear, torch.mm, torch.addmm, torch.matmul)
+    EMPTY: dict[Callable, Callable] = {
+        torch.empty: torch.zeros,
+        torch.empty_like: torch.zeros_like,
+        Tensor.new_empty: Tensor.new_zeros,
+    }
+    RANDOM = (Tensor.uniform_, Tensor.normal_)
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if func in self.ANSWERS:
+            return self.ANSWERS[func]
+        if func in self.RANDOM:
+            return args[0]
+        if func is torch.device:
+            return func(*args, **(kwargs or {}))
+        args, kwargs = tuple(map(_to_cpu, args)), {name: _to_cpu(value) for name, value in (kwargs or {}).items()}
+        if func in self.PRODUCTS:
+            # Of half precision, where torch on a CPU has no product that autocast or out_dtype would choose on a GPU.
+            kwargs.pop("out_dtype", None)
+            args = tuple(value.float() if isinstance(value, Tensor) else value for value in args)
+        return self.EMPTY.get(func, func)(*args, **kwargs)
+
+
+def _to_cpu(value: Any) -> Any:
+    is_gpu = isinstance(value, (str, torch.device)) and str(value).startswith("cuda")
+    return torch.device("cpu") if is_gpu else value

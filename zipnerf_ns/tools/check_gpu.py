@@ -1,0 +1,154 @@
+"""Whether the kernels run on GPUs that are not here: `python -m zipnerf_ns.tools.check_gpu --capability 8.6`.
+
+Every kernel that the methods launch in training, evaluation and the viewer is compiled for those GPUs, on a CPU: a
+rehearsal of the methods without data says what they would launch, and Triton's compiler what that takes. Compiling is
+all that can be known so: neither that the results are right nor how fast they come.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+import tempfile
+from collections import defaultdict
+from collections.abc import Iterable, Sequence
+from concurrent.futures import Executor, ProcessPoolExecutor, as_completed
+from multiprocessing import get_context
+from typing import TYPE_CHECKING, NamedTuple
+
+from zipnerf_ns.tools.rehearsal import AS_CONFIGURED, METHODS, variation_names
+
+if TYPE_CHECKING:
+    from zipnerf_ns.kernels.check.compiler import Compiled
+    from zipnerf_ns.kernels.check.launches import Launch
+
+GPUS = ("7.5", "8.0", "8.6", "8.9", "9.0", "10.0", "12.0")
+"""RTX 20 and T4, A100, RTX 30, RTX 40, H100, B200, RTX 50."""
+
+
+class Row(NamedTuple):
+    """What one kernel takes on one GPU: the most that any of its variants takes."""
+
+    gpu: str
+    kernel: str
+    variants: int
+    shared: int
+    limit: int
+    registers: int
+    spilled: int
+    seconds: float
+    """Of all variants together."""
+    errors: tuple[str, ...]
+
+
+def parse(arguments: list[str] | None) -> argparse.Namespace:
+    """The command line."""
+    parser = argparse.ArgumentParser(
+        prog="python -m zipnerf_ns.tools.check_gpu",
+        description="Compiles the kernels for GPUs that are not here, and says what they take there.",
+        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
+    )
+    parser.add_argument("--capability", nargs="+", default=GPUS, metavar="GPU",
+                        help="compute capabilities, or AMD's gfx942, gfx1100")  # fmt: skip
+    parser.add_argument("--method", nargs="+", choices=list(METHODS), default=list(METHODS), help="as in ns-train")
+    parser.add_argument("--kernel", nargs="+", metavar="NAME", help="only those whose names contain one of these")
+    parser.add_argument("--all", action="store_true", help="every option that changes a kernel, not the defaults alone")
+    parser.add_argument("--jobs", type=int, default=os.cpu_count() or 1, help="compilers at a time")
+    return parser.parse_args(arguments)
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Prints a table and a verdict; 1 if a kernel would not run."""
+    options = parse(arguments)
+    with tempfile.TemporaryDirectory(prefix="zipnerf-check-gpu-") as folder:
+        # What others have compiled would take no time, and print no registers. Interpreted kernels cannot be compiled.
+        os.environ["TRITON_CACHE_DIR"] = folder
+        os.environ.pop("TRITON_INTERPRET", None)
+        with ProcessPoolExecutor(options.jobs, get_context("spawn")) as pool:
+            launches = rehearsed(pool, options.capability, options.method, options.all, options.kernel)
+            rows = compiled(pool, launches)
+    print(format_table(rows))
+    failed = [f"{row.kernel} on {row.gpu}: {error}" for row in rows for error in row.errors]
+    for line in failed:
+        print(line)
+    count = sum(row.variants for row in rows)
+    print(f"FAILED: {len(failed)} of {count} kernels would not run." if failed else f"All {count} kernels would run.")
+    return 1 if failed else 0
+
+
+def rehearsed(
+    pool: Executor, gpus: Sequence[str], methods: Sequence[str], every_option: bool, kernels: Sequence[str] | None
+) -> dict[tuple[str, Launch], None]:
+    """What is launched on each GPU, each once."""
+    found: dict[tuple[str, Launch], None] = {}
+    plans = [
+        (gpu, method, variation)
+        for gpu in gpus
+        for method in methods
+        for variation in (variation_names(method) if every_option else [AS_CONFIGURED])
+    ]
+    for (gpu, method, variation), launches in zip(plans, pool.map(rehearse_on, *zip(*plans, strict=True)), strict=True):
+        for launch in launches:
+            if kernels is None or any(name in launch.kernel for name in kernels):
+                found.setdefault((gpu, launch))
+        tell(f"{gpu}: {method}, {variation}: {len(launches)} launches")
+    return found
+
+
+def rehearse_on(gpu: str, method: str, variation: str) -> list[Launch]:
+    """What a method launches on a GPU; in a process of its own, for what seems to lie on a GPU stays in caches."""
+    from zipnerf_ns.kernels.check.launches import recorded
+    from zipnerf_ns.kernels.check.targets import device_of
+    from zipnerf_ns.tools.rehearsal import rehearse
+
+    with recorded(device_of(gpu)) as launches:
+        rehearse(method, variation)
+    return list(launches)
+
+
+def compile_for(gpu: str, launch: Launch) -> Compiled:
+    """One kernel, compiled; in a process of its own, whose driver Triton takes for the GPU's."""
+    from zipnerf_ns.kernels.check.compiler import compile_launch
+
+    return compile_launch(gpu, launch)
+
+
+def compiled(pool: Executor, launches: Iterable[tuple[str, Launch]]) -> list[Row]:
+    """All kernels on all GPUs, in the order of their launches."""
+    pending = {pool.submit(compile_for, gpu, launch): (gpu, launch) for gpu, launch in launches}
+    for number, future in enumerate(as_completed(pending), 1):
+        gpu, launch = pending[future]
+        found = future.result()
+        tell(f"{number}/{len(pending)} {gpu} {launch.kernel} {found.seconds:.1f} s {found.error or ''}")
+    groups: dict[tuple[str, str], list[Compiled]] = defaultdict(list)
+    for future, (gpu, launch) in pending.items():
+        groups[gpu, launch.kernel].append(future.result())
+    return [
+        Row(
+            gpu, kernel, len(group), max(one.shared for one in group), group[0].limit,
+            max(one.registers for one in group), max(one.spilled for one in group), sum(one.seconds for one in group),
+            tuple(one.error for one in group if one.error is not None),
+        )
+        for (gpu, kernel), group in groups.items()
+    ]  # fmt: skip
+
+
+def format_table(rows: Sequence[Row]) -> str:
+    """The rows as Markdown."""
+    head = "| GPU | kernel | variants | shared bytes | of | registers | spilled | compiled in |\n|---|---|" + "---:|" * 6
+    lines = [
+        f"| {row.gpu} | {row.kernel} | {row.variants} | {row.shared:,} | {row.limit:,} | {row.registers} | "
+        f"{row.spilled} | {row.seconds:.1f} s |{' FAILS' if row.errors else ''}"
+        for row in rows
+    ]
+    return "\n".join([head, *lines])
+
+
+def tell(what: str) -> None:
+    """Says how far it is, beside the table."""
+    print(what, file=sys.stderr, flush=True)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
