@@ -68,13 +68,8 @@ def main(arguments: list[str] | None = None) -> int:
         with ProcessPoolExecutor(options.jobs, get_context("spawn")) as pool:
             launches = rehearsed(pool, options.capability, options.method, options.all, options.kernel)
             rows = compiled(pool, launches)
-    print(format_table(rows))
-    failed = [f"{row.kernel} on {row.gpu}: {error}" for row in rows for error in row.errors]
-    for line in failed:
-        print(line)
-    count = sum(row.variants for row in rows)
-    print(f"FAILED: {len(failed)} of {count} kernels would not run." if failed else f"All {count} kernels would run.")
-    return 1 if failed else 0
+    print(f"{format_table(rows)}\n\n{format_verdict(rows)}")
+    return 1 if any(row.errors for row in rows) else 0
 
 
 def rehearsed(
@@ -120,15 +115,20 @@ def compiled(pool: Executor, launches: Iterable[tuple[str, Launch]]) -> list[Row
     for number, future in enumerate(as_completed(pending), 1):
         gpu, launch = pending[future]
         found = future.result()
-        tell(f"{number}/{len(pending)} {gpu} {launch.kernel} {found.seconds:.1f} s {found.error or ''}")
+        took = f"{found.shared:,} bytes shared, {found.registers} registers, {found.spilled} spilled, {found.seconds:.1f} s"
+        tell(f"{number}/{len(pending)} {launch.kernel} on {gpu}: {found.error or took}")
     groups: dict[tuple[str, str], list[Compiled]] = defaultdict(list)
+    errors: dict[tuple[str, str], list[str]] = defaultdict(list)
     for future, (gpu, launch) in pending.items():
-        groups[gpu, launch.kernel].append(future.result())
+        found = future.result()
+        groups[gpu, launch.kernel].append(found)
+        if found.error is not None:
+            errors[gpu, launch.kernel].append(f"{launch} on {gpu}: {found.error}")
     return [
         Row(
             gpu, kernel, len(group), max(one.shared for one in group), group[0].limit,
             max(one.registers for one in group), max(one.spilled for one in group), sum(one.seconds for one in group),
-            tuple(one.error for one in group if one.error is not None),
+            tuple(errors[gpu, kernel]),
         )
         for (gpu, kernel), group in groups.items()
     ]  # fmt: skip
@@ -143,6 +143,13 @@ def format_table(rows: Sequence[Row]) -> str:
         for row in rows
     ]
     return "\n".join([head, *lines])
+
+
+def format_verdict(rows: Sequence[Row]) -> str:
+    """What would not run, and last whether everything would."""
+    failed, count = [error for row in rows for error in row.errors], sum(row.variants for row in rows)
+    verdict = f"FAILED: {len(failed)} of {count} kernels would not run." if failed else f"All {count} kernels would run."
+    return "\n".join([*failed, verdict])
 
 
 def tell(what: str) -> None:

@@ -1,15 +1,12 @@
-"""A method's training step, evaluation and views with a handful of rays and no data: what they launch is what counts."""
+"""A method's training step, evaluation and views with few rays and without data, for what they launch on the way."""
 
 from __future__ import annotations
 
 import copy
 import dataclasses
-from collections.abc import Iterator
-from contextlib import contextmanager
 from typing import Any, get_args
 
 import torch
-from torch import Tensor
 
 from nerfstudio.cameras.camera_optimizers import CameraOptimizerConfig
 from nerfstudio.cameras.cameras import Cameras, CameraType
@@ -18,7 +15,7 @@ from nerfstudio.data.scene_box import SceneBox
 from nerfstudio.plugins.types import MethodSpecification
 
 from zipnerf_ns import config as registry
-from zipnerf_ns.cameras.rays import ImageRays, PixelRays
+from zipnerf_ns.cameras.rays import ImageRays, PixelRays, rays_of_bundle
 from zipnerf_ns.data.pixels import PixelStore
 from zipnerf_ns.encoding import HashGridConfig
 from zipnerf_ns.engine.trainer import ZipNerfTrainerConfig
@@ -28,109 +25,124 @@ from zipnerf_ns.model import ZipNerfModel
 from zipnerf_ns.model_config import ZipNerfModelConfig
 from zipnerf_ns.render.outputs import EXTRA_OUTPUTS
 from zipnerf_ns.render.points import query_density, query_points
-from zipnerf_ns.render.viewer import View
 
-RAYS, SIDE = 64, 16
-PHOTOS = 2
-FEATURES = (1, 2, 4, 8)
-AS_CONFIGURED = "as configured"
 METHODS: dict[str, ZipNerfTrainerConfig] = {
     method.config.method_name: method.config
     for method in vars(registry).values()
     if isinstance(method, MethodSpecification)
 }
 """As ns-train lists them."""
-
-
-def variation_names(method: str) -> list[str]:
-    """What can be changed of a method."""
-    return list(variations(METHODS[method].pipeline.model))
+AS_CONFIGURED = "as configured"
+FEATURES = (1, 2, 4, 8)
+"""Features a level that the kernels read."""
+RAYS = 64
+"""Of a step: as many times sixteen as in practice, which Triton's code may depend on."""
+PHOTOS, SIDE = 2, 16
+"""Number of training images, and their sides in pixels."""
+DEVICE = "cuda"
+"""Where all of this seems to lie."""
 
 
 def variations(config: ZipNerfModelConfig) -> dict[str, dict[str, Any]]:
-    """Fields of a model whose change changes a kernel, by what the change is called."""
-    features = {f"{count} features": _with_features(config, count) for count in FEATURES}
-    return {
-        AS_CONFIGURED: {},
+    """Fields of a model that change a kernel, with the values that differ from the method's, by a name each."""
+    found: dict[str, dict[str, Any]] = {
         **{f"prefilter {mode}": {"prefilter": mode} for mode in get_args(Prefilter)},
         **{f"precision {kind}": {"precision": kind} for kind in get_args(Precision)},
         **{f"cameras {mode}": {"camera_optimizer": CameraOptimizerConfig(mode=mode)} for mode in ("SO3xR3", "SE3")},
-        **features,
+        **{f"{count} features a level": _with_features(config, count) for count in FEATURES},
+        **{f"{count} color layers": {"color_layers": count} for count in (2, 3, 4)},
+        **{f"color network {width} wide": {"color_dim": width} for width in (64, 128, 256)},
+        **{f"density network {width} wide": _with_width(config, width) for width in (32, 64)},
         "appearance": {"use_appearance": True},
         "scene box": {"scene_bounds": "box"},
         "progressive levels": {"progressive_levels": True},
-        **{f"color layers {count}": {"color_layers": count} for count in (2, 4)},
-        **{f"color width {width}": {"color_dim": width} for width in (64, 128, 256)},
-        **{f"hidden width {width}": {"hidden_dim": width} for width in (32, 64)},
     }
+    changing = {name: fields for name, fields in found.items() if dataclasses.replace(config, **fields) != config}
+    return {AS_CONFIGURED: {}, **changing}
 
 
 def _with_features(config: ZipNerfModelConfig, count: int) -> dict[str, Any]:
     def changed(grid: HashGridConfig) -> HashGridConfig:
         return dataclasses.replace(grid, features_per_level=count)
 
-    proposals = tuple(dataclasses.replace(each, grid=changed(each.grid)) for each in config.proposals)
+    proposals = tuple(dataclasses.replace(proposal, grid=changed(proposal.grid)) for proposal in config.proposals)
     return {"grid": changed(config.grid), "proposals": proposals}
 
 
-def trainer_config(method: str, changes: dict[str, Any]) -> ZipNerfTrainerConfig:
-    config = copy.deepcopy(METHODS[method])
-    config.pipeline.model = dataclasses.replace(config.pipeline.model, implementation="triton", **changes)
-    return config
+def _with_width(config: ZipNerfModelConfig, width: int) -> dict[str, Any]:
+    proposals = tuple(dataclasses.replace(proposal, hidden_dim=width) for proposal in config.proposals)
+    return {"hidden_dim": width, "proposals": proposals}
 
 
 def rehearse(method: str, variation: str) -> None:
-    """Everything that launches kernels, once."""
-    config = trainer_config(method, variations(METHODS[method].pipeline.model)[variation])
+    """Everything of a method that launches kernels, once.
+
+    Args:
+        method: a key of ``METHODS``.
+        variation: a key of what :func:`variations` gives for it.
+    """
+    config = copy.deepcopy(METHODS[method])
+    changes = variations(config.pipeline.model)[variation]
+    config.pipeline.model = dataclasses.replace(config.pipeline.model, implementation="triton", **changes)
     model = ZipNerfModel(config.pipeline.model, SceneBox(torch.tensor([[-1.0] * 3, [1.0] * 3])), PHOTOS)
-    _train(model, config)
     _draw_rays()
+    _train(model, config)
     model.eval()
+    _render(model)
     _look(model)
 
 
 def _cameras() -> Cameras:
-    pose = torch.eye(4)[:3].repeat(PHOTOS, 1, 1)
-    return Cameras(pose, 20.0, 20.0, SIDE / 2, SIDE / 2, SIDE, SIDE, camera_type=CameraType.PERSPECTIVE)
+    poses = torch.eye(4)[:3].repeat(PHOTOS, 1, 1)
+    return Cameras(poses, 20.0, 20.0, SIDE / 2, SIDE / 2, SIDE, SIDE, camera_type=CameraType.PERSPECTIVE)
 
 
-def _bundle(rays: int) -> RayBundle:
-    return PixelRays(_cameras(), "cuda", "triton")(torch.zeros(rays, 3, dtype=torch.int64))
+def _bundle() -> RayBundle:
+    return PixelRays(_cameras(), DEVICE, "triton")(torch.zeros(RAYS, 3, dtype=torch.int64))
+
+
+def _draw_rays() -> None:
+    """What the datamanager and pictures ask of cameras, for images with alpha and without, masked or not."""
+    rays, pixels = PixelRays(_cameras(), DEVICE, "triton"), PHOTOS * SIDE**2
+    for channels in (3, 4):
+        colors = torch.zeros(pixels, channels, dtype=torch.uint8)
+        for allowed in (None, torch.zeros(pixels, dtype=torch.int32), torch.zeros(pixels, dtype=torch.int64)):
+            rays.sample(PixelStore(colors, torch.arange(PHOTOS) * SIDE**2, torch.full([PHOTOS], SIDE), allowed), RAYS)
+    ImageRays(_cameras()[:1], DEVICE, None, "triton").bundle(0, RAYS)
 
 
 def _train(model: ZipNerfModel, config: ZipNerfTrainerConfig) -> None:
+    """A step halfway through the training."""
     model.train()
     model.zipnerf.set_progress(0.5)
-    outputs = model.get_outputs(_bundle(RAYS))
-    batch = {"image": torch.zeros(RAYS, 3)}
-    metrics = model.get_metrics_dict(outputs, batch)
-    sum(model.get_loss_dict(outputs, batch, metrics).values()).backward()
+    outputs, batch = model.get_outputs(_bundle()), {"image": torch.zeros(RAYS, 3)}
+    sum(model.get_loss_dict(outputs, batch).values()).backward()
     for name, parameters in model.get_param_groups().items():
         config.optimizers[name]["optimizer"].setup(parameters).step()
 
 
-def _draw_rays() -> None:
-    """What the datamanager and pictures ask of cameras."""
-    rays, starts, widths = PixelRays(_cameras(), "cuda", "triton"), torch.arange(PHOTOS) * SIDE**2, torch.tensor([SIDE, SIDE])
-    for channels in (3, 4):
-        colors = torch.zeros(PHOTOS * SIDE**2, channels, dtype=torch.uint8)
-        for kind in (None, torch.int32, torch.int64):
-            allowed = None if kind is None else torch.zeros(RAYS, dtype=kind)
-            rays.sample(PixelStore(colors, starts, widths, allowed), RAYS)
-    ImageRays(_cameras()[:1], "cuda", None, "triton").bundle(0, 100)
-
-
-def _look(model: ZipNerfModel) -> None:
-    """What evaluation, exporters and the viewer ask."""
-    photo = 0 if model.config.use_appearance else None
-    views = [View(), View(num_active=2, photo=photo), *(View(prefilter=mode) for mode in get_args(Prefilter))]
+def _render(model: ZipNerfModel) -> None:
+    """What evaluation and the exporters ask, and what the refinement of a held-out pose does."""
     with torch.no_grad():
-        for view in views:
-            outputs = model._render(_bundle(RAYS), view)
-            for name in EXTRA_OUTPUTS:
-                outputs[name]
-        query_points(model.field, torch.zeros(RAYS, 3), torch.zeros(RAYS, 3), 0.1)
-        query_density(model.field, torch.zeros(RAYS, 3), 0.1)
-    bundle = _bundle(RAYS)
+        outputs = model.get_outputs(_bundle())
+        for name in EXTRA_OUTPUTS:
+            outputs.get(name)
+    points = torch.zeros(RAYS, 3)
+    query_points(model.field, points, points, 0.1)
+    query_density(model.field, points, 0.1)
+    bundle = _bundle()
     bundle.origins.requires_grad_()
+    model.requires_grad_(False)
     model.get_outputs(bundle)["rgb"].sum().backward()
+
+
+@torch.no_grad()
+def _look(model: ZipNerfModel) -> None:
+    """What the viewer's panel changes."""
+    config, zipnerf = model.config, model.zipnerf
+    rays = rays_of_bundle(_bundle(), config.near_plane, config.far_plane, zipnerf.aabb)
+    for prefilter in get_args(Prefilter):
+        for finest_level in (None, 1):
+            rendering = zipnerf(rays, prefilter, finest_level, 0 if config.use_appearance else None)
+            zipnerf.distances(rendering.rounds)
+            zipnerf.normals(rays, rendering.rounds[-1], prefilter, finest_level)

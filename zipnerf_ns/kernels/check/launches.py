@@ -44,6 +44,12 @@ class Launch(NamedTuple):
     arguments: tuple[tuple[str, Any], ...]
     options: tuple[tuple[str, Any], ...]
 
+    def __str__(self) -> str:
+        """The kernel with its constants, which are in capitals, and its warps and stages."""
+        constants = [(name, value) for name, value in self.arguments if name.isupper()]
+        chosen = ", ".join(f"{name}={value}" for name, value in (*constants, *self.options))
+        return f"{self.kernel}({chosen})"
+
 
 @contextmanager
 def recorded(device: Device) -> Iterator[dict[Launch, None]]:
@@ -53,7 +59,15 @@ def recorded(device: Device) -> Iterator[dict[Launch, None]]:
     def note(kernel: JITFunction, *args: Any, grid: Any, warmup: bool, **kwargs: Any) -> None:
         found.setdefault(_launch(kernel, args, kwargs))
 
-    with pretending(device), patch.object(JITFunction, "run", note), _SeemsOnGpu():
+    mode, run_backward = _SeemsOnGpu(), torch.autograd._engine_run_backward
+
+    def backward(*args: Any, **kwargs: Any) -> Any:
+        # Torch leaves a mode for as long as a function lasts that the mode was asked about.
+        with mode:
+            return run_backward(*args, **kwargs)
+
+    patches = patch.object(JITFunction, "run", note), patch.object(torch.autograd, "_engine_run_backward", backward)
+    with pretending(device), patches[0], patches[1], mode:
         yield found
 
 
@@ -83,31 +97,40 @@ def _kind(value: Any, is_specialized: bool) -> Any:
 
 
 class _SeemsOnGpu(TorchFunctionMode):
-    """Tensors on the CPU that answer as if they were on a GPU; new ones are zeros, and stay so."""
+    """Tensors on the CPU that answer as if they were on a GPU; new ones are zeros, and stay so.
+
+    Tables, which nothing but kernels works on, are whatever the memory holds: they are gigabytes.
+    """
 
     GPU = torch.device("cuda", 0)
     ANSWERS: dict[Callable, Any] = {Tensor.device.__get__: GPU, Tensor.is_cuda.__get__: True}
     PRODUCTS = (torch.nn.functional.linear, torch.mm, torch.addmm, torch.matmul)
-    EMPTY: dict[Callable, Callable] = {
-        torch.empty: torch.zeros,
-        torch.empty_like: torch.zeros_like,
-        Tensor.new_empty: Tensor.new_zeros,
-    }
+    NEW: dict[Callable, Callable] = {
+        torch.empty: torch.empty, torch.zeros: torch.empty, Tensor.new_empty: Tensor.new_empty,
+        torch.empty_like: torch.empty_like, torch.zeros_like: torch.empty_like,
+    }  # fmt: skip
     RANDOM = (Tensor.uniform_, Tensor.normal_)
+    LARGE = 1 << 20
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         if func in self.ANSWERS:
             return self.ANSWERS[func]
+        kwargs = kwargs or {}
+        if func is torch.device:
+            return func(*args, **kwargs)
+        args, kwargs = tuple(map(_to_cpu, args)), {name: _to_cpu(value) for name, value in kwargs.items()}
+        if func in self.NEW:
+            made = self.NEW[func](*args, **kwargs)
+            if made.numel() < self.LARGE:
+                made.detach().zero_()
+            return made
         if func in self.RANDOM:
             return args[0]
-        if func is torch.device:
-            return func(*args, **(kwargs or {}))
-        args, kwargs = tuple(map(_to_cpu, args)), {name: _to_cpu(value) for name, value in (kwargs or {}).items()}
         if func in self.PRODUCTS:
-            # Of half precision, where torch on a CPU has no product that autocast or out_dtype would choose on a GPU.
+            # Of half precision, for which torch on a CPU has neither what autocast nor what out_dtype chooses on a GPU.
             kwargs.pop("out_dtype", None)
             args = tuple(value.float() if isinstance(value, Tensor) else value for value in args)
-        return self.EMPTY.get(func, func)(*args, **kwargs)
+        return func(*args, **kwargs)
 
 
 def _to_cpu(value: Any) -> Any:
