@@ -5,6 +5,8 @@ VENV ?= .venv
 DATA ?=
 # Tests at a time; each takes a core, and up to 3 GiB of memory.
 JOBS ?= $(shell n=$$(nproc 2>/dev/null || echo 2); echo $$((n < 4 ? n : 4)))
+# What test-gpus compiles for: NVIDIA's compute capabilities, AMD's architectures.
+GPUS ?= 7.5 8.0 8.6 8.9 9.0 10.0 12.0 gfx942 gfx1100
 BIN := $(VENV)/bin
 READY := $(VENV)/.zipnerf-ns-ready
 
@@ -18,11 +20,11 @@ export PATH := $(abspath $(BIN)):$(PATH)
 test demo: export OMP_WAIT_POLICY := PASSIVE
 
 .DEFAULT_GOAL := help
-.PHONY: help setup test lint demo check clean
+.PHONY: help setup test test-gpus lint demo check clean
 
 help: ## this list
 	@echo "make TARGET [PYTHON=python3.11] [VENV=.venv]"
-	@sed -n 's/^\([a-z]*\):.*## \(.*\)/  \1\t\2/p' $(firstword $(MAKEFILE_LIST)) | expand -t 12
+	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  \1\t\2/p' $(firstword $(MAKEFILE_LIST)) | expand -t 12
 
 setup: $(READY) ## virtual environment with zipnerf-ns, nerfstudio and the test tools
 
@@ -42,6 +44,10 @@ $(READY): pyproject.toml
 
 test: setup lint ## lint, then all tests
 	$(BIN)/python -m pytest -n $(JOBS) --dist loadfile --no-loadscope-reorder
+
+# With another Triton than torch's own: pip install --target DIR --no-deps triton==3.4.0, then PYTHONPATH=DIR make test-gpus
+test-gpus: setup ## compile every kernel with every option for GPUs that are not here; takes an hour
+	$(BIN)/python -W ignore -m zipnerf_ns.tools.check_gpu --all --capability $(GPUS) --jobs $(JOBS)
 
 lint: setup ## style check
 	$(BIN)/ruff check .

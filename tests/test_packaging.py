@@ -128,9 +128,9 @@ def test_commands_of_the_pages_are_understood(parse_problems):
 
 def test_targets_and_modules_of_the_pages_exist():
     """Every make target and every module that the pages run is there."""
-    targets = set(re.findall(r"^([a-z]+):", (ROOT / "Makefile").read_text(), flags=re.MULTILINE))
+    targets = set(re.findall(r"^([a-z-]+):", (ROOT / "Makefile").read_text(), flags=re.MULTILINE))
     named = {words[1] for words in page_commands() if words[0] == "make"}
-    named |= set(re.findall(r"`make (\w+)", ALL_PAGES))
+    named |= set(re.findall(r"`make ([\w-]+)", ALL_PAGES))
     assert named >= {"setup", "demo", "test"} and named <= targets
     modules = set(re.findall(r"python -m (zipnerf_ns[\w.]*)", ALL_PAGES))
     assert modules and all(importlib.util.find_spec(module) for module in modules)
@@ -143,7 +143,7 @@ def test_the_table_of_commands_is_complete():
     tools = {path.stem for path in (ROOT / "zipnerf_ns" / "tools").glob("*.py")
              if "\nif __name__ == " in path.read_text()}  # fmt: skip
     assert {row.split()[2].removeprefix("zipnerf_ns.tools.") for row in rows if row.startswith("python -m")} == tools
-    targets = re.findall(r"^([a-z]+):.*## ", (ROOT / "Makefile").read_text(), flags=re.MULTILINE)
+    targets = re.findall(r"^([a-z-]+):.*## ", (ROOT / "Makefile").read_text(), flags=re.MULTILINE)
     assert {row.split()[1] for row in rows if row.startswith("make")} == set(targets) - {"help"}
 
 

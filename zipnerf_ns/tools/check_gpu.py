@@ -17,7 +17,8 @@ from concurrent.futures import Executor, ProcessPoolExecutor, as_completed
 from multiprocessing import get_context
 from typing import TYPE_CHECKING, NamedTuple
 
-from zipnerf_ns.tools.rehearsal import AS_CONFIGURED, METHODS, variation_names
+from zipnerf_ns.errors import InputError
+from zipnerf_ns.tools.rehearsal import AS_CONFIGURED, METHODS, variations
 
 if TYPE_CHECKING:
     from zipnerf_ns.kernels.check.compiler import Compiled
@@ -61,6 +62,11 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
 def main(arguments: list[str] | None = None) -> int:
     """Prints a table and a verdict; 1 if a kernel would not run."""
     options = parse(arguments)
+    try:
+        check_names(options.capability)
+    except InputError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
     with tempfile.TemporaryDirectory(prefix="zipnerf-check-gpu-") as folder:
         # What others have compiled would take no time, and print no registers. Interpreted kernels cannot be compiled.
         os.environ["TRITON_CACHE_DIR"] = folder
@@ -72,6 +78,23 @@ def main(arguments: list[str] | None = None) -> int:
     return 1 if any(row.errors for row in rows) else 0
 
 
+def check_names(gpus: Sequence[str]) -> None:
+    """Does nothing where the compiler is here and knows the GPUs.
+
+    Raises:
+        InputError: elsewhere.
+    """
+    try:
+        from zipnerf_ns.kernels.check.targets import device_of
+    except ImportError as error:
+        raise InputError(f"the kernels are compiled by Triton, which torch brings on Linux: {error}.") from error
+    try:
+        for gpu in gpus:
+            device_of(gpu)
+    except ValueError as error:
+        raise InputError(f"--capability: {error}") from error
+
+
 def rehearsed(
     pool: Executor, gpus: Sequence[str], methods: Sequence[str], every_option: bool, kernels: Sequence[str] | None
 ) -> dict[tuple[str, Launch], None]:
@@ -81,7 +104,7 @@ def rehearsed(
         (gpu, method, variation)
         for gpu in gpus
         for method in methods
-        for variation in (variation_names(method) if every_option else [AS_CONFIGURED])
+        for variation in (variations(METHODS[method].pipeline.model) if every_option else [AS_CONFIGURED])
     ]
     for (gpu, method, variation), launches in zip(plans, pool.map(rehearse_on, *zip(*plans, strict=True)), strict=True):
         for launch in launches:
@@ -138,8 +161,8 @@ def format_table(rows: Sequence[Row]) -> str:
     """The rows as Markdown."""
     head = "| GPU | kernel | variants | shared bytes | of | registers | spilled | compiled in |\n|---|---|" + "---:|" * 6
     lines = [
-        f"| {row.gpu} | {row.kernel} | {row.variants} | {row.shared:,} | {row.limit:,} | {row.registers} | "
-        f"{row.spilled} | {row.seconds:.1f} s |{' FAILS' if row.errors else ''}"
+        f"| {row.gpu} | {row.kernel} | {row.variants} | {row.shared:,}{' OVER' * (row.shared > row.limit)} | "
+        f"{row.limit:,} | {row.registers} | {row.spilled} | {row.seconds:.1f} s |"
         for row in rows
     ]
     return "\n".join([head, *lines])

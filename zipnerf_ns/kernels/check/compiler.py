@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import io
+import os
 import pkgutil
 import re
+import subprocess
+import tempfile
 import time
 from contextlib import redirect_stdout
 from typing import Any, NamedTuple
@@ -83,8 +86,20 @@ def _usage(code: Any, log: str) -> tuple[int, int]:
     if "amdgcn" in code.asm:
         assembly = code.asm["amdgcn"]
         return _number(r"\.vgpr_count:\s+(\d+)", assembly), _number(r"\.vgpr_spill_count:\s+(\d+)", assembly)
+    if not log.strip():
+        # Triton 3.4 keeps the assembler's words to itself.
+        log = _assembler_log(code.asm["ptx"])
     return _number(r"Used (\d+) registers", log), _number(r"(\d+) bytes spill stores", log)
 
 
+def _assembler_log(ptx: str) -> str:
+    architecture = re.search(r"^\.target (\w+)", ptx, re.MULTILINE).group(1)
+    with tempfile.NamedTemporaryFile("w", suffix=".ptx") as file:
+        file.write(ptx)
+        file.flush()
+        command = [knobs.nvidia.ptxas.path, "-v", f"--gpu-name={architecture}", file.name, "-o", os.devnull]
+        return subprocess.run(command, check=True, capture_output=True, text=True).stderr
+
+
 def _number(pattern: str, text: str) -> int:
-    return max(map(int, re.findall(pattern, text)))
+    return int(re.search(pattern, text).group(1))
