@@ -14,6 +14,8 @@ import tempfile
 from collections import defaultdict
 from collections.abc import Iterable, Sequence
 from concurrent.futures import Executor, ProcessPoolExecutor, as_completed
+from concurrent.futures.process import BrokenProcessPool
+from contextlib import redirect_stdout
 from multiprocessing import get_context
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -120,7 +122,8 @@ def rehearse_on(gpu: str, method: str, variation: str) -> list[Launch]:
     from zipnerf_ns.kernels.check.targets import device_of
     from zipnerf_ns.tools.rehearsal import rehearse
 
-    with recorded(device_of(gpu)) as launches:
+    # What the methods say on the way would stand before the table.
+    with redirect_stdout(sys.stderr), recorded(device_of(gpu)) as launches:
         rehearse(method, variation)
     return list(launches)
 
@@ -132,47 +135,62 @@ def compile_for(gpu: str, launch: Launch) -> Compiled:
     return compile_launch(gpu, launch)
 
 
+def compile_alone(gpu: str, launch: Launch) -> Compiled:
+    """The same in a process that only this compilation can end, as compilers may where they meet what they rule out."""
+    from zipnerf_ns.kernels.check.compiler import failed
+
+    with ProcessPoolExecutor(1, get_context("spawn")) as pool:
+        try:
+            return pool.submit(compile_for, gpu, launch).result()
+        except BrokenProcessPool:
+            return failed(gpu, "the compiler ended the process.")
+
+
 def compiled(pool: Executor, launches: Iterable[tuple[str, Launch]]) -> list[Row]:
     """All kernels on all GPUs, in the order of their launches."""
     pending = {pool.submit(compile_for, gpu, launch): (gpu, launch) for gpu, launch in launches}
+    results: dict[tuple[str, Launch], Compiled] = dict.fromkeys(pending.values())
     for number, future in enumerate(as_completed(pending), 1):
         gpu, launch = pending[future]
-        found = future.result()
-        took = f"{found.shared:,} bytes shared, {found.registers} registers, {found.spilled} spilled, {found.seconds:.1f} s"
-        tell(f"{number}/{len(pending)} {launch.kernel} on {gpu}: {found.error or took}")
-    groups: dict[tuple[str, str], list[Compiled]] = defaultdict(list)
-    errors: dict[tuple[str, str], list[str]] = defaultdict(list)
-    for future, (gpu, launch) in pending.items():
-        found = future.result()
-        groups[gpu, launch.kernel].append(found)
-        if found.error is not None:
-            errors[gpu, launch.kernel].append(f"{launch} on {gpu}: {found.error}")
-    return [
-        Row(
-            gpu, kernel, len(group), max(one.shared for one in group), group[0].limit,
-            max(one.registers for one in group), max(one.spilled for one in group), sum(one.seconds for one in group),
-            tuple(errors[gpu, kernel]),
-        )
-        for (gpu, kernel), group in groups.items()
-    ]  # fmt: skip
+        try:
+            found = future.result()
+        except BrokenProcessPool:
+            found = compile_alone(gpu, launch)
+        results[gpu, launch] = found
+        took = f"{found.shared:,} bytes shared, {found.registers} registers, {found.spilled} spilled"
+        tell(f"{number}/{len(pending)} {launch.kernel} on {gpu}: {found.error or took}, {found.seconds:.1f} s")
+    groups: dict[tuple[str, str], dict[Launch, Compiled]] = defaultdict(dict)
+    for (gpu, launch), found in results.items():
+        groups[gpu, launch.kernel][launch] = found
+    return [_row(gpu, kernel, group) for (gpu, kernel), group in groups.items()]
+
+
+def _row(gpu: str, kernel: str, group: dict[Launch, Compiled]) -> Row:
+    found = group.values()
+    errors = [f"{launch} on {gpu}: {one.error}" for launch, one in group.items() if one.error is not None]
+    return Row(
+        gpu, kernel, len(group), max(one.shared for one in found), max(one.limit for one in found),
+        max(one.registers for one in found), max(one.spilled for one in found), sum(one.seconds for one in found),
+        tuple(errors),
+    )  # fmt: skip
 
 
 def format_table(rows: Sequence[Row]) -> str:
     """The rows as Markdown."""
-    head = "| GPU | kernel | variants | shared bytes | of | registers | spilled | compiled in |\n|---|---|" + "---:|" * 6
+    head = ["| GPU | kernel | variants | shared bytes | of | registers | spilled | compiled in |", "|---" * 8 + "|"]
     lines = [
         f"| {row.gpu} | {row.kernel} | {row.variants} | {row.shared:,}{' OVER' * (row.shared > row.limit)} | "
         f"{row.limit:,} | {row.registers} | {row.spilled} | {row.seconds:.1f} s |"
         for row in rows
     ]
-    return "\n".join([head, *lines])
+    return "\n".join([*head, *lines])
 
 
 def format_verdict(rows: Sequence[Row]) -> str:
     """What would not run, and last whether everything would."""
     failed, count = [error for row in rows for error in row.errors], sum(row.variants for row in rows)
-    verdict = f"FAILED: {len(failed)} of {count} kernels would not run." if failed else f"All {count} kernels would run."
-    return "\n".join([*failed, verdict])
+    wrong = f"FAILED: {len(failed)} of {count} kernels would not run."
+    return "\n".join([*failed, wrong if failed else f"All {count} kernels would run."])
 
 
 def tell(what: str) -> None:

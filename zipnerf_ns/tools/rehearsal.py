@@ -35,8 +35,8 @@ METHODS: dict[str, ZipNerfTrainerConfig] = {
 AS_CONFIGURED = "as configured"
 FEATURES = (1, 2, 4, 8)
 """Features a level that the kernels read."""
-RAYS = 64
-"""Of a step: as many times sixteen as in practice, which Triton's code may depend on."""
+RAYS, ODD_RAYS = 64, 37
+"""Of a step and of most chunks, a multiple of sixteen, on which Triton's code may depend; and of a last chunk."""
 PHOTOS, SIDE = 2, 16
 """Number of training images, and their sides in pixels."""
 DEVICE = "cuda"
@@ -52,7 +52,7 @@ def variations(config: ZipNerfModelConfig) -> dict[str, dict[str, Any]]:
         **{f"{count} features a level": _with_features(config, count) for count in FEATURES},
         **{f"{count} color layers": {"color_layers": count} for count in (2, 3, 4)},
         **{f"color network {width} wide": {"color_dim": width} for width in (64, 128, 256)},
-        **{f"density network {width} wide": _with_width(config, width) for width in (32, 64)},
+        **{f"density network {width} wide": _with_width(config, width) for width in (32, 64, 128)},
         "appearance": {"use_appearance": True},
         "scene box": {"scene_bounds": "box"},
         "progressive levels": {"progressive_levels": True},
@@ -88,8 +88,10 @@ def rehearse(method: str, variation: str) -> None:
     _draw_rays()
     _train(model, config)
     model.eval()
-    _render(model)
+    for rays in (RAYS, ODD_RAYS):
+        _render(model, rays)
     _look(model)
+    _refine(model)
 
 
 def _cameras() -> Cameras:
@@ -97,8 +99,8 @@ def _cameras() -> Cameras:
     return Cameras(poses, 20.0, 20.0, SIDE / 2, SIDE / 2, SIDE, SIDE, camera_type=CameraType.PERSPECTIVE)
 
 
-def _bundle() -> RayBundle:
-    return PixelRays(_cameras(), DEVICE, "triton")(torch.zeros(RAYS, 3, dtype=torch.int64))
+def _bundle(rays: int = RAYS) -> RayBundle:
+    return PixelRays(_cameras(), DEVICE, "triton")(torch.zeros(rays, 3, dtype=torch.int64))
 
 
 def _draw_rays() -> None:
@@ -121,19 +123,15 @@ def _train(model: ZipNerfModel, config: ZipNerfTrainerConfig) -> None:
         config.optimizers[name]["optimizer"].setup(parameters).step()
 
 
-def _render(model: ZipNerfModel) -> None:
-    """What evaluation and the exporters ask, and what the refinement of a held-out pose does."""
-    with torch.no_grad():
-        outputs = model.get_outputs(_bundle())
-        for name in EXTRA_OUTPUTS:
-            outputs.get(name)
-    points = torch.zeros(RAYS, 3)
+@torch.no_grad()
+def _render(model: ZipNerfModel, rays: int) -> None:
+    """What evaluation and the exporters ask."""
+    outputs = model.get_outputs(_bundle(rays))
+    for name in EXTRA_OUTPUTS:
+        outputs.get(name)
+    points = torch.zeros(rays, 3)
     query_points(model.field, points, points, 0.1)
     query_density(model.field, points, 0.1)
-    bundle = _bundle()
-    bundle.origins.requires_grad_()
-    model.requires_grad_(False)
-    model.get_outputs(bundle)["rgb"].sum().backward()
 
 
 @torch.no_grad()
@@ -146,3 +144,12 @@ def _look(model: ZipNerfModel) -> None:
             rendering = zipnerf(rays, prefilter, finest_level, 0 if config.use_appearance else None)
             zipnerf.distances(rendering.rounds)
             zipnerf.normals(rays, rendering.rounds[-1], prefilter, finest_level)
+
+
+def _refine(model: ZipNerfModel) -> None:
+    """A step towards a held-out photo's pose."""
+    bundle = _bundle()
+    bundle.origins.requires_grad_()
+    bundle.directions.requires_grad_()
+    model.requires_grad_(False)
+    model.get_outputs(bundle)["rgb"].sum().backward()

@@ -22,6 +22,8 @@ from zipnerf_ns.kernels.check.targets import compiler_target, device_of
 
 MAX_TENSOR_MEMORY = 512
 """Columns of tensor memory that a program can have where there is some: on compute capability 10.0."""
+HALF_MESSAGE = 300
+"""Characters that are quoted of the beginning and of the end of a long error."""
 
 
 class Compiled(NamedTuple):
@@ -61,7 +63,7 @@ class _Driver:
 
 def compile_launch(name: str, launch: Launch) -> Compiled:
     """Compiles a kernel for the GPU of a name (see ``targets``), with what Triton leaves in its cache or anew."""
-    limit, start = device_of(name).shared_memory, time.monotonic()
+    start = time.monotonic()
     triton.runtime.driver.set_active(_Driver(compiler_target(name)))
     knobs.nvidia.dump_ptxas_log = True
     kernel, log = pkgutil.resolve_name(f"{launch.module}:{launch.kernel}"), io.StringIO()
@@ -71,14 +73,25 @@ def compile_launch(name: str, launch: Launch) -> Compiled:
         with redirect_stdout(log):
             code = kernel.run(grid=(1,), warmup=True, **dict(launch.arguments), **dict(launch.options))
     except Exception as error:  # noqa: BLE001 - whatever the compiler raises is the answer
-        return Compiled(0, limit, 0, 0, time.monotonic() - start, f"{type(error).__name__}: {error}")
-    seconds = time.monotonic() - start
+        return failed(name, _short(error), time.monotonic() - start)
+    seconds, limit = time.monotonic() - start, device_of(name).shared_memory
     shared, tensor_memory = code.metadata.shared, getattr(code.metadata, "tmem_size", None) or 0
-    error = f"{shared} bytes of shared memory, of {limit}" if shared > limit else None
+    error = f"{shared:,} bytes of shared memory, of {limit:,}" if shared > limit else None
     if tensor_memory > MAX_TENSOR_MEMORY:
         error = f"{tensor_memory} columns of tensor memory, of {MAX_TENSOR_MEMORY}"
     registers, spilled = _usage(code, log.getvalue())
     return Compiled(shared, limit, registers, spilled, seconds, error)
+
+
+def failed(name: str, error: str, seconds: float = 0.0) -> Compiled:
+    """What is said of a kernel that could not be compiled."""
+    return Compiled(0, device_of(name).shared_memory, 0, 0, seconds, error)
+
+
+def _short(error: Exception) -> str:
+    """What an error says in one line; Triton's quote the source, and end with what is wrong."""
+    text = " ".join(f"{type(error).__name__}: {error}".split())
+    return text if len(text) <= 2 * HALF_MESSAGE else f"{text[:HALF_MESSAGE]} … {text[-HALF_MESSAGE:]}"
 
 
 def _usage(code: Any, log: str) -> tuple[int, int]:

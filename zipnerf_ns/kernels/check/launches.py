@@ -13,7 +13,6 @@ from typing import Any, NamedTuple
 from unittest.mock import patch
 
 import torch
-import triton.language as tl
 from torch import Tensor
 from torch.overrides import TorchFunctionMode
 from triton.runtime.jit import JITFunction
