@@ -10,6 +10,7 @@ import re
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -23,14 +24,6 @@ FITTING = ("9.0",)
 needs_triton = pytest.mark.skipif(importlib.util.find_spec("triton") is None, reason="torch brought no Triton")
 
 
-def run(*command: str) -> subprocess.CompletedProcess[str]:
-    """A Python of its own: what is recorded or compiled leaves traces, and interpreted kernels cannot be compiled."""
-    environment = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
-    return subprocess.run(
-        [sys.executable, "-W", "ignore", *command], env=environment, capture_output=True, text=True, timeout=600
-    )
-
-
 def is_kernel(node: ast.AST) -> bool:
     """Whether a function is compiled by Triton, and launched instead of called by other kernels."""
     if not isinstance(node, ast.FunctionDef) or node.name.startswith("_"):
@@ -38,72 +31,92 @@ def is_kernel(node: ast.AST) -> bool:
     return any("triton.jit" in ast.unparse(decorator) for decorator in node.decorator_list) and "_kernel" in node.name
 
 
-RECORD = """
-import json, torch
+FIND = """
+import json, sys, torch
+from zipnerf_ns.kernels.check.compiler import compile_launch
 from zipnerf_ns.kernels.check.launches import recorded
 from zipnerf_ns.kernels.check.targets import device_of
 from zipnerf_ns.tools.rehearsal import AS_CONFIGURED, rehearse
-found = {}
-for gpu, variation in (("9.0", AS_CONFIGURED), ("9.0", "precision float32"), ("8.6", AS_CONFIGURED)):
+
+def record(gpu, variation=AS_CONFIGURED):
     with recorded(device_of(gpu)) as launches:
         rehearse("zipnerf", variation)
-    found[f"{gpu}, {variation}"] = [str(launch) for launch in launches]
+    return {str(launch): launch for launch in launches}
+
+def take(gpu):
+    networks = {name: launch for name, launch in record(gpu).items() if name.startswith(("radiance_", "density_"))}
+    return {name: compile_launch(gpu, launch)._asdict() for name, launch in networks.items()}
+
+def note():
+    from zipnerf_ns.kernels.mlp.launch import spherical_harmonics
+    with recorded(device_of("9.0")) as launches:
+        made = [spherical_harmonics(torch.ones(rays, 3, device="cuda"), dtype)
+                for dtype in (torch.float32, torch.bfloat16) for rays in (16, 33)]
+        within = {str(tensor.device) for tensor in made}
+    return [len(launches), sorted(within), str(made[0].device), sum(float(tensor.sum()) for tensor in made)]
+
+found = {"half": list(record("9.0")), "single": list(record("9.0", "precision float32")), "older": list(record("8.6")),
+         "noted": note(), "taken": {gpu: take(gpu) for gpu in sys.argv[1:]}}
 print(json.dumps(found))
 """
-NOTE = """
-import json, torch
-from zipnerf_ns.kernels.check.launches import recorded
-from zipnerf_ns.kernels.check.targets import device_of
-from zipnerf_ns.kernels.mlp.launch import spherical_harmonics
-with recorded(device_of("9.0")) as launches:
-    made = [spherical_harmonics(torch.ones(rays, 3, device="cuda"), dtype)
-            for dtype in (torch.float32, torch.bfloat16) for rays in (16, 33)]
-    within = {str(tensor.device) for tensor in made}
-print(json.dumps([len(launches), sorted(within), str(made[0].device), sum(float(tensor.sum()) for tensor in made)]))
-"""
+
+
+@pytest.fixture(scope="module")
+def found(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
+    """What a Python of its own records and compiles: it leaves traces, and interpreted kernels cannot be compiled."""
+    environment = {**os.environ, "TRITON_CACHE_DIR": str(tmp_path_factory.mktemp("cache"))}
+    environment.pop("TRITON_INTERPRET", None)
+    command = [sys.executable, "-W", "ignore", "-c", FIND, *FITTING]
+    result = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=600)
+    assert result.returncode == 0, result.stderr[-3000:]
+    return json.loads(result.stdout.splitlines()[-1])
 
 
 @needs_triton
-def test_launches_are_noted_once_a_code_and_not_made() -> None:
+def test_launches_are_noted_once_a_code_and_not_made(found: dict[str, Any]) -> None:
     """Types make another code, numbers of rays none; tensors seem to lie on a GPU, and what is written stays zero."""
-    result = run("-c", NOTE)
-    assert result.returncode == 0, result.stderr[-3000:]
-    assert json.loads(result.stdout.splitlines()[-1]) == [2, ["cuda:0"], "cpu", 0.0]
+    assert found["noted"] == [2, ["cuda:0"], "cpu", 0.0]
 
 
 @needs_triton
-def test_the_rehearsal_launches_every_kernel_as_the_options_say() -> None:
+def test_the_rehearsal_launches_every_kernel_as_the_options_say(found: dict[str, Any]) -> None:
     """All kernels of the source are met; precision changes what is launched, and so does the GPU."""
-    result = run("-c", RECORD)
-    assert result.returncode == 0, result.stderr[-3000:]
-    found = json.loads(result.stdout.splitlines()[-1])
-    half, single, other = found.values()
     there = {node.name for path in KERNELS.rglob("*.py") for node in ast.walk(ast.parse(path.read_text()))
              if is_kernel(node)}  # fmt: skip
     assert len(there) >= 19
-    assert {launch.split("(")[0] for launch in half} == there
-    training = [re.search(r"DTYPE=(\w+)", launch).group(1) for launch in half if "radiance" in launch]
-    assert set(training) == {"bf16"}
-    assert all("DTYPE=fp32" in launch for launch in single if "radiance" in launch)
+    assert {launch.split("(")[0] for launch in found["half"]} == there
+    for precision, dtype in (("half", "bf16"), ("single", "fp32")):
+        networks = [launch for launch in found[precision] if launch.startswith("radiance_")]
+        assert networks and all(f"DTYPE={dtype}" in launch for launch in networks)
     # Windows of four entries are added at once from compute capability 9.0 on.
-    assert any("WIDE=True" in launch for launch in half if launch.startswith("backward_kernel"))
-    assert not any("WIDE=True" in launch for launch in other if launch.startswith("backward_kernel"))
+    for gpu, is_wide in (("half", True), ("older", False)):
+        assert is_wide == any(launch.startswith("backward_") and "WIDE=True" in launch for launch in found[gpu])
 
 
 @needs_triton
-def test_the_networks_fit() -> None:
-    """The kernels that use most shared memory compile, at the paper's width, within what each GPU has."""
-    kernels = ("--kernel", "radiance_", "density_backward")
-    result = run("-m", check_gpu.__name__, "--capability", *FITTING, "--method", "zipnerf", *kernels, "--jobs", "1")
-    assert result.returncode == 0, result.stdout + result.stderr[-3000:]
-    *_, verdict = result.stdout.splitlines()
-    assert re.fullmatch(r"All \d+ kernels would run\.", verdict)
-    lines = [line for line in result.stdout.splitlines() if "_kernel |" in line]
-    rows = [line.strip("| ").replace(",", "").split(" | ") for line in lines]
-    names = ("radiance_forward_kernel", "radiance_backward_kernel", "density_backward_kernel")
-    assert {(gpu, kernel) for gpu, kernel, *_ in rows} == {(gpu, kernel) for gpu in FITTING for kernel in names}
-    for _, _, _, shared, limit, registers, *_ in rows:
-        assert 0 < int(shared) <= int(limit) and 16 <= int(registers) <= 255
+@pytest.mark.parametrize("gpu", FITTING)
+def test_the_networks_fit(found: dict[str, Any], gpu: str) -> None:
+    """The kernels that use most shared memory compile, at the paper's width, within what the GPU has."""
+    taken = found["taken"][gpu]
+    names = {f"{network}_{direction}_kernel" for network in ("radiance", "density")
+             for direction in ("forward", "backward")}  # fmt: skip
+    assert {launch.split("(")[0] for launch in taken} == names
+    assert {launch: kernel["error"] for launch, kernel in taken.items() if kernel["error"]} == {}
+    for kernel in taken.values():
+        assert 0 < kernel["shared"] <= kernel["limit"] and 16 <= kernel["registers"] <= 255
+
+
+@needs_triton
+def test_the_command_ends_with_a_verdict(capsys: pytest.CaptureFixture[str]) -> None:
+    """Every kernel has a row for NVIDIA's GPU and for AMD's, with its registers."""
+    options = ["--capability", "12.0", "gfx1100", "--method", "zipnerf-lite", "--kernel", "mean_*", "adam*"]
+    assert check_gpu.main([*options, "--jobs", "1"]) == 0
+    *rows, blank, verdict = capsys.readouterr().out.splitlines()[2:]
+    cells = [row.strip("| ").split(" | ") for row in rows]
+    kernels = ("adam_kernel", "mean_square_kernel")
+    assert {(gpu, kernel) for gpu, kernel, *_ in cells} == {(gpu, name) for gpu in options[1:3] for name in kernels}
+    assert all(int(registers) >= 16 for *_, registers, _, _ in cells)
+    assert blank == "" and re.fullmatch(r"All \d+ kernels would run\.", verdict)
 
 
 @needs_triton

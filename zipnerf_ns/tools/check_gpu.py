@@ -16,6 +16,7 @@ from collections.abc import Iterable, Sequence
 from concurrent.futures import Executor, ProcessPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import redirect_stdout
+from fnmatch import fnmatchcase
 from multiprocessing import get_context
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -55,7 +56,7 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--capability", nargs="+", default=GPUS, metavar="GPU",
                         help="compute capabilities, or AMD's gfx942, gfx1100")  # fmt: skip
     parser.add_argument("--method", nargs="+", choices=list(METHODS), default=list(METHODS), help="as in ns-train")
-    parser.add_argument("--kernel", nargs="+", metavar="NAME", help="only those whose names contain one of these")
+    parser.add_argument("--kernel", nargs="+", metavar="NAME", default=["*"], help="only these, such as 'radiance_*'")
     parser.add_argument("--all", action="store_true", help="every option that changes a kernel, not the defaults alone")
     parser.add_argument("--jobs", type=int, default=os.cpu_count() or 1, help="compilers at a time")
     return parser.parse_args(arguments)
@@ -70,14 +71,22 @@ def main(arguments: list[str] | None = None) -> int:
         print(f"error: {error}", file=sys.stderr)
         return 1
     with tempfile.TemporaryDirectory(prefix="zipnerf-check-gpu-") as folder:
-        # What others have compiled would take no time, and print no registers. Interpreted kernels cannot be compiled.
-        os.environ["TRITON_CACHE_DIR"] = folder
-        os.environ.pop("TRITON_INTERPRET", None)
-        with ProcessPoolExecutor(options.jobs, get_context("spawn")) as pool:
+        with workers(options.jobs, folder) as pool:
             launches = rehearsed(pool, options.capability, options.method, options.all, options.kernel)
-            rows = compiled(pool, launches)
+            rows = compiled(pool, launches, folder)
     print(f"{format_table(rows)}\n\n{format_verdict(rows)}")
     return 1 if any(row.errors for row in rows) else 0
+
+
+def workers(jobs: int, folder: str) -> Executor:
+    """Processes that keep what they compile in a folder."""
+    return ProcessPoolExecutor(jobs, get_context("spawn"), _prepare, (folder,))
+
+
+def _prepare(folder: str) -> None:
+    # What others have compiled would take no time, and print no registers. Interpreted kernels cannot be compiled.
+    os.environ["TRITON_CACHE_DIR"] = folder
+    os.environ.pop("TRITON_INTERPRET", None)
 
 
 def check_names(gpus: Sequence[str]) -> None:
@@ -98,7 +107,7 @@ def check_names(gpus: Sequence[str]) -> None:
 
 
 def rehearsed(
-    pool: Executor, gpus: Sequence[str], methods: Sequence[str], every_option: bool, kernels: Sequence[str] | None
+    pool: Executor, gpus: Sequence[str], methods: Sequence[str], every_option: bool, kernels: Sequence[str]
 ) -> dict[tuple[str, Launch], None]:
     """What is launched on each GPU, each once."""
     found: dict[tuple[str, Launch], None] = {}
@@ -110,7 +119,7 @@ def rehearsed(
     ]
     for (gpu, method, variation), launches in zip(plans, pool.map(rehearse_on, *zip(*plans, strict=True)), strict=True):
         for launch in launches:
-            if kernels is None or any(name in launch.kernel for name in kernels):
+            if any(fnmatchcase(launch.kernel, name) for name in kernels):
                 found.setdefault((gpu, launch))
         tell(f"{gpu}: {method}, {variation}: {len(launches)} launches")
     return found
@@ -135,19 +144,19 @@ def compile_for(gpu: str, launch: Launch) -> Compiled:
     return compile_launch(gpu, launch)
 
 
-def compile_alone(gpu: str, launch: Launch) -> Compiled:
+def compile_alone(gpu: str, launch: Launch, folder: str) -> Compiled:
     """The same in a process that only this compilation can end, as compilers may where they meet what they rule out."""
     from zipnerf_ns.kernels.check.compiler import failed
 
-    with ProcessPoolExecutor(1, get_context("spawn")) as pool:
+    with workers(1, folder) as pool:
         try:
             return pool.submit(compile_for, gpu, launch).result()
         except BrokenProcessPool:
             return failed(gpu, "the compiler ended the process.")
 
 
-def compiled(pool: Executor, launches: Iterable[tuple[str, Launch]]) -> list[Row]:
-    """All kernels on all GPUs, in the order of their launches."""
+def compiled(pool: Executor, launches: Iterable[tuple[str, Launch]], folder: str) -> list[Row]:
+    """All kernels on all GPUs, in the order of their launches; ``folder`` is for the compiler."""
     pending = {pool.submit(compile_for, gpu, launch): (gpu, launch) for gpu, launch in launches}
     results: dict[tuple[str, Launch], Compiled] = dict.fromkeys(pending.values())
     for number, future in enumerate(as_completed(pending), 1):
@@ -155,7 +164,7 @@ def compiled(pool: Executor, launches: Iterable[tuple[str, Launch]]) -> list[Row
         try:
             found = future.result()
         except BrokenProcessPool:
-            found = compile_alone(gpu, launch)
+            found = compile_alone(gpu, launch, folder)
         results[gpu, launch] = found
         took = f"{found.shared:,} bytes shared, {found.registers} registers, {found.spilled} spilled"
         tell(f"{number}/{len(pending)} {launch.kernel} on {gpu}: {found.error or took}, {found.seconds:.1f} s")
