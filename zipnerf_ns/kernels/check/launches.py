@@ -103,7 +103,7 @@ class _SeemsOnGpu(TorchFunctionMode):
 
     GPU = torch.device("cuda", 0)
     ANSWERS: dict[Callable, Any] = {Tensor.device.__get__: GPU, Tensor.is_cuda.__get__: True}
-    PRODUCTS = (torch.nn.functional.linear, torch.mm, torch.addmm, torch.matmul)
+    PRODUCTS = (torch.nn.functional.linear, torch.mm, torch.matmul, Tensor.matmul, Tensor.__matmul__)
     NEW: dict[Callable, Callable] = {
         torch.empty: torch.empty, torch.zeros: torch.empty, Tensor.new_empty: Tensor.new_empty,
         torch.empty_like: torch.empty_like, torch.zeros_like: torch.empty_like,
@@ -126,10 +126,18 @@ class _SeemsOnGpu(TorchFunctionMode):
         if func in self.RANDOM:
             return args[0]
         if func in self.PRODUCTS:
-            # Of half precision, for which torch on a CPU has neither what autocast nor what out_dtype chooses on a GPU.
-            kwargs.pop("out_dtype", None)
-            args = tuple(value.float() if isinstance(value, Tensor) else value for value in args)
+            return _product(func, args, kwargs)
         return func(*args, **kwargs)
+
+
+def _product(func: Callable, args: Sequence[Any], kwargs: dict[str, Any]) -> Tensor:
+    """A matrix product whose result has the type that it would have on a GPU: there autocast allows mixed types, and
+    ``out_dtype`` wider results."""
+    types = {value.dtype for value in args if isinstance(value, Tensor)}
+    dtype = kwargs.pop("out_dtype", None) or min(types, key=lambda each: each.itemsize)
+    if types == {dtype}:
+        return func(*args, **kwargs)
+    return func(*(value.float() if isinstance(value, Tensor) else value for value in args), **kwargs).to(dtype)
 
 
 def _to_cpu(value: Any) -> Any:
