@@ -134,7 +134,7 @@ def test_what_fails_is_said_and_decides() -> None:
     assert format_verdict([good, bad]).splitlines() == [*bad.errors, "FAILED: 1 of 5 kernels would not run."]
     *_, first, second = format_table([good, bad]).splitlines()
     assert first == "| 9.0 | march_kernel | 3 | 512 | 232,448 | 40 | 0 | 1.5 s |"
-    assert second == "| 8.6 | march_kernel | 2 | 150,000 OVER | 101,376 | 255 | 12 | 2.5 s |"
+    assert second == "| 8.6 | march_kernel | 2 | 150,000 FAILS | 101,376 | 255 | 12 | 2.5 s |"
 
 
 def test_every_variation_changes_its_method() -> None:

@@ -188,7 +188,7 @@ def format_table(rows: Sequence[Row]) -> str:
     """The rows as Markdown."""
     head = ["| GPU | kernel | variants | shared bytes | of | registers | spilled | compiled in |", "|---" * 8 + "|"]
     lines = [
-        f"| {row.gpu} | {row.kernel} | {row.variants} | {row.shared:,}{' OVER' * (row.shared > row.limit)} | "
+        f"| {row.gpu} | {row.kernel} | {row.variants} | {row.shared:,}{' FAILS' if row.errors else ''} | "
         f"{row.limit:,} | {row.registers} | {row.spilled} | {row.seconds:.1f} s |"
         for row in rows
     ]
