@@ -5,6 +5,8 @@ Each kernel has been compared with its twin; here they are handed each other's r
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 import torch
 from _interpreter import needs_interpreter, run_under_the_interpreter, runs_kernels
@@ -34,7 +36,10 @@ def kernel_model(implementation: str, **changes) -> ZipNerfModel:
     proposals = tuple(ProposalConfig(8, HashGridConfig(2, 1, 4, finest, 9), 32, 0.4 / finest) for finest in (16, 32))
     sizes = {"proposals": proposals, "grid": HashGridConfig(2, 2, 4, 32, 9), "hidden_dim": 32, "color_dim": 64}
     fixed = {"implementation": implementation, "precision": "float32", "random_background": False}
-    model = make_model(tiny_config(**{**sizes, **fixed, **changes}), device=DEVICE)
+    config = tiny_config(**{**sizes, **fixed, **changes})
+    model = make_model(config, device=DEVICE)
+    # The same initial values on every device: each draws its own.
+    model.load_state_dict(make_model(replace(config, implementation="torch")).state_dict())
     generator = torch.Generator().manual_seed(1)
     for table in model.get_param_groups()["hash_tables"]:
         with torch.no_grad():
