@@ -197,7 +197,7 @@ def kernels(calls: list):
         **{name: counted(name) for name in ("density_mlp", "radiance_mlp")},
         why_density_unsupported=lambda *sizes: None if sizes == (12, 32) else f"No kernel for {sizes}.",
         why_radiance_unsupported=lambda *sizes: (
-            None if sizes == (12, 32, 2, 64, 16, False) else f"No kernel for {sizes}."
+            None if sizes == (12, 32, 2, 64, 16, False, "float32") else f"No kernel for {sizes}."
         ),
     )
 
@@ -233,7 +233,7 @@ def test_appearance_keeps_the_kernels_from_training_only(said):
     assert calls == ["radiance_mlp"] and said == []
     field.train()(*short_intervals())
     assert calls == ["radiance_mlp"]
-    assert said == ["No kernel for (12, 32, 2, 64, 16, True). This network runs in torch."]
+    assert said == ["No kernel for (12, 32, 2, 64, 16, True, 'float32'). This network runs in torch."]
 
 
 @pytest.mark.parametrize("changes", [{"hidden_dim": 48}, {"color_dim": 48}, {"color_layers": 1}])
@@ -245,5 +245,5 @@ def test_a_color_network_that_the_kernels_lack_runs_in_torch_which_is_said_once(
     for _ in range(3):
         output = field(*short_intervals())
     assert all(torch.equal(one, other) for one, other in zip(output, plain, strict=True)) and calls == []
-    sizes = (12, *{"hidden_dim": 32, "color_layers": 2, "color_dim": 64, **changes}.values(), 16, False)
+    sizes = (12, *{"hidden_dim": 32, "color_layers": 2, "color_dim": 64, **changes}.values(), 16, False, "float32")
     assert said == [f"No kernel for {sizes}. This network runs in torch."]

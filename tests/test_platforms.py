@@ -42,7 +42,6 @@ ALLOWED = {
     ("tools/demo.py", "signal.SIGKILL"): "a process ends by a signal, with a negative status, on Unix alone",
     ("tools/colmap.py", "rename"): "folders, onto names that are free",
     ("tools/demo_scene.py", "rename"): "a folder, onto a name that is free",
-    ("tools/disturb_poses.py", "rename"): "a folder, onto a name that is free",
 }
 """Uses that are no fault, by file and name, and why."""
 
@@ -75,7 +74,7 @@ def _unencoded(call: ast.Call) -> Iterator[str]:
     """A text file whose encoding is not given."""
     name = getattr(call.func, "attr", getattr(call.func, "id", None))
     owner = getattr(getattr(call.func, "value", None), "id", None)
-    if name not in TEXT_FILES or owner == "Image" or any(keyword.arg == "encoding" for keyword in call.keywords):
+    if name not in TEXT_FILES or owner in ("Image", "tarfile") or any(keyword.arg == "encoding" for keyword in call.keywords):
         return
     mode = [argument.value for argument in call.args if isinstance(argument, ast.Constant)]
     is_binary = name == "open" and any(isinstance(value, str) and "b" in value for value in mode)
