@@ -74,7 +74,9 @@ def _unencoded(call: ast.Call) -> Iterator[str]:
     """A text file whose encoding is not given."""
     name = getattr(call.func, "attr", getattr(call.func, "id", None))
     owner = getattr(getattr(call.func, "value", None), "id", None)
-    if name not in TEXT_FILES or owner in ("Image", "tarfile") or any(keyword.arg == "encoding" for keyword in call.keywords):
+    if name not in TEXT_FILES or owner in ("Image", "tarfile"):
+        return
+    if any(keyword.arg == "encoding" for keyword in call.keywords):
         return
     mode = [argument.value for argument in call.args if isinstance(argument, ast.Constant)]
     is_binary = name == "open" and any(isinstance(value, str) and "b" in value for value in mode)
