@@ -11,7 +11,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import torch
 from jaxtyping import Float, Int
@@ -115,7 +115,7 @@ def prefilter_weights(
         return torch.exp(-exponent.clamp(max=MAX_IPE_EXPONENT))
     if prefilter == "none":
         return torch.ones_like(cells)
-    raise ValueError(f"prefilter must be 'multisample', 'ipe' or 'none', got {prefilter!r}.")
+    raise ValueError(f"prefilter must be one of {get_args(Prefilter)}, got {prefilter!r}.")
 
 
 def level_corners(

@@ -1,4 +1,4 @@
-"""What the kernels of the prefiltered hash encoding share on the device: levels, cells, rows and erf.
+"""What the kernels of the prefiltered hash encoding share on the device: levels, cells and rows.
 
 ``no_type_check`` keeps a runtime type checker's wrappers off functions whose source Triton compiles.
 """
@@ -8,9 +8,6 @@ from typing import no_type_check
 import triton
 import triton.language as tl
 
-SQRT8 = tl.constexpr(2.8284271247461903)
-MAX_EXPONENT = tl.constexpr(50.0)
-"""functional.hash_grid.MAX_IPE_EXPONENT."""
 LEVEL_FIELDS = tl.constexpr(5)
 """Integers that describe a level to the kernels; see hash_encode.level_constants."""
 
@@ -30,24 +27,6 @@ def load3(pointers, mask):
     x = tl.load(pointers, mask=mask, other=0.0)
     y = tl.load(pointers + 1, mask=mask, other=0.0)
     return x, y, tl.load(pointers + 2, mask=mask, other=0.0)
-
-
-@triton.jit
-@no_type_check
-def erf(x):
-    """erf for x >= 0 within 2e-7, in half the instructions of the library's.
-
-    1 - 2^-p(x), with p a polynomial fitted to -log2(erfc(x)) on [0, 4], weighted by erfc; at 4 erf rounds to 1.
-    """
-    x = tl.minimum(x, 4.0)
-    p = 4.5358596253208816e-05 * x - 0.00044550764141604304
-    p = p * x + 0.0014894416090101004
-    p = p * x + 0.0007746295304968953
-    p = p * x - 0.02825368009507656
-    p = p * x + 0.14848162233829498
-    p = p * x + 0.9184163808822632
-    p = p * x + 1.6279085874557495
-    return 1.0 - tl.exp2(-(p * x))
 
 
 @triton.jit

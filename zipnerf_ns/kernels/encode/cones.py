@@ -13,27 +13,15 @@ from typing import no_type_check
 import triton
 import triton.language as tl
 
-from zipnerf_ns.kernels.encode.cells import SQRT8, load3
+from zipnerf_ns.kernels.encode.cells import load3
+from zipnerf_ns.kernels.encode.prefilter import extent_of
 
-MIN_STD = tl.constexpr(1e-20)
-"""Keeps 1/std finite; erf saturates long before."""
 TINY = tl.constexpr(1e-20)
 """functional.numerics.TINY."""
 SPREAD = tl.constexpr(1.1338934190276817)
 """3 / sqrt 7 (Zip-NeRF, section 2)."""
 HALF_SQRT2 = tl.constexpr(0.7071067811865476)
 COS30 = tl.constexpr(0.8660254037844386)
-
-
-@triton.jit
-@no_type_check
-def extent_of(std, PREFILTER: tl.constexpr):
-    """What a sample's prefilter weight needs of its std, whatever the level."""
-    if PREFILTER == "multisample":
-        extent = 1.0 / (tl.maximum(std, MIN_STD) * SQRT8)
-    else:
-        extent = 0.5 * std * std
-    return extent
 
 
 @triton.jit

@@ -8,7 +8,7 @@ scatter is then a sorted one.
 from __future__ import annotations
 
 from functools import lru_cache
-from typing import Any
+from typing import Any, get_args
 
 import torch
 from jaxtyping import Float
@@ -79,8 +79,8 @@ def _check(table: Tensor, grid: HashGrid, prefilter: str) -> None:
         raise ValueError(f"the kernels read float32 tables, got {table.dtype}.")
     if features not in FEATURES:
         raise ValueError(f"the kernels read {FEATURES} features a level, got {features}: use implementation 'torch'.")
-    if prefilter not in ("multisample", "ipe", "none"):
-        raise ValueError(f"prefilter must be 'multisample', 'ipe' or 'none', got {prefilter!r}.")
+    if prefilter not in get_args(Prefilter):
+        raise ValueError(f"prefilter must be one of {get_args(Prefilter)}, got {prefilter!r}.")
 
 
 @lru_cache(maxsize=64)

@@ -9,32 +9,8 @@ from typing import no_type_check
 import triton
 import triton.language as tl
 
-from zipnerf_ns.kernels.encode.cells import MAX_EXPONENT, SQRT8, corner_rows, erf, load3, load_level, locate3
-
-TWO_OVER_SQRT_PI = tl.constexpr(1.1283791670955126)
-MIN_CELLS = tl.constexpr(1e-3)
-"""The floor of std in cells, below which functional.hash_grid.prefilter_weights has no slope."""
-
-
-@triton.jit
-@no_type_check
-def _weight_and_slope(std, resolution, bandwidth, PREFILTER: tl.constexpr):
-    """The prefilter weight, and its derivative with respect to std."""
-    cells = std * resolution
-    nothing = tl.zeros(cells.shape, tl.float32)
-    if PREFILTER == "multisample":
-        floored = tl.maximum(cells, MIN_CELLS)
-        x = 1.0 / (floored * SQRT8)
-        slope = tl.exp(-x * x) * x * resolution / floored * -TWO_OVER_SQRT_PI
-        result = erf(x), tl.where(cells < MIN_CELLS, 0.0, slope)
-    elif PREFILTER == "ipe":
-        exponent = 0.5 * bandwidth * cells * cells
-        weight = tl.exp(-tl.minimum(exponent, MAX_EXPONENT))
-        moving = exponent <= MAX_EXPONENT
-        result = weight, tl.where(moving, -weight * bandwidth * cells * resolution, 0.0)
-    else:
-        result = nothing + 1.0, nothing
-    return result
+from zipnerf_ns.kernels.encode.cells import corner_rows, load3, load_level, locate3
+from zipnerf_ns.kernels.encode.prefilter import weight_and_slope
 
 
 @triton.jit
@@ -104,7 +80,7 @@ def sample_kernel(
     for index in range(0, num_levels):
         level = load_level(levels, index)
         resolution = level[0].to(tl.float32)
-        weight, by_std = _weight_and_slope(std, resolution, tl.load(bandwidths + index), PREFILTER)
+        weight, by_std = weight_and_slope(std, resolution, tl.load(bandwidths + index), PREFILTER)
         v_weight = tl.zeros([BLOCK], tl.float32)
         if HAS_WEIGHTS:
             source = v_weights + intervals * weight_step + index * weight_stride.to(tl.int64)

@@ -13,8 +13,9 @@ import triton
 import triton.language as tl
 
 from zipnerf_ns.kernels.encode.access import block_of, columns_of, first_value, gather, scatter, sum_runs, times
-from zipnerf_ns.kernels.encode.cells import MAX_EXPONENT, corner_rows, erf, load_level, locate3
+from zipnerf_ns.kernels.encode.cells import corner_rows, load_level, locate3
 from zipnerf_ns.kernels.encode.cones import prepare, sample_of
+from zipnerf_ns.kernels.encode.prefilter import level_scale, prefilter_weight
 
 
 @triton.jit
@@ -22,30 +23,6 @@ from zipnerf_ns.kernels.encode.cones import prepare, sample_of
 def _key(cell):
     """A cell as one number."""
     return cell[0].to(tl.int64) | (cell[1].to(tl.int64) << 16) | (cell[2].to(tl.int64) << 32)
-
-
-@triton.jit
-@no_type_check
-def _level_scale(bandwidths, index, resolution, PREFILTER: tl.constexpr):
-    """What a level contributes to the prefilter weights of all samples: one scalar."""
-    if PREFILTER == "multisample":
-        scale = 1.0 / resolution
-    else:
-        scale = resolution * resolution * tl.load(bandwidths + index)
-    return scale
-
-
-@triton.jit
-@no_type_check
-def _prefilter(extent, scale, PREFILTER: tl.constexpr):
-    """Share of a level that survives a sample's extent; see functional.hash_grid.prefilter_weights."""
-    if PREFILTER == "multisample":
-        weight = erf(extent * scale)
-    elif PREFILTER == "ipe":
-        weight = tl.exp(-tl.minimum(extent * scale, MAX_EXPONENT))
-    else:
-        weight = tl.full(extent.shape, 1.0, tl.float32)
-    return weight
 
 
 @triton.jit
@@ -139,17 +116,17 @@ def forward_kernel(
     for index in range(begin, tl.minimum(begin + LEVELS, end)):
         level = load_level(levels, index)
         resolution = level[0].to(tl.float32)
-        scale = _level_scale(bandwidths, index, resolution, PREFILTER)
+        scale = level_scale(bandwidths, index, resolution, PREFILTER)
         values = table + first_value(level, ROW, WIDE)
         total = tl.zeros([BLOCK, COLUMNS], tl.float32)
         point, extent = sample_of(source, 0, SAMPLES, PREFILTER, CONES, BOXED)
-        mean = _prefilter(extent, scale, PREFILTER)
+        mean = prefilter_weight(extent, scale, PREFILTER)
         if READ:
             cell, fraction = locate3(point, resolution)
             sums = _corner_weights(fraction, mean)
         for sample in range(1, SAMPLES):
             point, extent = sample_of(source, sample, SAMPLES, PREFILTER, CONES, BOXED)
-            weight = _prefilter(extent, scale, PREFILTER)
+            weight = prefilter_weight(extent, scale, PREFILTER)
             mean += weight
             if READ:
                 here, fraction = locate3(point, resolution)
@@ -234,7 +211,7 @@ def backward_kernel(
     for index in range(begin, tl.minimum(begin + LEVELS, end)):
         level = load_level(levels, index)
         resolution = level[0].to(tl.float32)
-        scale = _level_scale(bandwidths, index, resolution, PREFILTER)
+        scale = level_scale(bandwidths, index, resolution, PREFILTER)
         target = v_table + first_value(level, ROW, WIDE)
         cotangent = v_features + first * step + index * stride.to(tl.int64)
         offsets = (lanes * step)[:, None] + columns * channel_stride
@@ -244,11 +221,11 @@ def backward_kernel(
         v *= gain * (1.0 / SAMPLES)
         point, extent = sample_of(source, 0, SAMPLES, PREFILTER, CONES, BOXED)
         cell, fraction = locate3(point, resolution)
-        sums = _corner_weights(fraction, _prefilter(extent, scale, PREFILTER))
+        sums = _corner_weights(fraction, prefilter_weight(extent, scale, PREFILTER))
         for sample in range(1, SAMPLES):
             point, extent = sample_of(source, sample, SAMPLES, PREFILTER, CONES, BOXED)
             here, fraction = locate3(point, resolution)
-            shares = _corner_weights(fraction, _prefilter(extent, scale, PREFILTER))
+            shares = _corner_weights(fraction, prefilter_weight(extent, scale, PREFILTER))
             moved = _moved(cell, here)
             writes = live & moved if MERGE else live
             if BRANCH:
