@@ -102,13 +102,13 @@ def test_a_person_looks_around_while_it_trains_and_after(training, page):
     page.still("6_coarse_levels", lambda picture: detail(picture) < 0.5 * detail(trained))
     page.enter("Finest level", "8")
     page.still("7_all_levels_again", is_as_trained)
-    page.tick("Normals and weights")
+    page.tick("Further outputs")
     # The list of outputs is that of the last picture.
     page.still("8_with_more_outputs", is_as_trained)
     page.choose("Output type", "normals")
     page.still("9_normals", lambda picture: not is_blank(picture) and difference(picture, trained) > 20.0)
     page.choose("Output type", "rgb")
-    page.tick("Normals and weights")
+    page.tick("Further outputs")
     page.drag(150, -30)
     page.still("10_moved", lambda picture: not is_blank(picture) and difference(picture, trained) > 15.0)
 

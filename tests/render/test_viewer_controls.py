@@ -105,7 +105,7 @@ def test_nerfstudio_finds_every_element_within_a_model():
     ]
     model.view = ViewerControls(8)
     without = [element.name for _, element in parse_object(model, ViewerElement, "Custom Elements")]
-    assert without == ["Cone width", "Background", "Color", "Normals and weights", "Finest level"]
+    assert without == ["Cone width", "Background", "Color", "Further outputs", "Finest level"]
 
 
 def test_checkpoints_and_copies_know_nothing_of_it():

@@ -23,6 +23,7 @@ from nerfstudio.viewer.viewer_elements import (
 )
 
 from zipnerf_ns.functional.hash_grid import Prefilter
+from zipnerf_ns.render.outputs import EXTRA_OUTPUTS
 
 MAX_CONE_SCALE = 4.0
 """The widest cones that can be chosen, in pixels."""
@@ -94,7 +95,7 @@ class ViewerControls(nn.Module):
             "Finest level", num_levels, 1, max(num_levels, 2), 1, hint="Coarser than this only: what each level adds"
         )
         self.extra_outputs = ViewerCheckbox(
-            "Normals and weights", False, hint="Surface normals and prefilter weights as further output types; slower"
+            "Further outputs", False, hint=f"{', '.join(EXTRA_OUTPUTS)} as further output types; slower"
         )
 
     def read(self) -> View:
