@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import threading
 from collections import OrderedDict
 from pathlib import Path
@@ -9,7 +10,7 @@ from typing import Any
 
 import pytest
 import torch
-from _scenes import checkpoint, load, start, tiny_config, write_scene
+from _scenes import assert_clear, checkpoint, load, start, tiny_config, write_scene
 
 from zipnerf_ns.engine import checkpoints
 from zipnerf_ns.engine.checkpoints import BackgroundWriter, Snapshot
@@ -214,19 +215,43 @@ def test_the_older_checkpoint_goes_only_when_the_new_one_is_whole(scene, tmp_pat
     assert [path.name for path in config.get_checkpoint_dir().iterdir()] == ["step-000000002.ckpt"]
 
 
-def test_a_write_that_fails_ends_the_training_soon(scene, tmp_path, monkeypatch, fresh_writers):
-    trainer = start(tiny_config(scene, tmp_path, steps=9, steps_per_save=2))
-    failed = threading.Event()
+needs_full_device = pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs a device that takes nothing")
 
-    def full(*_: Any) -> None:
+
+@needs_full_device
+def test_a_full_disk_is_named_and_nothing_half_written_stays(tmp_path):
+    (tmp_path / "unfinished").symlink_to("/dev/full")
+    with pytest.raises(OSError, match="No space left on device") as caught:
+        checkpoints.write_whole({"table": torch.zeros(1 << 16)}, tmp_path / "step.ckpt", tmp_path / "unfinished")
+    assert caught.value.errno == errno.ENOSPC and list(tmp_path.iterdir()) == []
+
+
+@needs_full_device
+@pytest.mark.parametrize("when", ["between", "at the end"])
+def test_a_disk_that_fills_up_ends_the_training(scene, tmp_path, monkeypatch, fresh_writers, capsys, when):
+    """Soon, with one line, and what was whole before it stays."""
+    each = 2 if when == "between" else 0
+    trainer = start(tiny_config(scene, tmp_path, steps=9, steps_per_save=each))
+    trainer.save_checkpoint(0)
+    failed, write = threading.Event(), checkpoints.write_whole
+
+    def write_in_vain(state: dict, path: Path, unfinished: Path) -> None:
+        unfinished.symlink_to("/dev/full")
         failed.set()
-        raise OSError(28, "No space left on device")
+        write(state, path, unfinished)
 
-    monkeypatch.setattr(checkpoints, "write_whole", full)
-    steps = before_steps(trainer, lambda step: step != 3 or failed.wait(PATIENCE))
-    with pytest.raises(OSError, match="No space left"):
+    monkeypatch.setattr(checkpoints, "write_whole", write_in_vain)
+    steps = before_steps(trainer, lambda step: each == 0 or step != 3 or failed.wait(PATIENCE))
+    with pytest.raises(SystemExit) as left:
         trainer.train()
-    assert steps in ([0, 1, 2], [0, 1, 2, 3], [0, 1, 2, 3, 4])
+    assert left.value.code == 1
+    assert steps in ([0, 1, 2], [0, 1, 2, 3], [0, 1, 2, 3, 4]) if each else steps == list(range(9))
+    whole = trainer.checkpoint_dir / "step-000000000.ckpt"
+    said = [line for line in capsys.readouterr().out.splitlines() if line.startswith("Error:")]
+    assert len(said) == 1
+    assert_clear(said[0], ("No space left on device", str(whole), "--load-dir", "once there is room"))
+    assert list(trainer.checkpoint_dir.iterdir()) == [whole] and load(whole)["step"] == 0
+    assert not [path for path in trainer.base_dir.iterdir() if path.name.endswith(".unfinished")]
 
 
 def test_an_interrupted_training_still_finishes_its_checkpoint(scene, tmp_path, monkeypatch, fresh_writers, capsys):

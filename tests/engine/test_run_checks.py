@@ -2,8 +2,13 @@
 
 from __future__ import annotations
 
+import os
+import shutil
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -11,12 +16,15 @@ import torch
 from _scenes import assert_clear, said_when_started, tiny_config
 
 from nerfstudio.engine.optimizers import AdamOptimizerConfig
+from nerfstudio.utils.rich_utils import CONSOLE
 
 from zipnerf_ns.data.datamanager import ZipNerfDataManager
+from zipnerf_ns.engine.checkpoints import PARTS
 from zipnerf_ns.engine.checks import check_run
 from zipnerf_ns.engine.optimizers import DecayingAdamConfig
 from zipnerf_ns.engine.trainer import ZipNerfTrainerConfig
 from zipnerf_ns.errors import InputError
+from zipnerf_ns.model_config import table_values
 
 
 def set_on(path: str, value: Any) -> Callable[[ZipNerfTrainerConfig], None]:
@@ -49,6 +57,26 @@ FAULTS: dict[str, tuple[tuple[Callable[[ZipNerfTrainerConfig], None], ...], tupl
     "two checkpoints": (
         (set_on("load_dir", Path("run")), set_on("load_checkpoint", Path("run/step-000000001.ckpt"))),
         ("--load-dir", "--load-checkpoint", "one of them"),
+    ),
+    "a checkpoint that is not there": (
+        (set_on("load_checkpoint", Path("nowhere/step-000000001.ckpt")),),
+        ("nowhere/step-000000001.ckpt", "does not exist", "nerfstudio_models"),
+    ),
+    "a folder without checkpoints": (
+        (set_on("load_dir", Path("nowhere")),), ("nowhere holds no checkpoint", "nerfstudio_models"),
+    ),
+    "a step that was not saved": (
+        (set_on("load_dir", Path("nowhere")), set_on("load_step", 7)), ("step-000000007.ckpt", "does not exist"),
+    ),
+    "a checkpoint of something else": (
+        (set_on("load_checkpoint", Path(__file__)),), (Path(__file__).name, "cannot be read", "--load-checkpoint"),
+    ),
+    "more devices than a CPU": (
+        (set_on("machine.num_devices", 2),), ("--machine.num-devices is 2", "cpu", "Give --machine.num-devices 1"),
+    ),
+    "no device at all": ((set_on("machine.num_devices", 0),), ("--machine.num-devices is 0", "1 to 1")),
+    "machines that do not meet": (
+        (set_on("machine.num_machines", 2),), ("--machine.num-machines is 2", "--machine.dist-url tcp://"),
     ),
     "step of no folder": ((set_on("load_step", 7),), ("--load-step 7", "--load-dir")),
     "device that is not there": (
@@ -111,15 +139,107 @@ def test_fault_is_named_with_its_mend(tmp_path, monkeypatch, name):
     assert_clear(str(caught.value), expected)
 
 
-@pytest.mark.parametrize("name", ["no steps", "optimizer's kernels on a CPU", "model's settings"])
+@pytest.mark.parametrize(
+    "name",
+    [
+        "no steps",
+        "optimizer's kernels on a CPU",
+        "model's settings",
+        "a folder without checkpoints",
+        "more devices than a CPU",
+    ],
+)
 def test_the_trainer_ends_before_data_is_read(tmp_path, monkeypatch, name):
     monkeypatch.setattr(ZipNerfDataManager, "__init__", lambda *_, **__: pytest.fail("data was read"))
     config, expected = prepare(tmp_path, name)
     assert_clear(said_when_started(config), expected)
 
 
+def test_more_devices_than_gpus(tmp_path, monkeypatch):
+    """Before Nerfstudio starts a process for each of them, and before config.yml is written."""
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
+    config = tiny_config(tmp_path, tmp_path)
+    config.machine.device_type, config.machine.num_devices = "cuda", 2
+    with CONSOLE.capture() as capture, pytest.raises(SystemExit):
+        config.save_config()
+    expected = ("--machine.num-devices is 2", "1 to 1", "CUDA_VISIBLE_DEVICES", "Give --machine.num-devices 1")
+    assert_clear(" ".join(capture.get().split()), expected)
+    assert not config.get_base_dir().exists()
+    config.machine.num_devices = 1
+    config.save_config()
+
+
+class Unauthorized(Exception):
+    """What wandb raises without a key."""
+
+
+def trackers(has_key: bool) -> dict[str, SimpleNamespace]:
+    """Stand-ins of wandb and Comet."""
+
+    def login() -> None:
+        if not has_key:
+            raise Unauthorized("No API key configured. Use `wandb login` to log in.")
+
+    key = "key" if has_key else None
+    return {
+        "wandb": SimpleNamespace(login=login, Error=Unauthorized),
+        "comet_ml": SimpleNamespace(get_config=lambda name: {"comet.api_key": key}[name]),
+    }
+
+
+@pytest.mark.parametrize(
+    ("vis", "name", "key"),
+    [
+        ("wandb", "wandb", "WANDB_API_KEY"),
+        ("viewer+wandb", "wandb", "WANDB_MODE"),
+        ("comet", "comet_ml", "COMET_API_KEY"),
+    ],
+)
+def test_trackers_are_asked_for_their_key_before_data_is_read(tmp_path, monkeypatch, vis, name, key):
+    monkeypatch.setattr(ZipNerfDataManager, "__init__", lambda *_, **__: pytest.fail("data was read"))
+    config = tiny_config(tmp_path, tmp_path, vis=vis)
+    monkeypatch.setitem(sys.modules, name, trackers(has_key=False)[name])
+    assert_clear(said_when_started(config), (f"--vis {vis}", key, "key", "--vis tensorboard"))
+    # As of a package that is not installed.
+    monkeypatch.setitem(sys.modules, name, None)
+    assert_clear(said_when_started(config), (f"--vis {vis}", f"pip install {name}", "--vis tensorboard"))
+    monkeypatch.setitem(sys.modules, name, trackers(has_key=True)[name])
+    check_run(config)
+
+
+def test_wandb_without_a_key_says_what_our_stand_in_says(tmp_path):
+    pytest.importorskip("wandb")
+    program = "import wandb\ntry: wandb.login()\nexcept wandb.Error as error: print(error)"
+    environment = {key: value for key, value in os.environ.items() if not key.startswith("WANDB_")}
+    environment |= {"HOME": str(tmp_path), "NETRC": str(tmp_path / "none")}
+    command, streams = [sys.executable, "-c", program], {"stdin": subprocess.DEVNULL, "stdout": subprocess.PIPE}
+    told = subprocess.run(command, env=environment, **streams, text=True, timeout=60, check=True)
+    assert "No API key configured" in told.stdout
+
+
+@pytest.mark.parametrize(
+    ("saves", "only_latest", "number"), [(5, True, 2), (5, False, 6), (0, True, 1), (100, True, 1)]
+)
+def test_a_disk_too_small_for_the_checkpoints_is_warned_of(tmp_path, monkeypatch, capsys, saves, only_latest, number):
+    config = tiny_config(tmp_path, tmp_path / "new" / "out", steps=10, save_only_latest_checkpoint=only_latest)
+    config.steps_per_save = 10 // saves if 0 < saves <= 10 else saves
+    needed = number * 12 * sum(table_values(config.pipeline.model).values())
+    for free, warns in ((needed, False), (needed - 1, True)):
+        monkeypatch.setattr(shutil, "disk_usage", lambda folder, free=free: SimpleNamespace(free=free))
+        check_run(config)
+        said = capsys.readouterr().out
+        assert ("Warning:" in said) == warns
+        if warns:
+            # Broken into lines as wide as the console.
+            said = "".join(said.split())
+            assert f"{number}checkpointsneed" in said and str(config.get_checkpoint_dir()) in said
+            assert "--output-dir" in said
+
+
 def test_what_can_run_passes(tmp_path):
     config = tiny_config(tmp_path, tmp_path, gradient_accumulation_steps={"networks": 2}, load_dir=tmp_path)
+    torch.save(dict.fromkeys(PARTS, 0), tmp_path / "step-000000003.ckpt")
     config.load_step, config.steps_per_eval_image, config.use_cuda_graphs = 3, 0, "auto"
     config.pipeline.datamanager.ray_implementation = config.pipeline.model.implementation = "torch"
     check_run(config)

@@ -36,13 +36,24 @@ def write_whole(state: dict[str, Any], path: Path, unfinished: Path) -> None:
     Args:
         state: what torch.save takes.
         path: the file.
-        unfinished: where it grows; on the same file system.
+        unfinished: where it grows; on the same file system. It is removed if it cannot be finished.
+    Raises:
+        OSError: where the disk refuses.
     """
-    with open(unfinished, "wb") as file:
-        torch.save(state, file)
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(unfinished, path)
+    try:
+        with open(unfinished, "wb") as file:
+            torch.save(state, file)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(unfinished, path)
+    except BaseException as error:
+        unfinished.unlink(missing_ok=True)
+        # Torch's writer stumbles over what it could not write, and speaks of positions: the cause is the disk's.
+        while error is not None and not isinstance(error, OSError):
+            error = error.__context__
+        if error is not None:
+            raise error from None
+        raise
 
 
 def capture_rng() -> dict[str, Any]:
@@ -165,16 +176,19 @@ def _fits_twice(state: dict[str, Any], device: torch.device) -> bool:
     return 2 * needed <= room_on(device)
 
 
-def load_checkpoint_file(path: Path) -> dict[str, Any]:
+def load_checkpoint_file(path: Path, mapped: bool = False) -> dict[str, Any]:
     """Reads a checkpoint of this project's trainer.
 
+    Args:
+        path: the file.
+        mapped: its tensors stay on the disk until they are looked at, which takes no time.
     Raises:
         InputError: if the file is missing, cut short or not a checkpoint.
     """
     if not path.is_file():
         raise InputError(f"checkpoint {path} does not exist. Look into the run's nerfstudio_models folder.")
     try:
-        state = torch.load(path, map_location="cpu", weights_only=True)
+        state = torch.load(path, map_location="cpu", weights_only=True, mmap=mapped)
     except Exception as error:
         raise InputError(
             f"checkpoint {path} cannot be read ({type(error).__name__}): it is cut short or not a checkpoint. "
@@ -198,6 +212,20 @@ def latest_checkpoint(folder: Path) -> Path:
     return found[-1]
 
 
+def source_of(config: Any) -> Path | None:
+    """The checkpoint that a training is to go on from; None if it begins anew.
+
+    Args:
+        config: the trainer's.
+    Raises:
+        InputError: if a folder is named that holds none.
+    """
+    folder, step = config.load_dir, config.load_step
+    if folder is None:
+        return config.load_checkpoint
+    return latest_checkpoint(folder) if step is None else folder / f"step-{step:09d}.ckpt"
+
+
 class ResumableTrainer(Trainer):
     """Saves and loads everything that training depends on.
 
@@ -212,11 +240,7 @@ class ResumableTrainer(Trainer):
 
     def _load_checkpoint(self) -> None:
         """Loads a checkpoint strictly, random state included."""
-        path: Path | None = self.config.load_checkpoint
-        if self.config.load_dir is not None:
-            step = self.config.load_step
-            folder = self.config.load_dir
-            path = latest_checkpoint(folder) if step is None else folder / f"step-{step:09d}.ckpt"
+        path = source_of(self.config)
         if path is None:
             CONSOLE.print("No checkpoint to load: training from scratch.")
             return

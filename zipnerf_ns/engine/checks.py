@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import copy
+import importlib
 import math
+import shutil
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -11,8 +13,9 @@ import torch
 
 from zipnerf_ns.data.memory import GIB, limit_memory, room_on
 from zipnerf_ns.data.pixels import IN_MAIN_MEMORY
+from zipnerf_ns.engine.checkpoints import load_checkpoint_file, source_of
 from zipnerf_ns.engine.optimizers import DecayingAdam, WarmupLogDecayConfig
-from zipnerf_ns.errors import InputError
+from zipnerf_ns.errors import InputError, say
 from zipnerf_ns.field import SH_DIM
 from zipnerf_ns.functional.frustum import NUM_MULTISAMPLES
 from zipnerf_ns.model_config import (
@@ -34,6 +37,8 @@ NUMBERS_PER_SAMPLE = 40
 """What autograd keeps of a multisample's way from the camera into the cube, where poses are learned."""
 CORNER_BYTES = 8 * (4 + 8 + 4 + 4 + 4)
 """Of a multisample while the torch twin works at a level, by its eight corners: row (twice), two weights, product."""
+SAVED_BYTES_PER_VALUE = 12
+"""Of a hash table in a checkpoint: value and Adam's two moments, float32. Networks are small beside it."""
 COTANGENT_ROWS = 1 << 18
 """Intervals for which the kernels hold the color layers' cotangents at a time (``kernels.mlp.tuning``)."""
 GPU_BYTES = 2**28
@@ -54,12 +59,8 @@ def check_run(config: Any) -> None:
     _check_sources(config)
     _check_schedules(config)
     _check_decay(config)
+    check_devices(config.machine)
     device = torch.device(config.machine.device_type)
-    if device.type == "cuda" and not torch.cuda.is_available():
-        raise InputError(
-            "--machine.device-type cuda: torch finds no CUDA device. Install its driver or a torch built for CUDA "
-            "(python -m zipnerf_ns.tools.system_check), or choose --machine.device-type cpu."
-        )
     if device.type != "cuda":
         _check_without_cuda(config, device)
     # Again: a config.yml that was edited by hand has not been through __post_init__.
@@ -67,6 +68,36 @@ def check_run(config: Any) -> None:
     explain_implementation(config.pipeline.model, device)
     _check_share(config.pipeline.gpu_memory, device)
     check_memory(config, device)
+    _check_tracker(config)
+    _warn_of_disk(config)
+
+
+def check_devices(machine: Any) -> None:
+    """Refuses more devices than there are, which Nerfstudio would find in each of the processes that it starts.
+
+    Args:
+        machine: its part of the trainer's configuration.
+    Raises:
+        InputError: naming the option and the mend.
+    """
+    wanted, device = machine.num_devices, machine.device_type
+    if device == "cuda" and not torch.cuda.is_available():
+        raise InputError(
+            "--machine.device-type cuda: torch finds no CUDA device. Install its driver or a torch built for CUDA "
+            "(python -m zipnerf_ns.tools.system_check), or choose --machine.device-type cpu."
+        )
+    found = torch.cuda.device_count() if device == "cuda" else 1
+    if not 1 <= wanted <= found:
+        hidden = " (CUDA_VISIBLE_DEVICES says which are seen)" if device == "cuda" else ""
+        raise InputError(
+            f"--machine.num-devices is {wanted}: of {device} devices there can be 1 to {found} here{hidden}. "
+            f"Give --machine.num-devices {found}."
+        )
+    if machine.num_machines > 1 and machine.dist_url == "auto":
+        raise InputError(
+            f"--machine.num-machines is {machine.num_machines}: they must know where to meet. Give all of them "
+            "--machine.dist-url tcp://ADDRESS:PORT of the first."
+        )
 
 
 def _check_steps(config: Any) -> None:
@@ -90,6 +121,9 @@ def _check_sources(config: Any) -> None:
         raise InputError("--load-dir and --load-checkpoint both name a checkpoint. Give one of them.")
     if config.load_step is not None and config.load_dir is None:
         raise InputError(f"--load-step {config.load_step} is of a folder. Give it with --load-dir.")
+    source = source_of(config)
+    if source is not None:
+        load_checkpoint_file(source, mapped=True)
 
 
 def _check_schedules(config: Any) -> None:
@@ -136,6 +170,43 @@ def _check_share(gib: float | None, device: torch.device) -> None:
     if gib is not None and device.type != "cuda":
         raise InputError(f"--pipeline.gpu-memory {gib} is of a GPU, this is {device}. Leave it out.")
     limit_memory(device, gib)
+
+
+def _check_tracker(config: Any) -> None:
+    """Nerfstudio reports to wandb and Comet only after everything is loaded, and only then would a key be missed."""
+    name = "wandb" if config.is_wandb_enabled() else "comet_ml" if config.is_comet_enabled() else None
+    if name is None:
+        return
+    mend = "choose --vis tensorboard"
+    try:
+        tracker = importlib.import_module(name)
+    except ImportError as error:
+        raise InputError(f"--vis {config.vis}: {error}. Give pip install {name}, or {mend}.") from error
+    if name == "comet_ml":
+        if tracker.get_config("comet.api_key") is None:
+            raise InputError(f"--vis {config.vis}: there is no key. Set COMET_API_KEY (or comet login), or {mend}.")
+        return
+    try:
+        # On a terminal it asks for a key; where it keeps its notes to itself (WANDB_MODE) it needs none.
+        tracker.login()
+    except tracker.Error as error:
+        raise InputError(
+            f"--vis {config.vis}: {error} Set WANDB_API_KEY, or WANDB_MODE=offline to keep its files here, or {mend}."
+        ) from error
+
+
+def _warn_of_disk(config: Any) -> None:
+    """Says so where checkpoints will not find room: the older one goes only when the newer one is whole."""
+    saves = config.max_num_iterations // max(config.steps_per_save, 1) if config.steps_per_save else 0
+    number = min(saves + 1, 2) if config.save_only_latest_checkpoint else saves + 1
+    needed = number * SAVED_BYTES_PER_VALUE * sum(table_values(config.pipeline.model).values())
+    folder = config.get_checkpoint_dir().absolute()
+    free = shutil.disk_usage(next(parent for parent in (folder, *folder.parents) if parent.exists())).free
+    if needed > free:
+        say(
+            f"Warning: {number} checkpoints need {needed / GIB:.1f} GiB in {folder}, where {free / GIB:.1f} GiB are "
+            "free. Free some, or give another --output-dir."
+        )
 
 
 class TrainingMemory(NamedTuple):

@@ -2,17 +2,25 @@
 
 from __future__ import annotations
 
+import errno
 import shlex
 import shutil
 import subprocess
 import sys
 import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
+
+import torch
 
 from nerfstudio.utils.rich_utils import CONSOLE
 
 from zipnerf_ns.errors import InputError
+
+FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+"""Errors of a disk that takes no more of what is written."""
 
 
 def quiet_dependencies() -> None:
@@ -34,6 +42,25 @@ def raise_for_user(error: InputError) -> None:
     raise SystemExit(1) from None
 
 
+@contextmanager
+def tell(config: Any) -> Iterator[None]:
+    """Ends the program with one line where what is done inside fails for a reason that a person can mend.
+
+    Args:
+        config: the trainer's.
+    """
+    try:
+        yield
+    except InputError as error:
+        raise_for_user(error)
+    except torch.cuda.OutOfMemoryError:
+        raise_for_user(out_of_memory(config))
+    except OSError as error:
+        if error.errno not in FULL:
+            raise
+        raise_for_user(disk_is_full(error, config.get_checkpoint_dir()))
+
+
 def out_of_memory(config: Any) -> InputError:
     """What to do when the device's memory does not suffice for training, with the settings as they are.
 
@@ -53,6 +80,19 @@ def out_of_memory(config: Any) -> InputError:
     return InputError(
         f"the GPU's memory does not suffice. Lower {' or '.join(mends)}{''.join(f', or {other}' for other in others)}."
     )
+
+
+def disk_is_full(error: OSError, checkpoints: Path) -> InputError:
+    """What to do when the disk takes no more.
+
+    Args:
+        error: what the disk says.
+        checkpoints: the run's folder of checkpoints.
+    """
+    found = sorted(checkpoints.glob("step-*.ckpt"))
+    last = f"The last whole checkpoint is {found[-1]}" if found else "No checkpoint had been written yet"
+    again = f": the same command with --load-dir {command_line(checkpoints)} goes on from there" if found else ""
+    return InputError(f"{error.strerror} in {checkpoints.parent}. {last}{again}, once there is room.")
 
 
 def command_line(*parts: Any) -> str:

@@ -23,10 +23,10 @@ from nerfstudio.utils.rich_utils import CONSOLE
 from nerfstudio.utils.writer import EventName, TimeWriter
 
 from zipnerf_ns.engine.checkpoints import BackgroundWriter, ResumableTrainer, restore_rng
-from zipnerf_ns.engine.checks import check_room_to_train, check_run
+from zipnerf_ns.engine.checks import check_devices, check_room_to_train, check_run
 from zipnerf_ns.engine.event_pictures import take_pictures, write_pictures
 from zipnerf_ns.engine.graph import set_up_graph
-from zipnerf_ns.engine.messages import interrupted, next_commands, out_of_memory, quiet_dependencies, raise_for_user
+from zipnerf_ns.engine.messages import interrupted, next_commands, quiet_dependencies, tell
 from zipnerf_ns.engine.optimizers import DecayingAdam, WarmupLogDecayConfig
 from zipnerf_ns.engine.progress import ProgressLine, StepTimer, TrainingClock
 from zipnerf_ns.engine.startup import compile_kernels, show_images
@@ -62,19 +62,21 @@ class ZipNerfTrainerConfig(TrainerConfig):
         """Writes config.yml, unless that would overwrite another run's.
 
         Raises:
-            SystemExit: if the run's folder holds checkpoints and the run does not resume from there.
+            SystemExit: if the run's folder holds checkpoints and the run does not resume from there, or there are
+                fewer devices than are asked for.
         """
         folder = self.get_checkpoint_dir()
         source = self.load_dir or (self.load_checkpoint and self.load_checkpoint.parent)
         resumes_here = source is not None and source.resolve() == folder.resolve()
-        if not resumes_here and any(folder.glob("*.ckpt")):
-            raise_for_user(
-                InputError(
+        with tell(self):
+            # Before Nerfstudio starts a process for each.
+            check_devices(self.machine)
+            if not resumes_here and any(folder.glob("*.ckpt")):
+                raise InputError(
                     f"{folder} holds checkpoints of an earlier run. Resume it with --load-dir {folder}, "
                     "or choose another --timestamp or --experiment-name."
                 )
-            )
-        super().save_config()
+            super().save_config()
 
 
 def gradient_norms(model: torch.nn.Module) -> dict[str, torch.Tensor]:
@@ -99,14 +101,12 @@ class ZipNerfTrainer(ResumableTrainer):
 
     def setup(self, test_mode: Any = "val") -> None:
         """Nerfstudio's set-up; what is wrong with settings or input is told in one line."""
-        try:
+        with tell(self.config):
             check_run(self.config)
             super().setup(test_mode)
             check_room_to_train(self)
             if self._device_type == "cuda" and self.pipeline.model.uses_kernels:
                 compile_kernels(self)
-        except (torch.cuda.OutOfMemoryError, InputError) as error:
-            raise_for_user(error if isinstance(error, InputError) else out_of_memory(self.config))
         self._graph = set_up_graph(self)
         self._eager_steps = 0
 
@@ -126,6 +126,10 @@ class ZipNerfTrainer(ResumableTrainer):
 
     def train(self) -> None:
         """Trains up to max_num_iterations steps *in total*: Nerfstudio itself adds that many to a resumed run."""
+        with tell(self.config):
+            self._train()
+
+    def _train(self) -> None:
         total = self.config.max_num_iterations
         if self._start_step >= total:
             CONSOLE.print(
@@ -150,9 +154,9 @@ class ZipNerfTrainer(ResumableTrainer):
         with TimeWriter(writer, EventName.TOTAL_TRAIN_TIME):
             try:
                 self._train_steps(self._start_step, total)
-            except (torch.cuda.OutOfMemoryError, InputError) as error:
+            except Exception:
                 self.shutdown()
-                raise_for_user(error if isinstance(error, InputError) else out_of_memory(self.config))
+                raise
             except KeyboardInterrupt:
                 if self.world_size > 1:
                     raise
@@ -293,14 +297,11 @@ class ZipNerfTrainer(ResumableTrainer):
         """The loss, its parts and the metrics, detached; the gradients are left in the parameters.
 
         Raises:
-            SystemExit: if a kernel cannot be launched and nothing may take its place.
+            InputError: if a kernel cannot be launched and nothing may take its place.
         """
-        try:
-            implementation = self.pipeline.model.config.implementation
-            # Gradients of a failed attempt go, and with them what earlier steps may have accumulated.
-            return with_fallbacks(implementation, lambda: self._step_gradients(step), self.optimizers.zero_grad_all)
-        except InputError as error:
-            raise_for_user(error)
+        implementation = self.pipeline.model.config.implementation
+        # Gradients of a failed attempt go, and with them what earlier steps may have accumulated.
+        return with_fallbacks(implementation, lambda: self._step_gradients(step), self.optimizers.zero_grad_all)
 
     def _step_gradients(self, step: int) -> TRAIN_INTERATION_OUTPUT:
         with torch.autocast(self._device_type) if self.mixed_precision else nullcontext():
