@@ -16,6 +16,7 @@ from PIL import Image
 
 from nerfstudio.data.dataparsers.base_dataparser import DataParserConfig
 from nerfstudio.data.dataparsers.nerfstudio_dataparser import NerfstudioDataParserConfig
+from nerfstudio.data.utils import colmap_parsing_utils as colmap
 from nerfstudio.scripts.train import _set_random_seed
 from nerfstudio.utils.rich_utils import CONSOLE
 
@@ -91,6 +92,29 @@ def write_blender_scene(folder: Path, count: int = 6, size: int = 16) -> Path:
             frames.append({"file_path": f"./{split}/r_{index}", "transform_matrix": matrix})
         write_meta(folder, {"camera_angle_x": 0.7, "frames": frames}, f"transforms_{split}.json")
     return folder
+
+
+def write_colmap_scene(
+    folder: Path, extension: str, count: int = 10, size: tuple[int, int] = (WIDTH, HEIGHT)
+) -> list[np.ndarray]:
+    """A COLMAP model with a distorted camera, and its images; returns the cameras' centers in COLMAP's frame."""
+    (folder / "images").mkdir(parents=True)
+    (folder / "colmap/sparse/0").mkdir(parents=True)
+    lens = np.array([26.0, 27.0, 12.0, 8.0, 0.05, -0.01, 0.002, 0.001])
+    cameras = {1: colmap.Camera(1, "OPENCV", *size, lens)}
+    images, centers = {}, []
+    for index in range(count):
+        matrix = np.array(pose(index, count))
+        rotation = (matrix[:3, :3] * [1.0, -1.0, -1.0]).T
+        centers.append(matrix[:3, 3])
+        images[index + 1] = colmap.Image(
+            index + 1, colmap.rotmat2qvec(rotation), -rotation @ matrix[:3, 3], 1, f"frame_{index}.png",
+            np.zeros((0, 2)), np.zeros(0, int),
+        )  # fmt: skip
+        Image.fromarray(named_pixels(index, *size)).save(folder / f"images/frame_{index}.png")
+    points = {1: colmap.Point3D(1, np.zeros(3), np.array([9, 9, 9]), 0.1, np.array([1]), np.array([0]))}
+    colmap.write_model(cameras, images, points, str(folder / "colmap/sparse/0"), extension)
+    return centers
 
 
 def read_meta(folder: Path, name: str = "transforms.json") -> dict[str, Any]:

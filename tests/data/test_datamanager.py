@@ -15,11 +15,11 @@ from _scenes import (
     WIDTH,
     make_datamanager,
     named_pixels,
-    pose,
     read_meta,
     tiny_config,
     train,
     write_blender_scene,
+    write_colmap_scene,
     write_meta,
     write_scene,
 )
@@ -30,7 +30,6 @@ from nerfstudio.data.dataparsers import nerfstudio_dataparser
 from nerfstudio.data.dataparsers.blender_dataparser import BlenderDataParserConfig
 from nerfstudio.data.dataparsers.colmap_dataparser import ColmapDataParserConfig
 from nerfstudio.data.dataparsers.nerfstudio_dataparser import NerfstudioDataParserConfig
-from nerfstudio.data.utils import colmap_parsing_utils as colmap
 
 from zipnerf_ns.cameras.rays import PixelRays
 from zipnerf_ns.data.datamanager import SCENE_HINTS, SceneHints, ZipNerfDataManager
@@ -191,27 +190,6 @@ def test_half_resolution_scales_images_and_cameras_alike(tmp_path):
     assert ((first[:, 2] - (2.0 * torch.arange(WIDTH // 2) + 0.5)).abs() <= 0.5).all()
     image, y, x = store.sample(5000)["indices"].unbind(-1)
     assert int(y.max()) == HEIGHT // 2 - 1 and int(x.max()) == WIDTH // 2 - 1
-
-
-def write_colmap_scene(folder: Path, extension: str, count: int = 10) -> list[np.ndarray]:
-    """A COLMAP model with a distorted camera, and its images; returns the cameras' centers in COLMAP's frame."""
-    (folder / "images").mkdir(parents=True)
-    (folder / "colmap/sparse/0").mkdir(parents=True)
-    lens = np.array([26.0, 27.0, 12.0, 8.0, 0.05, -0.01, 0.002, 0.001])
-    cameras = {1: colmap.Camera(1, "OPENCV", WIDTH, HEIGHT, lens)}
-    images, centers = {}, []
-    for index in range(count):
-        matrix = np.array(pose(index, count))
-        rotation = (matrix[:3, :3] * [1.0, -1.0, -1.0]).T
-        centers.append(matrix[:3, 3])
-        images[index + 1] = colmap.Image(
-            index + 1, colmap.rotmat2qvec(rotation), -rotation @ matrix[:3, 3], 1, f"frame_{index}.png",
-            np.zeros((0, 2)), np.zeros(0, int),
-        )  # fmt: skip
-        Image.fromarray(named_pixels(index)).save(folder / f"images/frame_{index}.png")
-    points = {1: colmap.Point3D(1, np.zeros(3), np.array([9, 9, 9]), 0.1, np.array([1]), np.array([0]))}
-    colmap.write_model(cameras, images, points, str(folder / "colmap/sparse/0"), extension)
-    return centers
 
 
 @pytest.mark.parametrize("extension", [".bin", ".txt"])

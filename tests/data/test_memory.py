@@ -9,9 +9,8 @@ import psutil
 import pytest
 import torch
 
-from nerfstudio.data.datasets.base_dataset import InputDataset
-
 from zipnerf_ns.data import memory
+from zipnerf_ns.data.images import CheckedDataset
 from zipnerf_ns.data.memory import GIB, limit_memory, room_on, unused_bytes
 from zipnerf_ns.data.pixels import PixelStore
 from zipnerf_ns.errors import InputError
@@ -98,23 +97,35 @@ def test_main_memory_has_what_is_available(monkeypatch):
     assert room_on(CPU) == 123
 
 
-def test_pixels_that_do_not_fit_are_refused_before_they_are_moved(monkeypatch):
+class TwoImages(CheckedDataset):
     """Two images of 2 x 3 pixels: 36 bytes of colors, 16 of offsets, 16 of widths."""
-    image = {"image": torch.zeros(2, 3, 3, dtype=torch.uint8)}
 
-    class Images(InputDataset):
-        def __init__(self) -> None:
-            pass
+    sizes = ((3, 2), (3, 2))
 
-        def __len__(self) -> int:
-            return 2
+    def __init__(self, is_readable: bool) -> None:
+        self.is_readable = is_readable
 
-        def get_data(self, index: int, image_type: str) -> dict:
-            return image
+    def __len__(self) -> int:
+        return 2
 
+    def get_data(self, index: int, image_type: str) -> dict:
+        assert self.is_readable, "read though it does not fit"
+        return {"image": torch.zeros(2, 3, 3, dtype=torch.uint8)}
+
+
+@pytest.mark.parametrize(
+    ("device", "mend"),
+    [
+        ("cuda:0", r"--pipeline\.datamanager\.images-on-gpu False"),
+        ("meta", "main memory"),
+        ("cpu", "--downscale-factor 2"),
+    ],
+)
+def test_pixels_that_do_not_fit_are_refused_before_they_are_read(monkeypatch, device, mend):
     monkeypatch.setattr(memory, "room_on", lambda device: 67)
-    assert PixelStore.load(Images(), "cpu").num_bytes == 68
-    with pytest.raises(InputError, match=r"pixels of 2 images.*GiB.*--pipeline\.datamanager\.images-on-gpu False"):
-        PixelStore.load(Images(), "cuda:0")
+    with pytest.raises(InputError, match=rf"pixels of 2 images.*GiB.*{mend}"):
+        PixelStore.load(TwoImages(is_readable=False), device)
     monkeypatch.setattr(memory, "room_on", lambda device: 68)
-    assert PixelStore.load(Images(), "meta").colors.device.type == "meta"
+    if device != "cuda:0":
+        store = PixelStore.load(TwoImages(is_readable=True), device)
+        assert store.num_bytes == 68 and store.colors.device.type == device

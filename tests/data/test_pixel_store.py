@@ -2,7 +2,12 @@
 
 from __future__ import annotations
 
+import inspect
+import struct
 import threading
+import weakref
+import zlib
+from collections.abc import Callable
 
 import numpy as np
 import pytest
@@ -10,7 +15,12 @@ import torch
 from _scenes import HEIGHT, WIDTH, make_datamanager, read_meta, write_meta, write_scene
 from PIL import Image
 
-from zipnerf_ns.data.images import read_all
+from nerfstudio.exporter import exporter_utils
+
+from zipnerf_ns.data import datamanager, images
+from zipnerf_ns.data.checks import check_images
+from zipnerf_ns.data.datamanager import ZipNerfDataManager
+from zipnerf_ns.data.images import CheckedDataset, read_all
 from zipnerf_ns.data.pixels import PixelStore, Thumbnails
 from zipnerf_ns.errors import InputError
 
@@ -91,3 +101,84 @@ def test_store_is_compact(tmp_path):
     store = make_datamanager(scene).pixels
     assert store.colors.shape == (6 * WIDTH * HEIGHT, 3) and store.colors.dtype == torch.uint8
     assert store.allowed.dtype == torch.int32 and len(store.allowed) == len(store.colors)
+
+
+@pytest.mark.parametrize("threads", [1, 3])
+def test_no_more_images_are_held_than_are_decoded_at_a_time(tmp_path, monkeypatch, threads):
+    """Beside the store that they are copied into: they are as large as it together."""
+    dataset = make_datamanager(write_scene(tmp_path / "scene", 20), test_mode="test").train_dataset
+    monkeypatch.setattr(images, "decoding_threads", lambda sizes, channels: threads)
+    decoded, alive, get_data = [], [], dataset.get_data
+
+    def data(index: int, image_type: str) -> dict:
+        alive.append(sum(reference() is not None for reference in decoded))
+        found = get_data(index, image_type=image_type)
+        decoded.append(weakref.ref(found["image"]))
+        return found
+
+    monkeypatch.setattr(dataset, "get_data", data)
+    store = PixelStore.load(dataset, "cpu")
+    assert len(decoded) == len(dataset) > 10 and max(alive) <= threads + 1
+    assert torch.equal(store.colors[-WIDTH * HEIGHT :].reshape(HEIGHT, WIDTH, 3), get_data(-1, "uint8")["image"])
+
+
+@pytest.mark.parametrize(
+    ("count", "pixels", "cores", "threads"),
+    [(300, 24_000_000, 8, 11), (40, 24_000_000, 8, 1), (3, 200_000_000, 8, 1), (1000, 480_000, 8, 12), (0, 1, 2, 6)],
+)
+def test_what_is_decoded_at_a_time_takes_a_tenth_of_all(monkeypatch, count, pixels, cores, threads):
+    """Or a quarter of a GiB, or one image."""
+    monkeypatch.setattr(images.os, "cpu_count", lambda: cores)
+    assert images.decoding_threads([(pixels, 1)] * count, 3) == threads
+
+
+def test_a_picture_of_200_megapixels_is_no_attack(tmp_path):
+    """A panorama; its header is enough."""
+    header = struct.pack(">IIBBBBB", 20_000, 10_000, 8, 2, 0, 0, 0)
+    chunks = b"".join(
+        struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
+        for kind, data in ((b"IHDR", header), (b"IDAT", zlib.compress(b"")), (b"IEND", b""))
+    )
+    (tmp_path / "panorama.png").write_bytes(b"\x89PNG\r\n\x1a\n" + chunks)
+    assert check_images([tmp_path / "panorama.png"], [(20_000, 10_000)]) is False
+
+
+@pytest.mark.parametrize("test_mode", ["val", "test"])
+def test_only_a_training_reads_its_images_at_once(tmp_path, test_mode):
+    manager = make_datamanager(write_scene(tmp_path / "scene"), test_mode=test_mode)
+    assert (manager.pixels is not None) == (test_mode == "val")
+    bundle, batch = manager.next_train(0)
+    assert len(bundle) == len(batch["image"]) == 64 and manager.pixels.colors.device.type == "cpu"
+
+
+def test_what_other_programs_read_stays_in_main_memory(tmp_path, monkeypatch):
+    manager = make_datamanager(write_scene(tmp_path / "scene"), test_mode="test")
+    asked = []
+
+    def load(dataset: CheckedDataset, device: str) -> PixelStore:
+        asked.append(device)
+        return two_images()
+
+    monkeypatch.setattr(PixelStore, "load", load)
+    manager.device = "cuda"
+    for manager.test_mode in ("test", "val"):
+        manager._load_pixels(manager.train_dataset)
+    assert asked == ["cpu", "cuda"]
+
+
+def generate_point_cloud(manager: ZipNerfDataManager, found: Callable[[int], int]) -> int:
+    """As Nerfstudio's of that name draws rays until 100 of them end in a box; returns how many batches it takes."""
+    points: list[torch.Tensor] = []
+    while sum(map(len, points)) < 100:
+        manager.next_train(0)
+        points.append(torch.zeros(found(len(points)), 3))
+    return len(points)
+
+
+def test_an_export_that_finds_nothing_ends(tmp_path, monkeypatch):
+    assert "points = []" in inspect.getsource(exporter_utils.generate_point_cloud)
+    monkeypatch.setattr(datamanager, "FRUITLESS_RAYS", 10 * 64)
+    manager = make_datamanager(write_scene(tmp_path / "scene"), test_mode="test")
+    with pytest.raises(InputError, match=r"of 640 rays none.*--obb-center"):
+        generate_point_cloud(manager, lambda batch: 0)
+    assert generate_point_cloud(manager, lambda batch: 5 if batch % 10 == 9 else 0) == 200

@@ -82,6 +82,7 @@ def nerfstudios_commands(monkeypatch: pytest.MonkeyPatch, folder: Path, **option
 @pytest.mark.parametrize("gpu", [False, True])
 def test_nerfstudios_commands_are_carried_out(tmp_path, monkeypatch, pretended, method, gpu):
     mask = tmp_path / "mask.png"
+    mask.touch(), (tmp_path / "images").mkdir()
     commands = nerfstudios_commands(monkeypatch, tmp_path, gpu=gpu, matching_method=method, camera_mask_path=mask)
     assert [command[0] for command in commands] == [
         "-h", "feature_extractor", f"{method}_matcher", "mapper", "bundle_adjuster",
@@ -95,6 +96,30 @@ def test_nerfstudios_commands_are_carried_out(tmp_path, monkeypatch, pretended, 
     assert ("seed", colmap.SEED) in pretended.calls
     refined = colmap.make_parser().parse_args(commands[4])
     assert refined.input_path == refined.output_path == tmp_path / "sparse/0" and refined.refine_principal_point
+
+
+def test_paths_with_spaces_are_put_together_again(tmp_path, monkeypatch, pretended):
+    """Nerfstudio hands them to the shell without quotes."""
+    folder = tmp_path / "my photos of May"
+    (folder / "images").mkdir(parents=True)
+    (folder / "mask 1.png").touch()
+    options = {"matching_method": "exhaustive", "camera_mask_path": folder / "mask 1.png"}
+    commands = nerfstudios_commands(monkeypatch, folder, **options)
+    assert "photos" in commands[1]
+    assert [colmap.main(command) for command in commands[1:4]] == [0, 0, 0]
+    extraction = next(call for call in pretended.calls if call[0] == "extract")
+    assert extraction[1:3] == (folder / "database.db", folder / "images")
+    assert extraction[3]["reader_options"].camera_mask_path == str(folder / "mask 1.png")
+    assert (folder / "sparse/0/count").read_text() == "9"
+
+
+def test_a_path_that_the_shell_has_changed_is_named(tmp_path, monkeypatch, pretended, capsys):
+    folder = tmp_path / "two  spaces"
+    (folder / "images").mkdir(parents=True)
+    assert colmap.main(nerfstudios_commands(monkeypatch, folder, matching_method="exhaustive")[1]) == 1
+    said = capsys.readouterr().err
+    assert str(tmp_path / "two spaces") in said and "--output-dir another name" in said
+    assert {call[0] for call in pretended.calls} == {"seed"}
 
 
 def test_the_largest_model_becomes_the_one_that_nerfstudio_reads(tmp_path, pretended):

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import dataclasses
+import sys
 from dataclasses import dataclass, field
 from pathlib import Path
+from types import FrameType
 from typing import Literal
 
 from torch import Tensor
@@ -12,18 +14,24 @@ from torch import Tensor
 from nerfstudio.cameras.cameras import Cameras, CameraType
 from nerfstudio.cameras.rays import RayBundle
 from nerfstudio.data.datamanagers.base_datamanager import VanillaDataManager, VanillaDataManagerConfig
+from nerfstudio.data.dataparsers.colmap_dataparser import ColmapDataParser
 from nerfstudio.data.dataparsers.nerfstudio_dataparser import NerfstudioDataParserConfig
 from nerfstudio.data.utils.dataloaders import FixedIndicesEvalDataloader, RandIndicesEvalDataloader
 from nerfstudio.utils.rich_utils import CONSOLE
 
 from zipnerf_ns.cameras.rays import PixelRays
 from zipnerf_ns.data.checks import check_cameras, check_images, check_train_split
+from zipnerf_ns.data.dataparsers.colmap_images import ReducingColmapDataParser
 from zipnerf_ns.data.dataparsers.formats import format_of
 from zipnerf_ns.data.dataparsers.multiscale import source_config
 from zipnerf_ns.data.images import CheckedDataset, check_masks, check_some_used, read_all
 from zipnerf_ns.data.metadata import SCENE_HINTS, SceneHints, area_weights, find_scales
 from zipnerf_ns.data.pixels import PixelStore, Thumbnails
 from zipnerf_ns.errors import InputError
+
+FRUITLESS_RAYS = 1 << 18
+"""Rays of which at least one must end in the box of an export: of so many, a box that holds one in 20,000 misses all
+once in half a million times."""
 
 
 @dataclass
@@ -60,9 +68,13 @@ class ZipNerfDataManager(VanillaDataManager[CheckedDataset]):
         if self._alpha_color is not None:
             # On a copy: a configuration may be used, or written down, again.
             config = dataclasses.replace(config, dataparser=dataclasses.replace(config.dataparser, alpha_color=None))
+        if config.dataparser._target is ColmapDataParser:
+            reducing = dataclasses.replace(config.dataparser, _target=ReducingColmapDataParser)
+            config = dataclasses.replace(config, dataparser=reducing)
         if not self._is_inference:
             _check_before_parsing(config)
         self.pixels: PixelStore | None = None
+        self._has_store = False
         self.eval_pixels: PixelStore | None = None
         self.image_weights: Tensor | None = None
         super().__init__(config, *args, **kwargs)
@@ -132,7 +144,10 @@ class ZipNerfDataManager(VanillaDataManager[CheckedDataset]):
         return dataset
 
     def setup_train(self) -> None:
-        """Loads all training pixels into the flat store; what that cannot draw is left to Nerfstudio's samplers."""
+        """Loads all training pixels into the flat store; what that cannot draw is left to Nerfstudio's samplers.
+
+        Programs that do not train read none before they ask for one.
+        """
         dataset, cameras = self.train_dataset, self.train_dataset.cameras
         self.image_weights = self._find_image_weights()
         is_equirectangular = (cameras.camera_type == CameraType.EQUIRECTANGULAR.value).any()
@@ -141,8 +156,10 @@ class ZipNerfDataManager(VanillaDataManager[CheckedDataset]):
         if on_sphere or self.config.patch_size > 1 or self.config.train_num_images_to_sample_from != -1:
             super().setup_train()
             return
-        self.pixels = self._load_pixels(dataset)
-        CONSOLE.log(f"Training on {len(self.pixels):,} pixels of {len(dataset)} images.")
+        self._has_store = True
+        if self.test_mode == "val":
+            self.pixels = self._load_pixels(dataset)
+            CONSOLE.log(f"Training on {len(self.pixels):,} pixels of {len(dataset)} images.")
         self.train_pixel_sampler = self._get_pixel_sampler(dataset, self.config.train_num_rays_per_batch)
         self.train_ray_generator = self._make_rays(cameras)
 
@@ -172,7 +189,9 @@ class ZipNerfDataManager(VanillaDataManager[CheckedDataset]):
         self.eval_ray_generator = self._make_rays(dataset.cameras)
 
     def _load_pixels(self, dataset: CheckedDataset) -> PixelStore:
-        return PixelStore.load(dataset, self.device if self.config.images_on_gpu else "cpu")
+        # Of other programs only exports draw from it, and look at the rays alone.
+        on_gpu = self.config.images_on_gpu and self.test_mode == "val"
+        return PixelStore.load(dataset, self.device if on_gpu else "cpu")
 
     def _make_rays(self, cameras: Cameras) -> PixelRays:
         try:
@@ -192,6 +211,10 @@ class ZipNerfDataManager(VanillaDataManager[CheckedDataset]):
     def next_train(self, step: int) -> tuple[RayBundle, dict]:
         """A batch of training rays and their pixels: ``image`` [rays, 3 or 4] in [0, 1], ``indices`` [rays, 3], and
         where pixels weigh differently ``loss_weight`` [rays, 1], of mean 1 over all pixels, for the color loss."""
+        if self._has_store and self.pixels is None:
+            self.pixels = self._load_pixels(self.train_dataset)
+        if self.test_mode != "val":
+            _check_points_are_found(self.get_train_rays_per_batch())
         if self.pixels is None:
             bundle, batch = super().next_train(step)
         else:
@@ -224,6 +247,25 @@ class ZipNerfDataManager(VanillaDataManager[CheckedDataset]):
             return None
         num_pixels = (cameras.width * cameras.height).reshape(-1).tolist()
         return area_weights(scales, num_pixels).to(self.device)
+
+
+def _check_points_are_found(num_rays: int) -> None:
+    """Nerfstudio's export of points draws rays until enough of them end in its box, if need be for ever.
+
+    Args:
+        num_rays: of a batch.
+    Raises:
+        InputError: if it has drawn many, and none did.
+    """
+    frame: FrameType | None = sys._getframe(1)
+    while frame is not None and frame.f_code.co_name != "generate_point_cloud":
+        frame = frame.f_back
+    batches = [] if frame is None else frame.f_locals.get("points", [])
+    if len(batches) * num_rays >= FRUITLESS_RAYS and not any(len(points) for points in batches):
+        raise InputError(
+            f"of {len(batches) * num_rays:,} rays none ends on something opaque in the box. Check --obb-center, "
+            "--obb-rotation and --obb-scale (in the frame that the model was trained in), or leave them out."
+        )
 
 
 def _check_before_parsing(config: ZipNerfDataManagerConfig) -> None:

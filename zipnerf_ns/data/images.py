@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import os
+from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from itertools import islice
 from pathlib import Path
 from typing import Any, Literal
 
@@ -19,6 +22,17 @@ from nerfstudio.utils.rich_utils import get_progress
 
 from zipnerf_ns.errors import InputError
 
+# Pillow takes pictures of more than 179 megapixels for an attack. These are the person's own.
+Image.MAX_IMAGE_PIXELS = None
+
+DECODING_BYTES = 8
+"""Memory that a pixel takes while it is decoded: four bytes by Pillow's way, and the array that is made of it."""
+DECODING_SHARE = 0.1
+"""Memory for images that are being decoded, over that of all that are read."""
+DECODING_ROOM = 2**28
+"""Bytes that this takes in any case: where images are small, all threads have work."""
+ROWS = 64
+"""Of an image that are copied at a time."""
 FLOAT_OVERSHOOT = 0.5
 """How far values of floating-point images may leave [0, 1], as sharpening makes them; they are clipped."""
 USED_FROM = 128
@@ -29,7 +43,6 @@ LOSSY_FORMATS = ("JPEG", "MPO")
 
 NOTHING_USED = "the masks leave no pixel: white marks what is used, black what is ignored."
 """Said of masks that ignore all of every image."""
-
 
 
 class CheckedDataset(InputDataset):
@@ -45,6 +58,18 @@ class CheckedDataset(InputDataset):
     """Whether every pixel is used; masks then only say where ``mask_color`` is painted."""
     crop_radius: float | None = None
     """Radius of a fisheye's circle around the middle of the image, pixels; what is outside of it is masked."""
+
+    @property
+    def sizes(self) -> list[tuple[int, int]]:
+        """Width and height of every image as it is read, pixels."""
+        cameras, scale = self._dataparser_outputs.cameras, self.scale_factor
+        sides = zip(cameras.width.reshape(-1).tolist(), cameras.height.reshape(-1).tolist(), strict=True)
+        return [(int(width * scale), int(height * scale)) for width, height in sides]
+
+    @property
+    def channels(self) -> int:
+        """Of every image: 3, or 4 with alpha."""
+        return 4 if self.has_alpha else 3
 
     def get_numpy_image(self, image_idx: int) -> npt.NDArray[np.uint8]:
         """The image as ``[height, width, 3 or 4]``.
@@ -63,7 +88,7 @@ class CheckedDataset(InputDataset):
         if self.scale_factor != 1.0:
             size = (int(decoded.width * self.scale_factor), int(decoded.height * self.scale_factor))
             decoded = decoded.resize(size, resample=Image.Resampling.BOX)
-        return np.array(decoded, dtype=np.uint8)
+        return _to_array(decoded)
 
     def get_data(self, image_idx: int, image_type: Literal["uint8", "float32"] = "float32") -> dict[str, Any]:
         """``image_idx``, ``image`` [height, width, 3 or 4], of bytes or of floats in [0, 1], and where there are masks
@@ -94,21 +119,45 @@ class CheckedDataset(InputDataset):
         return {**data, **self.get_metadata(data)}
 
 
-def read_all(dataset: InputDataset, description: str) -> Iterator[dict[str, Any]]:
+def read_all(dataset: CheckedDataset, description: str) -> Iterator[dict[str, Any]]:
     """The data of every image in 8 bits, in order: decoded by several threads, with a progress bar.
+
+    No more are decoded ahead than a tenth of all takes, for nobody may want to keep them.
 
     Raises:
         InputError: for the first that cannot be decoded.
     """
-    with ThreadPoolExecutor() as pool, get_progress(description) as progress:
-        pending = [pool.submit(dataset.get_data, index, image_type="uint8") for index in range(len(dataset))]
-        pending.reverse()
+    threads = decoding_threads(dataset.sizes, dataset.channels)
+    indices, ahead = iter(range(len(dataset))), deque()
+    with ThreadPoolExecutor(threads) as pool, get_progress(description) as progress:
         try:
             for _ in progress.track(range(len(dataset))):
-                # Taken out of the list, for nobody may want to keep all of them.
-                yield pending.pop().result()
+                for index in islice(indices, threads - len(ahead)):
+                    ahead.append(pool.submit(dataset.get_data, index, image_type="uint8"))
+                yield ahead.popleft().result()
         finally:
             pool.shutdown(cancel_futures=True)
+
+
+def decoding_threads(sizes: Sequence[tuple[int, int]], channels: int) -> int:
+    """How many images are decoded at a time: as many as the processor can, and memory beside what is kept.
+
+    Args:
+        sizes: width and height of all images, pixels.
+        channels: of each.
+    """
+    pixels = [width * height for width, height in sizes]
+    room = max(DECODING_SHARE * channels * sum(pixels), DECODING_ROOM)
+    return max(1, min(int(room / (DECODING_BYTES * max(pixels, default=1))), (os.cpu_count() or 1) + 4))
+
+
+def _to_array(image: Image.Image) -> npt.NDArray[np.uint8]:
+    """The pixels of an RGB or RGBA image; Numpy's own way makes two copies more."""
+    pixels = np.empty((image.height, image.width, len(image.getbands())), dtype=np.uint8)
+    for top in range(0, image.height, ROWS):
+        bottom = min(top + ROWS, image.height)
+        pixels[top:bottom] = image.crop((0, top, image.width, bottom))
+    return pixels
 
 
 def _circle(height: int, width: int, radius: float) -> Bool[Tensor, "{height} {width} 1"]:
@@ -129,7 +178,10 @@ def _to_rgb_or_rgba(image: Image.Image, has_alpha: bool, filename: Path) -> Imag
         _check_values(values, limits, filename)
         image = Image.fromarray(np.round(values.clip(0.0, 1.0) * 255.0).astype(np.uint8))
     has_alpha = has_alpha or "A" in image.getbands() or "transparency" in image.info
-    return image.convert("RGBA" if has_alpha else "RGB")
+    mode = "RGBA" if has_alpha else "RGB"
+    # Pillow would copy what is right already.
+    image.load()
+    return image if image.mode == mode else image.convert(mode)
 
 
 def _check_values(values: npt.NDArray[np.float64], limits: tuple[float, float], filename: Path) -> None:

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from nerfstudio.data.datasets.base_dataset import InputDataset
 
-from zipnerf_ns.data.images import NOTHING_USED, read_all
+from zipnerf_ns.data.images import NOTHING_USED, CheckedDataset, read_all
 from zipnerf_ns.data.memory import check_room
 from zipnerf_ns.errors import InputError
 
@@ -34,35 +34,31 @@ class PixelStore:
     """Pixels that the masks leave, or ``None`` for all."""
 
     @classmethod
-    def load(cls, dataset: InputDataset, device: torch.device | str) -> "PixelStore":
-        """Reads a dataset's images (and masks).
+    def load(cls, dataset: CheckedDataset, device: torch.device | str) -> "PixelStore":
+        """Reads a dataset's images (and masks), each to its place.
 
         Raises:
-            InputError: if masks leave no pixel, or the device has no room for them.
+            InputError: if masks leave no pixel, or the device has no room for them: known before any is read.
         """
-        colors: list[Tensor] = []
+        device, sizes, channels = torch.device(device), dataset.sizes, dataset.channels
+        what = f"the pixels of {len(dataset)} images need"
+        mend = f"Keep them in main memory: {IN_MAIN_MEMORY} False."
+        if device.type == "cpu":
+            mend = "Take fewer, or read them reduced: --downscale-factor 2 (or 4, ...) at the end of the command."
+        widths = torch.tensor([width for width, _ in sizes])
+        ends = (widths * torch.tensor([height for _, height in sizes])).cumsum(0)
+        offsets = torch.cat([ends.new_zeros(1), ends[:-1]])
+        check_room(what, int(ends[-1]) * channels + offsets.nbytes + widths.nbytes, device, mend)
+        colors = torch.empty(int(ends[-1]), channels, dtype=torch.uint8, device=device)
         masks: list[Tensor] = []
-        widths: list[int] = []
-        for data in read_all(dataset, f"Reading {len(dataset)} images"):
-            image = data["image"]
-            widths.append(image.shape[1])
-            colors.append(image.reshape(-1, image.shape[-1]))
+        for index, data in enumerate(read_all(dataset, f"Reading {len(dataset)} images")):
+            colors[offsets[index] : ends[index]] = data["image"].reshape(-1, channels)
             if "mask" in data:
                 masks.append(data["mask"].reshape(-1).bool())
-        channels = max(color.shape[-1] for color in colors)
-        colors = [_with_channels(color, channels) for color in colors]
-        counts = torch.tensor([0] + [len(color) for color in colors])
-        allowed = torch.cat(masks).nonzero()[:, 0] if masks else None
-        if allowed is not None and len(allowed) == 0:
-            raise InputError(NOTHING_USED)
-        if allowed is not None and int(counts.sum()) < 2**31:
-            # The numbers are larger than the colors that they name: half of that, where it suffices.
-            allowed = allowed.int()
-        store = cls(torch.cat(colors), counts.cumsum(0)[:-1], torch.tensor(widths), allowed)
-        if torch.device(device).type == "cpu":
-            return store
-        what = f"the pixels of {len(dataset)} images need"
-        check_room(what, store.num_bytes, torch.device(device), f"Keep them in main memory: {IN_MAIN_MEMORY} False.")
+        allowed = _number(masks) if masks else None
+        if allowed is not None:
+            check_room(what, allowed.nbytes, device, mend)
+        store = cls(colors, offsets, widths, allowed)
         return cls(*(None if tensor is None else tensor.to(device) for tensor in store.tensors))
 
     @property
@@ -128,8 +124,22 @@ class Thumbnails:
         return {"image": self._store.thumbnail(index, self.SIDE).float() / 255.0}
 
 
-def _with_channels(color: Tensor, channels: int) -> Tensor:
-    """Opaque alpha for RGB images among RGBA ones."""
-    if color.shape[-1] == channels:
-        return color
-    return torch.cat([color, torch.full_like(color[:, :1], 255)], dim=-1)
+def _number(masks: list[Tensor]) -> Int[Tensor, "_"]:
+    """The numbers of the pixels that masks leave; takes each out of the list.
+
+    Raises:
+        InputError: if that is none.
+    """
+    used, total = sum(int(mask.sum()) for mask in masks), sum(len(mask) for mask in masks)
+    if used == 0:
+        raise InputError(NOTHING_USED)
+    # The numbers are larger than the colors that they name: half of that, where it suffices.
+    numbers = torch.empty(used, dtype=torch.int32 if total < 2**31 else torch.int64)
+    pixel = place = 0
+    masks.reverse()
+    while masks:
+        mask = masks.pop()
+        found = mask.nonzero()[:, 0]
+        numbers[place : place + len(found)] = found + pixel
+        pixel, place = pixel + len(mask), place + len(found)
+    return numbers

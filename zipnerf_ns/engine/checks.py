@@ -86,7 +86,7 @@ def check_devices(machine: Any) -> None:
             "--machine.device-type cuda: torch finds no CUDA device. Install its driver or a torch built for CUDA "
             "(python -m zipnerf_ns.tools.system_check), or choose --machine.device-type cpu."
         )
-    found = torch.cuda.device_count() if device == "cuda" else 1
+    found = max(torch.cuda.device_count(), 1) if device == "cuda" else 1
     if not 1 <= wanted <= found:
         hidden = " (CUDA_VISIBLE_DEVICES says which are seen)" if device == "cuda" else ""
         raise InputError(

@@ -9,8 +9,9 @@ import subprocess
 import sys
 import warnings
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
+from types import TracebackType
 from typing import Any
 
 import torch
@@ -40,6 +41,23 @@ def raise_for_user(error: InputError) -> None:
     # Without markup: a path may contain brackets.
     CONSOLE.print(str(error), markup=False, highlight=False, soft_wrap=True)
     raise SystemExit(1) from None
+
+
+def tell_in_any_program() -> None:
+    """Programs of Nerfstudio's that evaluate, render and export print a stack trace of whatever ends them; of what a
+    person can mend it becomes one line."""
+    others = sys.excepthook
+
+    def hook(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
+        if isinstance(error, InputError):
+            with suppress(SystemExit):
+                raise_for_user(error)
+        else:
+            others(kind, error, trace)
+
+    if not getattr(others, "tells_users", False):
+        hook.tells_users = True
+        sys.excepthook = hook
 
 
 @contextmanager

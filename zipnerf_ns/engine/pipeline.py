@@ -21,7 +21,7 @@ from nerfstudio.utils.rich_utils import CONSOLE, get_progress
 from zipnerf_ns.cameras.held_out import describe, drift, moved_bundle, moved_camera, refine
 from zipnerf_ns.data.memory import limit_memory
 from zipnerf_ns.data.metadata import find_scales, mean_metrics, means_by_scale
-from zipnerf_ns.engine.messages import quiet_dependencies
+from zipnerf_ns.engine.messages import quiet_dependencies, tell_in_any_program
 from zipnerf_ns.errors import InputError
 from zipnerf_ns.functional.similarity import Similarity
 
@@ -64,6 +64,7 @@ class ZipNerfPipeline(VanillaPipeline):
     def __init__(self, config: ZipNerfPipelineConfig, device: str | torch.device, *args: Any, **kwargs: Any) -> None:
         # Here, for every program makes a pipeline.
         quiet_dependencies()
+        tell_in_any_program()
         limit_memory(torch.device(device), config.gpu_memory)
         super().__init__(config, device, *args, **kwargs)
 

@@ -150,10 +150,43 @@ def _version_line() -> str:
     return f"COLMAP {_pycolmap().__version__} (the package pycolmap)"
 
 
+def rejoin(arguments: Sequence[str]) -> list[str]:
+    """Arguments of which each value is one: nerfstudio quotes none, and the shell cuts paths at their spaces."""
+    joined: list[str] = []
+    for argument in arguments:
+        # After a command's name and an option comes a value; what follows it without an option is the rest of it.
+        if len(joined) > 1 and not argument.startswith("-") and not joined[-1].startswith("--"):
+            joined[-1] += f" {argument}"
+        else:
+            joined.append(argument)
+    return joined
+
+
+def check_paths(options: argparse.Namespace) -> None:
+    """Refuses folders that are not there, which is what is left of paths that a shell takes for something else.
+
+    Raises:
+        CommandError: naming the option and the mend.
+    """
+    for name in ("image_path", "camera_mask_path", "input_path", "output_path", "database_path"):
+        path = getattr(options, name, None)
+        if path is None:
+            continue
+        wanted = path.parent if name == "database_path" else path
+        if not wanted.exists():
+            raise CommandError(
+                f"--{name}: {wanted} is not there. Where its name holds two spaces in a row, quotes or other signs of "
+                "the shell, nerfstudio's command loses them: give --output-dir another name."
+            )
+
+
 def main(arguments: Sequence[str] | None = None) -> int:
     """Carries out one command; 1 if it cannot be, with one line that says why."""
-    options = make_parser().parse_args(arguments)
+    options = make_parser().parse_args(rejoin(sys.argv[1:] if arguments is None else arguments))
     try:
+        # First of all, for without it there is nothing else to mend.
+        _pycolmap()
+        check_paths(options)
         options.function(options)
     except CommandError as error:
         print(f"Error: {error}", file=sys.stderr)
