@@ -97,6 +97,21 @@ def test_main_memory_has_what_is_available(monkeypatch):
     assert room_on(CPU) == 123
 
 
+@pytest.mark.parametrize(("limit", "room"), [("1000", 700), ("600", 300), ("200", 0), ("max", 800), (None, 800)])
+def test_a_containers_limit_counts(tmp_path, monkeypatch, limit, room):
+    """Of what it holds, files that nobody needs can go."""
+    monkeypatch.setattr(psutil, "virtual_memory", lambda: SimpleNamespace(available=800))
+    monkeypatch.setattr(memory, "PROCESS_GROUPS", tmp_path / "cgroup")
+    monkeypatch.setattr(memory, "GROUPS", tmp_path)
+    (tmp_path / "cgroup").write_text("1:cpu:/else\n0::/job\n")
+    (tmp_path / "job").mkdir()
+    (tmp_path / "job/memory.current").write_text("500\n")
+    (tmp_path / "job/memory.stat").write_text("anon 250\ninactive_file 200\n")
+    if limit is not None:
+        (tmp_path / "job/memory.max").write_text(f"{limit}\n")
+    assert room_on(CPU) == room
+
+
 class TwoImages(CheckedDataset):
     """Two images of 2 x 3 pixels: 36 bytes of colors, 16 of offsets, 16 of widths."""
 

@@ -124,10 +124,17 @@ def test_no_more_images_are_held_than_are_decoded_at_a_time(tmp_path, monkeypatc
 
 @pytest.mark.parametrize(
     ("count", "pixels", "cores", "threads"),
-    [(300, 24_000_000, 8, 11), (40, 24_000_000, 8, 1), (3, 200_000_000, 8, 1), (1000, 480_000, 8, 12), (0, 1, 2, 6)],
+    [
+        (300, 24_000_000, 8, 11),
+        (40, 24_000_000, 8, 1),
+        (3, 200_000_000, 8, 1),
+        (20, 2_000_000, 8, 4),
+        (1000, 480_000, 8, 12),
+        (0, 1, 2, 6),
+    ],
 )
 def test_what_is_decoded_at_a_time_takes_a_tenth_of_all(monkeypatch, count, pixels, cores, threads):
-    """Or a quarter of a GiB, or one image."""
+    """Or 64 MiB, or one image."""
     monkeypatch.setattr(images.os, "cpu_count", lambda: cores)
     assert images.decoding_threads([(pixels, 1)] * count, 3) == threads
 

@@ -15,8 +15,15 @@ from _scenes import assert_clear, checkpoint, start, tiny_config, train, write_s
 
 from nerfstudio.utils.rich_utils import CONSOLE
 
-from zipnerf_ns.engine.messages import command_line, interrupted, next_commands, out_of_memory
+from zipnerf_ns.engine.messages import (
+    command_line,
+    interrupted,
+    next_commands,
+    out_of_memory,
+    tell_in_any_program,
+)
 from zipnerf_ns.engine.trainer import ZipNerfTrainer
+from zipnerf_ns.errors import InputError
 
 pytestmark = pytest.mark.usefixtures("fresh_writers")
 
@@ -142,3 +149,16 @@ def test_dependencies_are_quiet_from_the_first_line_on(scene, tmp_path):
         start(tiny_config(scene, tmp_path))
     texts = [str(warning.message) for warning in heard]
     assert not [text for text in texts if "GradScaler" in text or "worker processes" in text]
+
+
+def test_programs_that_evaluate_and_export_say_what_is_wrong_in_one_line(scene, tmp_path, monkeypatch, capsys):
+    """Without the stack trace that Python prints of whatever ends them; of other errors it stays."""
+    others = []
+    monkeypatch.setattr(sys, "excepthook", lambda *error: others.append(error[0]))
+    tiny_config(scene, tmp_path).pipeline.setup(device="cpu", test_mode="test")
+    tell_in_any_program()
+    for error in (InputError("the box [0, 1] is empty."), KeyError("box")):
+        sys.excepthook(type(error), error, None)
+    said = capsys.readouterr()
+    assert said.out.splitlines()[-1] == "Error: the box [0, 1] is empty." and said.err == ""
+    assert others == [KeyError]

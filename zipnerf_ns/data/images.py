@@ -29,7 +29,7 @@ DECODING_BYTES = 8
 """Memory that a pixel takes while it is decoded: four bytes by Pillow's way, and the array that is made of it."""
 DECODING_SHARE = 0.1
 """Memory for images that are being decoded, over that of all that are read."""
-DECODING_ROOM = 2**28
+DECODING_ROOM = 2**26
 """Bytes that this takes in any case: where images are small, all threads have work."""
 ROWS = 64
 """Of an image that are copied at a time."""

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Mapping
+from contextlib import suppress
+from pathlib import Path
 from typing import Any
 
 import psutil
@@ -13,21 +16,40 @@ from zipnerf_ns.errors import InputError
 GIB = 2**30
 DEFAULT_POOL = (0, 0)
 """Torch's own pool of segments; others are those of captured graphs, which nobody else may use."""
+PROCESS_GROUPS, GROUPS = Path("/proc/self/cgroup"), Path("/sys/fs/cgroup")
+"""Where Linux says which control group this process is in, and what the groups may take."""
 
 _shares: dict[int, float] = {}
 """What :func:`limit_memory` gave each device, for a torch that does not say it (before 2.8)."""
 
 
 def room_on(device: torch.device) -> int:
-    """Bytes that this process may still take: of main memory what is available, of a GPU what its share leaves.
+    """Bytes that this process may still take: of main memory what is available and its container leaves, of a GPU what
+    its share leaves.
 
     What torch holds in reserve counts where it can be given back: whole free segments that are no graph's.
     """
     if device.type != "cuda":
-        return psutil.virtual_memory().available
+        return int(min(psutil.virtual_memory().available, _left_by_container()))
     free, total = torch.cuda.mem_get_info(device)
     left = int(_share(device) * total) - torch.cuda.memory_reserved(device)
     return max(min(free, left) + unused_bytes(torch.cuda.memory_snapshot(), _index(device)), 0)
+
+
+def _left_by_container() -> float:
+    """Bytes of main memory below the limit of this process's control group; infinite where it has none.
+
+    Containers and jobs have one, above which the kernel ends them however much the machine has.
+    """
+    left = math.inf
+    with suppress(OSError, ValueError, KeyError, StopIteration):
+        group = next(line[3:] for line in PROCESS_GROUPS.read_text().splitlines() if line.startswith("0::"))
+        folder = GROUPS / group.strip("/")
+        # Files that were read lie in it, too, as long as nobody needs the room.
+        notes = dict(line.split() for line in (folder / "memory.stat").read_text().splitlines())
+        used = int((folder / "memory.current").read_text()) - int(notes["inactive_file"])
+        left = max(float((folder / "memory.max").read_text().replace("max", "inf")) - used, 0.0)
+    return left
 
 
 def unused_bytes(segments: Iterable[Mapping[str, Any]], index: int) -> int:
