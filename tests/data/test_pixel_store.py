@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import inspect
 import struct
 import threading
 import weakref
@@ -12,9 +11,10 @@ from collections.abc import Callable
 import numpy as np
 import pytest
 import torch
-from _scenes import HEIGHT, WIDTH, make_datamanager, read_meta, write_meta, write_scene
+from _scenes import HEIGHT, WIDTH, make_datamanager, read_meta, tiny_config, write_meta, write_scene
 from PIL import Image
 
+from nerfstudio.data.scene_box import OrientedBox
 from nerfstudio.exporter import exporter_utils
 
 from zipnerf_ns.data import datamanager, images
@@ -182,10 +182,17 @@ def generate_point_cloud(manager: ZipNerfDataManager, found: Callable[[int], int
     return len(points)
 
 
-def test_an_export_that_finds_nothing_ends(tmp_path, monkeypatch):
-    assert "points = []" in inspect.getsource(exporter_utils.generate_point_cloud)
+def test_an_export_that_finds_little_goes_on(tmp_path, monkeypatch):
     monkeypatch.setattr(datamanager, "FRUITLESS_RAYS", 10 * 64)
     manager = make_datamanager(write_scene(tmp_path / "scene"), test_mode="test")
-    with pytest.raises(InputError, match=r"of 640 rays none.*--obb-center"):
-        generate_point_cloud(manager, lambda batch: 0)
     assert generate_point_cloud(manager, lambda batch: 5 if batch % 10 == 9 else 0) == 200
+
+
+def test_an_export_that_finds_nothing_ends(tmp_path, monkeypatch):
+    """Nerfstudio's own, of a box far away."""
+    monkeypatch.setattr(datamanager, "FRUITLESS_RAYS", 4 * 64)
+    pipeline = tiny_config(write_scene(tmp_path / "scene"), tmp_path).pipeline.setup(device="cpu", test_mode="test")
+    pipeline.eval()
+    box = OrientedBox.from_params((100.0, 0.0, 0.0), (0.0, 0.0, 0.0), (1.0, 1.0, 1.0))
+    with pytest.raises(InputError, match=r"of 256 rays none.*--obb-center"):
+        exporter_utils.generate_point_cloud(pipeline, num_points=100, crop_obb=box)
