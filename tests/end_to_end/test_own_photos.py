@@ -52,7 +52,8 @@ def processed(photographs: Photographs, run_program) -> Callable[[str], Path]:
 
     @functools.lru_cache
     def process(tool: str) -> Path:
-        scene = photographs.folder.with_name(tool)
+        # Nerfstudio quotes no path, which ours puts together again.
+        scene = photographs.folder.with_name(tool if tool == "colmap" else f"by {tool}")
         names = ("--data", photographs.folder, "--output-dir", scene, "--num-downscales", "0")
         options = ("--matching-method", "exhaustive", *OPTIONS[tool])
         done = run_program("ns-process-data", "images", *names, *options, timeout=300)
