@@ -136,10 +136,6 @@ class ZipNerfModel(Model):
 
         return [TrainingCallback([TrainingCallbackLocation.BEFORE_TRAIN_ITERATION], set_progress)]
 
-    def forward(self, ray_bundle: RayBundle) -> dict[str, Any]:
-        """Renders a bundle of rays of any shape ``[..., 3]``; the bundle is not changed."""
-        return self.get_outputs(ray_bundle)
-
     def get_outputs(self, ray_bundle: RayBundle) -> dict[str, Any]:
         """Colors, opacity and distances along unit directions, ``[rays, channels]``.
 

@@ -96,12 +96,12 @@ def check_names(gpus: Sequence[str]) -> None:
         InputError: elsewhere.
     """
     try:
-        from zipnerf_ns.kernels.check.targets import device_of
+        from zipnerf_ns.kernels.check.compiler import stand_in
     except ImportError as error:
         raise InputError(f"the kernels are compiled by Triton, which torch brings on Linux: {error}.") from error
     try:
         for gpu in gpus:
-            device_of(gpu)
+            stand_in(gpu)
     except ValueError as error:
         raise InputError(f"--capability: {error}") from error
 
@@ -128,11 +128,10 @@ def rehearsed(
 def rehearse_on(gpu: str, method: str, variation: str) -> list[Launch]:
     """What a method launches on a GPU; in a process of its own, for what seems to lie on a GPU stays in caches."""
     from zipnerf_ns.kernels.check.launches import recorded
-    from zipnerf_ns.kernels.check.targets import device_of
     from zipnerf_ns.tools.rehearsal import rehearse
 
     # What the methods say on the way would stand before the table.
-    with redirect_stdout(sys.stderr), recorded(device_of(gpu)) as launches:
+    with redirect_stdout(sys.stderr), recorded(gpu) as launches:
         rehearse(method, variation)
     return list(launches)
 

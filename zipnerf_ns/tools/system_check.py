@@ -25,7 +25,6 @@ from typing import Literal
 
 NERFSTUDIO_VERSION = "1.1.5"
 OUR_DISTRIBUTION = "zipnerf-ns"
-OTHER_DISTRIBUTION = "zipnerf"
 COLMAP_RENAMED = (3, 13)
 """First version of COLMAP that does not know the options any more that nerfstudio passes."""
 COLMAP_TOOL = "zipnerf_ns.tools.colmap"
