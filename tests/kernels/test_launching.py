@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import subprocess
-from collections.abc import Iterator
 
 import pytest
 import torch
@@ -19,13 +18,12 @@ TENSOR = torch.zeros(1)
 
 
 @pytest.fixture(autouse=True)
-def said(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[str]]:
+def said(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     """What a person is told; every operation begins with its fastest launch."""
     lines: list[str] = []
     monkeypatch.setattr(launches, "say", lines.append)
-    launches.forget_failures()
-    yield lines
-    launches.forget_failures()
+    monkeypatch.setattr(launches, "_failures", {})
+    return lines
 
 
 @pytest.mark.parametrize("error", [

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+from _true_scene import cast_rays, surface_distance
 
 from zipnerf_ns.tools.scene import render as demo_render
-from zipnerf_ns.tools.scene.render import Pinhole, cast_rays, radiance, render_view, straight_alpha
-from zipnerf_ns.tools.scene.world import bodies, surface_distance
+from zipnerf_ns.tools.scene.render import Pinhole, radiance, render_view, straight_alpha
+from zipnerf_ns.tools.scene.world import bodies
 
 WIDTH, HEIGHT, FOCAL = 64, 48, 60.0
 

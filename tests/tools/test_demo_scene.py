@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from _true_scene import cast_rays, surface_distance
 from PIL import Image
 
 from nerfstudio.cameras.cameras import Cameras
@@ -16,8 +17,7 @@ from nerfstudio.data.dataparsers.nerfstudio_dataparser import NerfstudioDataPars
 
 from zipnerf_ns.tools import demo_scene
 from zipnerf_ns.tools.demo_scene import DOWNSCALES, main, write_scene
-from zipnerf_ns.tools.scene.render import Pinhole, cast_rays, render_view, straight_alpha
-from zipnerf_ns.tools.scene.world import surface_distance
+from zipnerf_ns.tools.scene.render import Pinhole, render_view, straight_alpha
 
 TINY = dict(width=64, height=48, num_train=6, num_test=2, samples_per_pixel=4, seed=3)
 TINIEST = dict(width=16, height=8, num_train=2, num_test=1, samples_per_pixel=1, seed=0)

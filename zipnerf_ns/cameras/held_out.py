@@ -102,7 +102,6 @@ def refine(model: nn.Module, camera: Cameras, batch: dict[str, Any], steps: int,
             drawn = used[torch.randint(len(used), (PHOTO_RAYS,), generator=generator)]
             rows, columns = drawn // width, drawn % width
             bundle = rays(torch.stack([torch.zeros_like(rows), rows, columns], dim=-1))
-            bundle.camera_indices = torch.zeros_like(bundle.camera_indices)
             outputs = model(corrected_bundle(bundle, correction))
             pixels = image[rows.to(image.device), columns.to(image.device)]
             loss = model.get_loss_dict(outputs, {"image": pixels})["rgb_loss"]

@@ -22,6 +22,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from zipnerf_ns.errors import InputError
 from zipnerf_ns.tools.rehearsal import AS_CONFIGURED, METHODS, variations
+from zipnerf_ns.tools.trials.report import table
 
 if TYPE_CHECKING:
     from zipnerf_ns.kernels.check.compiler import Compiled
@@ -185,13 +186,13 @@ def _row(gpu: str, kernel: str, group: dict[Launch, Compiled]) -> Row:
 
 def format_table(rows: Sequence[Row]) -> str:
     """The rows as Markdown."""
-    head = ["| GPU | kernel | variants | shared bytes | of | registers | spilled | compiled in |", "|---" * 8 + "|"]
-    lines = [
-        f"| {row.gpu} | {row.kernel} | {row.variants} | {row.shared:,}{' FAILS' if row.errors else ''} | "
-        f"{row.limit:,} | {row.registers} | {row.spilled} | {row.seconds:.1f} s |"
+    headings = ("GPU", "kernel", "variants", "shared bytes", "of", "registers", "spilled", "compiled in")
+    cells = [
+        (row.gpu, row.kernel, str(row.variants), f"{row.shared:,}{' FAILS' if row.errors else ''}", f"{row.limit:,}",
+         str(row.registers), str(row.spilled), f"{row.seconds:.1f} s")
         for row in rows
-    ]
-    return "\n".join([*head, *lines])
+    ]  # fmt: skip
+    return "\n".join(table(headings, cells))
 
 
 def format_verdict(rows: Sequence[Row]) -> str:

@@ -77,7 +77,7 @@ RADIANCE = (
 """Launches of ``radiance_mlp`` in bfloat16. Times are of 262,144 rows at the paper's sizes on an H200, which ran the
 first as it is, and the others in the code for 8.0 or 8.6, and no more programs at a time than there. Bytes are the
 compiler's for the largest kernel (Triton 3.8; 9.0 for the first at 256 units, 8.0 for the second at many layers, else
-8.6; the second's twice), as ``python -m zipnerf_ns.tools.check_gpu`` prints them; the last takes 46,208."""
+8.6; the second's twice), as ``python -m zipnerf_ns.tools.check_gpu`` prints them; the last takes 54,272."""
 
 FLOAT32 = RadianceTuning(RowLaunch(16, 4, 1), RowLaunch(16, 4, 1), RowLaunch(16, 4, 1), units=32)
 """Without tensor cores a block's products must fit into a program's registers. 54,272 bytes of shared memory; there for

@@ -46,25 +46,6 @@ class Pinhole(NamedTuple):
         return Pinhole(*(value / downscale for value in self[:4]), *size)
 
 
-def cast_rays(
-    origins: Float[np.ndarray, "n 3"], directions: Float[np.ndarray, "n 3"], rgba: bool = False
-) -> tuple[Float[np.ndarray, "n 3"], Float[np.ndarray, " n"]]:
-    """Exact color along each ray, and the distance to the surface it meets (infinite where it meets none).
-
-    Args:
-        origins: outside every solid, in the world of `transforms.json`.
-        directions: unit.
-        rgba: leaves the still life alone, black where a ray misses it.
-    """
-    color, distance = np.empty_like(directions), np.empty_like(directions[:, 0])
-    for start in range(0, len(origins), _RAYS_PER_TILE):
-        part = slice(start, start + _RAYS_PER_TILE)
-        rays = (np.ascontiguousarray(array[part].T) for array in (origins, directions))
-        seen, distance[part] = radiance(*rays, backdrop=not rgba)
-        color[part] = seen.T
-    return color, distance
-
-
 def render_view(
     camera_to_world: Float[np.ndarray, "rows 4"],
     pinhole: Pinhole,
