@@ -91,11 +91,6 @@ class ZipNerfModel(Model):
         return self.config.background_color == "white"
 
     @property
-    def proposal_networks(self) -> nn.ModuleList:
-        """The fields of the proposal rounds."""
-        return self.zipnerf.proposal_networks
-
-    @property
     def field(self) -> ZipNerfField:
         """The field of the rendered round."""
         return self.zipnerf.field
