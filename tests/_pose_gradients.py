@@ -25,7 +25,7 @@ def pose_model(implementation: str, dtype: torch.dtype = torch.float64, **change
         with torch.no_grad():
             table.copy_(0.1 * normal(table.shape, index, dtype))
     if dtype == torch.float64:
-        for network in (*model.proposal_networks, model.field):
+        for network in model.zipnerf.fields:
             keep_digits(network.encoding)
     with torch.no_grad():
         # Beyond the angle below which Nerfstudio's exponential is not quite a rotation.

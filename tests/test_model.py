@@ -98,7 +98,7 @@ def test_loss_terms_are_there_if_their_multiplier_is_and_scaled_by_it(which):
     model = make_model(tiny_config(proposal_catchup=False, random_background=False, **changes))
     outputs, batch = train_outputs(model)
     rounds = outputs["rendering"].rounds
-    fields = [*model.proposal_networks, model.field]
+    fields = model.zipnerf.fields
     expected = {
         "interlevel_loss": mults["interlevel"] * losses.interlevel_loss(rounds, (0.03, 0.003), TORCH_OPS),
         "distillation_loss": mults["distillation"] * losses.distillation_loss(rounds),
@@ -205,7 +205,7 @@ def schedules_seen(model, step: int, total: int = 100) -> tuple:
         callback.run_callback(step)
     anneals, actives = [], []
     handles = [model.zipnerf.sampler.register_forward_pre_hook(lambda _, args: anneals.append(args[2]))]
-    for field in [*model.proposal_networks, model.field]:
+    for field in model.zipnerf.fields:
         handles.append(field.encoding.register_forward_pre_hook(lambda _, args: actives.append(args[1])))
     model(make_bundle(3))
     for handle in handles:
@@ -252,7 +252,7 @@ def test_collision_shares_reach_the_metrics_of_training():
 def test_scene_adapted_resolutions_follow_the_longest_side():
     def resolutions(longest_side, **changes):
         model = make_model(tiny_config(scene_adapted_resolution=True, **changes), hints(longest_side=longest_side))
-        return [field.encoding.grid.resolutions for field in [*model.proposal_networks, model.field]]
+        return [field.encoding.grid.resolutions for field in model.zipnerf.fields]
 
     big = HashGridConfig(4, 1, 16, 8192, 8)
     for longest_side, base, finest in ((100, 16, 1000), (800, 16, 8000), (4000, 40, 8192)):
@@ -268,7 +268,7 @@ def test_scene_adapted_resolutions_follow_the_longest_side():
 
 def test_ipe_bandwidth_follows_the_scene_box():
     scaled = make_model(tiny_config(prefilter="ipe", ipe_bandwidth="scene_scale"), side=5.0)
-    for field in [*scaled.proposal_networks, scaled.field]:
+    for field in scaled.zipnerf.fields:
         assert field.encoding.bandwidths.tolist() == pytest.approx([0.1] * len(field.encoding.grid.levels))
     assert make_model(tiny_config(prefilter="ipe"), side=5.0).field.encoding.bandwidths is None
 

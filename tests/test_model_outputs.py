@@ -146,7 +146,7 @@ def test_a_rays_own_photo_is_not_asked_at_evaluation():
 def test_depth_is_where_half_of_the_opacity_lies():
     model = make_model(tiny_config(far_plane=20.0))
     # One wall: everything beyond distance 2 of the origin is opaque, all before it clear.
-    for part in [*model.proposal_networks, model.field]:
+    for part in model.zipnerf.fields:
         wall(part)
     bundle = make_bundle(20, origins=torch.zeros(20, 3))
     outputs = model(bundle)
@@ -195,7 +195,7 @@ def solid_ball(model, monkeypatch) -> None:
         distance = points.norm(dim=-1, keepdim=True).flatten(0, 1)
         return torch.cat([distance, torch.zeros(len(distance), count - 1)], dim=-1)
 
-    for part in [*model.proposal_networks, model.field]:
+    for part in model.zipnerf.fields:
         monkeypatch.setattr(part.encoding, "forward", partial(channels, part.encoding.get_out_dim()))
         for layer in (part.hidden_layer, part.density_layer):
             torch.nn.init.zeros_(layer.weight)
@@ -287,7 +287,7 @@ def test_a_render_interrupted_halfway_leaves_nothing_broken(training, monkeypatc
 def test_the_viewer_changes_the_prefilter_of_its_own_pictures():
     """To that of a model with the same parameters and another configuration."""
     model, bundle = make_model(), camera_bundle(5, 4, pixel_area=torch.full((20, 1), 0.05))
-    for network in [*model.proposal_networks, model.field]:
+    for network in model.zipnerf.fields:
         # Its initial values are too small to show.
         torch.nn.init.normal_(network.encoding.hash_table, std=0.1)
 

@@ -15,7 +15,7 @@ from zipnerf_ns import ops as implementation
 from zipnerf_ns.errors import InputError, LaunchFailed
 from zipnerf_ns.functional import signatures
 from zipnerf_ns.kernels import support
-from zipnerf_ns.kernels.device import nvidia, pretending
+from zipnerf_ns.kernels.device import find, pretending
 from zipnerf_ns.ops import TORCH_OPS, Ops, resolve_ops, resolve_precision, triton_ops, with_fallbacks
 
 CPU, CUDA = torch.device("cpu"), torch.device("cuda")
@@ -170,12 +170,12 @@ def test_a_backward_pass_that_failed_begins_anew(unable):
 
 
 @pytest.mark.parametrize("capability, asked, given", [
-    ((7, 5), "bfloat16", "float16"), ((8, 0), "bfloat16", "bfloat16"), ((12, 0), "bfloat16", "bfloat16"),
-    ((7, 5), "float32", "float32"), ((8, 6), "float16", "float16"),
+    ("7.5", "bfloat16", "float16"), ("8.0", "bfloat16", "bfloat16"), ("12.0", "bfloat16", "bfloat16"),
+    ("7.5", "float32", "float32"), ("8.6", "float16", "float16"),
 ])  # fmt: skip
 def test_a_gpu_without_bfloat16_multiplies_float16_and_says_so(capability, asked, given, triton):
     implementation._announce_float16.cache_clear()
-    with pretending(nvidia(capability)):
+    with pretending(find(capability)):
         assert [resolve_precision(asked, CPU) for _ in range(2)] == [given] * 2
     assert len(triton.said) == (asked != given) and resolve_precision(asked, CPU) == "float32"
 

@@ -34,18 +34,14 @@ def _method(
     model: ZipNerfModelConfig,
     num_rays: int,
     num_steps: int,
-    table_lr: tuple[float, float] = (0.01, 0.001),
-    network_lr: tuple[float, float] = (0.002, 0.0002),
-    camera_lr: tuple[float, float] = (0.001, 0.0001),
+    network_lr: float = 0.002,
 ) -> MethodSpecification:
-    """A method from its model and schedule; learning rates are given as (peak, final)."""
+    """A method from its model and schedule, and the peak of its networks' learning rate."""
     config = ZipNerfTrainerConfig(
         method_name=name,
         # Nerfstudio's default would fail on a machine without CUDA.
         machine=MachineConfig(device_type="cuda" if torch.cuda.is_available() else "cpu"),
-        steps_per_eval_batch=0,
         steps_per_eval_image=max(num_steps // 10, 100),
-        steps_per_eval_all_images=0,
         steps_per_save=max(num_steps // 10, 200),
         max_num_iterations=num_steps,
         pipeline=ZipNerfPipelineConfig(
@@ -57,19 +53,10 @@ def _method(
             model=model,
         ),
         optimizers={
-            "hash_tables": {
-                "optimizer": DecayingAdamConfig(lr=table_lr[0]),
-                "scheduler": WarmupLogDecayConfig(lr_final=table_lr[1]),
-            },
-            "networks": {
-                "optimizer": DecayingAdamConfig(lr=network_lr[0]),
-                "scheduler": WarmupLogDecayConfig(lr_final=network_lr[1]),
-            },
+            "hash_tables": _adam(0.01),
+            "networks": _adam(network_lr),
             # Of use only with --pipeline.model.camera-optimizer.mode SO3xR3.
-            "camera_opt": {
-                "optimizer": DecayingAdamConfig(lr=camera_lr[0]),
-                "scheduler": WarmupLogDecayConfig(lr_final=camera_lr[1]),
-            },
+            "camera_opt": _adam(0.001),
         },
         # Nerfstudio's profile of its own functions would be the last thing that is read; "basic" prints it.
         logging=LoggingConfig(steps_per_log=50, local_writer=LocalWriterConfig(enable=False), profiler="none"),
@@ -77,6 +64,11 @@ def _method(
         vis="viewer+tensorboard",
     )
     return MethodSpecification(config=config, description=description)
+
+
+def _adam(peak: float) -> dict[str, Any]:
+    """An optimizer whose learning rate falls to a tenth of its peak."""
+    return {"optimizer": DecayingAdamConfig(lr=peak), "scheduler": WarmupLogDecayConfig(lr_final=peak / 10)}
 
 
 def _lite_proposal(num_samples: int, max_res: int, blur_halfwidth: float) -> ProposalConfig:
@@ -97,7 +89,7 @@ zipnerf_big = _method(
     ZipNerfModelConfig(),
     num_rays=65_536,
     num_steps=25_000,
-    network_lr=(0.01, 0.001),
+    network_lr=0.01,
 )
 
 zipnerf_lite = _method(
@@ -115,7 +107,7 @@ zipnerf_lite = _method(
     ),
     num_rays=1024,
     num_steps=5_000,
-    network_lr=(0.005, 0.0005),
+    network_lr=0.005,
 )
 
 

@@ -14,7 +14,6 @@ from nerfstudio.cameras.rays import RayBundle
 from nerfstudio.data.scene_box import OrientedBox
 from nerfstudio.engine.callbacks import TrainingCallback, TrainingCallbackAttributes, TrainingCallbackLocation
 from nerfstudio.model_components import renderers
-from nerfstudio.model_components.renderers import RGBRenderer
 from nerfstudio.models.base_model import Model
 
 from zipnerf_ns import losses
@@ -79,7 +78,6 @@ class ZipNerfModel(Model):
             self.zipnerf = ZipNerf(config, self.scene_box.aabb.clone() if is_bounded else None, num_photos, bandwidth)
         self.register_buffer("format_version", torch.tensor(FORMAT_VERSION))
         self.register_buffer("background", torch.full((3,), float(self._is_background_white(hints))))
-        self.renderer_rgb = RGBRenderer(background_color="random")
         if config.camera_optimizer.mode != "off":
             self.camera_optimizer = config.camera_optimizer.setup(num_cameras=self.num_train_data, device="cpu")
         self.view = ViewerControls(len(self.field.encoding.grid.levels), num_photos, prefilters_of(config))
@@ -91,11 +89,6 @@ class ZipNerfModel(Model):
         if self.config.background_color == "auto":
             return hints is not None and hints.background == "white"
         return self.config.background_color == "white"
-
-    @property
-    def proposal_networks(self) -> nn.ModuleList:
-        """The fields of the proposal rounds."""
-        return self.zipnerf.proposal_networks
 
     @property
     def field(self) -> ZipNerfField:
@@ -135,10 +128,6 @@ class ZipNerfModel(Model):
             self.monitor.step = step
 
         return [TrainingCallback([TrainingCallbackLocation.BEFORE_TRAIN_ITERATION], set_progress)]
-
-    def forward(self, ray_bundle: RayBundle) -> dict[str, Any]:
-        """Renders a bundle of rays of any shape ``[..., 3]``; the bundle is not changed."""
-        return self.get_outputs(ray_bundle)
 
     def get_outputs(self, ray_bundle: RayBundle) -> dict[str, Any]:
         """Colors, opacity and distances along unit directions, ``[rays, channels]``.

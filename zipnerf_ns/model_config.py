@@ -6,7 +6,7 @@ import dataclasses
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any, Literal, get_args
+from typing import Literal, get_args
 
 import torch
 import tyro
@@ -90,7 +90,10 @@ def check_config(config: ZipNerfModelConfig) -> None:
     """
     _check_ranges(config)
     for name, grid in named_grids(config).items():
-        make_grid_or_explain(name, grid)
+        try:
+            grid.make()
+        except ValueError as error:
+            raise InputError(f"--pipeline.model.{name}: {error}") from error
     _check_combinations(config)
 
 
@@ -146,14 +149,6 @@ def named_grids(config: ZipNerfModelConfig) -> dict[str, HashGridConfig]:
     return {**proposals, "grid": config.grid}
 
 
-def make_grid_or_explain(name: str, grid: HashGridConfig) -> Any:
-    """The grid's shape; a grid that cannot be built is an InputError that names its configuration."""
-    try:
-        return grid.make()
-    except ValueError as error:
-        raise InputError(f"--pipeline.model.{name}: {error}") from error
-
-
 def explain_implementation(config: ZipNerfModelConfig, device: torch.device) -> None:
     """Raises an InputError that names the field if an implementation is unknown or cannot run on the device."""
     try:
@@ -185,12 +180,8 @@ def prefilters_of(config: ZipNerfModelConfig) -> tuple[Prefilter, ...]:
 
 
 def table_values(config: ZipNerfModelConfig) -> dict[str, int]:
-    """How many numbers each grid's table holds, by the grids' names.
-
-    Raises:
-        InputError: naming the setting of a grid that cannot be built.
-    """
-    shapes = {name: make_grid_or_explain(name, grid) for name, grid in named_grids(config).items()}
+    """How many numbers each grid's table holds, by the grids' names."""
+    shapes = {name: grid.make() for name, grid in named_grids(config).items()}
     return {name: shape.num_entries * shape.features_per_level for name, shape in shapes.items()}
 
 
@@ -198,7 +189,7 @@ def check_table_memory(config: ZipNerfModelConfig, device: torch.device) -> None
     """Checks that hash tables fit into the device's memory: their values alone, for rendering takes no more.
 
     Raises:
-        InputError: naming the largest grid's setting, or that of a grid that cannot be built.
+        InputError: naming the largest grid's setting.
     """
     values = table_values(config)
     largest = max(values, key=lambda name: values[name])

@@ -97,7 +97,7 @@ def test_the_sentence_says_what_was_done(similarity, steps, parts):
 def blob_model():
     """A smooth colored something: a model with visible values in its coarse levels only."""
     model = make_model(tiny_config(random_background=False, far_plane=20.0))
-    for index, network in enumerate([*model.proposal_networks, model.field]):
+    for index, network in enumerate(model.zipnerf.fields):
         table, coarsest = network.encoding.hash_table, network.encoding.grid.levels[0]
         with torch.no_grad():
             table.zero_()

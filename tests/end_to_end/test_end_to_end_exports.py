@@ -14,10 +14,10 @@ import open3d
 import pytest
 import trimesh
 from _programs import Programs, train_command
+from _true_scene import surface_distance
 from PIL import Image
 
 from zipnerf_ns.tools import demo_scene
-from zipnerf_ns.tools.scene.world import surface_distance
 from zipnerf_ns.tools.system_check import script_environment
 
 STEPS = 300

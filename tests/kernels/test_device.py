@@ -8,15 +8,15 @@ import pytest
 import torch
 
 from zipnerf_ns.kernels import support
-from zipnerf_ns.kernels.device import INTERPRETER, SHARED_MEMORY, _described, describe, nvidia, pretending
+from zipnerf_ns.kernels.device import INTERPRETER, SHARED_MEMORY, _described, describe, find, pretending
 
 CPU = torch.device("cpu")
 
 
 def test_a_pretended_device_is_described_until_the_end() -> None:
-    with pretending(nvidia((8, 6))):
+    with pretending(find("8.6")):
         assert describe(CPU).shared_memory == 101_376
-        with pretending(nvidia((7, 5))):
+        with pretending(find("7.5")):
             assert describe(CPU).capability == (7, 5)
         assert describe(CPU).capability == (8, 6)
         assert support.why_unavailable(CPU) is None
@@ -43,7 +43,7 @@ def test_a_gpu_of_amds_is_untried_and_has_no_capability(monkeypatch: pytest.Monk
 
 def test_an_unknown_capability_is_refused_with_the_known_ones() -> None:
     with pytest.raises(ValueError, match=r"3\.5 is unknown.*7\.5.*12\.0"):
-        nvidia((3, 5))
+        find("3.5")
 
 
 def test_every_listed_device_can_hold_the_smallest_blocks() -> None:

@@ -284,7 +284,7 @@ def test_radiance_by_its_defaults_and_without_gradients(precision):
     view = torch.randn(8, 16, device=DEVICE)
     with_gradients = kernels.radiance_mlp(features, view, weights, -1.0, PADDING, precision)
     assert all(out.requires_grad for out in with_gradients)
-    launches = radiance_launches(precision, len(weights.first), describe(torch.device(DEVICE)))
+    launches = radiance_launches(precision, len(weights.first), 3, describe(torch.device(DEVICE)))
     tuned = kernels.tuned_radiance_mlp(features, view, weights, -1.0, PADDING, precision, launches[0])
     with torch.no_grad():
         without = kernels.radiance_mlp(features, view, weights, -1.0, PADDING, precision)

@@ -28,8 +28,7 @@ def unit(count: int) -> torch.Tensor:
 def test_cones_have_the_points_as_means_and_are_isotropic(std):
     points, directions = 2.0 * torch.randn(50, 3), unit(50)
     cones = point_cones(points, directions, std)
-    starts, ends = cones.tdist[:, :1], cones.tdist[:, 1:]
-    mean, t_var, r_var = frustum.cone_gaussians(cones.origins, cones.directions, starts, ends, cones.radius)
+    mean, t_var, r_var = frustum.cone_gaussians(cones.origins, cones.directions, cones.near, cones.far, cones.radius)
     # A cone is not quite a cylinder: its mean lies std/32 beyond the middle.
     assert (mean[:, 0] - points).norm(dim=-1).max() < 0.05 * std + 1e-5
     torch.testing.assert_close(t_var.sqrt(), torch.full_like(t_var, std), rtol=2e-3, atol=1e-6)

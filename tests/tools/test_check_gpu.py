@@ -36,11 +36,10 @@ FIND = """
 import json, sys, torch
 from zipnerf_ns.kernels.check.compiler import compile_launch
 from zipnerf_ns.kernels.check.launches import recorded
-from zipnerf_ns.kernels.check.targets import device_of
 from zipnerf_ns.tools.rehearsal import AS_CONFIGURED, rehearse
 
 def record(gpu, variation=AS_CONFIGURED):
-    with recorded(device_of(gpu)) as launches:
+    with recorded(gpu) as launches:
         rehearse("zipnerf", variation)
     return {str(launch): launch for launch in launches}
 
@@ -50,7 +49,7 @@ def take(gpu):
 
 def note():
     from zipnerf_ns.kernels.mlp.launch import spherical_harmonics
-    with recorded(device_of("9.0")) as launches:
+    with recorded("9.0") as launches:
         made = [spherical_harmonics(torch.ones(rays, 3, device="cuda"), dtype)
                 for dtype in (torch.float32, torch.bfloat16) for rays in (16, 33)]
         within = {str(tensor.device) for tensor in made}

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+from _true_scene import cast_rays, surface_distance
 
 from zipnerf_ns.tools.scene import render as demo_render
-from zipnerf_ns.tools.scene.render import cast_rays, radiance, render_view
-from zipnerf_ns.tools.scene.world import bodies, surface_distance
+from zipnerf_ns.tools.scene.render import Pinhole, radiance, render_view, straight_alpha
+from zipnerf_ns.tools.scene.world import bodies
 
 WIDTH, HEIGHT, FOCAL = 64, 48, 60.0
 
@@ -30,7 +31,9 @@ def grid_rays(pose: np.ndarray, x: np.ndarray, y: np.ndarray, center=(WIDTH / 2,
 
 
 def crop(pose: np.ndarray, left: int, top: int, size: int, samples: int, seed: int, rgba: bool = False) -> np.ndarray:
-    return render_view(pose, FOCAL, FOCAL, WIDTH / 2 - left, HEIGHT / 2 - top, size, size, samples, seed, rgba)
+    pinhole = Pinhole(FOCAL, FOCAL, WIDTH / 2 - left, HEIGHT / 2 - top, size, size)
+    picture = render_view(pose, pinhole, samples, seed, rgba)
+    return straight_alpha(picture) if rgba else picture
 
 
 POSE = camera(-60.0, 14.0, 2.8)
@@ -85,7 +88,8 @@ def test_culling_changes_nothing(monkeypatch: pytest.MonkeyPatch, rgba: bool):
 
     monkeypatch.setattr(demo_render, "_RAYS_PER_TILE", 144)
     for pose in (POSE, camera(130.0, 25.0, 2.4)):
-        arguments = (pose, FOCAL / 2, FOCAL / 2, WIDTH / 4, HEIGHT / 4, WIDTH // 2, HEIGHT // 2, 1, 5, rgba)
+        pinhole = Pinhole(FOCAL / 2, FOCAL / 2, WIDTH / 4, HEIGHT / 4, WIDTH // 2, HEIGHT // 2)
+        arguments = (pose, pinhole, 1, 5, rgba)
         culled = render_view(*arguments)
         with monkeypatch.context() as patch:
             patch.setattr(demo_render, "_candidates", lambda origin, corners, backdrop: list(range(len(world))))

@@ -9,13 +9,15 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from _true_scene import cast_rays, surface_distance
 from PIL import Image
 
 from nerfstudio.cameras.cameras import Cameras
 from nerfstudio.data.dataparsers.nerfstudio_dataparser import NerfstudioDataParserConfig
 
 from zipnerf_ns.tools import demo_scene
-from zipnerf_ns.tools.demo_scene import DOWNSCALES, cast_rays, main, render_view, surface_distance, write_scene
+from zipnerf_ns.tools.demo_scene import DOWNSCALES, main, write_scene
+from zipnerf_ns.tools.scene.render import Pinhole, render_view, straight_alpha
 
 TINY = dict(width=64, height=48, num_train=6, num_test=2, samples_per_pixel=4, seed=3)
 TINIEST = dict(width=16, height=8, num_train=2, num_test=1, samples_per_pixel=1, seed=0)
@@ -40,8 +42,9 @@ def picture(folder: Path, downscale: int, name: str) -> np.ndarray:
 
 
 def draw_again(meta: dict, frame: dict, rgba: bool = False, samples: int = TINY["samples_per_pixel"]) -> np.ndarray:
-    intrinsics = (meta[key] for key in ("fl_x", "fl_y", "cx", "cy", "w", "h"))
-    return render_view(np.array(frame["transform_matrix"]), *intrinsics, samples, frame["sample_seed"], rgba)
+    pinhole = Pinhole(*(meta[key] for key in ("fl_x", "fl_y", "cx", "cy", "w", "h")))
+    picture = render_view(np.array(frame["transform_matrix"]), pinhole, samples, frame["sample_seed"], rgba)
+    return straight_alpha(picture) if rgba else picture
 
 
 def area_mean(values: np.ndarray, cell: int) -> np.ndarray:

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import torch
 import trimesh
+from _true_scene import surface_distance
 
 from zipnerf_ns.errors import InputError
 from zipnerf_ns.tools.mesh.surface import (
@@ -19,7 +20,6 @@ from zipnerf_ns.tools.mesh.surface import (
     opacity_to_density,
     paint,
 )
-from zipnerf_ns.tools.scene.world import surface_distance
 
 STILL_LIFE = ((-1.3, -1.3, -0.6), (1.3, 1.3, 0.9))
 THRESHOLD = 30.0

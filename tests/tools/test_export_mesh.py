@@ -9,10 +9,10 @@ import numpy as np
 import pytest
 import torch
 import trimesh
+from _true_scene import surface_distance
 
 from zipnerf_ns.field import Radiance, ZipNerfField
 from zipnerf_ns.tools import export_mesh
-from zipnerf_ns.tools.scene.world import surface_distance
 
 SCALE = 0.4
 TRANSFORM = torch.tensor([[0.0, -1.0, 0.0, 0.1], [0.8, 0.0, -0.6, -0.2], [0.6, 0.0, 0.8, 0.3]])

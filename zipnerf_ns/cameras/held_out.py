@@ -70,7 +70,7 @@ def moved_bundle(bundle: RayBundle, similarity: Similarity | None) -> RayBundle:
     return moved
 
 
-def refine(model: nn.Module, camera: Cameras, batch: dict[str, Any], steps: int, seed: int = 0) -> Refined:
+def refine(model: nn.Module, camera: Cameras, batch: dict[str, Any], steps: int) -> Refined:
     """The camera whose picture is most like a photo, by gradient steps on its pose alone.
 
     Training is not disturbed: the model's parameters get no gradient, and the pixels are drawn from a generator of
@@ -82,7 +82,6 @@ def refine(model: nn.Module, camera: Cameras, batch: dict[str, Any], steps: int,
         batch: ``image`` [height, width, 3 or 4] of the photo, and where part of it is ignored ``mask``
             [height, width, 1], true where used. A photo of which nothing is used moves nothing.
         steps: of Adam.
-        seed: of the pixels.
     """
     poses = camera.camera_to_worlds.reshape(1, 3, 4)
     image = batch["image"]
@@ -92,7 +91,7 @@ def refine(model: nn.Module, camera: Cameras, batch: dict[str, Any], steps: int,
     correction = config.setup(num_cameras=1, device=model.device)
     adam = torch.optim.Adam(correction.parameters(), lr=PHOTO_LR, eps=1e-15)
     schedule = torch.optim.lr_scheduler.CosineAnnealingLR(adam, max(steps, 1))
-    generator = torch.Generator().manual_seed(seed)
+    generator = torch.Generator().manual_seed(0)
     width = image.shape[1]
     used = batch["mask"].flatten().nonzero()[:, 0].cpu() if "mask" in batch else torch.arange(image.shape[0] * width)
     if len(used) == 0:
@@ -102,7 +101,6 @@ def refine(model: nn.Module, camera: Cameras, batch: dict[str, Any], steps: int,
             drawn = used[torch.randint(len(used), (PHOTO_RAYS,), generator=generator)]
             rows, columns = drawn // width, drawn % width
             bundle = rays(torch.stack([torch.zeros_like(rows), rows, columns], dim=-1))
-            bundle.camera_indices = torch.zeros_like(bundle.camera_indices)
             outputs = model(corrected_bundle(bundle, correction))
             pixels = image[rows.to(image.device), columns.to(image.device)]
             loss = model.get_loss_dict(outputs, {"image": pixels})["rgb_loss"]

@@ -139,7 +139,8 @@ class ImageRays:
 
     def bundle(self, start: int = 0, end: int | None = None) -> RayBundle:
         """The flat bundle of pixels ``start`` to ``end - 1``, counted row by row; camera indices are 0."""
-        start, end = self._range(start, end)
+        end = len(self) if end is None else min(end, len(self))
+        start = min(max(start, 0), end)
         if self._packed is not None:
             indices = torch.zeros(end - start, 1, dtype=torch.int64, device=self.device)
             rays = self._ops.cameras.image_rays(self._packed, self.width, start, end)
@@ -150,10 +151,6 @@ class ImageRays:
             nears, fars = intersect_obb(bundle.origins, bundle.directions, self._obb_box)
             bundle.nears, bundle.fars = nears.reshape(-1, 1), fars.reshape(-1, 1)
         return bundle
-
-    def _range(self, start: int, end: int | None) -> tuple[int, int]:
-        end = len(self) if end is None else min(end, len(self))
-        return min(max(start, 0), end), end
 
     def _generated(self, start: int, end: int) -> RayBundle:
         """The rays of a range of pixels, by Nerfstudio's generator."""

@@ -216,8 +216,6 @@ class DecayingAdamConfig(OptimizerConfig):
     """Peak learning rate."""
     eps: float = 1e-15
     """Added to the root of the second moment; tiny, because the gradients of table entries are."""
-    max_norm: float | None = None
-    """Largest norm of the group's gradient; longer ones are scaled down. None: never."""
     betas: tuple[float, float] = (0.9, 0.99)
     """Decay rates of the two moments."""
     fused: bool = True

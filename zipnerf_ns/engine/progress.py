@@ -5,7 +5,6 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from typing import NamedTuple
 
 from torch import Tensor
 
@@ -54,13 +53,6 @@ class TrainingClock:
             self.recurring += duration if recurs else 0.0
 
 
-class _Mark(NamedTuple):
-    """A reading of the clock after so many steps."""
-
-    steps: int
-    seconds: float
-
-
 class StepTimer:
     """Mean training time of the steps between two readings.
 
@@ -72,7 +64,7 @@ class StepTimer:
 
     def __init__(self, clock: TrainingClock) -> None:
         self.clock = clock
-        self._last: _Mark | None = None
+        self._last: tuple[int, float] | None = None
 
     def lap(self, steps: int) -> float | None:
         """Seconds a step since the last reading, which this one replaces; None at the first.
@@ -80,10 +72,9 @@ class StepTimer:
         Args:
             steps: done so far, more than at the last reading.
         """
-        last, self._last = self._last, _Mark(steps, self.clock.seconds())
-        if last is None:
-            return None
-        return max(self._last.seconds - last.seconds, 1e-9) / (steps - last.steps)
+        last, seconds = self._last, self.clock.seconds()
+        self._last = steps, seconds
+        return None if last is None else max(seconds - last[1], 1e-9) / (steps - last[0])
 
 
 class ProgressLine:

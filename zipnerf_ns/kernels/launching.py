@@ -69,11 +69,6 @@ def give_way(failed: LaunchFailed) -> bool:
     return True
 
 
-def forget_failures() -> None:
-    """Every operation begins with its fastest launch again."""
-    _failures.clear()
-
-
 def _is_of_launch(error: BaseException) -> bool:
     if isinstance(error, (LaunchFailed, torch.OutOfMemoryError)):
         return False

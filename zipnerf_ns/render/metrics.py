@@ -85,8 +85,7 @@ class ImageMetrics(nn.Module):
     def __init__(self) -> None:
         super().__init__()
         # Hidden in a list so that the network is neither trained nor saved nor moved with the model.
-        self._lpips: list[nn.Module] = []
-        self._lpips_absent = False
+        self._lpips: list[nn.Module | None] = []
 
     @torch.no_grad()
     def forward(
@@ -130,21 +129,24 @@ class ImageMetrics(nn.Module):
         return network(*(image.permute(2, 0, 1)[None] for image in (rgb, truth)))
 
     def _get_lpips(self, device: torch.device) -> nn.Module | None:
-        if self._lpips_absent:
-            return None
         if not self._lpips:
-            weights = Path(torch.hub.get_dir()) / "checkpoints" / LPIPS_WEIGHTS
-            try:
-                if not weights.is_file():
-                    raise OSError(f"{weights} does not exist; to download it: {LPIPS_DOWNLOAD}")
-                # Its networks draw random weights before they load theirs; training must not notice.
-                with torch.random.fork_rng(devices=[]):
-                    self._lpips.append(LearnedPerceptualImagePatchSimilarity(net_type="vgg", normalize=True))
-            except (OSError, RuntimeError, ImportError) as error:
-                self._lpips_absent = True
-                CONSOLE.log(f"LPIPS is left out: VGG's weights cannot be read ({error}).", markup=False)
-                return None
-        return self._lpips[0].to(device)
+            self._lpips.append(_load_lpips())
+        network = self._lpips[0]
+        return None if network is None else network.to(device)
+
+
+def _load_lpips() -> nn.Module | None:
+    """The network of LPIPS, or a warning and none."""
+    weights = Path(torch.hub.get_dir()) / "checkpoints" / LPIPS_WEIGHTS
+    try:
+        if not weights.is_file():
+            raise OSError(f"{weights} does not exist; to download it: {LPIPS_DOWNLOAD}")
+        # Its networks draw random weights before they load theirs; training must not notice.
+        with torch.random.fork_rng(devices=[]):
+            return LearnedPerceptualImagePatchSimilarity(net_type="vgg", normalize=True)
+    except (OSError, RuntimeError, ImportError) as error:
+        CONSOLE.log(f"LPIPS is left out: VGG's weights cannot be read ({error}).", markup=False)
+        return None
 
 
 def in_8_bits(picture: Float[Tensor, "*shape"]) -> Float[Tensor, "*shape"]:

@@ -8,7 +8,6 @@ points too, and nothing of it is written a second time here.
 from __future__ import annotations
 
 import math
-from typing import NamedTuple
 
 import torch
 from jaxtyping import Float
@@ -22,21 +21,9 @@ APEX_DISTANCE = 64.0
 cylinder."""
 
 
-class PointCones(NamedTuple):
-    """One interval for each point."""
-
-    origins: Float[Tensor, "points 3"]
-    """Apexes, world units."""
-    directions: Float[Tensor, "points 3"]
-    """Unit; as the point is looked at."""
-    radius: Float[Tensor, "points 1"]
-    """Radius of the cone at distance 1 along the unit direction."""
-    tdist: Float[Tensor, "points 2"]
-    """Where the interval begins and ends, world units."""
-
-
-def point_cones(points: Float[Tensor, "points 3"], directions: Float[Tensor, "points 3"], std: float) -> PointCones:
-    """Intervals whose Gaussians (mip-NeRF, eq. 7) have the points as means and are isotropic.
+def point_cones(points: Float[Tensor, "points 3"], directions: Float[Tensor, "points 3"], std: float) -> Rays:
+    """Cones, each with the one interval between near and far whose Gaussian (mip-NeRF, eq. 7) has the point as its mean
+    and is isotropic.
 
     Args:
         points: world frame.
@@ -46,13 +33,10 @@ def point_cones(points: Float[Tensor, "points 3"], directions: Float[Tensor, "po
     distance = APEX_DISTANCE * std
     # A slab of length l has variance l^2/12, a disc of radius r has r^2/4 along each axis.
     half_length = math.sqrt(3.0) * std
-    column = torch.full_like(points[:, :1], distance)
-    return PointCones(
-        origins=points - distance * directions,
-        directions=directions,
-        radius=torch.full_like(column, 2.0 * std / distance),
-        tdist=torch.cat([column - half_length, column + half_length], dim=-1),
-    )
+    middle = torch.full_like(points[:, :1], distance)
+    radius, valid = torch.full_like(middle, 2.0 * std / distance), torch.ones_like(middle, dtype=torch.bool)
+    origins = points - distance * directions
+    return Rays(origins, directions, radius, middle - half_length, middle + half_length, valid)
 
 
 @torch.no_grad()
@@ -66,7 +50,7 @@ def query_points(
         points, directions, std: as for :func:`point_cones`; the color is that seen along ``directions``.
     """
     cones = point_cones(points, directions, std)
-    radiance = field(_rays(cones), cones.tdist)
+    radiance = field(cones, torch.cat([cones.near, cones.far], dim=-1))
     return _inside(radiance.density[:, 0], points, field.aabb), radiance.colors[:, 0].float().clamp(0.0, 1.0)
 
 
@@ -81,7 +65,7 @@ def query_density(field: ZipNerfField, points: Float[Tensor, "points 3"], std: f
     # An isotropic extent looks the same from everywhere; a diagonal favors no axis of the grid.
     directions = torch.full_like(points, 1.0 / math.sqrt(3.0))
     cones = point_cones(points, directions, std)
-    density = field.density(_rays(cones), cones.tdist)
+    density = field.density(cones, torch.cat([cones.near, cones.far], dim=-1))
     return _inside(density[:, 0], points, field.aabb)
 
 
@@ -93,9 +77,3 @@ def _inside(
         return density
     inside = ((points >= aabb[0]) & (points <= aabb[1])).all(dim=-1)
     return torch.where(inside, density, 0.0)
-
-
-def _rays(cones: PointCones) -> Rays:
-    """The points' cones as rays, each with its one interval between near and far."""
-    near, far = cones.tdist.split(1, dim=-1)
-    return Rays(cones.origins, cones.directions, cones.radius, near, far, far > near)

@@ -22,6 +22,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from zipnerf_ns.errors import InputError
 from zipnerf_ns.tools.rehearsal import AS_CONFIGURED, METHODS, variations
+from zipnerf_ns.tools.trials.report import table
 
 if TYPE_CHECKING:
     from zipnerf_ns.kernels.check.compiler import Compiled
@@ -96,12 +97,12 @@ def check_names(gpus: Sequence[str]) -> None:
         InputError: elsewhere.
     """
     try:
-        from zipnerf_ns.kernels.check.targets import device_of
+        from zipnerf_ns.kernels.check.compiler import stand_in
     except ImportError as error:
         raise InputError(f"the kernels are compiled by Triton, which torch brings on Linux: {error}.") from error
     try:
         for gpu in gpus:
-            device_of(gpu)
+            stand_in(gpu)
     except ValueError as error:
         raise InputError(f"--capability: {error}") from error
 
@@ -128,11 +129,10 @@ def rehearsed(
 def rehearse_on(gpu: str, method: str, variation: str) -> list[Launch]:
     """What a method launches on a GPU; in a process of its own, for what seems to lie on a GPU stays in caches."""
     from zipnerf_ns.kernels.check.launches import recorded
-    from zipnerf_ns.kernels.check.targets import device_of
     from zipnerf_ns.tools.rehearsal import rehearse
 
     # What the methods say on the way would stand before the table.
-    with redirect_stdout(sys.stderr), recorded(device_of(gpu)) as launches:
+    with redirect_stdout(sys.stderr), recorded(gpu) as launches:
         rehearse(method, variation)
     return list(launches)
 
@@ -186,13 +186,13 @@ def _row(gpu: str, kernel: str, group: dict[Launch, Compiled]) -> Row:
 
 def format_table(rows: Sequence[Row]) -> str:
     """The rows as Markdown."""
-    head = ["| GPU | kernel | variants | shared bytes | of | registers | spilled | compiled in |", "|---" * 8 + "|"]
-    lines = [
-        f"| {row.gpu} | {row.kernel} | {row.variants} | {row.shared:,}{' FAILS' if row.errors else ''} | "
-        f"{row.limit:,} | {row.registers} | {row.spilled} | {row.seconds:.1f} s |"
+    headings = ("GPU", "kernel", "variants", "shared bytes", "of", "registers", "spilled", "compiled in")
+    cells = [
+        (row.gpu, row.kernel, str(row.variants), f"{row.shared:,}{' FAILS' if row.errors else ''}", f"{row.limit:,}",
+         str(row.registers), str(row.spilled), f"{row.seconds:.1f} s")
         for row in rows
-    ]
-    return "\n".join([*head, *lines])
+    ]  # fmt: skip
+    return "\n".join(table(headings, cells))
 
 
 def format_verdict(rows: Sequence[Row]) -> str:

@@ -25,16 +25,7 @@ from typing import NamedTuple
 import numpy as np
 from PIL import Image
 
-from zipnerf_ns.tools.scene.render import (
-    Pinhole,
-    cast_rays,
-    render_premultiplied,
-    render_view,
-    straight_alpha,
-)
-from zipnerf_ns.tools.scene.world import surface_distance
-
-__all__ = ["DOWNSCALES", "cast_rays", "render_view", "surface_distance", "write_scene"]
+from zipnerf_ns.tools.scene.render import Pinhole, render_view, straight_alpha
 
 DOWNSCALES = (1, 2, 4, 8)
 """Pixel sizes that are written, in full-resolution pixels; image sizes must divide by the last."""
@@ -228,7 +219,7 @@ def _pictures(folder: Path, downscale: int) -> Path:
 
 
 def _write_view(folder: Path, pinhole: Pinhole, settings: _Settings, view: _View) -> None:
-    full = render_premultiplied(view.camera_to_world, pinhole, settings.samples_per_pixel, view.seed, settings.rgba)
+    full = render_view(view.camera_to_world, pinhole, settings.samples_per_pixel, view.seed, settings.rgba)
     for downscale in DOWNSCALES:
         rows, columns = settings.height // downscale, settings.width // downscale
         # Averaged before rounding to 8 bits, and with colors still multiplied by alpha.

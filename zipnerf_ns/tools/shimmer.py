@@ -78,7 +78,7 @@ def true_pictures(poses: Sequence[np.ndarray], pinhole: Pinhole, samples_per_pix
     Args:
         samples_per_pixel: 1 is a sample at a random place of every pixel, as a renderer without anti-aliasing takes.
     """
-    return np.stack([render_view(pose, *pinhole, samples_per_pixel, seed) for seed, pose in enumerate(poses)])
+    return np.stack([render_view(pose, pinhole, samples_per_pixel, seed) for seed, pose in enumerate(poses)])
 
 
 def to_model_frame(

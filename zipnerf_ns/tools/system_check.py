@@ -24,8 +24,7 @@ from pathlib import Path
 from typing import Literal
 
 NERFSTUDIO_VERSION = "1.1.5"
-OUR_DISTRIBUTION = "zipnerf-ns"
-OTHER_DISTRIBUTION = "zipnerf"
+OUR_DISTRIBUTION, PACKAGE = "zipnerf-ns", "zipnerf_ns"
 COLMAP_RENAMED = (3, 13)
 """First version of COLMAP that does not know the options any more that nerfstudio passes."""
 COLMAP_TOOL = "zipnerf_ns.tools.colmap"
@@ -186,14 +185,14 @@ def normalized(name: str) -> str:
     return re.sub(r"[-_.]+", "-", name).lower()
 
 
-def owners(distributions: Iterable[importlib.metadata.Distribution], package: str = "zipnerf_ns") -> set[str]:
-    """The normalized names of the distributions that install files of a package or register its methods."""
+def owners(distributions: Iterable[importlib.metadata.Distribution]) -> set[str]:
+    """The normalized names of the distributions that install files of this package or register its methods."""
     found = set()
     for distribution in distributions:
         files = distribution.files or []
-        in_files = any(path.parts[:1] == (package,) for path in files)
+        in_files = any(path.parts[:1] == (PACKAGE,) for path in files)
         registered = any(
-            entry.group == "nerfstudio.method_configs" and entry.value.split(":")[0].split(".")[0] == package
+            entry.group == "nerfstudio.method_configs" and entry.value.split(":")[0].split(".")[0] == PACKAGE
             for entry in distribution.entry_points
         )
         name = distribution.metadata["Name"]

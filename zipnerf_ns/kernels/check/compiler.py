@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import io
 import os
-import pkgutil
 import re
 import subprocess
 import tempfile
@@ -12,13 +11,12 @@ import time
 from contextlib import redirect_stdout
 from typing import Any, NamedTuple
 
-import torch
 import triton
 from triton import knobs
 from triton.backends.compiler import GPUTarget
 
-from zipnerf_ns.kernels.check.launches import Launch
-from zipnerf_ns.kernels.check.targets import compiler_target, device_of
+from zipnerf_ns.kernels.ahead import Launch
+from zipnerf_ns.kernels.device import Device, find
 
 MAX_TENSOR_MEMORY = 512
 """Columns of tensor memory that a program can have where there is some: on compute capability 10.0."""
@@ -45,36 +43,45 @@ class Compiled(NamedTuple):
 class _Driver:
     """Answers Triton as a GPU's would, as far as compiling asks."""
 
-    def __init__(self, target: GPUTarget) -> None:
-        self.target = target
+    def __init__(self, name: str, device: Device) -> None:
+        major, minor = device.capability
+        # A wavefront of AMD's data center GPUs, which are gfx9, is twice as wide.
+        warp = 64 if name.startswith("gfx9") else 32
+        self._target = GPUTarget(device.backend, 10 * major + minor if device.backend == "cuda" else name, warp)
+        # Triton keeps what it knows of a kernel by this number.
+        self._number = 100 * major + minor
 
     def get_current_target(self) -> GPUTarget:
-        return self.target
+        return self._target
 
     def get_current_device(self) -> int:
-        return 0
+        return self._number
 
     def get_current_stream(self, device: int | None = None) -> int:
         return 0
 
-    def get_active_torch_device(self) -> torch.device:
-        return torch.device("cpu")
+
+def stand_in(name: str) -> Device:
+    """The GPU of a name, which Triton takes for the process's own from then on.
+
+    Raises:
+        ValueError: for a name that is not known.
+    """
+    device = find(name)
+    triton.runtime.driver.set_active(_Driver(name, device))
+    return device
 
 
 def compile_launch(name: str, launch: Launch) -> Compiled:
-    """Compiles a kernel for the GPU of a name (see ``targets``), with what Triton leaves in its cache or anew."""
-    start = time.monotonic()
-    triton.runtime.driver.set_active(_Driver(compiler_target(name)))
+    """Compiles a kernel for the GPU of a name, with what Triton leaves in its cache or anew."""
+    start, limit, log = time.monotonic(), stand_in(name).shared_memory, io.StringIO()
     knobs.nvidia.dump_ptxas_log = True
-    kernel, log = pkgutil.resolve_name(f"{launch.module}:{launch.kernel}"), io.StringIO()
-    # A kernel keeps its code by the number of a device, whatever that is.
-    kernel.device_caches.clear()
     try:
         with redirect_stdout(log):
-            code = kernel.run(grid=(1,), warmup=True, **dict(launch.arguments), **dict(launch.options))
+            code = launch.function.preload(launch.specialization)
     except Exception as error:  # noqa: BLE001 - whatever the compiler raises is the answer
         return failed(name, _short(error), time.monotonic() - start)
-    seconds, limit = time.monotonic() - start, device_of(name).shared_memory
+    seconds = time.monotonic() - start
     shared, tensor_memory = code.metadata.shared, getattr(code.metadata, "tmem_size", None) or 0
     error = f"{shared:,} bytes of shared memory, of {limit:,}" if shared > limit else None
     if tensor_memory > MAX_TENSOR_MEMORY:
@@ -85,7 +92,7 @@ def compile_launch(name: str, launch: Launch) -> Compiled:
 
 def failed(name: str, error: str, seconds: float = 0.0) -> Compiled:
     """What is said of a kernel that could not be compiled."""
-    return Compiled(0, device_of(name).shared_memory, 0, 0, seconds, error)
+    return Compiled(0, find(name).shared_memory, 0, 0, seconds, error)
 
 
 def _short(error: Exception) -> str:

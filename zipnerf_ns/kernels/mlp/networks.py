@@ -132,7 +132,8 @@ def radiance_mlp(
         RuntimeError: if the kernels cannot run on the features' device; the message says what to install.
     """
     device = describe(features.device)
-    tuning = choose("radiance_mlp", radiance_launches(precision, len(weights.first), device))
+    layers = MIN_COLOR_LAYERS + len(weights.middle)
+    tuning = choose("radiance_mlp", radiance_launches(precision, len(weights.first), layers, device))
     return tuned_radiance_mlp(features, view, weights, shift, rgb_padding, precision, tuning)
 
 

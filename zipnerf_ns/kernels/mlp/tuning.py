@@ -51,27 +51,33 @@ class RadianceTuning:
 class Rung(NamedTuple):
     """One row of a table of launches, the fastest first."""
 
-    shared_memory: tuple[int, int, int]
-    """Bytes that a device must have for it, at color networks of 64, 128 and 256 units."""
+    shared_memory: tuple[int, int, int, int]
+    """Bytes that a device must have for it, at color networks of 64, 128 and 256 units, and of more than three layers
+    of 256."""
     tuning: RadianceTuning
 
 
 WIDTHS = (64, 128, 256)
+MANY_LAYERS = 4
+"""Color layers from which on those of 256 units need more shared memory; narrower ones need no more."""
+TENSOR_MEMORY = 1.22
+"""Factor on what kernels need of shared memory on compute capability 10.0, whose products go to a memory of their own:
+a fifth to a quarter more than on 9.0."""
 
 RADIANCE = (
     # H100, H200 and B200: 0.40 ms forward in training, 0.25 at evaluation, 0.39 backward.
-    Rung((41_984, 94_720, 225_856), RadianceTuning()),
+    Rung((41_984, 94_720, 186_368, 217_088), RadianceTuning()),
     # A100, of whose programs two are at work side by side: 0.65, 0.42 and 0.59 ms; blocks of 128 rows 0.67, 0.40, 0.88.
-    Rung((69_632, 94_208, 158_720), RadianceTuning(RowLaunch(64, 4, 2), RowLaunch(64, 4, 3), units=32)),
+    Rung((69_632, 94_208, 158_720, 214_016), RadianceTuning(RowLaunch(64, 4, 2), RowLaunch(64, 4, 3), units=32)),
     # RTX 30, 40 and 50: 0.73, 0.51 and 0.79 ms; smaller tiles are slower, larger ones do not fit or spill.
-    Rung((41_984, 63_744, 96_512), RadianceTuning(RowLaunch(64, 4, 2), RowLaunch(64, 8, 2))),
+    Rung((41_984, 63_744, 96_512, 116_736), RadianceTuning(RowLaunch(64, 4, 2), RowLaunch(64, 8, 2))),
     # Whatever else there is: 0.91, 0.75 and 0.80 ms.
-    Rung((0, 0, 0), RadianceTuning(RowLaunch(32, 4, 2), RowLaunch(32, 4, 2), RowLaunch(64, 4, 1), units=32)),
+    Rung((0, 0, 0, 0), RadianceTuning(RowLaunch(32, 4, 2), RowLaunch(32, 4, 2), RowLaunch(64, 4, 1), units=32)),
 )
 """Launches of ``radiance_mlp`` in bfloat16. Times are of 262,144 rows at the paper's sizes on an H200, which ran the
 first as it is, and the others in the code for 8.0 or 8.6, and no more programs at a time than there. Bytes are the
-compiler's for the largest kernel (Triton 3.8; 10.0 for the first at 256 units, else 8.6; the second's twice), as
-``python -m zipnerf_ns.tools.check_gpu`` prints them; the last takes 46,208."""
+compiler's for the largest kernel (Triton 3.8; 9.0 for the first at 256 units, 8.0 for the second at many layers, else
+8.6; the second's twice), as ``python -m zipnerf_ns.tools.check_gpu`` prints them; the last takes 54,272."""
 
 FLOAT32 = RadianceTuning(RowLaunch(16, 4, 1), RowLaunch(16, 4, 1), RowLaunch(16, 4, 1), units=32)
 """Without tensor cores a block's products must fit into a program's registers. 54,272 bytes of shared memory; there for
@@ -96,16 +102,20 @@ def density_launches(precision: Precision) -> tuple[DensityTuning, ...]:
 
 
 @lru_cache(maxsize=32)
-def radiance_launches(precision: Precision, width: int, device: Device) -> tuple[RadianceTuning, ...]:
+def radiance_launches(precision: Precision, width: int, layers: int, device: Device) -> tuple[RadianceTuning, ...]:
     """The launches of ``radiance_mlp`` that fit on a device, the fastest first; the smallest if none does.
 
     Args:
         precision: number format of the operands of matrix products.
         width: units of the color network's layers.
+        layers: their number.
         device: where it is launched.
     """
     if precision != "bfloat16":
         return (FLOAT32,)
     column = next((place for place, known in enumerate(WIDTHS) if width <= known), len(WIDTHS) - 1)
-    fitting = tuple(rung.tuning for rung in RADIANCE if rung.shared_memory[column] <= device.shared_memory)
+    if width > WIDTHS[-2] and layers >= MANY_LAYERS:
+        column = len(WIDTHS)
+    room = device.shared_memory / (TENSOR_MEMORY if device.capability == (10, 0) else 1.0)
+    fitting = tuple(rung.tuning for rung in RADIANCE if rung.shared_memory[column] <= room)
     return fitting or (RADIANCE[-1].tuning,)

@@ -15,7 +15,7 @@ from typing import NamedTuple
 import numpy as np
 import torch
 import trimesh
-from jaxtyping import Float, Int
+from jaxtyping import Float
 from skimage import measure
 from torch import Tensor
 
@@ -170,20 +170,12 @@ def drop_small_components(mesh: trimesh.Trimesh, least_share: float) -> tuple[tr
     Returns:
         the mesh, how many surfaces stayed, and how many went.
     """
-    labels = _component_labels(np.asarray(mesh.faces), len(mesh.vertices))
-    face_labels = labels[mesh.faces[:, 0]]
-    sizes = np.bincount(face_labels, minlength=int(labels.max()) + 1)
+    labels = trimesh.graph.connected_component_labels(mesh.edges, node_count=len(mesh.vertices))
+    _, surfaces, sizes = np.unique(labels[mesh.faces[:, 0]], return_inverse=True, return_counts=True)
     keep = sizes >= min(least_share * len(mesh.faces), sizes.max())
-    present = int((sizes > 0).sum())
-    stayed = int((keep & (sizes > 0)).sum())
-    if stayed < present:
-        mesh = mesh.submesh([np.flatnonzero(keep[face_labels])], append=True, repair=False)
-    return mesh, stayed, present - stayed
-
-
-def _component_labels(faces: Int[np.ndarray, "faces 3"], num_vertices: int) -> Int[np.ndarray, " vertices"]:
-    edges = np.concatenate([faces[:, :2], faces[:, 1:]])
-    return trimesh.graph.connected_component_labels(edges, node_count=num_vertices)
+    if not keep.all():
+        mesh = mesh.submesh([np.flatnonzero(keep[surfaces])], append=True, repair=False)
+    return mesh, int(keep.sum()), int((~keep).sum())
 
 
 def density_mesh(

@@ -272,15 +272,13 @@ def _ease(fraction: np.ndarray) -> np.ndarray:
     return eased
 
 
-def fractal_noise(
-    u: Float[np.ndarray, " n"], v: Float[np.ndarray, " n"], octaves: int, gain: float = 0.5
-) -> Float[np.ndarray, " n"]:
-    """Sum of `octaves` of value noise in [0, 1], each about twice as fine and `gain` times as strong as the last."""
+def fractal_noise(u: Float[np.ndarray, " n"], v: Float[np.ndarray, " n"], octaves: int) -> Float[np.ndarray, " n"]:
+    """Sum of `octaves` of value noise in [0, 1], each about twice as fine and half as strong as the last."""
     total, weight, norm = np.zeros_like(u), 1.0, 0.0
     for _ in range(octaves):
         total += weight * value_noise(u, v)
         norm += weight
-        weight *= gain
+        weight *= 0.5
         # Turned as well as scaled, so that the lattice's axes do not line up over the octaves.
         u, v = 1.63 * u - 1.21 * v + 17.3, 1.21 * u + 1.63 * v - 5.9
     return total / norm

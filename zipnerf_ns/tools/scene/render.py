@@ -46,33 +46,9 @@ class Pinhole(NamedTuple):
         return Pinhole(*(value / downscale for value in self[:4]), *size)
 
 
-def cast_rays(
-    origins: Float[np.ndarray, "n 3"], directions: Float[np.ndarray, "n 3"], rgba: bool = False
-) -> tuple[Float[np.ndarray, "n 3"], Float[np.ndarray, " n"]]:
-    """Exact color along each ray, and the distance to the surface it meets (infinite where it meets none).
-
-    Args:
-        origins: outside every solid, in the world of `transforms.json`.
-        directions: unit.
-        rgba: leaves the still life alone, black where a ray misses it.
-    """
-    color, distance = np.empty_like(directions), np.empty_like(directions[:, 0])
-    for start in range(0, len(origins), _RAYS_PER_TILE):
-        part = slice(start, start + _RAYS_PER_TILE)
-        rays = (np.ascontiguousarray(array[part].T) for array in (origins, directions))
-        seen, distance[part] = radiance(*rays, backdrop=not rgba)
-        color[part] = seen.T
-    return color, distance
-
-
 def render_view(
     camera_to_world: Float[np.ndarray, "rows 4"],
-    fx: float,
-    fy: float,
-    cx: float,
-    cy: float,
-    width: int,
-    height: int,
+    pinhole: Pinhole,
     samples_per_pixel: int,
     seed: int,
     rgba: bool = False,
@@ -81,19 +57,10 @@ def render_view(
 
     Args:
         camera_to_world: 3x4 or 4x4, OpenGL axes (x right, y up, looking along -z), in the world of `transforms.json`.
-        fx, fy, cx, cy: in pixels; the center of the first pixel is at (0.5, 0.5).
+        pinhole: the camera.
         seed: of the samples' places in their strata.
-        rgba: the still life alone, with straight alpha.
+        rgba: the still life alone, its colors multiplied by alpha; see `straight_alpha`.
     """
-    pinhole = Pinhole(float(fx), float(fy), float(cx), float(cy), width, height)
-    picture = render_premultiplied(np.asarray(camera_to_world), pinhole, samples_per_pixel, seed, rgba)
-    return straight_alpha(picture) if rgba else picture
-
-
-def render_premultiplied(
-    camera_to_world, pinhole: Pinhole, samples_per_pixel: int, seed: int, rgba: bool
-) -> np.ndarray:
-    """The picture in float32, its colors multiplied by alpha."""
     # The C library keeps freed memory up to the largest block it has seen freed; otherwise every tile's arrays would
     # go back to the system and be cleared anew.
     np.empty(1 << 24, dtype=np.uint8)

@@ -13,7 +13,6 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
-from jaxtyping import Float
 
 from zipnerf_ns.tools.scene.procedural import (
     Box,
@@ -62,22 +61,6 @@ class Body:
 def bodies(backdrop: bool) -> tuple[Body, ...]:
     """The solids of the scene: with the backdrop all of them, otherwise the still life alone."""
     return _still_life() + (_surroundings() + _far_away() if backdrop else ())
-
-
-def surface_distance(points: Float[np.ndarray, "n 3"], include_ground: bool = False) -> Float[np.ndarray, " n"]:
-    """Signed distance of world points from the true surface of the still life, negative inside.
-
-    Exact outside; inside, where solids touch or overlap, its magnitude is a lower bound.
-
-    Args:
-        points: in the world of `transforms.json`, before any dataparser turns or scales it.
-        include_ground: also counts the plane that the plinth stands on.
-    """
-    columns = np.ascontiguousarray(points.T)
-    shapes = [body.shape for body in bodies(backdrop=False)]
-    if include_ground:
-        shapes.append(Ground((0.0, 0.0, GROUND_LEVEL)))
-    return np.minimum.reduce([shape.distance(columns) for shape in shapes])
 
 
 def _still_life() -> tuple[Body, ...]:
