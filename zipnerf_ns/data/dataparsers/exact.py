@@ -1,8 +1,9 @@
 """Nerfstudio's parsers with poses that are checked and centered in float64 before they are cast to float32.
 
 The parsers read poses within one long method. What they read is caught where they call for it: COLMAP's frames from a
-method of their own, JSON's from the name ``load_from_json`` of their module. The transform that they return is then
-completed in float64 by what was centered and applied, so that exports in the data's frame are right at any distance.
+method of their own, JSON's from the name ``load_from_json`` of their module; and so is what orients them. The transform
+that they return is then completed in float64 by what was centered and applied, so that exports in the data's frame are
+right at any distance.
 """
 
 from __future__ import annotations
@@ -10,9 +11,10 @@ from __future__ import annotations
 import dataclasses
 import math
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +23,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from nerfstudio.cameras import camera_utils
 from nerfstudio.data.dataparsers.base_dataparser import DataParserConfig, DataparserOutputs
 from nerfstudio.data.dataparsers.blender_dataparser import BlenderDataParserConfig
 from nerfstudio.data.dataparsers.colmap_dataparser import ColmapDataParserConfig
@@ -33,6 +36,7 @@ from zipnerf_ns.errors import InputError, say
 
 JSON_PARSERS = (NerfstudioDataParserConfig, BlenderDataParserConfig, InstantNGPDataParserConfig)
 """Parsers whose frames are read by their module's ``load_from_json``."""
+_orient = camera_utils.auto_orient_and_center_poses
 OLD_TRANSFORM = [[0, 1, 0, 0], [1, 0, 0, 0], [0, 0, -1, 0]]
 """What Nerfstudio's parser takes for the applied transform of scenes of an old ``ns-process-data``."""
 
@@ -53,6 +57,16 @@ class ExactOutputs(DataparserOutputs):
     ) -> Float[Tensor, "cameras 3 4"]:
         """Poses of the model's frame in the data's, in float64."""
         return super().transform_poses_to_original_space(poses.double(), *args, **kwargs)
+
+
+def _oriented(poses: Tensor, *args: Any, **kwargs: Any) -> tuple[Tensor, Tensor]:
+    """Nerfstudio's oriented poses by the transform that comes with them.
+
+    Where its "pca" finds the scene upside down, it turns the transform's last two axes and, for want of an index, the
+    second and third camera instead of those axes of all.
+    """
+    transform = _orient(poses, *args, **kwargs)[1]
+    return transform @ poses, transform
 
 
 @dataclass
@@ -84,25 +98,32 @@ class ExactPoses:
         """
         self._split = split
         try:
-            with self._json_caught():
+            with self._caught():
                 outputs = super().get_dataparser_outputs(split, **kwargs)
-        except torch.linalg.LinAlgError as error:
+        except (np.linalg.LinAlgError, torch.linalg.LinAlgError) as error:
             raise InputError(self._no_frame()) from error
         return self._completed(outputs)
 
     @contextmanager
-    def _json_caught(self) -> Iterator[None]:
+    def _caught(self) -> Iterator[None]:
+        """While the parser runs, what it reads and how it turns poses go through here."""
         modules = [sys.modules[parent.__module__] for parent in type(self).__mro__]
-        module = next((module for module in modules if hasattr(module, "load_from_json")), None)
-        if module is None:
-            yield
-            return
-        load = module.load_from_json
-        module.load_from_json = lambda path: self._cleaned(load(path), path)
+        caught: list[tuple[Any, str, Any]] = [(camera_utils, "auto_orient_and_center_poses", _oriented)]
+        for module in modules:
+            if hasattr(module, "load_from_json"):
+                caught.append((module, "load_from_json", partial(self._cleaned_json, module.load_from_json)))
+                break
+        before = [getattr(module, name) for module, name, _ in caught]
         try:
+            for module, name, replacement in caught:
+                setattr(module, name, replacement)
             yield
         finally:
-            module.load_from_json = load
+            for (module, name, _), original in zip(caught, before, strict=True):
+                setattr(module, name, original)
+
+    def _cleaned_json(self, load: Callable[[Path], dict[str, Any]], path: Path) -> dict[str, Any]:
+        return self._cleaned(load(path), path)
 
     def _get_all_images_and_cameras(self, recon_dir: Path) -> dict[str, Any]:
         """COLMAP's frames."""
