@@ -169,6 +169,11 @@ def test_a_similarity_of_all_poses_changes_no_camera(tmp_path, factor, said):
     np.testing.assert_allclose(lengths[1] / lengths[1].max(), lengths[0] / lengths[0].max(), atol=1e-5)
 
 
+def test_nothing_applied_is_nothing(tmp_path):
+    scene = write_scene(tmp_path / "scene", applied_transform=None, applied_scale=None)
+    assert_right(parse(NerfstudioDataParserConfig(data=scene)), scene_poses())
+
+
 @pytest.mark.parametrize("rows", [3, 4])
 @pytest.mark.parametrize("scale", [None, 2.0, 0.01])
 def test_what_was_applied_is_undone_by_exports(tmp_path, rows, scale):
@@ -196,6 +201,7 @@ def test_scenes_of_an_old_program_keep_its_transform(tmp_path):
     applied = np.array([[0.0, 1, 0, 0], [1, 0, 0, 0], [0, 0, -1, 0], [0, 0, 0, 1]])
     own = {name: np.linalg.inv(applied) @ matrix for name, matrix in scene_poses().items()}
     assert_right(parse(NerfstudioDataParserConfig(data=scene)), own)
+    assert_right(parse(NerfstudioDataParserConfig(data=scene, center_method="focus")), own)
     assert (scene / "transforms.json").read_bytes() == before
 
 

@@ -148,11 +148,10 @@ class ExactPoses:
             frame["transform_matrix"] = matrix
         applied, scale = read_similarity(meta.get("applied_transform"), meta.pop("applied_scale", None), source)
         left = np.eye(4)
-        if meta.get("applied_transform") is not None:
+        if meta.pop("applied_transform", None) is not None:
             meta["applied_transform"] = left[:3].tolist()
         elif isinstance(config, NerfstudioDataParserConfig) and (Path(config.data) / "colmap/sparse/0").exists():
             # The parser takes it for granted, and may write it into the file.
-            meta.pop("applied_transform", None)
             left[:3] = OLD_TRANSFORM
             applied = left
         self._read = _Read(source, poses, applied, scale, left)
