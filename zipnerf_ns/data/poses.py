@@ -25,9 +25,11 @@ LARGEST_BEND = 1e-2
 """Five pixels, which no rounding to three digits makes: the matrix is no rotation."""
 SAME_PLACE = 1e-9
 """Share of their distance from the origin within which cameras stand at one place: 5 mm for the 5,400 km of a northing
-in float64, whose own steps are a millionth of that."""
+in float64, whose own steps are less than a millionth of that."""
 FLOAT32_STEP = 2.0**-24
 """Largest relative error of rounding to float32."""
+SAME_PLACE_ROUNDED = 8.0 * FLOAT32_STEP
+"""The same share for positions that were written in float32: four neighboring values, which show no path."""
 LARGEST_ROUNDING = 1e-4
 """Rounding of positions, as a share of the cameras' reach: a tenth of a pixel, for what is seen from that distance."""
 SAID_SHRINKING, LARGEST_SHRINKING = 20.0, 1000.0
@@ -83,7 +85,7 @@ def check_poses(
     center = positions.mean(axis=0) if is_centered else np.zeros(3)
     reach = _reach(positions)
     if is_whole and len(poses) > 1:
-        same = 8.0 * FLOAT32_STEP if is_coarse else SAME_PLACE
+        same = SAME_PLACE_ROUNDED if is_coarse else SAME_PLACE
         if reach <= same * magnitude:
             raise InputError(
                 f"{source}: all {len(poses)} cameras stand at one place. Depth cannot be told "
