@@ -11,6 +11,7 @@ import torch
 import trimesh
 from _true_scene import surface_distance
 
+from zipnerf_ns.errors import InputError
 from zipnerf_ns.field import Radiance, ZipNerfField
 from zipnerf_ns.tools import export_mesh
 
@@ -89,6 +90,20 @@ def test_every_format_holds_the_same_mesh_in_the_models_frame(tmp_path, pipeline
     assert np.abs(colors - truth).max() <= 1.01
     stored = np.asarray(mesh.vertex_normals)
     assert (stored * (np.asarray(expected.vertex_normals) @ TRANSFORM[:, :3].numpy().T)).sum(-1).min() > 0.99
+
+
+def test_a_mesh_in_map_coordinates_needs_a_format_that_holds_them(tmp_path, pipeline):
+    """5,400 km north: float32 would have steps of half a unit; text has eight decimals."""
+    chosen = options(tmp_path, "--save-world-frame", "--resolution", "60", "--output-format", "obj")
+    near = trimesh.load(export_mesh.export(pipeline, chosen)[0], process=False, force="mesh").vertices
+    shift, transform = np.array([412345.25, 5432109.75, 312.5]), TRANSFORM.double().clone()
+    transform[:, 3] -= transform[:, :3] @ torch.from_numpy(shift)
+    pipeline.datamanager.train_dataparser_outputs.dataparser_transform = transform
+    far = trimesh.load(export_mesh.export(pipeline, chosen)[0], process=False, force="mesh").vertices
+    np.testing.assert_allclose(far - shift, near, atol=1e-6)
+    for form in ("ply", "glb"):
+        with pytest.raises(InputError, match=f"that {form}, which holds float32.*Give --output-format obj"):
+            export_mesh.export(pipeline, options(tmp_path, "--save-world-frame", "--output-format", form))
 
 
 def test_thresholds_move_the_surface_by_the_densitys_law(tmp_path, pipeline):

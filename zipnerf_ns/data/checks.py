@@ -17,7 +17,7 @@ from nerfstudio.cameras.cameras import CAMERA_MODEL_TO_TYPE
 from zipnerf_ns.errors import InputError, shorten
 
 MIN_DETERMINANT = 1e-6
-"""A camera's rotation has determinant 1 (times a scale cubed); below this it is singular."""
+"""A camera's rotation has determinant 1, times its scale cubed; below this share of that it is singular."""
 
 OPTIONAL_FILES = {
     "mask_path": "Give every image a mask (all white where everything is used), or none.",
@@ -81,7 +81,7 @@ def check_pose(matrix: Any, where: str, rows: tuple[int, ...] = (3, 4)) -> None:
         raise InputError(f"{where}: 'transform_matrix' is not a 4x4 matrix. Estimate this image's pose again.")
     if not np.isfinite(pose).all():
         raise InputError(f"{where}: the pose contains NaN or infinity. Remove the frame or estimate its pose again.")
-    if abs(np.linalg.det(pose[:3, :3])) < MIN_DETERMINANT:
+    if abs(np.linalg.det(pose[:3, :3])) <= MIN_DETERMINANT * np.abs(pose[:3, :3]).max() ** 3:
         raise InputError(f"{where}: the pose's rotation is singular. Remove the frame or estimate its pose again.")
 
 

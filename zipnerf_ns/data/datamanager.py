@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 import sys
 from dataclasses import dataclass, field
@@ -22,6 +23,7 @@ from nerfstudio.utils.rich_utils import CONSOLE
 from zipnerf_ns.cameras.rays import PixelRays
 from zipnerf_ns.data.checks import check_cameras, check_images, check_train_split
 from zipnerf_ns.data.dataparsers.colmap_images import ReducingColmapDataParser
+from zipnerf_ns.data.dataparsers.exact import exact
 from zipnerf_ns.data.dataparsers.formats import format_of
 from zipnerf_ns.data.dataparsers.multiscale import source_config
 from zipnerf_ns.data.images import CheckedDataset, check_masks, check_some_used, read_all
@@ -65,12 +67,15 @@ class ZipNerfDataManager(VanillaDataManager[CheckedDataset]):
         test_mode = kwargs.get("test_mode", args[1] if len(args) > 1 else "val")
         self._is_inference = test_mode == "inference"
         self._alpha_color = getattr(config.dataparser, "alpha_color", None)
+        # On a copy: a configuration may be used, or written down, again.
+        parser = config.dataparser
+        if parser._target is ColmapDataParser:
+            parser = dataclasses.replace(parser, _target=ReducingColmapDataParser)
+        parser = exact(parser)
         if self._alpha_color is not None:
-            # On a copy: a configuration may be used, or written down, again.
-            config = dataclasses.replace(config, dataparser=dataclasses.replace(config.dataparser, alpha_color=None))
-        if config.dataparser._target is ColmapDataParser:
-            reducing = dataclasses.replace(config.dataparser, _target=ReducingColmapDataParser)
-            config = dataclasses.replace(config, dataparser=reducing)
+            parser = dataclasses.replace(parser, alpha_color=None)
+        config = copy.copy(config)
+        config.dataparser = parser
         if not self._is_inference:
             _check_before_parsing(config)
         self.pixels: PixelStore | None = None

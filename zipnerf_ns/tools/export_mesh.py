@@ -18,6 +18,7 @@ import numpy as np
 import trimesh
 from jaxtyping import Float
 
+from zipnerf_ns.data.poses import rounds_too_much
 from zipnerf_ns.errors import InputError
 from zipnerf_ns.render.points import query_density, query_points
 from zipnerf_ns.tools.mesh.surface import (
@@ -96,10 +97,17 @@ def export(pipeline: Pipeline, options: argparse.Namespace) -> tuple[Path, MeshR
     """Writes the mesh of a pipeline; options as of :func:`parse`.
 
     Raises:
-        InputError: for an empty bounding box, too high a resolution, or a box without matter.
+        InputError: for an empty bounding box, too high a resolution, a format that rounds, or a box without matter.
     """
     model = pipeline.model.eval()
     grid = VoxelGrid.cover(options.bounding_box_min, options.bounding_box_max, options.resolution)
+    if options.save_world_frame and options.output_format != "obj":
+        box = np.array([options.bounding_box_min, options.bounding_box_max], dtype=np.float64)
+        if rounds_too_much(to_world_frame(box, *data_frame(pipeline))):
+            raise InputError(
+                f"the data set lies so far from its origin that {options.output_format}, which holds float32, would "
+                "round the mesh away. Give --output-format obj, or leave --save-world-frame out."
+            )
     threshold = options.density_threshold
     if hasattr(options, "opacity_threshold"):
         threshold = opacity_to_density(options.opacity_threshold, grid.voxel)

@@ -17,6 +17,7 @@ import numpy.typing as npt
 from nerfstudio.data.dataparsers.colmap_dataparser import ColmapDataParser, ColmapDataParserConfig
 from nerfstudio.plugins.registry_dataparser import DataParserSpecification
 
+from zipnerf_ns.data.poses import check_poses
 from zipnerf_ns.errors import InputError
 
 OUTDOOR_FACTOR, INDOOR_FACTOR = 4, 2
@@ -69,7 +70,7 @@ class MipNerf360DataParser(ColmapDataParser):
         meta = super()._get_all_images_and_cameras(recon_dir)
         meta["frames"].sort(key=lambda frame: frame["file_path"])
         if self._principal_axes:
-            _turn_to_principal_axes(meta)
+            _turn_to_principal_axes(meta, recon_dir)
         return meta
 
 
@@ -106,9 +107,10 @@ def principal_axes(positions: npt.NDArray[np.float64]) -> npt.NDArray[np.float64
     return axes
 
 
-def _turn_to_principal_axes(meta: dict[str, Any]) -> None:
+def _turn_to_principal_axes(meta: dict[str, Any], model: Path) -> None:
     """Centers all poses, turns them to their principal axes with the cameras upright, and says so in the transform."""
-    poses = np.stack([frame["transform_matrix"] for frame in meta["frames"]]).astype(np.float64)
+    matrices, names = zip(*((frame["transform_matrix"], frame["file_path"]) for frame in meta["frames"]), strict=True)
+    poses = check_poses(matrices, names, model, is_whole=False).matrices
     axes = principal_axes(poses[:, :3, 3])
     if (axes @ poses[:, :3, 1].mean(axis=0))[2] < 0:
         axes = axes * np.array([[1.0], [-1.0], [-1.0]])

@@ -23,6 +23,7 @@ from nerfstudio.plugins.registry_dataparser import DataParserSpecification
 from nerfstudio.utils.colors import get_color
 
 from zipnerf_ns.data.checks import check_images
+from zipnerf_ns.data.dataparsers.exact import exact
 from zipnerf_ns.data.dataparsers.formats import FORMATS, find_format
 from zipnerf_ns.data.dataparsers.mipnerf360 import MipNerf360DataParserConfig
 from zipnerf_ns.data.dataparsers.reduction import reduce_image, reduce_mask, write_reduced
@@ -73,7 +74,7 @@ class MultiscaleDataParser(DataParser):
     def __init__(self, config: MultiscaleDataParserConfig) -> None:
         super().__init__(config)
         _check_scales(config.scales)
-        self.source: DataParser = config.source().setup()
+        self.source: DataParser = exact(config.source()).setup()
 
     def _generate_dataparser_outputs(self, split: str = "train", **kwargs: Any) -> DataparserOutputs:
         config = self.config
