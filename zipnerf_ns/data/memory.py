@@ -43,12 +43,12 @@ def _left_by_container() -> float:
     """
     left = math.inf
     with suppress(OSError, ValueError, KeyError, StopIteration):
-        group = next(line[3:] for line in PROCESS_GROUPS.read_text().splitlines() if line.startswith("0::"))
-        folder = GROUPS / group.strip("/")
+        groups = PROCESS_GROUPS.read_text(encoding="ascii").splitlines()
+        folder = GROUPS / next(line[3:] for line in groups if line.startswith("0::")).strip("/")
         # Files that were read lie in it, too, as long as nobody needs the room.
-        notes = dict(line.split() for line in (folder / "memory.stat").read_text().splitlines())
-        used = int((folder / "memory.current").read_text()) - int(notes["inactive_file"])
-        left = max(float((folder / "memory.max").read_text().replace("max", "inf")) - used, 0.0)
+        notes = dict(line.split() for line in (folder / "memory.stat").read_text(encoding="ascii").splitlines())
+        used = int((folder / "memory.current").read_text(encoding="ascii")) - int(notes["inactive_file"])
+        left = max(float((folder / "memory.max").read_text(encoding="ascii").replace("max", "inf")) - used, 0.0)
     return left
 
 
