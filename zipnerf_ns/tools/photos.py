@@ -2,7 +2,8 @@
 
 With what pip installs alone (``pip install 'zipnerf-ns[photos,ffmpeg]'``). Photographs are turned upright and those of
 each camera share its intrinsics; of videos the sharpest frames are taken. COLMAP finds the poses, by its global
-mapper. OUT is then a data set for ``ns-train``; begun again after an interruption, the command goes on where it ended.
+mapper or, where that leaves out many, by its incremental one. OUT is then a data set for ``ns-train``; begun again
+after an interruption, the command goes on where it ended.
 """
 
 from __future__ import annotations

@@ -6,6 +6,7 @@ Everything found lies in one database file: a step that was interrupted goes on 
 from __future__ import annotations
 
 import itertools
+from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -23,11 +24,12 @@ from zipnerf_ns.tools.reconstruction.pictures import MAX_SIDE, Picture
 MIN_MATCHES = 15
 """Matches that agree with one motion of the camera, below which two pictures are not taken for related; COLMAP's."""
 MIN_POINTS = 15
-"""A picture that sees fewer points of the model has not been placed, whatever pose it was given."""
+"""A picture that shares fewer points with any other has not been placed, whatever pose it was given."""
 FEW_FEATURES = 100
 ENOUGH_PLACED = 0.9
-"""Share of the pictures below which the incremental mapper is tried, too."""
-VIEWS_FOR_CENTER = 10
+"""Share of the pictures that hang together, below which the next mapper is tried, too."""
+MAPPERS = ("global", "incremental")
+VIEWS_FOR_CENTER = 30
 """Pictures of one camera from which on its principal point is refined; fewer may bend it."""
 _CHUNK = 8
 _PAIRS_AT_ONCE = 100
@@ -130,17 +132,14 @@ class Workshop:
             InputError: if the pictures do not belong together.
         """
         together = pairs.groups(len(self.names), matching)
-        model, mapper = None, "global"
-        if len(together[0]) >= pairs.MIN_GROUP:
-            with Console().status("Poses by the global mapper"):
-                self._calibrate()
-                model = self._largest("global", self.pycolmap.global_mapping, self._global_options())
-            if _placed(model) < ENOUGH_PLACED * len(together[0]):
-                with Console().status("Poses by the incremental mapper, for the global one left out many"):
-                    options = self.pycolmap.IncrementalPipelineOptions(random_seed=SEED)
-                    other = self._largest("incremental", self.pycolmap.incremental_mapping, options)
-                if _placed(other) > _placed(model):
-                    model, mapper = other, "incremental"
+        model, mapper = None, ""
+        for name in MAPPERS if len(together[0]) >= pairs.MIN_GROUP else ():
+            if _placed(model) >= ENOUGH_PLACED * len(together[0]):
+                break
+            with Console().status(f"Poses by the {name} mapper"):
+                found = self._map(name)
+            if _placed(found) > _placed(model):
+                model, mapper = found, name
         if _placed(model) < pairs.MIN_GROUP:
             raise InputError(
                 f"these {len(self.names)} photographs do not belong together: of {self._read(_compared)} pairs "
@@ -150,23 +149,22 @@ class Workshop:
         self._refine(model)
         return Placement(model, mapper, self._reasons(model, features, matching, together))
 
-    def _calibrate(self) -> None:
-        # Without a focal length from the photographs' files, the global mapper needs one from their pairs.
-        if not all(camera.has_prior_focal_length for camera in self._read(lambda each: each.read_all_cameras())):
-            options = self.pycolmap.ViewGraphCalibrationOptions(random_seed=SEED)
-            self.pycolmap.calibrate_view_graph(self.database, options)
-
-    def _global_options(self) -> Any:
-        return self.pycolmap.GlobalPipelineOptions(random_seed=SEED, min_num_matches=MIN_MATCHES)
-
-    def _largest(self, name: str, mapping: Callable[..., dict[int, Any]], options: Any) -> Any | None:
+    def _map(self, name: str) -> Any | None:
+        """The largest model that a mapper makes, of what hangs together in it."""
         folder = self.folder / name
         folder.mkdir(exist_ok=True)
+        if name == "global":
+            # Without a focal length from the photographs' files, it needs one from their pairs.
+            if not all(camera.has_prior_focal_length for camera in self._read(lambda each: each.read_all_cameras())):
+                calibration = self.pycolmap.ViewGraphCalibrationOptions(random_seed=SEED)
+                self.pycolmap.calibrate_view_graph(self.database, calibration)
+            mapping, options = self.pycolmap.global_mapping, self.pycolmap.GlobalPipelineOptions()
+        else:
+            mapping, options = self.pycolmap.incremental_mapping, self.pycolmap.IncrementalPipelineOptions()
+        options.random_seed, options.min_num_matches = SEED, MIN_MATCHES
         models = mapping(self.database, self.images, folder, options=options).values()
         for model in models:
-            for image in [model.image(number) for number in model.reg_image_ids()]:
-                if image.num_points3D < MIN_POINTS:
-                    model.deregister_frame(image.frame_id)
+            keep_whole(model)
         return max(models, key=_placed, default=None)
 
     def _refine(self, model: Any) -> None:
@@ -175,8 +173,14 @@ class Workshop:
             camera = model.image(number).camera_id
             taken[camera] = taken.get(camera, 0) + 1
         if min(taken.values()) >= VIEWS_FOR_CENTER:
-            options = self.pycolmap.BundleAdjustmentOptions(refine_principal_point=True)
-            self.pycolmap.bundle_adjustment(model, options)
+            # By its parts, for pycolmap.bundle_adjustment cannot be kept from printing.
+            options = self.pycolmap.BundleAdjustmentOptions(refine_principal_point=True, print_summary=False)
+            config = self.pycolmap.BundleAdjustmentConfig()
+            for number in model.reg_image_ids():
+                config.add_image(number)
+            config.fix_gauge(self.pycolmap.BundleAdjustmentGauge.TWO_CAMS_FROM_WORLD)
+            self.pycolmap.create_default_bundle_adjuster(options, config, model).solve()
+            model.update_point_3d_errors()
         # About the cameras' middle, and ten units wide: numbers that a person and float32 can hold.
         model.normalize()
 
@@ -216,6 +220,25 @@ class Workshop:
             return reading(database)
         finally:
             database.close()
+
+
+def keep_whole(model: Any) -> None:
+    """Takes out of a model all pictures that do not hang together with most of the others through its points.
+
+    The global mapper gives every picture a pose: where two parts of the photographs share no points, each part fits
+    itself, the error is small, and they stand anyhow towards each other.
+    """
+    images = [model.image(number) for number in sorted(model.reg_image_ids())]
+    row = {image.image_id: index for index, image in enumerate(images)}
+    common: Counter[Pair] = Counter()
+    for point in model.points3D.values():
+        seen = sorted({row[element.image_id] for element in point.track.elements if element.image_id in row})
+        common.update(itertools.combinations(seen, 2))
+    related = [pair for pair, points in common.items() if points >= MIN_POINTS]
+    whole = set(pairs.groups(len(images), related)[0]) if images else set()
+    for index, image in enumerate(images):
+        if index not in whole:
+            model.deregister_frame(image.frame_id)
 
 
 def _numbers(database: Any) -> dict[str, int]:
