@@ -62,8 +62,7 @@ def make_scene(sources: Sequence[Path], out: Path, masks: Path | None, frames: i
         raise InputError(f"--frames must be at least {MIN_PHOTOS}.")
     import_pycolmap()
     found = find_sources(sources, masks)
-    for photo in found.photos:
-        copies.identify(photo.path)
+    each("Looked at    ", lambda photo: copies.identify(photo.path), found.photos)
     enter(out, {"photos": [_dated(each.path, each.mask) for each in found.photos], "lens": lens, "frames": frames,
                 "videos": [_dated(path) for _, path in found.videos]})  # fmt: skip
     pictures, mask_folder = gather(found, out, frames)
@@ -107,7 +106,7 @@ def gather(found: Sources, out: Path, frames: int) -> tuple[list[Picture], Path 
     if len(photos) < MIN_PHOTOS:
         raise InputError(f"{len(photos)} photographs are too few: {MIN_PHOTOS} at least, 50 to 200 for a good scene.")
     masks = out / MASKS if any(photo.mask for photo in photos) else None
-    copied = each("Photographs  ", lambda photo: copies.copy_upright(photo, out / "images", masks), photos)
+    copied = each("Copies       ", lambda photo: copies.copy_upright(photo, out / "images", masks), photos)
     cameras = {photo.stem: str(photo.video) for photo in photos if photo.video is not None}
     # Frames tell nothing of their camera: a video has one.
     return [picture._replace(camera=cameras.get(Path(picture.name).stem, picture.camera)) for picture in copied], masks

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import os
 import shutil
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import NamedTuple
 
@@ -39,6 +41,17 @@ class Picture(NamedTuple):
     has_mask: bool = False
 
 
+@contextmanager
+def _naming(path: Path) -> Iterator[None]:
+    """Within it, what a decoder says becomes an error that names the file."""
+    try:
+        yield
+    except (OSError, ValueError, SyntaxError) as error:
+        if isinstance(error, InputError):
+            raise
+        raise InputError(f"{path} cannot be read as a photograph ({error}). Replace it or take it out.") from error
+
+
 def open_photo(path: Path) -> Image.Image:
     """A photograph, not yet turned; its pixels are decoded when they are asked for, those of RAW files at once.
 
@@ -46,7 +59,7 @@ def open_photo(path: Path) -> Image.Image:
         InputError: if it cannot be read.
     """
     suffix = path.suffix.lower()
-    try:
+    with _naming(path):
         if suffix in RAW:
             import rawpy
 
@@ -60,16 +73,18 @@ def open_photo(path: Path) -> Image.Image:
 
             pillow_heif.register_heif_opener()
         return Image.open(path)
-    except (OSError, ValueError, SyntaxError) as error:
-        raise _unreadable(path, error) from error
 
 
 def identify(path: Path) -> tuple[tuple[int, int], str]:
-    """The upright size of a photograph, and what tells its camera from others; only its header is read.
+    """The upright size of a photograph, and what tells its camera from others; of most kinds only the header is read.
 
     A camera turned by a quarter has another size, by a half another distortion: each counts as one.
+
+    Raises:
+        InputError: if it cannot be read.
     """
-    with open_photo(path) as image:
+    # Whatever is decoded for its EXIF data may fail, too.
+    with _naming(path), open_photo(path) as image:
         exif = image.getexif()
         turned = exif.get(ORIENTATION, 1)
         lens = exif.get_ifd(_EXIF_IFD)
@@ -100,21 +115,16 @@ def copy_upright(photo: Photo, folder: Path, masks: Path | None) -> Picture:
 
 
 def _write_upright(path: Path, folder: Path, stem: str) -> Path:
-    try:
-        with open_photo(path) as image:
-            image.load()
-            # Of several exposures in one file (MPO) the first counts; written anew, the others are gone.
-            keeps = image.getexif().get(ORIENTATION, 1) == 1 and image.mode in ("RGB", "RGBA")
-            if keeps and image.format in ("JPEG", "PNG"):
-                target = folder / f"{stem}{'.jpg' if image.format == 'JPEG' else '.png'}"
-                write_whole(target, lambda unfinished: shutil.copyfile(path, unfinished))
-                return target
-            lossless = image.format in _LOSSLESS
-            upright = ImageOps.exif_transpose(_to_8_bits(image, path))
-    except (OSError, ValueError, SyntaxError) as error:
-        if isinstance(error, InputError):
-            raise
-        raise _unreadable(path, error) from error
+    with _naming(path), open_photo(path) as image:
+        image.load()
+        # Of several exposures in one file (MPO) the first counts; written anew, the others are gone.
+        keeps = image.getexif().get(ORIENTATION, 1) == 1 and image.mode in ("RGB", "RGBA")
+        if keeps and image.format in ("JPEG", "PNG"):
+            target = folder / f"{stem}{'.jpg' if image.format == 'JPEG' else '.png'}"
+            write_whole(target, lambda unfinished: shutil.copyfile(path, unfinished))
+            return target
+        lossless = image.format in _LOSSLESS
+        upright = ImageOps.exif_transpose(_to_8_bits(image, path))
     target = folder / f"{stem}{'.png' if lossless or upright.mode == 'RGBA' else '.jpg'}"
     # The focal length stays in the copy, which is where COLMAP looks for it.
     save(upright, target, exif=upright.getexif())
@@ -198,13 +208,9 @@ def save(image: Image.Image, target: Path, **options: object) -> None:
     write_whole(target, lambda unfinished: image.save(unfinished, **options))
 
 
-def write_whole(target: Path, write: object) -> None:
+def write_whole(target: Path, write: Callable[[Path], object]) -> None:
     """Calls ``write(path)`` for a path beside the target and moves the file into place."""
     target.parent.mkdir(parents=True, exist_ok=True)
     unfinished = target.with_name(f".{target.name}.unfinished")
     write(unfinished)
     os.replace(unfinished, target)
-
-
-def _unreadable(path: Path, error: Exception) -> InputError:
-    return InputError(f"{path} cannot be read as a photograph ({error}). Replace it or take it out.")

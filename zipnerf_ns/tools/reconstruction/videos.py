@@ -36,7 +36,7 @@ def sharpness(picture: UInt8[np.ndarray, "height width 3"]) -> float:
 
 
 def sharpest(
-    frames: Iterable[UInt8[np.ndarray, "height width 3"]],
+    frames: Iterable[Any],
     count: int,
     wanted: int,
     measure: Callable[[Any], float] = sharpness,
