@@ -190,7 +190,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options = make_parser().parse_args(rejoin(sys.argv[1:] if arguments is None else arguments))
     try:
         # First of all, for without it there is nothing else to mend.
-        _pycolmap()
+        import_pycolmap()
         check_paths(options)
         options.function(options)
     except CommandError as error:
