@@ -163,3 +163,5 @@ def test_intrinsics_stand_once_where_all_share_them_and_the_largest_comes_first(
     assert "fl_x" not in two and [frame["file_path"] for frame in two["frames"]] == ["images/1.jpg", "images/0.jpg"]
     assert [frame["w"] for frame in two["frames"]] == [30, 12] and two["frames"][0].items() >= lens.items()
     assert two["frames"][0]["mask_path"] == "masks/1.jpg.png"
+    fisheye = writing.intrinsics(SimpleNamespace(**{**vars(small), "model_name": "OPENCV_FISHEYE"}))
+    assert [fisheye[name] for name in ("k1", "k2", "k3", "k4")] == [0.1, 0.2, 0.3, 0.4] and "p1" not in fisheye

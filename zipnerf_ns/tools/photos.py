@@ -36,6 +36,8 @@ ORDER = "order.json"
 LENSES = {"perspective": "OPENCV", "fisheye": "OPENCV_FISHEYE"}
 """COLMAP's camera models, which are Nerfstudio's too."""
 FRAMES = 200
+MOST_THREADS = 4
+"""Each holds a photograph in floats while it reduces it: of 48 megapixels, one gigabyte."""
 FEW_PLACED = 0.9
 LARGE_ERROR = 1.5
 """Share of placed photographs, and mean reprojection error in pixels, at which a warning is due."""
@@ -128,7 +130,7 @@ def reduce(pictures: Sequence[Picture], out: Path, masks: Path | None) -> None:
 def each(description: str, function: Callable[[Item], Result], items: Iterable[Item]) -> list[Result]:
     """The function of every item, by several threads, with a progress bar; the first error ends it."""
     items = list(items)
-    with ThreadPoolExecutor() as pool, get_progress(description) as progress:
+    with ThreadPoolExecutor(MOST_THREADS) as pool, get_progress(description) as progress:
         pending = [pool.submit(function, item) for item in items]
         try:
             return [future.result() for future in progress.track(pending)]

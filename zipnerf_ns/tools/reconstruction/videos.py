@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -71,6 +72,8 @@ def open_video(path: Path) -> Footage:
     """
     import imageio_ffmpeg
 
+    # It warns of every video that is shown turned.
+    logging.getLogger("imageio_ffmpeg").setLevel(logging.ERROR)
     try:
         reader = imageio_ffmpeg.read_frames(str(path), pix_fmt="rgb24")
         about = next(reader)
@@ -78,7 +81,10 @@ def open_video(path: Path) -> Footage:
         raise InputError(f"{path} cannot be read as a video. Write it anew as MP4, or give photographs.") from error
     width, height = about["size"]
     frames = (np.frombuffer(data, np.uint8).reshape(height, width, 3) for data in reader)
-    count = max(round(about["duration"] * about["fps"]), 1) if np.isfinite(about["duration"]) else 1
+    count = round(about["duration"] * about["fps"])
+    if count < 1:
+        # Some files, as browsers record them, do not say how long they are.
+        count = max(imageio_ffmpeg.count_frames_and_secs(str(path))[0], 1)
     return Footage((width, height), count, frames)
 
 
