@@ -77,8 +77,9 @@ def test_nerfstudio_reads_the_scene_with_its_points_and_masks(scene: Path):
 
 
 def test_the_same_command_goes_on_where_it_ended(scene: Path, taken: Path, pycolmap, monkeypatch, capsys):
-    """Features and matches are not found anew, and what is said at the end names what was left out."""
+    """Features are not found anew, what is said at the end names what was left out, and large pictures are reduced."""
     before = json.loads((scene / "transforms.json").read_text())
+    monkeypatch.setattr(photos.copies, "MAX_SIDE", WIDTH // 2)
     monkeypatch.setattr(pycolmap, "extract_features", lambda *_, **__: pytest.fail("features were found anew"))
     assert photos.main([str(taken), str(scene), "--remove-work"]) == 0
     said = capsys.readouterr().out
@@ -87,6 +88,11 @@ def test_the_same_command_goes_on_where_it_ended(scene: Path, taken: Path, pycol
     assert "1 masks kept" in said and said.rstrip().endswith(f"ns-train zipnerf --data {scene}")
     after = json.loads((scene / "transforms.json").read_text())
     assert [frame["file_path"] for frame in after["frames"]] == [frame["file_path"] for frame in before["frames"]]
+    config = NerfstudioDataParserConfig(data=scene, eval_mode="all", downscale_factor=2)
+    outputs = config.setup().get_dataparser_outputs("train")
+    for path in [*outputs.image_filenames, *outputs.mask_filenames]:
+        with Image.open(path) as reduced:
+            assert reduced.size == (WIDTH // 2, HEIGHT // 2)
     # Without its work the folder is a scene like any other, which is not written over.
     assert photos.main([str(taken), str(scene)]) == 1
     assert "exists and was not made by this command" in capsys.readouterr().err
