@@ -88,7 +88,7 @@ def test_data_kinds(tmp_path: Path):
 def test_photographs_alone_are_explained(tmp_path: Path):
     """A folder of photographs, and one that is not there, each get an answer that helps."""
     write_pictures(tmp_path, 16, 12, (1,))
-    with pytest.raises(DemoError, match="ns-process-data images"):
+    with pytest.raises(DemoError, match="python -m zipnerf_ns.tools.photos"):
         data_arguments(tmp_path, 400)
     with pytest.raises(DemoError, match="does not exist"):
         data_arguments(tmp_path / "nowhere", 400)
@@ -192,6 +192,28 @@ def test_machine_that_is_not_ready(monkeypatch: pytest.MonkeyPatch, tmp_path: Pa
     assert demo.main(["--output-dir", str(tmp_path)]) == 1
     said = capsys.readouterr()
     assert "what to do" in said.out and f"see {name} above" in said.err
+
+
+def test_photographs_get_their_poses_first(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys):
+    """And what trains is the scene that was made of them."""
+    write_pictures(tmp_path / "mine", 16, 12, (1,))
+    scene = tmp_path / "out/mine_scene"
+    commands = []
+
+    def run_step(name: str, command: list[str], *_: object, **__: object) -> float:
+        commands.append(command)
+        if len(commands) == 2:
+            raise DemoError("far enough")
+        scene.mkdir(parents=True)
+        (scene / "transforms.json").touch()
+        return 0.0
+
+    monkeypatch.setattr(demo, "check_all", lambda: [])
+    monkeypatch.setattr(demo, "run_step", run_step)
+    assert demo.main(["--data", str(tmp_path / "mine"), "--output-dir", str(tmp_path / "out")]) == 1
+    assert "far enough" in capsys.readouterr().err
+    assert commands[0][1:] == ["-m", "zipnerf_ns.tools.photos", str(tmp_path / "mine"), str(scene)]
+    assert commands[1][commands[1].index("--data") + 1] == str(scene)
 
 
 def test_steps_must_be_positive(capsys):

@@ -27,7 +27,7 @@ class CommandError(Exception):
 
 def extract_features(options: argparse.Namespace) -> None:
     """Finds the features of all images in a folder, which one camera took or many, and writes them to a database."""
-    pycolmap = _pycolmap()
+    pycolmap = import_pycolmap()
     reader = pycolmap.ImageReaderOptions(camera_model=options.camera_model)
     if options.camera_mask_path is not None:
         reader.camera_mask_path = str(options.camera_mask_path)
@@ -52,7 +52,7 @@ def match_features(options: argparse.Namespace) -> None:
             "the vocabulary tree that nerfstudio downloads is in the format of COLMAP before 3.12. Give "
             "--matching-method exhaustive for photos, --matching-method sequential for a video."
         )
-    pycolmap = _pycolmap()
+    pycolmap = import_pycolmap()
     match = pycolmap.match_exhaustive if options.command == "exhaustive_matcher" else pycolmap.match_sequential
     match(options.database_path, device=_device(pycolmap, options.use_gpu))
 
@@ -63,7 +63,7 @@ def map_incrementally(options: argparse.Namespace) -> None:
     Raises:
         CommandError: if no two images could be related.
     """
-    pycolmap = _pycolmap()
+    pycolmap = import_pycolmap()
     settings = pycolmap.IncrementalPipelineOptions(ba_global_function_tolerance=options.function_tolerance)
     models = pycolmap.incremental_mapping(
         options.database_path, options.image_path, options.output_path, options=settings
@@ -79,7 +79,7 @@ def map_incrementally(options: argparse.Namespace) -> None:
 
 def adjust_bundle(options: argparse.Namespace) -> None:
     """Refines a model's poses, points and intrinsics together."""
-    pycolmap = _pycolmap()
+    pycolmap = import_pycolmap()
     model = pycolmap.Reconstruction(options.input_path)
     settings = pycolmap.BundleAdjustmentOptions(refine_principal_point=options.refine_principal_point)
     pycolmap.bundle_adjustment(model, settings)
@@ -94,7 +94,12 @@ def exchange(first: Path, second: Path) -> None:
     aside.rename(second)
 
 
-def _pycolmap() -> Any:
+def import_pycolmap() -> Any:
+    """The package, seeded.
+
+    Raises:
+        CommandError: if it is not installed.
+    """
     if importlib.util.find_spec("pycolmap") is None:
         raise CommandError("pycolmap is not installed: pip install 'pycolmap>=4,<5'.")
     import pycolmap
@@ -147,7 +152,7 @@ def _version_line() -> str:
     say that COLMAP is missing, where the first command says what to install."""
     if importlib.util.find_spec("pycolmap") is None:
         return "pycolmap is not installed."
-    return f"COLMAP {_pycolmap().__version__} (the package pycolmap)"
+    return f"COLMAP {import_pycolmap().__version__} (the package pycolmap)"
 
 
 def rejoin(arguments: Sequence[str]) -> list[str]:
@@ -185,7 +190,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options = make_parser().parse_args(rejoin(sys.argv[1:] if arguments is None else arguments))
     try:
         # First of all, for without it there is nothing else to mend.
-        _pycolmap()
+        import_pycolmap()
         check_paths(options)
         options.function(options)
     except CommandError as error:

@@ -1,8 +1,8 @@
 """The whole way once: scene, training, evaluation on held-out views, and a video.
 
 ``python -m zipnerf_ns.tools.demo`` runs the same ``ns-train``, ``ns-eval`` and ``ns-render`` that a person
-would, on the built-in scene or, with ``--data FOLDER``, on one with camera poses. What each command printed
-is kept beside its results.
+would, on the built-in scene or, with ``--data FOLDER``, on one with camera poses or on photographs, whose poses it has
+found first. What each command printed is kept beside its results.
 """
 
 from __future__ import annotations
@@ -22,6 +22,7 @@ import torch
 import tyro
 from PIL import Image
 
+from zipnerf_ns.data.dataparsers.formats import find_format
 from zipnerf_ns.tools import programs
 from zipnerf_ns.tools.demo_scene import write_scene
 from zipnerf_ns.tools.programs import CONFIG, METRICS, PICTURES, VIDEO, DemoError
@@ -161,7 +162,7 @@ def demo(data: Path | None = None, output_dir: Path = Path("outputs"), steps: in
     """Trains, evaluates and renders a scene once, with the programs that you would use.
 
     Args:
-        data: data set with camera poses; by default the built-in scene.
+        data: data set with camera poses, or photographs and videos; by default the built-in scene.
         output_dir: folder for all results.
         steps: training steps; by default as many as suit the machine.
 
@@ -185,6 +186,9 @@ def demo(data: Path | None = None, output_dir: Path = Path("outputs"), steps: in
             scene = write_scene(output_dir / "demo_scene", workers=os.cpu_count() or 1)
         except (OSError, ValueError) as error:
             raise DemoError(f"the built-in scene could not be written: {error}") from error
+    elif scene.exists() and find_format(scene) is None:
+        scene = output_dir / f"{scene.resolve().name}_scene"
+        run_step("camera poses", programs.photos_command(data, scene), folder / "photos.log")
     steps_taken = machine.steps if steps is None else steps
     train = programs.train_command(folder, scene, machine, steps_taken)
     seconds = run_step(f"training, {steps_taken} steps", train, folder / "train.log", hides_config=True)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -59,7 +60,7 @@ def data_arguments(data: Path, longest_side: int) -> list[str]:
     if found is None:
         raise DemoError(
             f"{data} has no camera poses ({', '.join(row.marker for row in FORMATS)}). For a folder of photos, "
-            f"find them with COLMAP first:\n  ns-process-data images --data {data} --output-dir data/mine\n"
+            f"find them first:\n  python -m zipnerf_ns.tools.photos {data} data/mine\n"
             "then give data/mine here."
         )
     factor = ["--downscale-factor", str(downscale_factor(data, longest_side))] if found.reads_reduced else []
@@ -82,6 +83,11 @@ def downscale_factor(data: Path, longest_side: int) -> int:
     while side > longest_side * factor and (data / f"images_{2 * factor}").is_dir():
         factor *= 2
     return factor
+
+
+def photos_command(photos: Path, scene: Path) -> list[str]:
+    """What makes a scene of a folder of photographs and videos, going on where it ended before."""
+    return [sys.executable, "-m", "zipnerf_ns.tools.photos", str(photos), str(scene)]
 
 
 def train_command(folder: Path, data: Path, machine: Machine, steps: int) -> list[str]:
