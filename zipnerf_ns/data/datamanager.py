@@ -15,16 +15,14 @@ from torch import Tensor
 from nerfstudio.cameras.cameras import Cameras, CameraType
 from nerfstudio.cameras.rays import RayBundle
 from nerfstudio.data.datamanagers.base_datamanager import VanillaDataManager, VanillaDataManagerConfig
-from nerfstudio.data.dataparsers.colmap_dataparser import ColmapDataParser
 from nerfstudio.data.dataparsers.nerfstudio_dataparser import NerfstudioDataParserConfig
 from nerfstudio.data.utils.dataloaders import FixedIndicesEvalDataloader, RandIndicesEvalDataloader
 from nerfstudio.utils.rich_utils import CONSOLE
 
 from zipnerf_ns.cameras.rays import PixelRays
 from zipnerf_ns.data.checks import check_cameras, check_images, check_train_split
-from zipnerf_ns.data.dataparsers.colmap_images import ReducingColmapDataParser
 from zipnerf_ns.data.dataparsers.exact import exact
-from zipnerf_ns.data.dataparsers.formats import format_of
+from zipnerf_ns.data.dataparsers.formats import format_of, with_reader
 from zipnerf_ns.data.dataparsers.multiscale import source_config
 from zipnerf_ns.data.images import CheckedDataset, check_masks, check_some_used, read_all
 from zipnerf_ns.data.metadata import SCENE_HINTS, SceneHints, area_weights, find_scales
@@ -68,14 +66,9 @@ class ZipNerfDataManager(VanillaDataManager[CheckedDataset]):
         self._is_inference = test_mode == "inference"
         self._alpha_color = getattr(config.dataparser, "alpha_color", None)
         # On a copy: a configuration may be used, or written down, again.
-        parser = config.dataparser
-        if parser._target is ColmapDataParser:
-            parser = dataclasses.replace(parser, _target=ReducingColmapDataParser)
-        parser = exact(parser)
-        if self._alpha_color is not None:
-            parser = dataclasses.replace(parser, alpha_color=None)
-        config = copy.copy(config)
-        config.dataparser = parser
+        config, parser = copy.copy(config), exact(with_reader(config.dataparser))
+        changes = {} if self._alpha_color is None else {"alpha_color": None}
+        config.dataparser = dataclasses.replace(parser, **changes)
         if not self._is_inference:
             _check_before_parsing(config)
         self.pixels: PixelStore | None = None
@@ -114,11 +107,8 @@ class ZipNerfDataManager(VanillaDataManager[CheckedDataset]):
         factor = source.downscale_factor
         if factor is None:
             parser = source.setup()
-            try:
-                parser.get_dataparser_outputs("train")
-            except OSError:
-                # Without images nothing tells their size: full is what most have.
-                return cameras
+            # Where no image tells its size it is the full one, as most have it.
+            parser.get_dataparser_outputs("train")
             factor = parser.downscale_factor
         if factor == 1:
             return cameras
@@ -284,7 +274,7 @@ def _check_before_parsing(config: ZipNerfDataManagerConfig) -> None:
     parser = source_config(dataclasses.replace(parser, data=data))
     scene_format = format_of(parser)
     if scene_format is not None:
-        scene_format.check(data)
+        scene_format.check(parser)
 
 
 def _check_outputs(outputs) -> bool:

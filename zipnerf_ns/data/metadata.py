@@ -5,7 +5,6 @@ The scale of an image is the side of its pixels in pixels of the full-resolution
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,6 +14,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from zipnerf_ns.data.transforms import read_transforms, transforms_file
 from zipnerf_ns.errors import InputError
 
 SCENE_HINTS = "zipnerf_scene_hints"
@@ -56,8 +56,8 @@ def find_scales(
     """
     if metadata is not None and SCALES in metadata:
         return tuple(metadata[SCALES])
-    path = data if data.suffix == ".json" else data / "transforms.json"
-    frames = json.loads(path.read_text(encoding="utf-8"))["frames"] if path.is_file() else []
+    path = transforms_file(data)
+    frames = read_transforms(path, needs_images=False).meta["frames"] if path.is_file() else []
     known = {
         path.parent / frame["file_path"]: _scale_of_frame(frame.get(FRAME_KEY, 1), f"{path}: frame {index}")
         for index, frame in enumerate(frames)

@@ -20,7 +20,7 @@ import tyro
 from scipy.spatial.transform import Rotation
 from tyro.conf import Positional, arg
 
-from zipnerf_ns.data.checks import check_transforms
+from zipnerf_ns.data.transforms import read_transforms
 from zipnerf_ns.errors import InputError
 
 Splits = Literal["all", "train"]
@@ -59,7 +59,7 @@ def disturb_scene(
         raise InputError(f"{output} exists already. Name a new folder for the disturbed scene.")
     if scene in output.parents:
         raise InputError(f"{output} lies within the scene, whose files it would link to. Name a folder outside of it.")
-    check_transforms(scene / "transforms.json")
+    read_transforms(scene / "transforms.json")
     meta = json.loads((scene / "transforms.json").read_text(encoding="utf-8"))
     text = json.dumps(disturb_meta(meta, degrees, percent, seed, splits), indent=2) + "\n"
     output.mkdir(parents=True)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 
 from nerfstudio.data.dataparsers.colmap_dataparser import ColmapDataParserConfig
+from nerfstudio.data.dataparsers.phototourism_dataparser import PhototourismDataParserConfig
 
 from zipnerf_ns.data.dataparsers.formats import FORMATS, find_format, format_of
 from zipnerf_ns.data.dataparsers.multiscale import MultiscaleDataParserConfig
@@ -21,4 +22,5 @@ def test_each_format_is_found_by_its_marker(tmp_path, row):
 
 def test_a_file_is_transforms_and_other_parsers_have_no_row(tmp_path):
     assert find_format(tmp_path / "other.json") is FORMATS[0]
-    assert format_of(ColmapDataParserConfig()) is None
+    assert format_of(PhototourismDataParserConfig()) is None
+    assert format_of(ColmapDataParserConfig()).name == "colmap"

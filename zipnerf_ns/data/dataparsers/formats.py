@@ -2,16 +2,30 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from nerfstudio.data.dataparsers.base_dataparser import DataParserConfig
+from nerfstudio.data.dataparsers.base_dataparser import DataParser, DataParserConfig
 from nerfstudio.data.dataparsers.blender_dataparser import BlenderDataParserConfig
+from nerfstudio.data.dataparsers.colmap_dataparser import ColmapDataParserConfig
+from nerfstudio.data.dataparsers.instant_ngp_dataparser import InstantNGPDataParserConfig
 from nerfstudio.data.dataparsers.nerfstudio_dataparser import NerfstudioDataParserConfig
 
-from zipnerf_ns.data.checks import check_transforms
-from zipnerf_ns.data.dataparsers.mipnerf360 import MipNerf360DataParserConfig
+from zipnerf_ns.data.checks import check_train_split
+from zipnerf_ns.data.dataparsers.colmap import ColmapReader, check_colmap
+from zipnerf_ns.data.dataparsers.mipnerf360 import MipNerf360DataParser, MipNerf360DataParserConfig
+from zipnerf_ns.data.dataparsers.readers import (
+    BlenderReader,
+    Checked,
+    InstantNGPReader,
+    NerfstudioReader,
+    split_file,
+    tell,
+)
+from zipnerf_ns.data.transforms import read_transforms, transforms_file
+from zipnerf_ns.errors import shorten
 
 
 class SceneFormat(NamedTuple):
@@ -23,8 +37,10 @@ class SceneFormat(NamedTuple):
     """What in the scene's folder tells the format."""
     parser: type[DataParserConfig]
     """Configuration of the parser that reads it."""
-    check: Callable[[Path], None] = lambda data: None
-    """Checks the scene's files before the parser reads them; takes the folder or file that ``--data`` names."""
+    reader: type[DataParser]
+    """Reads it, for whoever reads through :func:`with_reader`."""
+    check: Callable[[Any], None]
+    """Checks the scene's files, all splits of them, before any is parsed; takes the parser's configuration."""
     is_bounded: bool = False
     """Whether everything lies within the scene box."""
     reads_reduced: bool = False
@@ -37,42 +53,57 @@ class SceneFormat(NamedTuple):
     """The parser's setting for half the side of the scene box; None where it has none."""
 
 
-def _transforms(data: Path) -> Path:
-    return data if data.suffix == ".json" else data / "transforms.json"
+def _check_transforms(config: DataParserConfig) -> None:
+    path = transforms_file(config.data)
+    check_train_split(len(_read_telling(path)), path)
 
 
-def _check_nerfstudio(data: Path) -> None:
-    check_transforms(_transforms(data))
+def _check_blender(config: DataParserConfig) -> None:
+    trained = {Path(frame["file_path"]) for frame in _read_telling(split_file(config.data, "train"))}
+    for path in dict.fromkeys(split_file(config.data, split) for split in ("val", "test")):
+        held_out = {Path(frame["file_path"]) for frame in _read_telling(path)}
+        if both := sorted(map(str, held_out & trained)):
+            tell(f"{path}: {shorten(both)} is held out and trained on: its PSNR says little.")
+
+
+def _check_colmap(config: ColmapDataParserConfig) -> None:
+    check_colmap(config, tells=True)
+
+
+def _read_telling(path: Path) -> list[dict[str, Any]]:
+    """The frames of a file whose images are all there; says what was chosen."""
+    meta, warnings = read_transforms(path)
+    for warning in warnings:
+        tell(warning)
+    return meta["frames"]
 
 
 def _names_points(data: Path) -> bool:
     # Without the file nerfstudio would ask on the terminal.
-    return '"ply_file_path"' in _transforms(data).read_text(encoding="utf-8")
-
-
-def _check_blender(data: Path) -> None:
-    for split in ("train", "val", "test"):
-        path = data / f"transforms_{split}.json"
-        if split == "train" or path.exists():
-            check_transforms(path, is_blender=True)
+    return '"ply_file_path"' in transforms_file(data).read_text(encoding="utf-8")
 
 
 FORMATS = (
     SceneFormat(
-        "nerfstudio", "transforms.json", NerfstudioDataParserConfig, check=_check_nerfstudio, reads_reduced=True,
-        has_points=_names_points, box_setting="scene_scale",
+        "nerfstudio", "transforms.json", NerfstudioDataParserConfig, NerfstudioReader, _check_transforms,
+        reads_reduced=True, has_points=_names_points, box_setting="scene_scale",
         own_frame={"orientation_method": "none", "center_method": "none", "auto_scale_poses": False},
     ),
     SceneFormat(
-        "blender", "transforms_train.json", BlenderDataParserConfig, check=_check_blender, is_bounded=True,
+        "blender", "transforms_train.json", BlenderDataParserConfig, BlenderReader, _check_blender, is_bounded=True,
         own_frame={"alpha_color": None},
     ),
-    # COLMAP's models are checked by their parser.
     SceneFormat(
-        "mipnerf360", "sparse/0", MipNerf360DataParserConfig, reads_reduced=True, has_points=lambda data: True
+        "mipnerf360", "sparse", MipNerf360DataParserConfig, MipNerf360DataParser, _check_colmap,
+        reads_reduced=True, has_points=lambda data: True,
     ),
 )  # fmt: skip
-"""The formats; the first whose marker is there is a scene's."""
+"""The formats that a folder shows; the first whose marker is there is a scene's."""
+ASKED_FOR = (
+    SceneFormat("instant-ngp", "", InstantNGPDataParserConfig, InstantNGPReader, _check_transforms),
+    SceneFormat("colmap", "", ColmapDataParserConfig, ColmapReader, _check_colmap, reads_reduced=True),
+)
+"""Formats that are read where their parser is named: their folders look like others'."""
 
 
 def find_format(data: Path) -> SceneFormat | None:
@@ -84,4 +115,18 @@ def find_format(data: Path) -> SceneFormat | None:
 
 def format_of(parser: DataParserConfig) -> SceneFormat | None:
     """The format that a parser reads; None for those without a row, such as Nerfstudio's other parsers."""
-    return next((row for row in FORMATS if isinstance(parser, row.parser)), None)
+    rows = {row.parser: row for row in (*FORMATS, *ASKED_FOR)}
+    return next((rows[kind] for kind in type(parser).__mro__ if kind in rows), None)
+
+
+def with_reader(parser: DataParserConfig) -> DataParserConfig:
+    """A copy of a parser's configuration that sets up our reader of its format.
+
+    Whatever a parser raises that has no reader here becomes one line, too.
+    """
+    row, target = format_of(parser), parser._target
+    if issubclass(target, Checked):
+        return parser
+    if row is not None and issubclass(row.reader, target):
+        return dataclasses.replace(parser, _target=row.reader)
+    return dataclasses.replace(parser, _target=type(target.__name__, (Checked, target), {}))

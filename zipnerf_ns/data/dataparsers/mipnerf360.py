@@ -17,6 +17,7 @@ import numpy.typing as npt
 from nerfstudio.data.dataparsers.colmap_dataparser import ColmapDataParser, ColmapDataParserConfig
 from nerfstudio.plugins.registry_dataparser import DataParserSpecification
 
+from zipnerf_ns.data.dataparsers.colmap import FoundModel, check_colmap
 from zipnerf_ns.data.poses import check_poses
 from zipnerf_ns.errors import InputError
 
@@ -47,7 +48,7 @@ class MipNerf360DataParserConfig(ColmapDataParserConfig):
     """Whether to load COLMAP's points: splatfacto starts from them, radiance fields do not use them."""
 
 
-class MipNerf360DataParser(ColmapDataParser):
+class MipNerf360DataParser(FoundModel, ColmapDataParser):
     """Nerfstudio's COLMAP parser with the reference's order, sizes and axes."""
 
     config: MipNerf360DataParserConfig
@@ -60,7 +61,8 @@ class MipNerf360DataParser(ColmapDataParser):
         super().__init__(config)
 
     def _generate_dataparser_outputs(self, split: str = "train", **kwargs: Any) -> Any:
-        _check_layout(self.config)
+        # Whether there is a model at all comes before how its folder is named.
+        check_colmap(self.config)
         self._downscale_factor = published_factor(self.config)
         _check_reduced_images(self.config, self._downscale_factor)
         return super()._generate_dataparser_outputs(split, **kwargs)
@@ -121,16 +123,6 @@ def _turn_to_principal_axes(meta: dict[str, Any], model: Path) -> None:
     applied = np.eye(4)
     applied[:3] = meta.get("applied_transform", applied[:3])
     meta["applied_transform"] = (turn @ applied)[:3].tolist()
-
-
-def _check_layout(config: MipNerf360DataParserConfig) -> None:
-    folder = config.data / config.colmap_path
-    has_model = any((folder / f"cameras.{kind}").is_file() for kind in ("bin", "txt"))
-    if not has_model:
-        raise InputError(
-            f"{folder} holds no COLMAP model (cameras.bin or cameras.txt). Give the folder of one scene with --data; "
-            "a model elsewhere is named with --colmap-path."
-        )
 
 
 def _check_reduced_images(config: MipNerf360DataParserConfig, factor: int) -> None:

@@ -24,7 +24,7 @@ from nerfstudio.utils.colors import get_color
 
 from zipnerf_ns.data.checks import check_images
 from zipnerf_ns.data.dataparsers.exact import exact
-from zipnerf_ns.data.dataparsers.formats import FORMATS, find_format
+from zipnerf_ns.data.dataparsers.formats import FORMATS, find_format, with_reader
 from zipnerf_ns.data.dataparsers.mipnerf360 import MipNerf360DataParserConfig
 from zipnerf_ns.data.dataparsers.reduction import reduce_image, reduce_mask, write_reduced
 from zipnerf_ns.data.metadata import SCALES, find_scales
@@ -56,7 +56,7 @@ class MultiscaleDataParserConfig(DataParserConfig):
         """The configuration of the parser that reads this scene at its full size."""
         # Where nothing is found the last one says what it misses.
         found = find_format(self.data) or FORMATS[-1]
-        return dataclasses.replace(getattr(self, found.name), data=self.data)
+        return with_reader(dataclasses.replace(getattr(self, found.name), data=self.data))
 
 
 def source_config(config: DataParserConfig) -> DataParserConfig:
