@@ -135,8 +135,8 @@ def _read_model(folder: Path, kind: str) -> dict[int, Any]:
         numbers = np.concatenate([image.qvec, image.tvec])
         if not np.isfinite(numbers).all() or abs(np.linalg.norm(image.qvec) - 1.0) > MOST_OFF_UNIT:
             raise InputError(
-                f"{folder / f'images.{kind}'}: {image.name} has NaN in its pose, or a quaternion that is no rotation: {' '.join(map(str, numbers))}. "
-                "Remove the image from the model, or estimate it again."
+                f"{folder / f'images.{kind}'}: {image.name} has NaN in its pose, or a quaternion that is no "
+                f"rotation: {' '.join(map(str, numbers))}. Remove the image from the model, or estimate it again."
             )
     if kind == "txt" and is_file(folder / "cameras.bin"):
         for name, found in (("cameras", cameras), ("images", images)):
