@@ -1,8 +1,9 @@
 """A program: runs command lines of nerfstudio's programs in copies of itself, which has imported what all of them do.
 
-Reads a JSON list of command lines (lists of words) from standard input. Each copy runs the program's own script; what
-it prints goes to a file of its number in the folder named first, and its return code to a file beside it. Importing
-nerfstudio takes a program longer than what tests ask of it.
+Reads a JSON list of command lines (lists of words) from standard input, each perhaps after settings of the environment
+(NAME=value). Each copy runs the program's own script, or after ``python -m`` a module; what it prints goes to a file of
+its number in the folder named first, and its return code to a file beside it. Importing nerfstudio takes a program
+longer than what tests ask of it.
 """
 
 from __future__ import annotations
@@ -23,6 +24,13 @@ def run(command: list[str], log: Path) -> None:
     with log.open("w") as output:
         os.dup2(output.fileno(), 1)
         os.dup2(output.fileno(), 2)
+    while "=" in command[0]:
+        name, value = command.pop(0).split("=", 1)
+        os.environ[name] = value
+    if command[:2] == ["python", "-m"]:
+        sys.argv = command[2:]
+        runpy.run_module(command[2], run_name="__main__", alter_sys=True)
+        return
     script = shutil.which(command[0])
     sys.argv = [script, *command[1:]]
     runpy.run_path(script, run_name="__main__")

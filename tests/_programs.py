@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import json
 import subprocess
 import sys
@@ -28,6 +29,15 @@ def train_command(data: Path, output: Path, *options: str | int | Path) -> list[
     named = ["--data", data, "--output-dir", output, "--experiment-name", "e2e", "--timestamp", "run"]
     viewer = ["--viewer.websocket-port", free_port()]
     return [str(part) for part in ["ns-train", "zipnerf-lite", *named, *SMALL, *viewer, *options]]
+
+
+def has_libusb() -> bool:
+    """Whether open3d, and with it ns-export, loads here."""
+    try:
+        ctypes.CDLL("libusb-1.0.so.0")
+    except OSError:
+        return False
+    return True
 
 
 class Programs:

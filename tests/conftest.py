@@ -25,7 +25,7 @@ os.environ.setdefault("OMP_NUM_THREADS", str(max(1, min(os.cpu_count() or 1, 4) 
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 torch.set_num_threads(int(os.environ["OMP_NUM_THREADS"]))
 
-LONG = ("test_viewer_browser", "test_end_to_end_exports", "test_end_to_end", "test_own_photos")
+LONG = ("test_viewer_browser", "test_end_to_end_exports", "test_end_to_end", "test_moved_run", "test_own_photos")
 """Files whose tests mostly wait for programs."""
 
 

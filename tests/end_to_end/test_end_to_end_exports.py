@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import ctypes
 import json
 import math
 import shutil
@@ -13,7 +12,7 @@ import numpy as np
 import open3d
 import pytest
 import trimesh
-from _programs import Programs, train_command
+from _programs import Programs, has_libusb, train_command
 from _true_scene import surface_distance
 from PIL import Image
 
@@ -40,14 +39,6 @@ def camera_path() -> dict:
         views.append({"camera_to_world": matrix.ravel().tolist(), "fov": 45.0 + 20.0 * index, "aspect": WIDTH / HEIGHT})
     size = {"render_width": WIDTH, "render_height": HEIGHT}
     return {"camera_type": "perspective", **size, "fps": 4, "seconds": VIEWS / 4, "camera_path": views}
-
-
-def has_libusb() -> bool:
-    try:
-        ctypes.CDLL("libusb-1.0.so.0")
-    except OSError:
-        return False
-    return True
 
 
 @pytest.fixture(scope="module")

@@ -25,7 +25,7 @@ from _scenes import (
 from nerfstudio.utils.rich_utils import CONSOLE
 
 from zipnerf_ns.encoding import HashGridConfig
-from zipnerf_ns.engine.checkpoints import latest_checkpoint
+from zipnerf_ns.engine.checkpoints import checkpoints_in
 from zipnerf_ns.engine.trainer import ZipNerfTrainerConfig
 from zipnerf_ns.errors import InputError
 from zipnerf_ns.model_config import ZipNerfModelConfig, check_table_memory
@@ -211,7 +211,10 @@ def test_tables_that_fit_pass_and_the_largest_is_named():
         check_table_memory(config, device)
 
 
-def test_latest_checkpoint_is_the_one_of_the_highest_step(tmp_path):
-    for name in ("step-000000900.ckpt", "step-000010000.ckpt", "step-000002000.ckpt", "notes.txt"):
+def test_checkpoints_are_told_from_what_else_lies_among_them(tmp_path):
+    steps = (900, 10_000, 2000)
+    others = ("notes.txt", ".DS_Store", "._step-000010001.ckpt", "step-000010002.ckpt.part", "step-copy.ckpt")
+    for name in (*(f"step-{step:09d}.ckpt" for step in steps), *others):
         (tmp_path / name).touch()
-    assert latest_checkpoint(tmp_path).name == "step-000010000.ckpt"
+    assert checkpoints_in(tmp_path) == {step: tmp_path / f"step-{step:09d}.ckpt" for step in steps}
+    assert checkpoints_in(tmp_path / "nowhere") == {}

@@ -14,7 +14,7 @@ from PIL import Image
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from zipnerf_ns.engine import trainer as trainer_module
-from zipnerf_ns.engine.event_pictures import take_pictures
+from zipnerf_ns.engine.progress import take_pictures
 
 writer = trainer_module.writer
 

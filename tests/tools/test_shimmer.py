@@ -49,7 +49,7 @@ def test_the_camera_moves_by_a_part_of_a_pixel_and_looks_at_the_scene():
 def test_a_renderer_that_is_exact_is_calmer_than_few_samples(monkeypatch, capsys):
     for name, value in {"TRUTH_SAMPLES": 36, "COUNT": 3, "WIDTH": 32, "HEIGHT": 24}.items():
         monkeypatch.setattr(shimmer, name, value)
-    monkeypatch.setattr(shimmer, "load", lambda config: None)
+    monkeypatch.setattr(shimmer, "load", lambda config, data: None)
     monkeypatch.setattr(
         shimmer, "rendered_pictures", lambda pipeline, poses, pinhole: shimmer.true_pictures(poses, pinhole, 36)
     )

@@ -8,8 +8,9 @@ import sys
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import FrameType
-from typing import Literal
+from typing import Any, Literal
 
+import tyro
 from torch import Tensor
 
 from nerfstudio.cameras.cameras import Cameras, CameraType
@@ -24,9 +25,11 @@ from zipnerf_ns.data.checks import check_cameras, check_images, check_train_spli
 from zipnerf_ns.data.dataparsers.exact import exact
 from zipnerf_ns.data.dataparsers.formats import format_of, with_reader
 from zipnerf_ns.data.dataparsers.multiscale import source_config
+from zipnerf_ns.data.dataparsers.run import parser_of_run
 from zipnerf_ns.data.images import CheckedDataset, check_masks, check_some_used, read_all
 from zipnerf_ns.data.metadata import SCENE_HINTS, SceneHints, area_weights, find_scales
 from zipnerf_ns.data.pixels import PixelStore, Thumbnails
+from zipnerf_ns.data.trained import GIVE_DATA, TrainedData
 from zipnerf_ns.errors import InputError
 
 FRUITLESS_RAYS = 1 << 18
@@ -46,6 +49,8 @@ class ZipNerfDataManagerConfig(VanillaDataManagerConfig):
     """What draws pixels and generates their rays: triton (CUDA), torch (anywhere), auto (the faster that runs here)."""
     scale_weighting: Literal["even", "area"] = "even"
     """Weights of the loss for data with several scales: even (every pixel the same) or area (every scale the same)."""
+    trained: tyro.conf.Suppress[Any] = None
+    """What the checkpoint that is loaded knows of its data (TrainedData); None for a new training."""
 
 
 class ZipNerfDataManager(VanillaDataManager[CheckedDataset]):
@@ -69,21 +74,62 @@ class ZipNerfDataManager(VanillaDataManager[CheckedDataset]):
         config, parser = copy.copy(config), exact(with_reader(config.dataparser))
         changes = {} if self._alpha_color is None else {"alpha_color": None}
         config.dataparser = dataclasses.replace(parser, **changes)
-        if not self._is_inference:
-            _check_before_parsing(config)
+        self._trained: TrainedData | None = config.trained
+        self._is_set_up = False
+        data = Path(config.data if config.data is not None else config.dataparser.data)
+        if not data.exists() and (self._trained is None or self._trained.resumes):
+            raise InputError(f"{data} does not exist. {'Check --data.' if test_mode == 'val' else GIVE_DATA}")
+        is_read = data.exists() and (not self._is_inference or self._trained is None)
+        if is_read and not self._is_inference:
+            _check_before_parsing(config, data)
+        if self._trained is not None:
+            held_out = "val" if test_mode == "val" else "test"
+            parser = parser_of_run(config.dataparser, self._trained, held_out, is_read)
+            config = dataclasses.replace(config, dataparser=parser)
         self.pixels: PixelStore | None = None
         self._has_store = False
         self.eval_pixels: PixelStore | None = None
         self.image_weights: Tensor | None = None
         super().__init__(config, *args, **kwargs)
+        if not self._is_inference and not self._is_set_up and self.lacks_photos(self.eval_dataset):
+            # Whoever leaves the set-up out wants each photo, as ns-render dataset does.
+            raise InputError(self.why_lacking)
+
+    def lacks_photos(self, dataset: CheckedDataset | None = None) -> bool:
+        """Whether a run is looked at whose photos (a dataset's, by default the training's) are not all there."""
+        outputs = self.train_dataparser_outputs if dataset is None else dataset._dataparser_outputs
+        if self._trained is None or self._trained.resumes:
+            return False
+        return not all(Path(filename).is_file() for filename in outputs.image_filenames)
+
+    @property
+    def why_lacking(self) -> str:
+        """What to do where photos are needed that are not there."""
+        return f"this needs the photos of {self.config.dataparser.data}, which are not there. {GIVE_DATA}"
+
+    def get_datapath(self) -> Path:
+        """Where the viewer keeps camera paths: with the data; where there are none any more, in the current folder."""
+        data = Path(self.config.dataparser.data)
+        return data if data.exists() else Path.cwd()
+
+    def describe(self) -> TrainedData:
+        """What a checkpoint should know of the data: for a run that goes on, what it knew."""
+        data = Path(self.config.dataparser.data)
+        if self._trained is not None:
+            return dataclasses.replace(self._trained, data=data.absolute())
+        held_out = self.eval_dataset._dataparser_outputs
+        return TrainedData.of(data, self.train_dataparser_outputs, held_out, self.train_dataset.metadata[SCENE_HINTS])
 
     def create_train_dataset(self) -> CheckedDataset:
         """The training images, checked, with the scene's hints in their metadata."""
         outputs = self.train_dataparser_outputs
         has_alpha = False
-        if not self._is_inference:
+        if not self._is_inference and not self.lacks_photos():
             check_train_split(len(outputs.image_filenames), self.config.dataparser.data)
             has_alpha = _check_outputs(outputs)
+        if self._trained is not None:
+            outputs.metadata[SCENE_HINTS] = self._trained.hints
+            return self._prepared(super().create_train_dataset(), has_alpha)
         cameras = self._training_cameras()
         scene_format = format_of(source_config(self.config.dataparser))
         background = self._alpha_color or ("white" if has_alpha else "black")
@@ -120,7 +166,7 @@ class ZipNerfDataManager(VanillaDataManager[CheckedDataset]):
     def create_eval_dataset(self) -> CheckedDataset:
         """The held-out images, checked."""
         dataset = super().create_eval_dataset()
-        if self._is_inference:
+        if self._is_inference or self.lacks_photos(dataset):
             return self._prepared(dataset, False)
         if len(dataset) == 0:
             CONSOLE.log("No image is held out: PSNR is measured on what is trained on alone.")
@@ -143,7 +189,15 @@ class ZipNerfDataManager(VanillaDataManager[CheckedDataset]):
 
         Programs that do not train read none before they ask for one.
         """
+        self._is_set_up = True
         dataset, cameras = self.train_dataset, self.train_dataset.cameras
+        if self.lacks_photos():
+            CONSOLE.log(f"Photos of {self.config.dataparser.data} are not there: cameras are the checkpoint's.")
+            dataset.has_stand_ins = self.eval_dataset.has_stand_ins = True
+            self.pixels = PixelStore.without_photos(cameras.width, cameras.height)
+            self.train_pixel_sampler = self._get_pixel_sampler(dataset, self.config.train_num_rays_per_batch)
+            self.train_ray_generator = self._make_rays(cameras)
+            return
         self.image_weights = self._find_image_weights()
         is_equirectangular = (cameras.camera_type == CameraType.EQUIRECTANGULAR.value).any()
         # Nerfstudio draws panoramas evenly over the sphere, but with masks evenly over pixels, as the store does.
@@ -263,15 +317,11 @@ def _check_points_are_found(num_rays: int) -> None:
         )
 
 
-def _check_before_parsing(config: ZipNerfDataManagerConfig) -> None:
+def _check_before_parsing(config: ZipNerfDataManagerConfig, data: Path) -> None:
     """Nerfstudio's parsers mix all poses when they recenter: only the files themselves say which frame is wrong."""
     if config.train_num_rays_per_batch < 1:
         raise InputError(f"train_num_rays_per_batch is {config.train_num_rays_per_batch}: it must be at least 1.")
-    parser = config.dataparser
-    data = Path(config.data if config.data is not None else parser.data)
-    if not data.exists():
-        raise InputError(f"{data} does not exist. Check --data.")
-    parser = source_config(dataclasses.replace(parser, data=data))
+    parser = source_config(dataclasses.replace(config.dataparser, data=data))
     scene_format = format_of(parser)
     if scene_format is not None:
         scene_format.check(parser)

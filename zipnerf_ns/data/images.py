@@ -41,6 +41,8 @@ USED_FROM = 128
 LOSSY_FORMATS = ("JPEG", "MPO")
 """Formats, as Pillow names them, that cannot hold labels: what is nearly black in them is black."""
 
+GRAY = 128
+"""Of what stands for an image that is not there."""
 NOTHING_USED = "the masks leave no pixel: white marks what is used, black what is ignored."
 """Said of masks that ignore all of every image."""
 
@@ -58,6 +60,8 @@ class CheckedDataset(InputDataset):
     """Whether every pixel is used; masks then only say where ``mask_color`` is painted."""
     crop_radius: float | None = None
     """Radius of a fisheye's circle around the middle of the image, pixels; what is outside of it is masked."""
+    has_stand_ins: bool = False
+    """Whether a gray image stands for one whose file is not there, for those who want to see a run without its data."""
 
     @property
     def sizes(self) -> list[tuple[int, int]]:
@@ -78,6 +82,9 @@ class CheckedDataset(InputDataset):
             InputError: if its pixels cannot be decoded, or have values of which nobody knows the white.
         """
         filename = self._dataparser_outputs.image_filenames[image_idx]
+        if self.has_stand_ins and not filename.is_file():
+            width, height = (int(getattr(self.cameras, side)[image_idx]) for side in ("width", "height"))
+            return np.full((height, width, 3), GRAY, dtype=np.uint8)
         try:
             with Image.open(filename) as image:
                 decoded = _to_rgb_or_rgba(image, self.has_alpha, filename)

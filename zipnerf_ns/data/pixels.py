@@ -12,7 +12,7 @@ from torch import Tensor
 
 from nerfstudio.data.datasets.base_dataset import InputDataset
 
-from zipnerf_ns.data.images import NOTHING_USED, CheckedDataset, read_all
+from zipnerf_ns.data.images import GRAY, NOTHING_USED, CheckedDataset, read_all
 from zipnerf_ns.data.memory import check_room
 from zipnerf_ns.errors import InputError
 
@@ -60,6 +60,14 @@ class PixelStore:
             check_room(what, allowed.nbytes, device, mend)
         store = cls(colors, offsets, widths, allowed)
         return cls(*(None if tensor is None else tensor.to(device) for tensor in store.tensors))
+
+    @classmethod
+    def without_photos(cls, widths: Int[Tensor, "images 1"], heights: Int[Tensor, "images 1"]) -> "PixelStore":
+        """A store of images of the given sizes, all gray and without memory, of which only the places are of use."""
+        counts = (widths * heights).flatten()
+        # Stays in main memory, for kernels read pixels one after the other.
+        colors = torch.full((1, 1), GRAY, dtype=torch.uint8).expand(int(counts.sum()), 3)
+        return cls(colors, counts.cumsum(0) - counts, widths.flatten(), None)
 
     @property
     def tensors(self) -> tuple[Tensor, Tensor, Tensor, Tensor | None]:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import copy
 import os
 import random
+import re
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import suppress
@@ -27,7 +28,9 @@ from zipnerf_ns.data.memory import room_on
 from zipnerf_ns.errors import InputError, shorten
 
 PARTS = ("step", "pipeline", "optimizers", "schedulers", "scalers", "rng")
-"""What a checkpoint holds."""
+"""What a checkpoint holds at least; newer ones also "data", of a run's data (:mod:`zipnerf_ns.data.trained`)."""
+CHECKPOINT = re.compile(r"step-(\d+)\.ckpt")
+"""The name of a checkpoint's file."""
 
 
 def write_whole(state: dict[str, Any], path: Path, unfinished: Path) -> None:
@@ -200,16 +203,11 @@ def load_checkpoint_file(path: Path, mapped: bool = False) -> dict[str, Any]:
     return state
 
 
-def latest_checkpoint(folder: Path) -> Path:
-    """The checkpoint with the highest step in a folder.
-
-    Raises:
-        InputError: if there is none.
-    """
-    found = sorted(folder.glob("step-*.ckpt")) if folder.is_dir() else []
-    if not found:
-        raise InputError(f"{folder} holds no checkpoint (step-*.ckpt). Give the run's nerfstudio_models folder.")
-    return found[-1]
+def checkpoints_in(folder: Path) -> dict[int, Path]:
+    """The checkpoints in a folder by their steps; whatever else lies there is no concern of ours."""
+    files = folder.iterdir() if folder.is_dir() else []
+    named = ((CHECKPOINT.fullmatch(path.name), path) for path in files)
+    return {int(match[1]): path for match, path in named if match is not None}
 
 
 def source_of(config: Any) -> Path | None:
@@ -223,7 +221,12 @@ def source_of(config: Any) -> Path | None:
     folder, step = config.load_dir, config.load_step
     if folder is None:
         return config.load_checkpoint
-    return latest_checkpoint(folder) if step is None else folder / f"step-{step:09d}.ckpt"
+    if step is not None:
+        return folder / f"step-{step:09d}.ckpt"
+    found = checkpoints_in(folder)
+    if not found:
+        raise InputError(f"{folder} holds no checkpoint (step-*.ckpt). Give the run's nerfstudio_models folder.")
+    return found[max(found)]
 
 
 class ResumableTrainer(Trainer):
@@ -280,6 +283,7 @@ class ResumableTrainer(Trainer):
                 "schedulers": {name: scheduler.state_dict() for name, scheduler in self.optimizers.schedulers.items()},
                 "scalers": self.grad_scaler.state_dict(),
                 "rng": capture_rng(),
+                "data": pipeline.datamanager.describe().state(),
             }
         )
         only_this = self.config.save_only_latest_checkpoint

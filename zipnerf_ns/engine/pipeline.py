@@ -128,10 +128,13 @@ class ZipNerfPipeline(VanillaPipeline):
             output_path: folder for pictures and every image's own metrics.
             get_std: also give standard deviations.
         Raises:
-            InputError: if no image is held out.
+            InputError: if no image is held out, or photos of a run that was moved are not there.
         """
-        if len(self.datamanager.eval_dataset) == 0:
+        dataset = self.datamanager.eval_dataset
+        if len(dataset) == 0:
             raise InputError(NONE_HELD_OUT)
+        if self.datamanager.lacks_photos(dataset):
+            raise InputError(self.datamanager.why_lacking)
         self.eval()
         per_image: list[dict[str, float]] = []
         if output_path is not None:
@@ -151,7 +154,6 @@ class ZipNerfPipeline(VanillaPipeline):
                 frames = 1.0 / (perf_counter() - start)
                 num_rays = int(camera.height) * int(camera.width)
                 per_image.append({**metrics, **moves, "num_rays_per_sec": frames * num_rays, "fps": frames})
-        dataset = self.datamanager.eval_dataset
         scales = find_scales(dataset.image_filenames, dataset.metadata, Path(self.datamanager.get_datapath()))
         if output_path is not None:
             _write_per_image(output_path / PER_IMAGE, dataset.image_filenames, scales, per_image)

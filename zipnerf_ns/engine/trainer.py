@@ -15,22 +15,21 @@ import tyro
 
 from nerfstudio.engine.callbacks import TrainingCallback, TrainingCallbackLocation
 from nerfstudio.engine.optimizers import Optimizers
-from nerfstudio.engine.trainer import TRAIN_INTERATION_OUTPUT, TrainerConfig
+from nerfstudio.engine.trainer import TRAIN_INTERATION_OUTPUT
 from nerfstudio.utils import profiler, writer
 from nerfstudio.utils.decorators import check_main_thread
 from nerfstudio.utils.misc import step_check
 from nerfstudio.utils.rich_utils import CONSOLE
 from nerfstudio.utils.writer import EventName, TimeWriter
 
-from zipnerf_ns.engine.checkpoints import BackgroundWriter, ResumableTrainer, restore_rng
-from zipnerf_ns.engine.checks import check_devices, check_room_to_train, check_run
-from zipnerf_ns.engine.event_pictures import take_pictures, write_pictures
+from zipnerf_ns.engine.checkpoints import BackgroundWriter, ResumableTrainer, restore_rng, source_of
+from zipnerf_ns.engine.checks import check_room_to_train, check_run
 from zipnerf_ns.engine.graph import set_up_graph
 from zipnerf_ns.engine.messages import interrupted, next_commands, quiet_dependencies, tell
 from zipnerf_ns.engine.optimizers import DecayingAdam, WarmupLogDecayConfig
-from zipnerf_ns.engine.progress import ProgressLine, StepTimer, TrainingClock
+from zipnerf_ns.engine.progress import ProgressLine, StepTimer, TrainingClock, take_pictures, write_pictures
+from zipnerf_ns.engine.runs import RunConfig, read_trained
 from zipnerf_ns.engine.startup import compile_kernels, show_images
-from zipnerf_ns.errors import InputError
 from zipnerf_ns.ops import with_fallbacks
 
 EAGER_STEPS = 3
@@ -38,7 +37,7 @@ EAGER_STEPS = 3
 
 
 @dataclass
-class ZipNerfTrainerConfig(TrainerConfig):
+class ZipNerfTrainerConfig(RunConfig):
     """Nerfstudio's trainer settings; only their handling differs."""
 
     _target: type = field(default_factory=lambda: ZipNerfTrainer)
@@ -58,25 +57,6 @@ class ZipNerfTrainerConfig(TrainerConfig):
     use_cuda_graphs: Literal["auto", "on", "off"] = "auto"
     """Replay the training step as one CUDA graph; auto: where everything in it is a kernel of ours, on one GPU."""
 
-    def save_config(self) -> None:
-        """Writes config.yml, unless that would overwrite another run's.
-
-        Raises:
-            SystemExit: if the run's folder holds checkpoints and the run does not resume from there, or there are
-                fewer devices than are asked for.
-        """
-        folder = self.get_checkpoint_dir()
-        source = self.load_dir or (self.load_checkpoint and self.load_checkpoint.parent)
-        resumes_here = source is not None and source.resolve() == folder.resolve()
-        with tell(self):
-            # Before Nerfstudio starts a process for each.
-            check_devices(self.machine)
-            if not resumes_here and any(folder.glob("*.ckpt")):
-                raise InputError(
-                    f"{folder} holds checkpoints of an earlier run. Resume it with --load-dir {folder}, "
-                    "or choose another --timestamp or --experiment-name."
-                )
-            super().save_config()
 
 
 def gradient_norms(model: torch.nn.Module) -> dict[str, torch.Tensor]:
@@ -103,6 +83,9 @@ class ZipNerfTrainer(ResumableTrainer):
         """Nerfstudio's set-up; what is wrong with settings or input is told in one line."""
         with tell(self.config):
             check_run(self.config)
+            checkpoint = source_of(self.config)
+            trained = None if checkpoint is None else read_trained(checkpoint, resumes=True)
+            self.config.pipeline.datamanager.trained = trained
             super().setup(test_mode)
             check_room_to_train(self)
             if self._device_type == "cuda" and self.pipeline.model.uses_kernels:

@@ -46,6 +46,7 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
     )
     add = parser.add_argument
     add("--load-config", type=Path, required=True, help="config.yml of the run")
+    add("--data", type=Path, help="the run's data, where they are now; a mesh needs none")
     add("--output-dir", type=Path, required=True, help=f"folder that {NAME}.ply is written to")
     add("--output-format", choices=FORMATS, default="ply", help="of the file")
     add("--resolution", type=int, default=256, help="voxels along the longest side of the bounding box")
@@ -70,13 +71,16 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
     return options
 
 
-def load_pipeline(config: Path) -> Pipeline:
+def load_pipeline(config: Path, data: Path | None) -> Pipeline:
     """The trained pipeline without its images.
 
+    Args:
+        config: of the run.
+        data: where its data are now, if it matters.
     Raises:
         InputError: if there is no such run, or its method is another one's.
     """
-    pipeline = load_run(config)
+    pipeline = load_run(config, data)
     if not hasattr(pipeline.model, "field") or not hasattr(pipeline.model.field, "encoding"):
         raise InputError(f"{config} is of another method: this exports the models of zipnerf-ns.")
     return pipeline
@@ -157,7 +161,7 @@ def main(arguments: list[str] | None = None) -> int:
     """The export; 0 if a mesh was written."""
     options = parse(arguments)
     try:
-        print(describe(*export(load_pipeline(options.load_config), options)))
+        print(describe(*export(load_pipeline(options.load_config, options.data), options)))
     except InputError as error:
         print(f"Error: {error}", file=sys.stderr)
         return 1

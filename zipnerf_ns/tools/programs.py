@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 from jaxtyping import Float
@@ -165,19 +165,28 @@ def video_reduction(size: tuple[int, int], video_height: int) -> float:
     return height / top
 
 
-def load_run(config: Path) -> Pipeline:
+def load_run(config: Path, data: Path | None = None) -> Pipeline:
     """The trained pipeline without its images.
 
+    Args:
+        config: of the run.
+        data: where its data are now, if not where they are found from there.
     Raises:
-        InputError: if there is no such run.
+        InputError: if there is no such run, or nothing where the data are said to be.
     """
     if not config.is_file():
         raise InputError(f"{config} does not exist. Give the config.yml that ns-train wrote.")
+    if data is not None and not data.exists():
+        raise InputError(f"{data} does not exist. Correct --data, or leave it out.")
     quiet_dependencies()
     # Late: it loads every method's entry point, which takes seconds.
     from nerfstudio.utils.eval_utils import eval_setup
 
-    return eval_setup(config, test_mode="inference")[1]
+    def with_data(run: Any) -> Any:
+        run.pipeline.datamanager.data = data or run.pipeline.datamanager.data
+        return run
+
+    return eval_setup(config, test_mode="inference", update_config_callback=with_data)[1]
 
 
 def data_frame(pipeline: Pipeline) -> tuple[Float[np.ndarray, "3 4"], float]:

@@ -105,14 +105,17 @@ def rendered_pictures(pipeline: Pipeline, poses: Sequence[np.ndarray], pinhole: 
     return np.stack(pictures)
 
 
-def load(config: Path) -> Pipeline:
+def load(config: Path, data: Path | None) -> Pipeline:
     """A trained pipeline.
 
+    Args:
+        config: of the run.
+        data: where its scene is now, if not where it is found from there.
     Raises:
         InputError: if there is no such run, or its scene is not the built-in one.
     """
-    pipeline = load_run(config)
-    data = Path(pipeline.datamanager.get_datapath())
+    pipeline = load_run(config, data)
+    data = Path(pipeline.datamanager.config.dataparser.data)
     transforms = data if data.is_file() else data / "transforms.json"
     if not transforms.is_file() or '"demo_scene"' not in transforms.read_text(encoding="utf-8"):
         raise InputError(
@@ -130,9 +133,10 @@ def main(arguments: list[str] | None = None) -> int:
     )
     parser.add_argument("--load-config", type=Path, nargs="+", required=True,
                         help="config.yml of runs trained on the built-in scene")  # fmt: skip
-    configs = parser.parse_args(arguments).load_config
+    parser.add_argument("--data", type=Path, help="their scene, where it is now")
+    options = parser.parse_args(arguments)
     try:
-        pipelines = {str(config): load(config) for config in configs}
+        pipelines = {str(config): load(config, options.data) for config in options.load_config}
     except InputError as error:
         print(f"Error: {error}", file=sys.stderr)
         return 1

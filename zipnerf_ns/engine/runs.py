@@ -1,0 +1,158 @@
+"""A run is found where its config.yml lies, and its data where they are now: either may have been moved since.
+
+Nerfstudio's programs read config.yml as Python objects, and look for checkpoints and data where they were when it was
+written, as seen from where the training was started.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from pathlib import Path, PurePath, PurePosixPath, PureWindowsPath
+from typing import Any
+
+import yaml
+
+from nerfstudio.engine.trainer import TrainerConfig
+
+from zipnerf_ns.data.trained import DATA_VARIABLE, TrainedData
+from zipnerf_ns.engine.checkpoints import checkpoints_in, load_checkpoint_file
+from zipnerf_ns.engine.checks import check_devices
+from zipnerf_ns.engine.messages import tell
+from zipnerf_ns.errors import InputError
+
+
+class RunConfig(TrainerConfig):
+    """Nerfstudio's configuration of a run, which knows where it lies once it is read for anything but training."""
+
+    _folder: Path | None = None
+    """Where the config.yml lies that was read to look at the run."""
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        """Restores what a file or a copy holds; whatever was moved is found anew."""
+        self.__dict__.update(state)
+        path = _file_being_read()
+        if path is not None:
+            with tell(self):
+                self._find(path)
+
+    def set_experiment_name(self) -> None:
+        """By default the name of the data's folder, all of it: for Nerfstudio, what follows a dot is no part of it."""
+        data = self.pipeline.datamanager.data
+        if self.experiment_name is None and data is not None:
+            data = data.absolute()
+            self.experiment_name = (data.parent if data.is_file() else data).name
+        super().set_experiment_name()
+
+    def get_base_dir(self) -> Path:
+        """The run's folder."""
+        return super().get_base_dir() if self._folder is None else self._folder
+
+    def get_checkpoint_dir(self) -> Path:
+        """The folder of the run's checkpoints."""
+        return super().get_checkpoint_dir() if self._folder is None else self.load_dir
+
+    def save_config(self) -> None:
+        """Writes config.yml, unless that would overwrite another run's.
+
+        Raises:
+            SystemExit: if the run's folder holds checkpoints and the run does not resume from there, or there are
+                fewer devices than are asked for.
+        """
+        folder = self.get_checkpoint_dir()
+        source = self.load_dir or (self.load_checkpoint and self.load_checkpoint.parent)
+        resumes_here = source is not None and source.resolve() == folder.resolve()
+        with tell(self):
+            # Before Nerfstudio starts a process for each.
+            check_devices(self.machine)
+            if not resumes_here and any(folder.glob("*.ckpt")):
+                raise InputError(
+                    f"{folder} holds checkpoints of an earlier run. Resume it with --load-dir {folder}, "
+                    "or choose another --timestamp or --experiment-name."
+                )
+            super().save_config()
+
+    def _find(self, path: Path) -> None:
+        """Finds checkpoints and data.
+
+        Args:
+            path: of the config.yml.
+        Raises:
+            InputError: if there is no checkpoint, or no data where they are said to be.
+        """
+        beside = path.parent / self.relative_model_dir
+        # Beside the file, in one folder with it, or where only the file was taken from.
+        folders = (beside, path.parent, super().get_checkpoint_dir())
+        self.load_dir = next((folder for folder in folders if checkpoints_in(folder)), None)
+        if self.load_dir is None:
+            raise InputError(
+                f"{beside} holds no checkpoint (step-*.ckpt). Copy the run's {self.relative_model_dir.name} beside "
+                f"{path}."
+            )
+        self._folder = path.parent
+        steps = checkpoints_in(self.load_dir)
+        if self.load_step not in steps:
+            # Nerfstudio takes any file for a checkpoint, if it has to find the last one.
+            self.load_step = max(steps)
+        manager = self.pipeline.datamanager
+        manager.trained = read_trained(steps[self.load_step])
+        was = Path(manager.data if manager.data is not None else manager.dataparser.data)
+        manager.data = _find_data(was, path.absolute().parent, manager.trained)
+
+
+def read_trained(path: Path, resumes: bool = False) -> TrainedData | None:
+    """What a checkpoint knows of its data; None for those of earlier versions, which know nothing.
+
+    Args:
+        path: of the checkpoint.
+        resumes: whether the training goes on.
+    Raises:
+        InputError: if it cannot be read.
+    """
+    state = load_checkpoint_file(path, mapped=True).get("data")
+    return None if state is None else TrainedData.from_state(state, resumes)
+
+
+def _find_data(was: Path, folder: Path, trained: TrainedData | None) -> Path:
+    """Where a run's data are: where the person says, or as seen from here, from a folder around the run, or as they
+    were; where there are none, the path as it was.
+
+    Args:
+        was: path in config.yml.
+        folder: of config.yml.
+        trained: what the checkpoint knows.
+    Raises:
+        InputError: if the person says a place where nothing is.
+    """
+    given = os.environ.get(DATA_VARIABLE)
+    if given:
+        if not Path(given).exists():
+            raise InputError(f"{given} does not exist: correct {DATA_VARIABLE}, or leave it out.")
+        return Path(given)
+    places = [was, *(around / was for around in folder.parents), *([] if trained is None else [trained.data])]
+    return next((place for place in places if place.exists()), was)
+
+
+def _file_being_read() -> Path | None:
+    """The config.yml that one of Nerfstudio's programs is reading to look at a run; None in a training.
+
+    It keeps the path to itself, while the objects in the file come into being.
+    """
+    frame = sys._getframe(1)
+    while frame is not None:
+        if frame.f_code.co_name == "eval_setup" and "config_path" in frame.f_locals:
+            return Path(frame.f_locals["config_path"])
+        frame = frame.f_back
+    return None
+
+
+def read_paths_of_other_systems() -> None:
+    """Lets Nerfstudio read a config.yml that was written on Windows, or there one that was not."""
+    foreign: dict[str, type[PurePath]] = {"WindowsPath": PureWindowsPath, "PosixPath": PurePosixPath}
+    del foreign[type(Path()).__name__]
+    for name, pure in foreign.items():
+
+        def construct(loader: yaml.Loader, node: yaml.Node, pure: type[PurePath] = pure) -> Path:
+            return Path(pure(*loader.construct_sequence(node)).as_posix())
+
+        yaml.add_constructor(f"tag:yaml.org,2002:python/object/apply:pathlib.{name}", construct, Loader=yaml.Loader)
