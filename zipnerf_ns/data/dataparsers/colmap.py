@@ -175,4 +175,6 @@ def _has_points(folder: Path) -> bool:
     if is_file(binary):
         # Eight bytes count them.
         return binary.stat().st_size > 8
-    return is_file(text) and any(not line.startswith("#") and line.strip() for line in text.open(encoding="utf-8"))
+    return is_file(text) and any(
+        not line.startswith("#") and line.strip() for line in text.read_text(encoding="utf-8").splitlines()
+    )
