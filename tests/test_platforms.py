@@ -75,8 +75,9 @@ def _names(node: ast.AST) -> Iterator[str]:
 def _unencoded(call: ast.Call) -> Iterator[str]:
     """A text file whose encoding is not given."""
     name = getattr(call.func, "attr", getattr(call.func, "id", None))
-    owner = getattr(getattr(call.func, "value", None), "id", None)
-    if name not in TEXT_FILES or owner in ("Image", "tarfile"):
+    owner = getattr(call.func, "value", None)
+    owner = getattr(owner, "attr", getattr(owner, "id", None))
+    if name not in TEXT_FILES or owner in ("Image", "tarfile", "Database"):
         return
     if any(keyword.arg == "encoding" for keyword in call.keywords):
         return

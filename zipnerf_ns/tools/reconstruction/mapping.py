@@ -211,7 +211,8 @@ class Workshop:
         with get_progress(description) as progress:
             task = progress.add_task("", total=len(chosen))
             for chunk in _chunks(chosen, _PAIRS_AT_ONCE):
-                listed.write_text("".join(f"{self.names[first]} {self.names[second]}\n" for first, second in chunk))
+                lines = "".join(f"{self.names[first]} {self.names[second]}\n" for first, second in chunk)
+                listed.write_text(lines, encoding="utf-8")
                 options = self.pycolmap.ImportedPairingOptions(match_list_path=str(listed))
                 self.pycolmap.match_image_pairs(self.database, pairing_options=options)
                 progress.advance(task, len(chunk))
