@@ -15,6 +15,7 @@ from PIL import Image
 from nerfstudio.cameras.cameras import Cameras
 from nerfstudio.data.dataparsers.nerfstudio_dataparser import NerfstudioDataParserConfig
 
+from zipnerf_ns.data.transforms import read_transforms
 from zipnerf_ns.tools import demo_scene
 from zipnerf_ns.tools.demo_scene import DOWNSCALES, main, write_scene
 from zipnerf_ns.tools.scene.render import Pinhole, render_view, straight_alpha
@@ -35,6 +36,11 @@ def scene_rgba(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def read_json(path: Path) -> dict:
     return json.loads(path.read_text())
+
+
+def test_a_training_is_told_nothing_of_its_own_scene(scene, scene_rgba):
+    for folder in (scene, scene_rgba):
+        assert read_transforms(folder / "transforms.json").warnings == []
 
 
 def picture(folder: Path, downscale: int, name: str) -> np.ndarray:
