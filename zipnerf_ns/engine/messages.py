@@ -18,6 +18,7 @@ import torch
 
 from nerfstudio.utils.rich_utils import CONSOLE
 
+from zipnerf_ns.engine.checkpoints import checkpoints_in
 from zipnerf_ns.errors import InputError
 
 FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
@@ -107,8 +108,8 @@ def disk_is_full(error: OSError, checkpoints: Path) -> InputError:
         error: what the disk says.
         checkpoints: the run's folder of checkpoints.
     """
-    found = sorted(checkpoints.glob("step-*.ckpt"))
-    last = f"The last whole checkpoint is {found[-1]}" if found else "No checkpoint had been written yet"
+    found = checkpoints_in(checkpoints)
+    last = f"The last whole checkpoint is {found[max(found)]}" if found else "No checkpoint had been written yet"
     again = f": the same command with --load-dir {command_line(checkpoints)} goes on from there" if found else ""
     return InputError(f"{error.strerror} in {checkpoints.parent}. {last}{again}, once there is room.")
 
@@ -161,11 +162,11 @@ def interrupted(step: int, total: int, checkpoints: Path) -> str:
         total: steps of the whole training.
         checkpoints: the run's folder of checkpoints.
     """
-    found = sorted(checkpoints.glob("step-*.ckpt"))
+    found = checkpoints_in(checkpoints)
     stopped = f"Stopped at step {step + 1} of {total}."
     if not found:
         return f"{stopped} No checkpoint had been written yet (--steps-per-save says how often)."
     return (
-        f"{stopped} The latest checkpoint is {found[-1]}: the same command with "
+        f"{stopped} The latest checkpoint is {found[max(found)]}: the same command with "
         f"--load-dir {command_line(checkpoints)} goes on from there."
     )
