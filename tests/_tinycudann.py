@@ -46,11 +46,19 @@ def make_library(extra_values: int = 0) -> types.ModuleType:
                 # The twin looks at x' n - 1/2, the library at x scale + 1/2.
                 corners, weights = level_corners((x.float() * scale + 1.0) / level.resolution, level)
                 parts.append((rows[level.offset + corners.long()] * weights[..., None]).sum(dim=1))
-            return torch.cat(parts, dim=1)
+            result = torch.cat(parts, dim=1)
+            if result.requires_grad:
+                result.register_hook(_check_cotangent)
+            # Another tensor, whose hooks come before that one.
+            return result.view_as(result)
 
     library = types.ModuleType("tinycudann")
     library.Encoding = Encoding
     return library
+
+
+def _check_cotangent(cotangent: Tensor) -> None:
+    assert cotangent.is_contiguous(), "the library's check failed: dL_doutput.is_contiguous()"
 
 
 def side(level: int, per_level_scale: float, base_resolution: int) -> Tensor:

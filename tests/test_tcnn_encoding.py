@@ -179,6 +179,16 @@ def test_gradients_reach_positions_and_extents():
     assert v_positions.abs().amin() > 0.0 and v_stds.abs().amin() > 0.0
 
 
+def test_cotangents_in_another_order_of_memory_reach_the_library_in_its_own():
+    encoding = make_encoding()
+    features, _ = encoding.look_up(*gaussians())
+    # As the networks' kernels hand them over: all intervals of a channel one after the other.
+    cotangent = normal((*features.shape[1:], features.shape[0]), 3).movedim(-1, 0)
+    (found,) = torch.autograd.grad(features, encoding.hash_table, cotangent, retain_graph=True)
+    (expected,) = torch.autograd.grad(features, encoding.hash_table, cotangent.contiguous())
+    assert torch.equal(found, expected)
+
+
 def test_positions_outside_and_no_positions():
     encoding = make_encoding()
     positions, stds = gaussians()

@@ -211,7 +211,11 @@ class TcnnHashEncoding(AntiAliasedHashEncoding):
         if len(positions) == 0:
             return positions.new_zeros(0, levels, features), weights
         # Below zero the library's unsigned cell numbers wrap around.
-        values = library(positions[:, 0].clamp(0.0, 1.0)).float().view(-1, levels, features)
+        values = library(positions[:, 0].clamp(0.0, 1.0))
+        if values.requires_grad:
+            # Kernels hand cotangents over channel by channel, and the library refuses what is not row by row.
+            values.register_hook(torch.Tensor.contiguous)
+        values = values.float().view(-1, levels, features)
         active = torch.arange(levels, device=stds.device) < count_active(self.grid, num_active)
         return values * (weights * active)[..., None], weights
 

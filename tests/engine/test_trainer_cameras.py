@@ -63,7 +63,8 @@ def test_a_run_is_evaluated_from_its_files_as_it_was_in_training(scene, tmp_path
     assert float((pipeline._drift().rotation - torch.eye(3)).norm()) > 1e-3
     found, truth = (each.get_average_eval_image_metrics() for each in (pipeline, trainer.pipeline))
     for name in ("psnr", "ssim", "pose_refined_degrees", "pose_refined_distance"):
-        assert found[name] == pytest.approx(truth[name], rel=1e-4), name
+        # On a GPU gradients are summed in any order, and Adam's steps do not shrink with a gradient.
+        assert found[name] == pytest.approx(truth[name], rel=1e-3 if torch.cuda.is_available() else 1e-4), name
 
 
 @pytest.mark.parametrize(("saved", "loaded", "parts"), [
