@@ -59,6 +59,13 @@ def write_whole(state: dict[str, Any], path: Path, unfinished: Path) -> None:
         raise
 
 
+def seed_all(seed: int) -> None:
+    """Seeds every random generator that training draws from."""
+    random.seed(seed)
+    np.random.seed(seed % 2**32)
+    torch.manual_seed(seed)
+
+
 def capture_rng() -> dict[str, Any]:
     """The state of every random generator that training draws from, in types that torch loads without pickle."""
     name, keys, position, has_gauss, cached = np.random.get_state()
@@ -66,18 +73,25 @@ def capture_rng() -> dict[str, Any]:
         "python": random.getstate(),
         "numpy": (name, torch.from_numpy(keys.astype(np.int64)), position, has_gauss, cached),
         "torch": torch.get_rng_state(),
-        "cuda": torch.cuda.get_rng_state_all() if torch.cuda.is_available() else [],
+        "cuda": [torch.cuda.get_rng_state()] if torch.cuda.is_available() else [],
     }
 
 
-def restore_rng(state: dict[str, Any]) -> None:
-    """Sets the generators to a state from :func:`capture_rng`; CUDA's only where the number of devices is the same."""
+def restore_rng(state: dict[str, Any], process: int = 0) -> None:
+    """Sets the generators to a state from :func:`capture_rng`, whose first GPU is the one that trained.
+
+    Args:
+        state: of the first of several processes.
+        process: number of this one; each draws numbers of its own, which follow from the state.
+    """
     version, internal, gauss = state["python"]
     random.setstate((version, tuple(internal), gauss))
     name, keys, position, has_gauss, cached = state["numpy"]
     np.random.set_state((name, keys.numpy().astype(np.uint32), position, has_gauss, cached))
     torch.set_rng_state(state["torch"])
-    if state["cuda"] and len(state["cuda"]) == torch.cuda.device_count():
+    if process > 0:
+        seed_all(int(torch.randint(2**31, ())) + process)
+    elif state["cuda"] and torch.cuda.is_available():
         torch.cuda.set_rng_state_all(state["cuda"])
 
 

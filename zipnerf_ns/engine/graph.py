@@ -109,8 +109,6 @@ def why_no_graph(trainer: Trainer) -> str | None:
     model = trainer.pipeline.model
     if torch.device(trainer.device).type != "cuda":
         return f"the device is {trainer.device}."
-    if trainer.world_size > 1:
-        return "several GPUs exchange gradients during the backward pass."
     if any(steps != 1 for steps in trainer.gradient_accumulation_steps.values()):
         return "gradients are accumulated over steps."
     if trainer.grad_scaler.is_enabled():

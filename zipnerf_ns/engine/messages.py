@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import errno
+import os
 import shlex
 import shutil
 import subprocess
 import sys
+import time
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -15,6 +17,7 @@ from types import TracebackType
 from typing import Any
 
 import torch
+from torch.multiprocessing import ProcessExitedException
 
 from nerfstudio.utils.rich_utils import CONSOLE
 
@@ -23,6 +26,10 @@ from zipnerf_ns.errors import InputError
 
 FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 """Errors of a disk that takes no more of what is written."""
+TOLD = 1
+"""Exit code of a program that has said what is wrong."""
+SECOND_VOICE = 2.0
+"""Seconds after which another than the first process tells of an error."""
 
 
 def quiet_dependencies() -> None:
@@ -36,12 +43,21 @@ def quiet_dependencies() -> None:
         warnings.filterwarnings("ignore", message=message)
 
 
+def mute() -> None:
+    """Leaves it to the first of several processes to speak; errors are still told, if the first one has none."""
+    sys.stdout = open(os.devnull, "w")
+
+
 def raise_for_user(error: InputError) -> None:
     """Prints an input error without a stack trace and ends the program."""
+    if getattr(sys.stdout, "name", None) == os.devnull:
+        # The first process mostly fails for the same reason, and this one is ended with it.
+        time.sleep(SECOND_VOICE)
+        sys.stdout = sys.__stdout__
     CONSOLE.print("Error:", style="bold red", end=" ")
     # Without markup: a path may contain brackets.
     CONSOLE.print(str(error), markup=False, highlight=False, soft_wrap=True)
-    raise SystemExit(1) from None
+    raise SystemExit(TOLD) from None
 
 
 def tell_in_any_program() -> None:
@@ -59,6 +75,24 @@ def tell_in_any_program() -> None:
     if not getattr(others, "tells_users", False):
         hook.tells_users = True
         sys.excepthook = hook
+
+
+def tell_of_lost_processes(checkpoints: Path) -> None:
+    """Nerfstudio's launcher prints a stack trace when a process that it has started is lost: it becomes one line.
+
+    Args:
+        checkpoints: the run's folder of checkpoints.
+    """
+    others = sys.excepthook
+
+    def hook(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
+        if not isinstance(error, ProcessExitedException):
+            others(kind, error, trace)
+        elif error.exit_code != TOLD:
+            with suppress(SystemExit):
+                raise_for_user(process_lost(error.signal_name, checkpoints))
+
+    sys.excepthook = hook
 
 
 @contextmanager
@@ -108,10 +142,30 @@ def disk_is_full(error: OSError, checkpoints: Path) -> InputError:
         error: what the disk says.
         checkpoints: the run's folder of checkpoints.
     """
+    return InputError(f"{error.strerror} in {checkpoints.parent}. {_how_to_go_on(checkpoints)}, once there is room.")
+
+
+def process_lost(signal_name: str | None, checkpoints: Path) -> InputError:
+    """What is left of a training by several processes when one of them is gone.
+
+    Args:
+        signal_name: what ended it, if that is known.
+        checkpoints: the run's folder of checkpoints.
+    """
+    by = "" if signal_name is None else f" ({signal_name})"
+    return InputError(
+        f"a process of this training has ended early{by}, and with it the training. {_how_to_go_on(checkpoints)}."
+    )
+
+
+def _how_to_go_on(checkpoints: Path) -> str:
     found = checkpoints_in(checkpoints)
-    last = f"The last whole checkpoint is {found[max(found)]}" if found else "No checkpoint had been written yet"
-    again = f": the same command with --load-dir {command_line(checkpoints)} goes on from there" if found else ""
-    return InputError(f"{error.strerror} in {checkpoints.parent}. {last}{again}, once there is room.")
+    if not found:
+        return "No checkpoint had been written yet"
+    return (
+        f"The last whole checkpoint is {found[max(found)]}: the same command with "
+        f"--load-dir {command_line(checkpoints)} goes on from there"
+    )
 
 
 def command_line(*parts: Any) -> str:
@@ -162,11 +216,5 @@ def interrupted(step: int, total: int, checkpoints: Path) -> str:
         total: steps of the whole training.
         checkpoints: the run's folder of checkpoints.
     """
-    found = checkpoints_in(checkpoints)
-    stopped = f"Stopped at step {step + 1} of {total}."
-    if not found:
-        return f"{stopped} No checkpoint had been written yet (--steps-per-save says how often)."
-    return (
-        f"{stopped} The latest checkpoint is {found[max(found)]}: the same command with "
-        f"--load-dir {command_line(checkpoints)} goes on from there."
-    )
+    how_often = "" if checkpoints_in(checkpoints) else " (--steps-per-save says how often)"
+    return f"Stopped at step {step + 1} of {total}. {_how_to_go_on(checkpoints)}{how_often}."

@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
 import torch
+import tyro
 from torch import Tensor
 from torch.optim.adam import adam
 from torch.optim.lr_scheduler import LambdaLR
 
 from nerfstudio.engine.optimizers import OptimizerConfig
 from nerfstudio.engine.schedulers import Scheduler, SchedulerConfig
+from nerfstudio.utils.rich_utils import CONSOLE
 
 from zipnerf_ns.functional.adam import TableUpdate
 from zipnerf_ns.functional.numerics import log_lerp
@@ -24,6 +27,10 @@ TableImplementation = Literal["auto", "triton", "torch"]
 
 OTHER_OPTIONS = ("weight_decay", "amsgrad", "maximize", "capturable", "differentiable")
 """What torch's Adam can do beside: a group of a foreign checkpoint may ask for it."""
+
+
+PAPERS_RATE = 0.01
+"""Zip-NeRF's peak learning rate, with 65,536 rays a step."""
 
 
 class DecayingAdam(torch.optim.Adam):
@@ -238,6 +245,32 @@ class WarmupLogDecayConfig(SchedulerConfig):
     """Factor on the rate at the first step."""
     max_steps: int | None = None
     """Step at which lr_final is reached; the trainer's max-num-iterations if not given."""
+    scale: tyro.conf.Suppress[float] = 1.0
+    """Factor on the whole schedule, by which the trainer allows for several GPUs."""
+
+
+def complete_schedules(groups: dict[str, Any], steps: int, processes: int) -> dict[str, Any]:
+    """The configuration of optimizers whose schedules end with the training, and suit the rays of all its processes.
+
+    Each process has as many rays as one alone. Adam's rate grows with the root of the batch (Malladi et al., NeurIPS
+    2022): the networks' does, up to the paper's. Tables and cameras keep theirs, which the methods share, too.
+
+    Args:
+        groups: the trainer's configuration of optimizers.
+        steps: of the training.
+        processes: that train together.
+    """
+    completed = {}
+    for name, group in groups.items():
+        scheduler, scale = group["scheduler"], 1.0
+        if isinstance(scheduler, WarmupLogDecayConfig):
+            if name == "networks" and processes > 1:
+                scale = max(min(math.sqrt(processes), PAPERS_RATE / group["optimizer"].lr), 1.0)
+                CONSOLE.log(f"{processes} processes share a step: the networks learn at {scale:.2f} times their rate.")
+            max_steps = steps if scheduler.max_steps is None else scheduler.max_steps
+            scheduler = dataclasses.replace(scheduler, max_steps=max_steps, scale=scale)
+        completed[name] = {**group, "scheduler": scheduler}
+    return completed
 
 
 class WarmupLogDecay(Scheduler):
@@ -263,6 +296,6 @@ class WarmupLogDecay(Scheduler):
             if config.warmup_fraction > 0.0:
                 ramp = math.sin(0.5 * math.pi * min(progress / config.warmup_fraction, 1.0))
                 warmup = config.warmup_start + (1.0 - config.warmup_start) * ramp
-            return float(warmup * log_lerp(progress, lr_init, config.lr_final) / lr_init)
+            return float(config.scale * warmup * log_lerp(progress, lr_init, config.lr_final) / lr_init)
 
         return LambdaLR(optimizer, lr_lambda=factor)

@@ -66,7 +66,8 @@ class ZipNerfPipeline(VanillaPipeline):
         quiet_dependencies()
         tell_in_any_program()
         limit_memory(torch.device(device), config.gpu_memory)
-        super().__init__(config, device, *args, **kwargs)
+        # Of several processes Nerfstudio would have torch exchange the gradients, which the trainer does.
+        super().__init__(config, device, *args, **{**kwargs, "world_size": 1})
 
     def get_eval_loss_dict(self, step: int) -> tuple[Any, dict[str, Any], dict[str, Any]]:
         """Outputs, losses and metrics of a batch of held-out pixels.

@@ -14,11 +14,13 @@ from typing import Any
 import yaml
 
 from nerfstudio.engine.trainer import TrainerConfig
+from nerfstudio.utils.decorators import check_main_thread
 
 from zipnerf_ns.data.trained import DATA_VARIABLE, TrainedData
 from zipnerf_ns.engine.checkpoints import checkpoints_in, load_checkpoint_file
 from zipnerf_ns.engine.checks import check_devices
-from zipnerf_ns.engine.messages import tell
+from zipnerf_ns.engine.messages import tell, tell_of_lost_processes
+from zipnerf_ns.engine.parallel.processes import agree, join
 from zipnerf_ns.errors import InputError
 
 
@@ -52,6 +54,14 @@ class RunConfig(TrainerConfig):
         """The folder of the run's checkpoints."""
         return super().get_checkpoint_dir() if self._folder is None else self.load_dir
 
+    def set_timestamp(self) -> None:
+        """Nerfstudio's, the same for all processes of a training: it names their run's folder."""
+        with tell(self):
+            join(self.machine)
+        super().set_timestamp()
+        self.timestamp = agree(self.timestamp)
+
+    @check_main_thread
     def save_config(self) -> None:
         """Writes config.yml, unless that would overwrite another run's.
 
@@ -71,6 +81,8 @@ class RunConfig(TrainerConfig):
                     "or choose another --timestamp or --experiment-name."
                 )
             super().save_config()
+        if self.machine.num_devices * self.machine.num_machines > 1:
+            tell_of_lost_processes(folder)
 
     def _find(self, path: Path) -> None:
         """Finds checkpoints and data.

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import functools
 import signal
 import time
@@ -17,6 +16,7 @@ from nerfstudio.engine.callbacks import TrainingCallback, TrainingCallbackLocati
 from nerfstudio.engine.optimizers import Optimizers
 from nerfstudio.engine.trainer import TRAIN_INTERATION_OUTPUT
 from nerfstudio.utils import profiler, writer
+from nerfstudio.utils.comms import get_rank
 from nerfstudio.utils.decorators import check_main_thread
 from nerfstudio.utils.misc import step_check
 from nerfstudio.utils.rich_utils import CONSOLE
@@ -26,7 +26,9 @@ from zipnerf_ns.engine.checkpoints import BackgroundWriter, ResumableTrainer, re
 from zipnerf_ns.engine.checks import check_room_to_train, check_run
 from zipnerf_ns.engine.graph import set_up_graph
 from zipnerf_ns.engine.messages import interrupted, next_commands, quiet_dependencies, tell
-from zipnerf_ns.engine.optimizers import DecayingAdam, WarmupLogDecayConfig
+from zipnerf_ns.engine.optimizers import DecayingAdam, complete_schedules
+from zipnerf_ns.engine.parallel.exchange import GradientExchange
+from zipnerf_ns.engine.parallel.processes import Watch, place
 from zipnerf_ns.engine.progress import ProgressLine, StepTimer, TrainingClock, take_pictures, write_pictures
 from zipnerf_ns.engine.runs import RunConfig, read_trained
 from zipnerf_ns.engine.startup import compile_kernels, show_images
@@ -54,9 +56,10 @@ class ZipNerfTrainerConfig(RunConfig):
     """Steps between the pictures and metrics of one held-out view; 0 is never. Needs more than the viewer in --vis."""
     steps_per_eval_all_images: int = 0
     """Steps between the mean metrics of all held-out views; 0 is never."""
+    scale_learning_rate: bool = True
+    """With several GPUs the networks learn at the root of their number times the rate, up to the paper's 0.01."""
     use_cuda_graphs: Literal["auto", "on", "off"] = "auto"
-    """Replay the training step as one CUDA graph; auto: where everything in it is a kernel of ours, on one GPU."""
-
+    """Replay the training step as one CUDA graph; auto: where everything in it is a kernel of ours."""
 
 
 def gradient_norms(model: torch.nn.Module) -> dict[str, torch.Tensor]:
@@ -77,7 +80,9 @@ class ZipNerfTrainer(ResumableTrainer):
     def __init__(self, config: ZipNerfTrainerConfig, local_rank: int = 0, world_size: int = 1) -> None:
         # Before Nerfstudio's own first lines, which warn.
         quiet_dependencies()
-        super().__init__(config, local_rank, world_size)
+        super().__init__(config, *place(local_rank, world_size, config.machine))
+        self._exchange: GradientExchange | None = None
+        self._watch: Watch | None = None
 
     def setup(self, test_mode: Any = "val") -> None:
         """Nerfstudio's set-up; what is wrong with settings or input is told in one line."""
@@ -90,18 +95,19 @@ class ZipNerfTrainer(ResumableTrainer):
             check_room_to_train(self)
             if self._device_type == "cuda" and self.pipeline.model.uses_kernels:
                 compile_kernels(self)
+        if self.world_size > 1:
+            model = self.pipeline.model
+            self._exchange = GradientExchange(model, model.zipnerf.tables(), self.optimizers.parameters)
+            self._watch = Watch(self.checkpoint_dir)
         self._graph = set_up_graph(self)
         self._eager_steps = 0
 
     def setup_optimizers(self) -> Optimizers:
         """Optimizers whose schedules end with the training, if the configuration does not say otherwise."""
-        config = {}
-        for name, group in self.config.optimizers.items():
-            scheduler = group["scheduler"]
-            if isinstance(scheduler, WarmupLogDecayConfig) and scheduler.max_steps is None:
-                scheduler = dataclasses.replace(scheduler, max_steps=self.config.max_num_iterations)
-            config[name] = {**group, "scheduler": scheduler}
-        optimizers = Optimizers(config, self.pipeline.get_param_groups())
+        config = self.config
+        processes = self.world_size if config.scale_learning_rate else 1
+        groups = complete_schedules(config.optimizers, config.max_num_iterations, processes)
+        optimizers = Optimizers(groups, self.pipeline.get_param_groups())
         # With any other there is no decay: check_run has refused it.
         if isinstance(adam := optimizers.optimizers["hash_tables"], DecayingAdam):
             adam.adopt(self.pipeline.model.zipnerf.tables())
@@ -109,8 +115,11 @@ class ZipNerfTrainer(ResumableTrainer):
 
     def train(self) -> None:
         """Trains up to max_num_iterations steps *in total*: Nerfstudio itself adds that many to a resumed run."""
-        with tell(self.config):
+        with tell(self.config), nullcontext() if self._watch is None else self._watch:
             self._train()
+            if self._graph is not None:
+                # Before the means of communication that it holds on to.
+                self._graph.forget()
 
     def _train(self) -> None:
         total = self.config.max_num_iterations
@@ -121,7 +130,7 @@ class ZipNerfTrainer(ResumableTrainer):
             )
             return
         if self._resumed_rng is not None:
-            restore_rng(self._resumed_rng)
+            restore_rng(self._resumed_rng, get_rank())
         self.pipeline.datamanager.train_dataparser_outputs.save_dataparser_transform(
             self.base_dir / "dataparser_transforms.json"
         )
@@ -133,7 +142,8 @@ class ZipNerfTrainer(ResumableTrainer):
         self.step = max(self._start_step - 1, 0)
         self.stop_training = False
         rays = self.pipeline.datamanager.get_train_rays_per_batch() * self.world_size
-        self._say(f"Training {self.config.method_name} on {self.device}: {total} steps of {rays:,} rays.")
+        device = self.device if self.world_size == 1 else f"{self.world_size} x {self._device_type}"
+        self._say(f"Training {self.config.method_name} on {device}: {total} steps of {rays:,} rays.")
         with TimeWriter(writer, EventName.TOTAL_TRAIN_TIME):
             try:
                 self._train_steps(self._start_step, total)
@@ -141,8 +151,8 @@ class ZipNerfTrainer(ResumableTrainer):
                 self.shutdown()
                 raise
             except KeyboardInterrupt:
-                if self.world_size > 1:
-                    raise
+                if self._watch is not None:
+                    self._watch.leave()
                 self._finish_writing()
                 self._say(interrupted(self.step, total, self.checkpoint_dir))
                 raise SystemExit(128 + signal.SIGINT) from None
@@ -201,7 +211,7 @@ class ZipNerfTrainer(ResumableTrainer):
                 self._log(step, rays, result)
             if self.local_rank == 0:
                 self.progress.update(step, rays, result[2])
-            if self._is_evaluated(step) and datamanager.eval_dataset:
+            if self._is_evaluated(step) and datamanager.eval_dataset and get_rank() == 0:
                 with self.clock.pause(), self.train_lock:
                     self.eval_iteration(step)
             if step_check(step, self.config.steps_per_save):
@@ -290,7 +300,8 @@ class ZipNerfTrainer(ResumableTrainer):
         with torch.autocast(self._device_type) if self.mixed_precision else nullcontext():
             _, loss_dict, metrics_dict = self.pipeline.get_train_loss_dict(step=step)
             loss = functools.reduce(torch.add, loss_dict.values())
-        self.grad_scaler.scale(loss).backward()
+        with nullcontext(loss) if self._exchange is None else self._exchange.averaging(loss) as share:
+            self.grad_scaler.scale(share).backward()
         return loss.detach(), {name: value.detach() for name, value in loss_dict.items()}, metrics_dict
 
     def _update_scaler(self) -> bool:

@@ -1,0 +1,149 @@
+"""Several processes take the steps of one that has all of their rays, and any number goes on from a checkpoint."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from _scenes import checkpoint, load, start, tiny_config, train, write_scene
+from _together import results, start_one, together
+
+from zipnerf_ns.engine.trainer import ZipNerfTrainer, ZipNerfTrainerConfig
+from zipnerf_ns.sampler import IntervalSampler
+
+pytestmark = pytest.mark.usefixtures("fresh_writers")
+
+STEPS = 5
+RAYS = 48
+
+
+@pytest.fixture(scope="module")
+def scene(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_scene(tmp_path_factory.mktemp("exchange") / "scene")
+
+
+def config_of(scene: Path, output: Path, rays: int, **changes: Any) -> ZipNerfTrainerConfig:
+    """Everything on that a step can train: appearance, cameras; and no learning rate that depends on the number."""
+    config = tiny_config(scene, output, **{"steps": STEPS, "scale_learning_rate": False, **changes})
+    config.pipeline.datamanager.train_num_rays_per_batch = rays
+    # A root of a mean would be of each process's own rays.
+    config.pipeline.model.rgb_loss = "charbonnier"
+    config.pipeline.model.use_appearance, config.pipeline.model.random_background = True, False
+    config.pipeline.model.camera_optimizer.mode = "SO3xR3"
+    return config
+
+
+def give_rays(trainer: ZipNerfTrainer, rank: int, count: int) -> list[float]:
+    """Lets a process draw its share of rays that are numbered, with jitter that depends on the number alone."""
+    manager, losses = trainer.pipeline.datamanager, []
+    mine = slice(RAYS // count * rank, RAYS // count * (rank + 1))
+    drawn = {"step": 0}
+
+    def next_train(step: int) -> tuple[Any, dict[str, Any]]:
+        drawn["step"] = step
+        torch.manual_seed(step)
+        bundle, batch = manager.train_ray_generator.sample(manager.pixels, RAYS)
+        return bundle[mine], {name: value[mine] for name, value in batch.items()}
+
+    def jitters(sampler: IntervalSampler, rays: Any) -> torch.Tensor:
+        generator = torch.Generator().manual_seed(drawn["step"])
+        return torch.rand(len(sampler.num_samples), RAYS, 1, generator=generator)[:, mine]
+
+    manager.next_train = next_train
+    trainer.pipeline.model.zipnerf.sampler._jitters = jitters.__get__(trainer.pipeline.model.zipnerf.sampler)
+    iterate = trainer.train_iteration
+
+    def iteration(step: int) -> Any:
+        result = iterate(step)
+        losses.append(float(result[0]))
+        return result
+
+    trainer.train_iteration = iteration
+    return losses
+
+
+def state_of(trainer: ZipNerfTrainer) -> dict[str, torch.Tensor]:
+    """Parameters and what the optimizers remember of them, by name."""
+    adams = trainer.optimizers.optimizers.values()
+    moments = {parameter: entry for adam in adams for parameter, entry in adam.state.items()}
+    state = {}
+    for name, parameter in trainer.pipeline.model.named_parameters():
+        for moment in ("exp_avg", "exp_avg_sq") if parameter in moments else ():
+            state[f"{name}.{moment}"] = moments[parameter][moment].clone()
+        state[name] = parameter.detach().clone()
+    return state
+
+
+def train_share(rank: int, config: ZipNerfTrainerConfig, count: int) -> tuple[list[float], dict[str, torch.Tensor]]:
+    trainer = start_one(rank, config)
+    losses = give_rays(trainer, rank, count)
+    trainer.train()
+    return losses, state_of(trainer)
+
+
+def test_two_processes_take_the_steps_of_one_with_all_their_rays(scene, tmp_path):
+    """Tables, networks, appearance and cameras: values and moments, from the same seed."""
+    one = start(config_of(scene, tmp_path / "one", RAYS), seed=0)
+    losses = give_rays(one, 0, 1)
+    one.train()
+    config = config_of(scene, tmp_path / "two", RAYS // 2)
+    (first, state), (second, other) = results(together(tmp_path / "logs", train_share, config, 2))
+    assert state.keys() == other.keys() and all(torch.equal(state[name], other[name]) for name in state)
+    assert first != second
+    assert [0.5 * sum(pair) for pair in zip(first, second, strict=True)] == pytest.approx(losses, rel=1e-5)
+    expected = state_of(one)
+    assert {"camera_optimizer.pose_adjustment", "zipnerf.field.appearance.codes.weight"} <= expected.keys()
+    for name, value in expected.items():
+        # Where a gradient is nearly nothing, Adam takes its sign from rounding.
+        error = (state[name] - value).norm() / value.norm().clamp_min(1e-20)
+        assert error < 2e-3, name
+    assert all(float(value.abs().max()) > 0.0 for name, value in expected.items() if name.endswith("exp_avg"))
+
+
+def train_on(rank: int, config: ZipNerfTrainerConfig) -> dict[str, Any]:
+    trainer = start_one(rank, config)
+    begun, losses = state_of(trainer), []
+    iterate = trainer.train_iteration
+
+    def iteration(step: int) -> Any:
+        result = iterate(step)
+        losses.append(float(result[0]))
+        return result
+
+    trainer.train_iteration = iteration
+    trainer.train()
+    rates = {name: adam.param_groups[0]["lr"] for name, adam in trainer.optimizers.optimizers.items()}
+    return {"begun": begun, "ended": state_of(trainer), "losses": losses, "rates": rates}
+
+
+def assert_same(first: dict[str, torch.Tensor], second: dict[str, torch.Tensor]) -> None:
+    assert first.keys() == second.keys()
+    assert [name for name in first if not torch.equal(first[name], second[name])] == []
+
+
+def test_checkpoints_go_from_two_processes_to_one_and_back(scene, tmp_path):
+    """Nothing in them tells the number; two processes draw different rays again; learning rates are of the present."""
+    options = dict(scale_learning_rate=True, steps=12, steps_per_save=4, save_only_latest_checkpoint=False)
+    config = config_of(scene, tmp_path, 16, **{**options, "steps": 4})
+    first = results(together(tmp_path / "first", train_on, config))
+    assert_same(first[0]["ended"], first[1]["ended"])
+    alone = config_of(scene, tmp_path, 16, **options, timestamp="alone", load_checkpoint=checkpoint(config, 3))
+    trainer = start(alone)
+    assert_same(state_of(trainer), first[0]["ended"])
+    assert load(checkpoint(config, 3))["pipeline"].keys() == trainer.pipeline.state_dict().keys()
+    alone.max_num_iterations, alone.timestamp = 8, "alone, 8 steps"
+    trainer, losses = train(alone)
+    assert sorted(losses) == [4, 5, 6, 7]
+    again = config_of(scene, tmp_path, 16, **options, timestamp="again", load_checkpoint=checkpoint(alone, 7))
+    third = results(together(tmp_path / "third", train_on, again))
+    for process in third:
+        assert_same(process["begun"], state_of(trainer))
+        assert_same(process["ended"], third[0]["ended"])
+    assert len(third[0]["losses"]) == 4 and not set(third[0]["losses"]) & set(third[1]["losses"])
+    state = load(checkpoint(again, 11))
+    assert {float(entry["step"]) for group in state["optimizers"].values() for entry in group["state"].values()} == {12}
+    last = {name: group["scheduler"].lr_final for name, group in again.optimizers.items()}
+    expected = {name: rate * (2.0**0.5 if name == "networks" else 1.0) for name, rate in last.items()}
+    assert third[0]["rates"] == pytest.approx(expected)

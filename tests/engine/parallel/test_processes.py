@@ -1,0 +1,120 @@
+"""Processes of a training end together, also when one is lost, and torchrun's find each other."""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from _scenes import assert_clear, checkpoint, load, tiny_config, write_scene
+from _together import start_one, together
+
+from zipnerf_ns.engine.messages import tell_of_lost_processes
+from zipnerf_ns.engine.optimizers import DecayingAdamConfig, WarmupLogDecayConfig, complete_schedules
+from zipnerf_ns.engine.parallel.processes import LOST, join
+from zipnerf_ns.engine.trainer import ZipNerfTrainerConfig
+from zipnerf_ns.errors import InputError
+
+pytestmark = pytest.mark.usefixtures("fresh_writers")
+
+
+@pytest.fixture(scope="module")
+def scene(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_scene(tmp_path_factory.mktemp("processes") / "scene")
+
+
+def lose_one(rank: int, config: ZipNerfTrainerConfig, lost: int, how: str) -> None:
+    trainer = start_one(rank, config)
+    iterate = trainer.train_iteration
+
+    def iteration(step: int) -> Any:
+        if step == 5 and rank == lost:
+            if how == "killed":
+                os.kill(os.getpid(), signal.SIGKILL)
+            raise KeyError("a fault of its own")
+        return iterate(step)
+
+    trainer.train_iteration = iteration
+    trainer.train()
+
+
+@pytest.mark.parametrize(("lost", "how"), [(0, "killed"), (1, "killed"), (1, "failed")])
+def test_a_lost_process_ends_the_other_and_leaves_the_last_checkpoint(scene, tmp_path, lost, how):
+    config = tiny_config(scene, tmp_path, steps=1000, steps_per_save=3)
+    ended = together(tmp_path / "logs", lose_one, config, lost, how)
+    assert ended[lost].code == (-signal.SIGKILL if how == "killed" else 3)
+    # Who has started them tells; the other's own error would only follow from this one.
+    assert ended[1 - lost].code == LOST and "Traceback" not in ended[1 - lost].said
+    assert how == "killed" or "a fault of its own" in ended[lost].said
+    assert load(checkpoint(config, 3))["step"] == 3
+
+
+def end_by(index: int, code: int) -> None:
+    if code < 0:
+        os.kill(os.getpid(), -code)
+    os._exit(code)
+
+
+@pytest.mark.parametrize(
+    ("code", "expected"),
+    [
+        (-signal.SIGKILL, ("has ended early (SIGKILL), and with it", "step-000000007.ckpt", "--load-dir")),
+        (LOST, ("has ended early, and with it", "step-000000007.ckpt", "--load-dir")),
+        (1, None),
+    ],
+    ids=["killed", "another machine's", "has told itself"],
+)
+def test_the_launcher_tells_of_a_lost_process_in_one_line(tmp_path, monkeypatch, capsys, code, expected):
+    others = []
+    monkeypatch.setattr(sys, "excepthook", lambda *error: others.append(error[0]))
+    (tmp_path / "step-000000007.ckpt").touch()
+    tell_of_lost_processes(tmp_path)
+    with pytest.raises(torch.multiprocessing.ProcessExitedException) as caught:
+        torch.multiprocessing.start_processes(end_by, (code,), nprocs=1, start_method="forkserver")
+    sys.excepthook(caught.type, caught.value, None)
+    sys.excepthook(KeyError, KeyError("else"), None)
+    said = capsys.readouterr().out
+    assert others == [KeyError]
+    if expected is None:
+        assert said == ""
+    else:
+        assert_clear(said.rstrip("\n"), expected)
+
+
+def test_torchruns_processes_are_not_started_once_more(scene, tmp_path, monkeypatch):
+    config = tiny_config(scene, tmp_path)
+    join(config.machine)
+    for name, value in {"TORCHELASTIC_RUN_ID": "none", "WORLD_SIZE": "2", "LOCAL_RANK": "0"}.items():
+        monkeypatch.setenv(name, value)
+    config.machine.num_devices = 2
+    with pytest.raises(InputError) as caught:
+        join(config.machine)
+    assert_clear(str(caught.value), ("torchrun", "leave out --machine.num-devices"))
+
+
+@pytest.mark.parametrize(
+    ("rate", "processes", "scale"),
+    [(0.002, 1, 1.0), (0.002, 2, 2.0**0.5), (0.002, 9, 3.0), (0.002, 100, 5.0), (0.01, 2, 1.0), (0.05, 2, 1.0)],
+)
+def test_networks_learn_faster_from_the_rays_of_several_processes(rate, processes, scale):
+    """At the root of their number times the rate, but no faster than the paper's; the rest as before."""
+
+    def group() -> dict[str, Any]:
+        return {"optimizer": DecayingAdamConfig(lr=rate), "scheduler": WarmupLogDecayConfig(lr_final=rate / 10)}
+
+    groups = {"hash_tables": group(), "networks": group()}
+    completed = complete_schedules(groups, 100, processes)
+    assert groups == {"hash_tables": group(), "networks": group()}
+    for name, expected in {"hash_tables": 1.0, "networks": scale}.items():
+        optimizer = completed[name]["optimizer"].setup([torch.nn.Parameter(torch.zeros(1))])
+        schedule = completed[name]["scheduler"].setup().get_scheduler(optimizer, rate)
+        rates = []
+        for _ in range(101):
+            rates.append(schedule.get_last_lr()[0])
+            schedule.step()
+        assert max(rates) == pytest.approx(expected * rate * 10**-0.1, rel=0.05)
+        assert rates[100] == pytest.approx(expected * rate / 10)

@@ -1,0 +1,1 @@
+"""A training by several processes, each with a GPU of its own."""
