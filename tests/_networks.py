@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from zipnerf_ns.functional.mlp import NUM_HARMONICS, RadianceWeights
+from zipnerf_ns.functional.mlp import VIEW_DIM, RadianceWeights
 
 
 def random_weights(channels: int, hidden: int, width: int, layers: int, dtype=torch.float32) -> RadianceWeights:
@@ -23,13 +23,13 @@ def random_weights(channels: int, hidden: int, width: int, layers: int, dtype=to
         density=leaf(1, hidden),
         density_bias=bias(1),
         first=leaf(width, hidden),
-        first_view=leaf(width, NUM_HARMONICS),
+        first_view=leaf(width, VIEW_DIM),
         first_bias=bias(width),
         middle=tuple(leaf(width, width) for _ in range(layers - 2)),
         middle_bias=tuple(bias(width) for _ in range(layers - 2)),
         last=leaf(width, width),
         last_hidden=leaf(width, hidden),
-        last_view=leaf(width, NUM_HARMONICS),
+        last_view=leaf(width, VIEW_DIM),
         last_bias=bias(width),
         rgb=leaf(3, width),
         rgb_bias=bias(3),

@@ -151,7 +151,7 @@ def test_big_is_the_default_on_the_papers_schedule():
 def test_default_takes_at_most_a_quarter_of_the_papers_rays():
     config = methods.zipnerf.config
     assert config.pipeline.datamanager.train_num_rays_per_batch <= 65_536 // 4
-    assert config.pipeline.model.prefilter == "multisample"
+    assert config.pipeline.model.prefilter == "multisample" and config.pipeline.model.proposal_prefilter == "ipe"
     assert config.pipeline.model == ZipNerfModelConfig()
 
 
@@ -163,7 +163,7 @@ def test_default_model_is_the_papers_but_for_what_measured_better():
     assert [p.num_samples for p in model.proposals] + [model.num_samples] == [64, 64, 32]
     assert [p.blur_halfwidth for p in model.proposals] == [0.03, 0.003]
     assert (model.interlevel_loss_mult, model.hash_decay_mult) == (0.01, 0.1)
-    assert (model.distortion_loss_mult, model.use_gradient_scaling, model.rgb_loss) == (0.05, True, "auto")
+    assert (model.distortion_loss_mult, model.use_gradient_scaling, model.rgb_loss) == (0.05, True, "pseudo_huber")
     assert (model.hidden_dim, model.bottleneck_dim, model.color_layers, model.color_dim) == (64, 256, 3, 256)
     resolutions = [grid.make().resolutions for grid in (model.proposals[0].grid, model.proposals[1].grid, model.grid)]
     assert resolutions == [tuple(16 * 2**level for level in range(count)) for count in (6, 8, 10)]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from types import SimpleNamespace
 
 import pytest
@@ -33,19 +34,11 @@ def test_the_view_direction_changes_color_only():
     torch.testing.assert_close(turned, turned[:1].expand_as(turned))
 
 
-def spherical_harmonics(direction) -> list:
-    """Real spherical harmonics to degree 3, orthonormal on the sphere, in nerfstudio's order."""
-    x, y, z = (float(c) for c in direction)
-    return [
-        0.28209479177387814,
-        0.4886025119029199 * y, 0.4886025119029199 * z, 0.4886025119029199 * x,
-        1.0925484305920792 * x * y, 1.0925484305920792 * y * z, 0.31539156525252005 * (3.0 * z * z - 1.0),
-        1.0925484305920792 * x * z, 0.5462742152960396 * (x * x - y * y),
-        0.5900435899266435 * y * (3.0 * x * x - y * y), 2.890611442640554 * x * y * z,
-        0.4570457994644658 * y * (5.0 * z * z - 1.0), 0.3731763325901154 * z * (5.0 * z * z - 3.0),
-        0.4570457994644658 * x * (5.0 * z * z - 1.0), 1.445305721320277 * z * (x * x - y * y),
-        0.5900435899266435 * x * (x * x - 3.0 * y * y),
-    ]  # fmt: skip
+def encode_directions(direction) -> list:
+    """The components, sine and cosine of four and of eight times them, and a zero."""
+    components = [float(c) for c in direction]
+    waves = [wave(frequency * c) for frequency in (4.0, 8.0) for wave in (math.sin, math.cos) for c in components]
+    return [*components, *waves, 0.0]
 
 
 @pytest.mark.parametrize("color_layers, num_images", [(1, 0), (2, 0), (3, 0), (4, 0), (3, 3)])
@@ -55,7 +48,7 @@ def test_color_is_its_network_written_out(color_layers, num_images):
     hidden, layers = hidden_of(field, found.channels).view(4, 5, 16), linear_layers(field)
     assert len(layers) == color_layers + 1
     for ray in range(4):
-        encoded = torch.tensor(spherical_harmonics(rays.directions[ray]))
+        encoded = torch.tensor(encode_directions(rays.directions[ray]))
         for k in range(5):
             inputs = torch.cat([field.bottleneck_layer(hidden[ray, k]), encoded])
             x = inputs

@@ -95,7 +95,15 @@ def test_color_losses_are_weighted_means_over_the_rays(weighted):
         errors = [float(prediction[ray, channel] - target[ray, channel]) for channel in range(3)]
         absolute += weight * sum(math.sqrt(e * e + 0.001**2) for e in errors) / 21.0
         squared += weight * sum(e * e for e in errors) / 21.0
-    for name, expected in (("charbonnier", absolute), ("mse", squared), ("rmse", math.sqrt(squared + 0.001**2))):
+    knee = 2.0 * math.sqrt(squared + 0.001**2)
+    huber = 0.0
+    for ray in range(7):
+        weight = float(weights[ray]) if weighted else 1.0
+        errors = [float(prediction[ray, channel] - target[ray, channel]) for channel in range(3)]
+        huber += math.sqrt(5.0) * weight * sum(math.sqrt(e * e + knee**2) - knee for e in errors) / 21.0
+    for name, expected in (
+        ("charbonnier", absolute), ("mse", squared), ("rmse", math.sqrt(squared + 0.001**2)), ("pseudo_huber", huber)
+    ):  # fmt: skip
         assert float(color_loss(name, prediction, target, weights)) == pytest.approx(expected, rel=1e-12), name
 
 
@@ -115,6 +123,30 @@ def test_rmse_descends_where_mse_does_at_a_size_that_does_not_fade_with_the_erro
     torch.testing.assert_close(gradients["mse", 0.1], 0.1 * gradients["mse", 1.0])
     still = target.clone().requires_grad_()
     color_loss("rmse", still, target).backward()
+    assert bool((still.grad == 0.0).all()), "finite where there is no error"
+
+
+def test_pseudo_huber_pulls_like_rmse_at_small_errors_and_evenly_at_large_ones():
+    """One error of a hundred times the others': it pulls seven times as hard, where under rmse a hundred times."""
+    target = torch.zeros(1000, 3, dtype=torch.float64)
+    errors = torch.full_like(target, 0.01)
+    errors[0] = 1.0
+    gradients = {}
+    for name in ("rmse", "pseudo_huber"):
+        for size in (1.0, 0.1):
+            prediction = (size * errors).requires_grad_()
+            (gradients[name, size],) = torch.autograd.grad(color_loss(name, prediction, target), prediction)
+    rms = float(errors.square().mean().sqrt())
+    pulls = {name: gradients[name, 1.0][:2, 0] * target.numel() for name in ("rmse", "pseudo_huber")}
+    for error, under_rmse, found in zip((1.0, 0.01), pulls["rmse"], pulls["pseudo_huber"], strict=True):
+        assert float(under_rmse) == pytest.approx(error / rms, rel=1e-3)
+        expected = math.sqrt(5.0) * error / math.sqrt(error**2 + (2.0 * rms) ** 2)
+        assert float(found) == pytest.approx(expected, rel=1e-3)
+    assert float(pulls["pseudo_huber"][0]) < math.sqrt(5.0)
+    # Ten times smaller errors pull as hard, but for the padding.
+    torch.testing.assert_close(gradients["pseudo_huber", 0.1], gradients["pseudo_huber", 1.0], rtol=0.05, atol=0.0)
+    still = target.clone().requires_grad_()
+    color_loss("pseudo_huber", still, target).backward()
     assert bool((still.grad == 0.0).all()), "finite where there is no error"
 
 

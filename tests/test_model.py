@@ -114,7 +114,7 @@ def test_loss_terms_are_there_if_their_multiplier_is_and_scaled_by_it(which):
         consistency = losses.level_consistency(model.field.encoding.per_level(outputs["rendering"].radiance.channels))
         expected["level_consistency_loss"] = mults["level_consistency"] * consistency
     expected = {name: value for name, value in expected.items() if float(value.detach()) != 0.0}
-    expected["rgb_loss"] = losses.charbonnier(outputs["rgb"], batch["image"]).mean()
+    expected["rgb_loss"] = losses.color_loss("pseudo_huber", outputs["rgb"], batch["image"])
     loss_dict = model.get_loss_dict(outputs, batch)
     assert set(loss_dict) == set(expected)
     for name, value in expected.items():
@@ -163,16 +163,6 @@ def test_a_color_loss_can_be_chosen(name):
     outputs, batch = train_outputs(model)
     expected = COLOR_LOSSES[name](outputs["rgb"] - batch["image"])
     torch.testing.assert_close(model.get_loss_dict(outputs, batch)["rgb_loss"], expected)
-
-
-@pytest.mark.parametrize("bounded, name", [(True, "rmse"), (False, "charbonnier"), (None, "charbonnier")])
-def test_the_automatic_color_loss_follows_the_scenes_bounds(bounded, name):
-    assert tiny_config().rgb_loss == "auto"
-    assert make_model(hints=None if bounded is None else hints(bounded)).zipnerf.color_loss == name
-    # What the model does is decisive, not what the data say.
-    setting = "unbounded" if bounded else "box"
-    model = make_model(tiny_config(scene_bounds=setting), None if bounded is None else hints(bounded))
-    assert model.zipnerf.color_loss == ("charbonnier" if bounded else "rmse")
 
 
 def table_gradient(near_plane: float, far_plane: float, scaled: bool) -> tuple:

@@ -60,7 +60,10 @@ def test_settings_that_work_together_pass(fits):
 
 def test_tinycudann_is_refused_with_a_prefilter_or_grid_that_it_has_not():
     three = {"grid": HashGridConfig(4, 3, 4, 32, 9), "prefilter": "ipe"}
-    for changes, words in (({"prefilter": "multisample"}, "proposals.0.grid.*prefilter"), (three, "model.grid.*got 3")):
+    proposals = {"prefilter": "ipe", "proposal_prefilter": "multisample"}
+    cases = (({"prefilter": "multisample"}, "model.grid.*prefilter"), (proposals, "proposals.0.grid.*prefilter"),
+             (three, "model.grid.*got 3"))  # fmt: skip
+    for changes, words in cases:
         with pytest.raises(InputError, match=words):
             tiny_config(implementation="tcnn", **changes)
 

@@ -36,7 +36,7 @@ def _method(
     model: ZipNerfModelConfig,
     num_rays: int,
     num_steps: int,
-    network_lr: float = 0.002,
+    network_lr: float = 0.005,
 ) -> MethodSpecification:
     """A method from its model and schedule, and the peak of its networks' learning rate."""
     config = ZipNerfTrainerConfig(

@@ -15,7 +15,7 @@ from zipnerf_ns.errors import say
 from zipnerf_ns.functional import mlp
 from zipnerf_ns.functional.cones import Cones, separate_intervals
 from zipnerf_ns.functional.hash_grid import Prefilter
-from zipnerf_ns.functional.mlp import RadianceWeights
+from zipnerf_ns.functional.mlp import VIEW_DIM, RadianceWeights
 from zipnerf_ns.functional.normals import density_normals
 from zipnerf_ns.functional.numerics import bounded_exp
 from zipnerf_ns.ops import Ops, resolve_precision
@@ -25,8 +25,6 @@ DENSITY_SHIFT = -1.0
 """density = exp(raw + shift): a scene starts a little transparent (Zip-NeRF's supplement)."""
 RGB_PADDING = 0.001
 """The sigmoid's range is widened by this on both sides, so that pure black and white are reached (mip-NeRF)."""
-SH_DIM = 16
-"""Spherical harmonics of four degrees that encode the view direction."""
 
 Precision = Literal["float32", "bfloat16"]
 
@@ -163,9 +161,9 @@ class ZipNerfField(ZipNerfDensityField):
     ) -> None:
         super().__init__(encoding, aabb, hidden_dim, precision)
         self.bottleneck_layer = nn.Linear(hidden_dim, bottleneck_dim)
-        self.color_network = ColorNetwork(bottleneck_dim + SH_DIM, color_layers, color_dim)
+        self.color_network = ColorNetwork(bottleneck_dim + VIEW_DIM, color_layers, color_dim)
         self.appearance = AffineAppearance(num_images, appearance_dim, bottleneck_dim) if num_images else None
-        self._kernel_sizes = encoding.get_out_dim(), hidden_dim, color_layers, color_dim, SH_DIM
+        self._kernel_sizes = encoding.get_out_dim(), hidden_dim, color_layers, color_dim, VIEW_DIM
 
     @property
     def is_foldable(self) -> bool:
@@ -189,7 +187,7 @@ class ZipNerfField(ZipNerfDensityField):
             photo: number of the training image whose appearance is shown at evaluation; the mean of all if not given.
         """
         channels, ops = self.channels(rays, tdist, num_active, prefilter), self.ops
-        view = ops.spherical_harmonics(rays.directions, channels.dtype)
+        view = ops.encode_directions(rays.directions, channels.dtype)
         shape = tdist.shape[0], tdist.shape[1] - 1
         # Also where nothing can be folded, for then there is no kernel, which is to be said.
         has_appearance = self.appearance is not None and self.training
@@ -234,7 +232,7 @@ class ZipNerfField(ZipNerfDensityField):
             density=self.density_layer.weight, density_bias=self.density_layer.bias,
             first=first_hidden, first_view=first_view, first_bias=first_bias,
             middle=tuple(layer.weight for layer in middle), middle_bias=tuple(layer.bias for layer in middle),
-            last=last_others[:, SH_DIM:], last_hidden=last_hidden, last_view=last_others[:, :SH_DIM],
+            last=last_others[:, VIEW_DIM:], last_hidden=last_hidden, last_view=last_others[:, :VIEW_DIM],
             last_bias=last_bias, rgb=rgb.weight, rgb_bias=rgb.bias,
         )  # fmt: skip
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import Literal, NamedTuple
 
@@ -16,12 +17,15 @@ from zipnerf_ns.rays import Round
 
 CHARBONNIER_PADDING = 0.001
 """Errors below this are treated as squared, above as absolute (Zip-NeRF, section 5); rmse's root begins there, too."""
+KNEE = 2.0
+"""Errors of pseudo_huber that are well below so many times a step's root mean square are treated as squared, well above
+as absolute."""
 INTERLEVEL_EPS = 1e-5
 """Keeps the interlevel loss's division finite; well below any weight that shows."""
 LOG_EPS = 1e-6
 """Floor of a probability inside the distillation's logarithm."""
 
-ColorLoss = Literal["charbonnier", "mse", "rmse"]
+ColorLoss = Literal["pseudo_huber", "charbonnier", "mse", "rmse"]
 """Distances between rendered and true colors."""
 
 
@@ -82,6 +86,13 @@ def squared_error(prediction: Float[Tensor, "*batch 3"], target: Float[Tensor, "
     return (prediction - target).square().mean(dim=-1)
 
 
+def pseudo_huber(
+    prediction: Float[Tensor, "*batch 3"], target: Float[Tensor, "*batch 3"], knee: Float[Tensor, ""]
+) -> Float[Tensor, "*batch"]:
+    """sqrt(e^2 + knee^2) - knee, mean over the channels: unreduced over the rays (Charbonnier et al., 1997)."""
+    return (torch.sqrt((prediction - target).square() + knee.square()) - knee).mean(dim=-1)
+
+
 def color_loss(
     name: ColorLoss,
     prediction: Float[Tensor, "*batch 3"],
@@ -91,18 +102,26 @@ def color_loss(
     """The mean distance of colors over a step's rays.
 
     "rmse" is the root of the mean squared error: the gradient's direction is that of "mse", its size does not fade as
-    the errors become small, so that the other losses keep their share, as they do beside "charbonnier".
+    the errors become small, so that the other losses keep their share, as they do beside "charbonnier". "pseudo_huber"
+    lies between the two: small errors pull like those of "rmse", the few that are many times larger no more than in
+    "charbonnier", and what is large follows the step's own root mean square.
 
     Args:
         name: of the distance.
         prediction, target: of the same rays.
         ray_weights: of each ray in the mean, 1 on average; None for equal ones.
     """
+    if name == "pseudo_huber":
+        mean_square = _mean(squared_error(prediction.detach(), target), ray_weights)
+        per_ray = pseudo_huber(prediction, target, KNEE * torch.sqrt(mean_square + CHARBONNIER_PADDING**2))
+        return math.sqrt(1.0 + KNEE**2) * _mean(per_ray, ray_weights)
     per_ray = charbonnier(prediction, target) if name == "charbonnier" else squared_error(prediction, target)
-    if ray_weights is not None:
-        per_ray = per_ray * ray_weights
-    mean = per_ray.mean()
+    mean = _mean(per_ray, ray_weights)
     return torch.sqrt(mean + CHARBONNIER_PADDING**2) if name == "rmse" else mean
+
+
+def _mean(per_ray: Float[Tensor, "*batch"], ray_weights: Float[Tensor, "*batch"] | None) -> Float[Tensor, ""]:
+    return (per_ray if ray_weights is None else per_ray * ray_weights).mean()
 
 
 def interlevel_loss(rounds: Sequence[Round], blur_halfwidths: Sequence[float], ops: Ops) -> Float[Tensor, ""]:

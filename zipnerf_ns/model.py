@@ -215,7 +215,7 @@ class ZipNerfModel(Model):
         if self.training and "loss_weight" in batch:
             ray_weights = batch["loss_weight"].to(prediction.device)[:, 0]
         if not self.training:
-            return {"rgb_loss": losses.color_loss(self.zipnerf.color_loss, prediction, target)}
+            return {"rgb_loss": losses.color_loss(self.config.rgb_loss, prediction, target)}
         loss_dict = self.zipnerf.losses(outputs["rendering"], prediction, target, ray_weights)
         if self.corrections is not None:
             self.corrections.get_loss_dict(loss_dict)

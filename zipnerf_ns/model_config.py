@@ -138,7 +138,8 @@ def _check_combinations(config: ZipNerfModelConfig) -> None:
         )
     if config.implementation == "tcnn":
         for name, grid in named_grids(config).items():
-            reason = tcnn().why_unsupported(config.prefilter, grid.features_per_level)
+            prefilter = config.prefilter if name == "grid" else config.proposal_prefilter
+            reason = tcnn().why_unsupported(prefilter, grid.features_per_level)
             if reason is not None:
                 raise InputError(f"--pipeline.model.{name}: {reason}")
 

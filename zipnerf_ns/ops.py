@@ -42,7 +42,7 @@ class Ops(NamedTuple):
     cone_encode: signatures.ConeEncode
     density_mlp: signatures.DensityMlp
     radiance_mlp: signatures.RadianceMlp
-    spherical_harmonics: signatures.SphericalHarmonics
+    encode_directions: signatures.EncodeDirections
     draw_intervals: signatures.DrawIntervals
     density_to_weights: signatures.DensityToWeights
     render: signatures.Render
@@ -70,7 +70,7 @@ TORCH_OPS = Ops(
     cone_encode=cones.cone_encode,
     density_mlp=mlp.density_mlp,
     radiance_mlp=mlp.radiance_mlp,
-    spherical_harmonics=mlp.spherical_harmonics,
+    encode_directions=mlp.encode_directions,
     draw_intervals=ray_march.draw_intervals,
     density_to_weights=ray_march.density_to_weights,
     render=ray_march.render,
@@ -100,7 +100,7 @@ def triton_ops() -> Ops:
         cone_encode=cone_encode.cone_encode,
         density_mlp=networks.density_mlp,
         radiance_mlp=networks.radiance_mlp,
-        spherical_harmonics=networks.spherical_harmonics,
+        encode_directions=networks.encode_directions,
         draw_intervals=ray_march.draw_intervals,
         density_to_weights=ray_march.density_to_weights,
         render=ray_march.render,

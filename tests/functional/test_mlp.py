@@ -1,4 +1,4 @@
-"""The fields' networks: row by row against their formulas, folded against unfolded, harmonics against nerfstudio's."""
+"""The fields' networks: row by row against their formulas, folded against unfolded; view directions."""
 
 from __future__ import annotations
 
@@ -9,7 +9,6 @@ import torch
 from _networks import named_leaves, random_weights
 from torch import Tensor, nn
 
-from nerfstudio.field_components.encodings import SHEncoding
 from nerfstudio.field_components.mlp import MLP
 
 from zipnerf_ns.functional import mlp
@@ -73,7 +72,7 @@ def test_radiance_is_its_formula(layers):
     rays, samples = 2, 3
     weights = random_weights(5, 4, 6, layers, torch.float64)
     features = torch.randn(rays * samples, 5, dtype=torch.float64)
-    view = torch.randn(rays, mlp.NUM_HARMONICS, dtype=torch.float64)
+    view = torch.randn(rays, mlp.VIEW_DIM, dtype=torch.float64)
     density, rgb = mlp.radiance_mlp(features, view, weights, -0.5, PADDING, "float32")
     for index, row in enumerate(features.tolist()):
         direction = view[index // samples].tolist()
@@ -96,7 +95,7 @@ def test_radiance_is_its_formula(layers):
 def test_radiance_has_the_gradient_of_its_formula():
     weights = random_weights(3, 4, 4, 3, torch.float64)
     features = torch.randn(4, 3, dtype=torch.float64, requires_grad=True)
-    view = torch.randn(2, mlp.NUM_HARMONICS, dtype=torch.float64, requires_grad=True)
+    view = torch.randn(2, mlp.VIEW_DIM, dtype=torch.float64, requires_grad=True)
     leaves = named_leaves(weights)
 
     def call(features: Tensor, view: Tensor, *values: Tensor) -> tuple[Tensor, Tensor]:
@@ -114,10 +113,10 @@ def test_folding_changes_nothing(color_layers):
     torch.manual_seed(3)
     hidden_layer, density_layer = nn.Linear(8, hidden_dim), nn.Linear(hidden_dim, 1)
     bottleneck_layer = nn.Linear(hidden_dim, bottleneck_dim)
-    network = MLP(bottleneck_dim + mlp.NUM_HARMONICS, color_layers + 1, width, 3, skip_connections=(color_layers - 1,))
+    network = MLP(bottleneck_dim + mlp.VIEW_DIM, color_layers + 1, width, 3, skip_connections=(color_layers - 1,))
     modules = nn.ModuleList([hidden_layer, density_layer, bottleneck_layer, network]).double()
     features = torch.randn(rays * samples, 8, dtype=torch.float64)
-    view = torch.randn(rays, mlp.NUM_HARMONICS, dtype=torch.float64)
+    view = torch.randn(rays, mlp.VIEW_DIM, dtype=torch.float64)
 
     hidden = torch.relu(hidden_layer(features))
     density = torch.exp(density_layer(hidden)[:, 0] - 1.0)
@@ -128,7 +127,7 @@ def test_folding_changes_nothing(color_layers):
     bottleneck = (bottleneck_layer.weight, bottleneck_layer.bias)
     over_hidden, over_view, first_bias = mlp.fold_bottleneck(*bottleneck, first.weight, first.bias)
     last_hidden, last_others, last_bias = mlp.fold_bottleneck(*bottleneck, last.weight, last.bias)
-    last_view, last_below = last_others.split([mlp.NUM_HARMONICS, width], dim=1)
+    last_view, last_below = last_others.split([mlp.VIEW_DIM, width], dim=1)
     weights = mlp.RadianceWeights(
         hidden_layer.weight, hidden_layer.bias, density_layer.weight, density_layer.bias,
         over_hidden, over_view, first_bias,
@@ -151,7 +150,7 @@ def test_folding_changes_nothing(color_layers):
 def test_any_number_of_intervals(rays, samples):
     weights = random_weights(5, 4, 6, 2)
     features = torch.randn(rays * samples, 5, requires_grad=True)
-    view = torch.randn(rays, mlp.NUM_HARMONICS)
+    view = torch.randn(rays, mlp.VIEW_DIM)
     density, rgb = mlp.radiance_mlp(features, view, weights, -1.0, PADDING, "float32")
     assert density.shape == (rays * samples,) and rgb.shape == (rays * samples, 3)
     (density.sum() + rgb.sum()).backward()
@@ -168,7 +167,7 @@ def test_intervals_that_do_not_divide():
 
 def test_a_cpu_computes_in_float32_whatever_was_asked_for():
     weights, parameters = random_weights(5, 4, 6, 3), density_parameters(5, 4, torch.float32)
-    features, view = torch.randn(6, 5), torch.randn(2, mlp.NUM_HARMONICS)
+    features, view = torch.randn(6, 5), torch.randn(2, mlp.VIEW_DIM)
     plain = (
         mlp.density_mlp(features, *parameters, -1.0, "float32"),
         *mlp.radiance_mlp(features, view, weights, -1.0, PADDING, "float32"),
@@ -183,7 +182,7 @@ def test_a_cpu_computes_in_float32_whatever_was_asked_for():
 
 def test_half_precision_inputs_are_read_in_the_weights_precision():
     weights, parameters = random_weights(5, 4, 6, 3), density_parameters(5, 4, torch.float32)
-    features, view = torch.randn(6, 5).bfloat16(), torch.randn(2, mlp.NUM_HARMONICS).bfloat16()
+    features, view = torch.randn(6, 5).bfloat16(), torch.randn(2, mlp.VIEW_DIM).bfloat16()
     found = mlp.density_mlp(features, *parameters, -1.0, "float32")
     assert torch.equal(found, mlp.density_mlp(features.float(), *parameters, -1.0, "float32"))
     found = mlp.radiance_mlp(features, view, weights, -1.0, PADDING, "float32")
@@ -194,41 +193,24 @@ def test_half_precision_inputs_are_read_in_the_weights_precision():
 # --- view directions ---
 
 
-def test_harmonics_are_nerfstudios():
-    directions = torch.nn.functional.normalize(torch.randn(200, 3), dim=-1)
-    directions = torch.cat([directions, torch.eye(3), -torch.eye(3)])
-    truth = SHEncoding(levels=4, implementation="torch")(directions)
-    torch.testing.assert_close(mlp.spherical_harmonics(directions), truth, rtol=1e-6, atol=1e-7)
-    half = mlp.spherical_harmonics(directions, torch.bfloat16)
-    assert torch.equal(half, mlp.spherical_harmonics(directions).bfloat16())
+def test_directions_are_encoded_one_number_after_the_other():
+    directions = torch.nn.functional.normalize(torch.randn(20, 3, dtype=torch.float64), dim=-1)
+    found = mlp.encode_directions(directions, torch.float64)
+    assert found.shape == (20, mlp.VIEW_DIM)
+    for row, direction in zip(found.tolist(), directions.tolist(), strict=True):
+        waves = [wave(f * x) for f in (4.0, 8.0) for wave in (math.sin, math.cos) for x in direction]
+        assert row == pytest.approx([*direction, *waves, 0.0], abs=1e-12)
+    single = directions.float()
+    assert torch.equal(mlp.encode_directions(single, torch.bfloat16), mlp.encode_directions(single).bfloat16())
 
 
-def test_harmonics_are_orthonormal():
-    # Products of two have degree 6: integrated exactly by 8 Gauss points in z and 16 equal steps around it.
-    z, weights = (torch.as_tensor(values) for values in _gauss_legendre(8))
-    angles = torch.arange(16, dtype=torch.float64) * (math.pi / 8.0)
-    r = torch.sqrt(1.0 - z * z)[:, None]
-    directions = torch.stack([r * angles.cos(), r * angles.sin(), z[:, None].expand(-1, 16)], dim=-1).view(-1, 3)
-    values = mlp.spherical_harmonics(directions, torch.float64)
-    area = (weights[:, None].expand(-1, 16) * (math.pi / 8.0)).reshape(-1, 1)
-    torch.testing.assert_close(values.T @ (area * values), torch.eye(16, dtype=torch.float64), rtol=0.0, atol=1e-12)
-
-
-def test_harmonics_have_their_gradient():
-    """In float64; none of the sixteen is without one somewhere but the first, which is constant."""
+def test_encoded_directions_have_their_gradient():
+    """In float64; none but the last is without one."""
     directions = torch.nn.functional.normalize(torch.randn(5, 3, dtype=torch.float64), dim=-1).requires_grad_()
 
-    def harmonics(vectors: Tensor) -> Tensor:
-        return mlp.spherical_harmonics(vectors, torch.float64)
+    def encoded(vectors: Tensor) -> Tensor:
+        return mlp.encode_directions(vectors, torch.float64)
 
-    assert torch.autograd.gradcheck(harmonics, directions)
-    sizes = torch.autograd.functional.jacobian(harmonics, directions).transpose(0, 1).flatten(1).norm(dim=-1)
-    assert float(sizes[0]) == 0.0 and (sizes[1:] > 0.1).all()
-
-
-def _gauss_legendre(points: int):
-    """Nodes and weights on [-1, 1], by the eigenvalues of Legendre's recurrence."""
-    k = torch.arange(1, points, dtype=torch.float64)
-    off = k / torch.sqrt(4.0 * k * k - 1.0)
-    nodes, vectors = torch.linalg.eigh(torch.diag(off, 1) + torch.diag(off, -1))
-    return nodes, 2.0 * vectors[0] ** 2
+    assert torch.autograd.gradcheck(encoded, directions)
+    sizes = torch.autograd.functional.jacobian(encoded, directions).transpose(0, 1).flatten(1).norm(dim=-1)
+    assert (sizes[:-1] > 0.1).all() and float(sizes[-1]) == 0.0

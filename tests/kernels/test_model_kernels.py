@@ -146,9 +146,9 @@ def test_only_the_rendered_round_leaves_the_fused_path(monkeypatch):
 
 
 @runs_kernels
-def test_harmonics_give_directions_their_gradient():
+def test_encoded_directions_give_directions_their_gradient():
     directions = torch.nn.functional.normalize(torch.randn(7, 3, device=DEVICE), dim=-1).requires_grad_()
     v = torch.randn(7, 16, device=DEVICE)
-    found = torch.autograd.grad(kernels.spherical_harmonics(directions), directions, v)[0]
-    truth = torch.autograd.grad(mlp.spherical_harmonics(directions), directions, v)[0]
+    found = torch.autograd.grad(kernels.encode_directions(directions), directions, v)[0]
+    truth = torch.autograd.grad(mlp.encode_directions(directions), directions, v)[0]
     assert torch.equal(found, truth) and (found.norm(dim=-1) > 0.1).all()

@@ -24,7 +24,7 @@ ROUNDS = (1, 2, 3)
 LEVELS = {1: (8, 16), 2: (8, 16, 32), 3: (8, 16, 32, 64)}
 EXPECTED = {
     "encode": {f"cone_encode {n}" for n in ROUNDS},
-    "mlp": {"density_mlp 1", "density_mlp 2", "spherical_harmonics 1", "radiance_mlp 1"},
+    "mlp": {"density_mlp 1", "density_mlp 2", "encode_directions 1", "radiance_mlp 1"},
     "rays": {f"draw_intervals {n}" for n in ROUNDS} | {f"density_to_weights {n}" for n in (1, 2)}
     | {"render 1", "pixels and rays"},
     "loss": {"interlevel 1", "interlevel 2", "distortion 1"},

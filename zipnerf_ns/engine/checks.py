@@ -16,8 +16,8 @@ from zipnerf_ns.data.pixels import IN_MAIN_MEMORY
 from zipnerf_ns.engine.checkpoints import load_checkpoint_file, source_of
 from zipnerf_ns.engine.optimizers import DecayingAdam, WarmupLogDecayConfig
 from zipnerf_ns.errors import InputError, say
-from zipnerf_ns.field import SH_DIM
 from zipnerf_ns.functional.frustum import NUM_MULTISAMPLES
+from zipnerf_ns.functional.mlp import VIEW_DIM
 from zipnerf_ns.model_config import (
     ZipNerfModelConfig,
     check_config,
@@ -246,10 +246,12 @@ def _step_memory(model: ZipNerfModelConfig, num_rays: int, ops: Ops, device: tor
     precision = resolve_precision(model.precision, device)
     number = 4 if precision == "float32" else 2
     has_kernels = ops.name == "triton" and model.implementation != "tcnn"
-    samples = NUM_MULTISAMPLES if model.prefilter == "multisample" else 1
-    rounds = [(proposal.num_samples, proposal.grid, proposal.hidden_dim) for proposal in model.proposals]
+    rounds = [(each.num_samples, each.grid, each.hidden_dim, model.proposal_prefilter) for each in model.proposals]
     kept = corners = 0
-    for intervals, grid, hidden in [*rounds, (model.num_samples, model.grid, model.hidden_dim)]:
+    for intervals, grid, hidden, prefilter in [
+        *rounds, (model.num_samples, model.grid, model.hidden_dim, model.prefilter)
+    ]:  # fmt: skip
+        samples = NUM_MULTISAMPLES if prefilter == "multisample" else 1
         channels = grid.num_levels * (grid.features_per_level + 1)
         if has_kernels:
             each = 2 * channels * number
@@ -261,12 +263,12 @@ def _step_memory(model: ZipNerfModelConfig, num_rays: int, ops: Ops, device: tor
     if model.camera_optimizer.mode != "off":
         kept += rows * samples * 4 * NUMBERS_PER_SAMPLE
     lack = ops.why_radiance_unsupported(
-        channels, model.hidden_dim, model.color_layers, model.color_dim, SH_DIM, model.use_appearance, precision
+        channels, model.hidden_dim, model.color_layers, model.color_dim, VIEW_DIM, model.use_appearance, precision
     )
     layers = model.color_layers * model.color_dim
     if ops.name == "triton" and lack is None:
         # Each layer's input, with the view direction and a column of ones beside it.
-        colors = rows * (layers + model.hidden_dim + model.color_layers * SH_DIM) * number
+        colors = rows * (layers + model.hidden_dim + model.color_layers * VIEW_DIM) * number
         briefly = min(rows, COTANGENT_ROWS) * layers * number
     else:
         unfolded = 3 * model.bottleneck_dim if model.use_appearance or model.color_layers == 1 else 0

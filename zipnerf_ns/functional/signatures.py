@@ -40,8 +40,8 @@ class RadianceMlp(Protocol):
     ) -> tuple[Tensor, Tensor]: ...  # fmt: skip
 
 
-class SphericalHarmonics(Protocol):
-    """``functional.mlp.spherical_harmonics``: encoded view directions."""
+class EncodeDirections(Protocol):
+    """``functional.mlp.encode_directions``: view directions as the color network reads them."""
 
     def __call__(self, directions: Tensor, dtype: torch.dtype = torch.float32) -> Tensor: ...
 

@@ -47,12 +47,12 @@ def _why_no_launch(device: torch.device) -> str | None:
     """What keeps the smallest of kernels from being compiled and launched, as a sentence; None if nothing."""
     # Not at the top: it imports triton.
     from zipnerf_ns.kernels.launching import launching
-    from zipnerf_ns.kernels.mlp.launch import spherical_harmonics
+    from zipnerf_ns.kernels.mlp.launch import encode_directions
 
     direction = torch.ones(1, 3, device=device)
     try:
-        with launching("spherical_harmonics", direction):
-            spherical_harmonics(direction, torch.float32)
+        with launching("encode_directions", direction):
+            encode_directions(direction, torch.float32)
     except LaunchFailed as failed:
         return str(failed)
     return None

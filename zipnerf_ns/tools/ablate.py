@@ -39,6 +39,7 @@ def _model(**fields: Any) -> dict[str, Any]:
 VARIANTS: dict[str, dict[str, Any]] = {
     BASE: {},
     **{f"prefilter {kind}": _model(prefilter=kind) for kind in get_args(Prefilter)},
+    **{f"proposals' prefilter {kind}": _model(proposal_prefilter=kind) for kind in get_args(Prefilter)},
     "distillation": _model(distillation_loss_mult=0.01),
     "no distillation": _model(distillation_loss_mult=0.0),
     "no interlevel": _model(interlevel_loss_mult=0.0),
@@ -54,6 +55,7 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "all levels at once": _model(progressive_levels=False),
     "scene-adapted resolutions": _model(scene_adapted_resolution=True),
     "fixed resolutions": _model(scene_adapted_resolution=False),
+    "pseudo-Huber": _model(rgb_loss="pseudo_huber"),
     "Charbonnier": _model(rgb_loss="charbonnier"),
     "squared error": _model(rgb_loss="mse"),
     "root mean squared error": _model(rgb_loss="rmse"),
@@ -73,8 +75,7 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "scales weighted by area": {"pipeline.datamanager.scale_weighting": "area"},
     "scales weighted evenly": {"pipeline.datamanager.scale_weighting": "even"},
 }
-"""Fields by their dotted names. A variant that changes nothing, because the method is so already, is not trained; of
-the color losses the one that "auto" stands for is, for only the scene tells which that is."""
+"""Fields by their dotted names. A variant that changes nothing, because the method is so already, is not trained."""
 
 NEEDS_SCALES: tuple[str, ...] = ("scales weighted by area", "scales weighted evenly")
 """Variants that are the base on scenes of one scale."""

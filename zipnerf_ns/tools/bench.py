@@ -126,9 +126,9 @@ def describe(bench: Bench, data: Path | None) -> dict[str, Any]:
     return {
         "device": name,
         "versions": {"torch": torch.__version__, "triton": installed_version("triton") or "none"},
-        "setup": f"zipnerf, {'tiny' if sizes.is_tiny else 'its own'} sizes: {samples} intervals, {model.prefilter}, "
-        f"up to 2^{model.grid.log2_hashmap_size} entries a level; trained {sizes.warm_steps} steps of "
-        f"{sizes.warm_rays:,} rays on {'the built-in scene' if data is None else data.name} ({len(cameras)} images of "
+        "setup": f"zipnerf, {'tiny' if sizes.is_tiny else 'its own'} sizes: {samples} intervals, "
+        f"{model.proposal_prefilter} and {model.prefilter}, up to 2^{model.grid.log2_hashmap_size} entries a level; "
+        f"trained {sizes.warm_steps} steps of {sizes.warm_rays:,} rays on {'the built-in scene' if data is None else data.name} ({len(cameras)} images of "
         f"{int(cameras.width[0])}x{int(cameras.height[0])})",
         "implementations": [ops.name for ops in bench.implementations],
         "rates": bench.rates._asdict(),

@@ -10,16 +10,16 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from zipnerf_ns.functional.mlp import NUM_HARMONICS
+from zipnerf_ns.functional.mlp import VIEW_DIM, VIEW_FREQUENCIES
 from zipnerf_ns.kernels.device import describe
 from zipnerf_ns.kernels.mlp.density_kernels import density_backward_kernel, density_forward_kernel
-from zipnerf_ns.kernels.mlp.harmonics_kernel import harmonics_kernel
+from zipnerf_ns.kernels.mlp.directions_kernel import directions_kernel
 from zipnerf_ns.kernels.mlp.radiance_kernels import radiance_backward_kernel, radiance_forward_kernel
 from zipnerf_ns.kernels.mlp.tuning import DensityTuning, RadianceTuning, RowLaunch
 
 MIN_CHANNELS = 16
 """The fewest columns that a product of tensor cores takes; a power of two is what Triton's blocks have."""
-HARMONICS_BLOCK = 128
+DIRECTIONS_BLOCK = 128
 UNITS_PER_WORD = 32
 """Units whose signs share an integer."""
 TYPES = {torch.bfloat16: tl.bfloat16, torch.float32: tl.float32}
@@ -179,15 +179,15 @@ def radiance_backward(
     return v_layers, v_hidden, partials.sum(dim=0)
 
 
-def spherical_harmonics(directions: Tensor, dtype: torch.dtype) -> Tensor:
-    """functional.mlp.spherical_harmonics in one launch."""
+def encode_directions(directions: Tensor, dtype: torch.dtype) -> Tensor:
+    """functional.mlp.encode_directions in one launch."""
     rays = len(directions)
-    harmonics = directions.new_empty(rays, NUM_HARMONICS, dtype=dtype)
+    encoded = directions.new_empty(rays, VIEW_DIM, dtype=dtype)
     if rays:
-        harmonics_kernel[(triton.cdiv(rays, HARMONICS_BLOCK),)](
-            directions, harmonics, rays, directions.stride(0), BLOCK=HARMONICS_BLOCK
+        directions_kernel[(triton.cdiv(rays, DIRECTIONS_BLOCK),)](
+            directions, encoded, rays, directions.stride(0), *VIEW_FREQUENCIES, BLOCK=DIRECTIONS_BLOCK
         )
-    return harmonics
+    return encoded
 
 
 def rows_at_a_time(limit: int, samples: int) -> int:

@@ -15,7 +15,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from zipnerf_ns.functional import mlp
-from zipnerf_ns.functional.mlp import NUM_HARMONICS, Precision, RadianceWeights, intervals_per_ray
+from zipnerf_ns.functional.mlp import VIEW_DIM, Precision, RadianceWeights, intervals_per_ray
 from zipnerf_ns.kernels import support
 from zipnerf_ns.kernels.device import describe
 from zipnerf_ns.kernels.launching import choose, launching
@@ -56,7 +56,7 @@ def why_density_unsupported(channels: int, hidden_dim: int) -> str | None:
 
 
 def why_radiance_unsupported(
-    channels: int, hidden_dim: int, color_layers: int, color_dim: int, view_dim: int = NUM_HARMONICS,
+    channels: int, hidden_dim: int, color_layers: int, color_dim: int, view_dim: int = VIEW_DIM,
     has_appearance: bool = False, precision: Precision = "bfloat16",
 ) -> str | None:  # fmt: skip
     """Why :func:`radiance_mlp` cannot compute a network of these sizes, as a sentence for the user; None if it can."""
@@ -68,8 +68,8 @@ def why_radiance_unsupported(
         return f"The color network's kernels take {MIN_COLOR_LAYERS} hidden layers or more, not {color_layers}."
     if color_dim not in COLOR_DIMS:
         return f"The color network's kernels take hidden layers of {COLOR_DIMS} units, not {color_dim}."
-    if view_dim != NUM_HARMONICS:
-        return f"The color network's kernels take {NUM_HARMONICS} values of a view direction, not {view_dim}."
+    if view_dim != VIEW_DIM:
+        return f"The color network's kernels take {VIEW_DIM} values of a view direction, not {view_dim}."
     if precision == "float16":
         return "The color network's kernels have no tensor cores to use in float16."
     if has_appearance:
@@ -159,25 +159,25 @@ def tuned_radiance_mlp(
     return RadianceMlp.apply(features, view, options, *parameters)
 
 
-def spherical_harmonics(
+def encode_directions(
     directions: Float[Tensor, "rays 3"], dtype: torch.dtype = torch.float32
 ) -> Float[Tensor, "rays 16"]:
-    """Real spherical harmonics of unit vectors: computes what ``functional.mlp.spherical_harmonics`` defines.
+    """View directions as the color network reads them: computes what ``functional.mlp.encode_directions`` defines.
 
     Directions that need a gradient, as those of cameras that are optimized, get it from the twin: once a ray, the
-    harmonics are a small part of a step.
+    encoding is a small part of a step.
 
     Raises:
         RuntimeError: if the kernel cannot run on the directions' device; the message says what to install.
     """
     support.require(directions.device)
     if torch.is_grad_enabled() and directions.requires_grad:
-        return mlp.spherical_harmonics(directions, dtype)
+        return mlp.encode_directions(directions, dtype)
     directions = directions.detach()
     if directions.stride(1) != 1:
         directions = directions.contiguous()
-    with launching("spherical_harmonics", directions):
-        return launch.spherical_harmonics(directions, dtype)
+    with launching("encode_directions", directions):
+        return launch.encode_directions(directions, dtype)
 
 
 def _dtype(precision: Precision) -> torch.dtype:

@@ -25,7 +25,7 @@ from zipnerf_ns.tools.benchmark.setup import Bench
 from zipnerf_ns.tools.benchmark.timing import median_ms
 
 PART_OF = {
-    "cone_encode": "encode", "density_mlp": "mlp", "radiance_mlp": "mlp", "spherical_harmonics": "mlp",
+    "cone_encode": "encode", "density_mlp": "mlp", "radiance_mlp": "mlp", "encode_directions": "mlp",
     "draw_intervals": "rays", "density_to_weights": "rays", "render": "rays", "interlevel": "loss",
     "distortion": "loss",
 }  # fmt: skip
