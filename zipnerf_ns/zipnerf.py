@@ -12,7 +12,7 @@ Nothing here knows Nerfstudio: ``model`` is its face.
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Any, Literal, NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from jaxtyping import Float

@@ -128,7 +128,8 @@ def describe(bench: Bench, data: Path | None) -> dict[str, Any]:
         "versions": {"torch": torch.__version__, "triton": installed_version("triton") or "none"},
         "setup": f"zipnerf, {'tiny' if sizes.is_tiny else 'its own'} sizes: {samples} intervals, "
         f"{model.proposal_prefilter} and {model.prefilter}, up to 2^{model.grid.log2_hashmap_size} entries a level; "
-        f"trained {sizes.warm_steps} steps of {sizes.warm_rays:,} rays on {'the built-in scene' if data is None else data.name} ({len(cameras)} images of "
+        f"trained {sizes.warm_steps} steps of {sizes.warm_rays:,} rays on "
+        f"{'the built-in scene' if data is None else data.name} ({len(cameras)} images of "
         f"{int(cameras.width[0])}x{int(cameras.height[0])})",
         "implementations": [ops.name for ops in bench.implementations],
         "rates": bench.rates._asdict(),
