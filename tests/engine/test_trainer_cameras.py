@@ -60,7 +60,7 @@ def test_a_run_is_evaluated_from_its_files_as_it_was_in_training(scene, tmp_path
     pipeline = eval_setup(config.get_base_dir() / "config.yml")[1]
     assert pipeline.config.eval_pose_steps == 2
     torch.testing.assert_close(pipeline._drift(), trainer.pipeline._drift())
-    assert float((pipeline._drift().rotation - torch.eye(3)).norm()) > 1e-3
+    assert float(pipeline.model.camera_optimizer.pose_adjustment.abs().max()) > 1e-2
     found, truth = (each.get_average_eval_image_metrics() for each in (pipeline, trainer.pipeline))
     for name in ("psnr", "ssim", "pose_refined_degrees", "pose_refined_distance"):
         # On a GPU gradients are summed in any order, and Adam's steps do not shrink with a gradient.

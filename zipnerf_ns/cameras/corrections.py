@@ -14,7 +14,14 @@ from jaxtyping import Float
 from torch import Tensor
 
 from nerfstudio.cameras.camera_optimizers import CameraOptimizer
+from nerfstudio.cameras.cameras import Cameras
 from nerfstudio.cameras.rays import RayBundle
+
+from zipnerf_ns.functional.camera_motion import Preconditioner, precondition
+
+PIXELS_ALONG_A_SIDE = 4
+"""Pixels of each row and column of a picture whose motion preconditions its camera; even, so that none is the middle,
+where Nerfstudio divides a fisheye's 0 by 0."""
 
 
 def corrected_bundle(bundle: RayBundle, optimizer: CameraOptimizer | None) -> RayBundle:
@@ -61,3 +68,16 @@ def correction_metrics(optimizer: CameraOptimizer | None) -> dict[str, Tensor]:
         "camera_opt_translation_mean": shift.mean(), "camera_opt_translation_max": shift.max(),
         "camera_opt_rotation_mean": turn.mean(), "camera_opt_rotation_max": turn.max(),
     }  # fmt: skip
+
+
+@torch.no_grad()
+def preconditioner(cameras: Cameras) -> Preconditioner:
+    """What corrections of these cameras, of shape ``[cameras]``, are learned in; on their device, in float64."""
+    numbers = torch.arange(len(cameras), device=cameras.device)
+    at = (torch.arange(PIXELS_ALONG_A_SIDE, device=cameras.device) + 0.5) / PIXELS_ALONG_A_SIDE
+    shares = torch.cartesian_prod(at, at)
+    sizes = torch.cat([cameras.height, cameras.width], dim=-1)
+    rays = cameras.generate_rays(
+        numbers.repeat_interleave(len(shares))[:, None], (sizes[:, None] * shares).flatten(0, 1)
+    )
+    return precondition(cameras.camera_to_worlds[:, :, 3], rays.directions.view(len(cameras), len(shares), 3))

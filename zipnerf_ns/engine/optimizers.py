@@ -239,8 +239,10 @@ class WarmupLogDecayConfig(SchedulerConfig):
     """Scheduler class."""
     lr_final: float = 0.001
     """Learning rate at the last step."""
+    hold_fraction: float = 0.0
+    """Share of the training before the warm-up, over which the rate is zero."""
     warmup_fraction: float = 0.1
-    """Share of the training over which the rate grows to its schedule."""
+    """Share of the training over which the rate then grows to its schedule."""
     warmup_start: float = 0.01
     """Factor on the rate at the first step."""
     max_steps: int | None = None
@@ -292,9 +294,11 @@ class WarmupLogDecay(Scheduler):
 
         def factor(step: int) -> float:
             progress = step / max(config.max_steps, 1)
+            if progress < config.hold_fraction:
+                return 0.0
             warmup = 1.0
             if config.warmup_fraction > 0.0:
-                ramp = math.sin(0.5 * math.pi * min(progress / config.warmup_fraction, 1.0))
+                ramp = math.sin(0.5 * math.pi * min((progress - config.hold_fraction) / config.warmup_fraction, 1.0))
                 warmup = config.warmup_start + (1.0 - config.warmup_start) * ramp
             return float(config.scale * warmup * log_lerp(progress, lr_init, config.lr_final) / lr_init)
 
