@@ -1,8 +1,8 @@
 """Corrections of the training cameras' poses, learned together with the scene; the parameters are Nerfstudio's.
 
 A correction turns a camera about its own center and shifts it, both along the world's axes. Nerfstudio's
-``apply_to_raybundle`` changes the bundle that it is given and fails on a single ray, and its metrics wait for the
-device at every step; hence the functions here. In mode SO3xR3 nothing in them waits for the device.
+``apply_to_raybundle`` changes the bundle that it is given, fails on a single ray and makes a hundred launches, and its
+metrics wait for the device at every step; hence the functions here, in which nothing waits for it.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from nerfstudio.cameras.camera_optimizers import CameraOptimizer
 from nerfstudio.cameras.cameras import Cameras
 from nerfstudio.cameras.rays import RayBundle
 
-from zipnerf_ns.functional.camera_motion import Preconditioner, precondition
+from zipnerf_ns.functional.camera_motion import Preconditioner, precondition, rotate, se3_shift
 
 PIXELS_ALONG_A_SIDE = 4
 """Pixels of each row and column of a picture whose motion preconditions its camera; even, so that none is the middle,
@@ -36,9 +36,12 @@ def corrected_bundle(bundle: RayBundle, optimizer: CameraOptimizer | None) -> Ra
     shape = bundle.origins.shape
     # Half precision has too few digits for directions.
     with torch.autocast(bundle.origins.device.type, enabled=False):
-        corrections = optimizer(bundle.camera_indices.reshape(-1))
-        turned = (corrections[:, :, :3] @ bundle.directions.reshape(-1, 3, 1)).view(shape)
-    return dataclasses.replace(bundle, origins=bundle.origins + corrections[:, :, 3].view(shape), directions=turned)
+        corrections = optimizer.pose_adjustment.index_select(0, bundle.camera_indices.reshape(-1))
+        shifts, turns = corrections.split(3, dim=-1)
+        if optimizer.config.mode == "SE3":
+            shifts = se3_shift(turns, shifts)
+        directions = rotate(turns, bundle.directions.reshape(-1, 3))
+    return dataclasses.replace(bundle, origins=bundle.origins + shifts.view(shape), directions=directions.view(shape))
 
 
 def corrected_poses(

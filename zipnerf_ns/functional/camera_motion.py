@@ -6,6 +6,7 @@ axes. What it sees of a point is the direction to it, in radians, whatever the l
 
 from __future__ import annotations
 
+import math
 from typing import NamedTuple
 
 import torch
@@ -39,6 +40,28 @@ class Preconditioner(NamedTuple):
 def apply(matrices: Float[Tensor, "cameras 6 6"], values: Float[Tensor, "cameras 6"]) -> Float[Tensor, "cameras 6"]:
     """Each camera's matrix times its vector, in full precision: a matrix product may be in TF32."""
     return (matrices * values[:, None, :]).sum(dim=-1)
+
+
+def rotate(turns: Float[Tensor, "rays 3"], vectors: Float[Tensor, "rays 3"]) -> Float[Tensor, "rays 3"]:
+    """Vectors turned by rotation vectors: Rodrigues' formula."""
+    angle = _angle(turns)
+    across = torch.linalg.cross(turns, vectors)
+    back = torch.linalg.cross(turns, across)
+    return vectors + torch.sinc(angle / math.pi) * across + 0.5 * torch.sinc(angle / (2.0 * math.pi)).square() * back
+
+
+def se3_shift(turns: Float[Tensor, "rays 3"], shifts: Float[Tensor, "rays 3"]) -> Float[Tensor, "rays 3"]:
+    """The shift of the exponential of se(3), in which the turn goes on while it is made."""
+    angle = _angle(turns)
+    across = torch.linalg.cross(turns, shifts)
+    back = torch.linalg.cross(turns, across)
+    last = (1.0 - torch.sinc(angle / math.pi)) / angle.square()
+    return shifts + 0.5 * torch.sinc(angle / (2.0 * math.pi)).square() * across + last * back
+
+
+def _angle(turns: Float[Tensor, "rays 3"]) -> Float[Tensor, "rays 1"]:
+    # The root has no slope at zero, where there is nothing to turn by either.
+    return turns.square().sum(dim=-1, keepdim=True).clamp_min(1e-12).sqrt()
 
 
 def precondition(
