@@ -60,8 +60,9 @@ def _method(
             "networks": _adam(network_lr),
             # Of use only with --pipeline.model.camera-optimizer.mode SO3xR3.
             "camera_opt": {
-                "optimizer": CameraAdamConfig(lr=0.001),
-                "scheduler": WarmupLogDecayConfig(lr_final=1e-5, hold_fraction=0.05, warmup_start=0.0),
+                "optimizer": CameraAdamConfig(),
+                # Before there is a scene, its gradients would lead cameras astray, and it would then be learned there.
+                "scheduler": WarmupLogDecayConfig(lr_final=1e-5, hold_fraction=0.1, warmup_start=0.0),
             },
         },
         # Nerfstudio's profile of its own functions would be the last thing that is read; "basic" prints it.

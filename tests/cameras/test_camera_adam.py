@@ -157,6 +157,20 @@ def test_gradients_of_nothing_move_nothing():
     assert torch.equal(moved, torch.zeros_like(moved))
 
 
+def test_a_gradient_that_is_no_number_is_that_of_no_ray():
+    gradients = normal(3, CAMERAS, 6, seed=9)
+    gradients[1, 2], gradients[1, 3] = float("nan"), float("inf")
+    moved = walk(gradients, caution=0.0)
+    assert torch.isfinite(moved).all()
+    gradients[1, 2:4] = 0.0
+    torch.testing.assert_close(moved, walk(gradients, caution=0.0))
+
+
+def test_negative_caution_is_refused():
+    with pytest.raises(ValueError, match="caution is -1"):
+        CameraAdam([torch.zeros(1, 6)], caution=-1.0)
+
+
 def test_a_state_is_loaded_again():
     gradients = normal(9, CAMERAS, 6, seed=8)
     whole = walk(gradients, caution=1.0)

@@ -31,17 +31,21 @@ class CameraAdam(torch.optim.Adam):
         betas: decay rates of the two moments.
         eps: added to the root of the second moment.
         caution: how much larger than noise would make it the first moment's square must be; 0 takes full steps.
+    Raises:
+        ValueError: for a negative caution.
     """
 
     def __init__(
         self,
         params: Any,
-        lr: float = 0.001,
+        lr: float = 5e-4,
         betas: tuple[float, float] = (0.9, 0.99),
         eps: float = 1e-15,
         caution: float = 1.0,
     ) -> None:
         super().__init__(params, lr=lr, betas=betas, eps=eps)
+        if caution < 0.0:
+            raise ValueError(f"caution is {caution}: it must be 0 or more.")
         self.caution = caution
         self._preconditioners: dict[Tensor, Preconditioner] = {}
 
@@ -67,8 +71,10 @@ class CameraAdam(torch.optim.Adam):
         if not state:
             state["step"] = torch.zeros((), dtype=torch.float32)
             state["exp_avg"], state["exp_avg_sq"] = torch.zeros_like(parameter), torch.zeros_like(parameter)
-        gradient = camera_motion.apply(preconditioner.matrix, parameter.grad)
-        state["step"] += 1.0
+        # Without gauge, one camera's gradient that is not finite would be all cameras'.
+        gradient = camera_motion.apply(preconditioner.matrix, parameter.grad.nan_to_num(0.0, 0.0, 0.0))
+        # A checkpoint may have brought it to the device.
+        state["step"] = state["step"].cpu() + 1.0
         step, (beta1, beta2) = int(state["step"]), group["betas"]
         state["exp_avg"].lerp_(gradient, 1.0 - beta1)
         state["exp_avg_sq"].lerp_(gradient.square(), 1.0 - beta2)
@@ -89,7 +95,7 @@ class CameraAdamConfig(OptimizerConfig):
 
     _target: type = CameraAdam
     """Optimizer class."""
-    lr: float = 0.001
+    lr: float = 5e-4
     """Peak learning rate: radians by which a step moves what a camera sees."""
     eps: float = 1e-15
     """Added to the root of the second moment."""
