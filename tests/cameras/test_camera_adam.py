@@ -86,12 +86,16 @@ def test_units_of_the_world_do_not_matter():
     torch.testing.assert_close(large[:, :, 3], 100.0 * small[:, :, 3], rtol=0.0, atol=1e-3)
 
 
-def walk(gradients: Tensor, caution: float) -> Tensor:
+def walk(
+    gradients: Tensor, caution: float, pull: float = 0.0, has_gauge: bool = True, reach: float = 1e9
+) -> Tensor:
     """How far gradients lead corrections, in preconditioned coordinates, with a learning rate of 1."""
-    poses = true_poses()
-    corrections, adam = learner(poses, POINTS_SEEN, lr=1.0, caution=caution)
+    options = {"caution": caution, "pull": pull, "reach": reach}
+    corrections, adam = learner(true_poses(), POINTS_SEEN, lr=1.0, **options)
     parameter = corrections.pose_adjustment
     whole = adam._preconditioners[parameter]
+    if not has_gauge:
+        adam.adopt(parameter, whole._replace(gauge=whole.gauge[:, :, :0]))
     for gradient in gradients:
         # Those of the preconditioned coordinates.
         parameter.grad = apply(whole.inverse, gradient)
@@ -102,7 +106,7 @@ def walk(gradients: Tensor, caution: float) -> Tensor:
 def test_a_step_is_the_learning_rate():
     """Where every step says the same, a camera's coordinates move by it in the root mean square."""
     poses, steps = true_poses(), 30
-    _, adam = learner(poses, POINTS_SEEN, lr=1.0)
+    _, adam = learner(poses, POINTS_SEEN, lr=1.0, pull=0.0)
     whole = next(iter(adam._preconditioners.values()))
     gradient = whole.remove_gauge(normal(CAMERAS, 6, seed=5))
     gradient = gradient / gradient.norm(dim=-1, keepdim=True) * 6.0**0.5
@@ -119,25 +123,41 @@ def test_noise_is_not_followed():
     assert cautious < 0.5 * bold
 
 
+def test_what_the_photos_tell_is_stronger_than_the_pull():
+    """The pull takes its share of every full step, and holds a camera of which nothing but noise is told."""
+    steps, strength = 20, 0.25
+    told = torch.ones(steps, CAMERAS, 6, dtype=torch.float64)
+    # As the preconditioner sees it, away from what the gauge would take out.
+    free, held = (walk(told, 0.0, pull, has_gauge=False) for pull in (0.0, strength))
+    torch.testing.assert_close(held, (1.0 - strength) * free)
+    noise = normal(300, CAMERAS, 6, seed=6)
+    assert float(walk(noise, 0.0, strength).square().mean().sqrt()) < 0.2 * 300.0**0.5
+    assert torch.equal(walk(0.0 * noise[:3], 0.0, strength), torch.zeros(CAMERAS, 6, dtype=torch.float64))
+
+
+def test_the_pull_lets_go():
+    """Within its reach a weak signal does not move a camera; one that a strong signal has moved beyond is free."""
+    weak, strong = (torch.full((40, CAMERAS, 6), size, dtype=torch.float64) for size in (0.1, 1.0))
+    # The other sign now and then makes a signal weak, whatever its size is.
+    weak[::2] = -0.9 * weak[::2]
+    assert float(walk(weak, 0.0, 0.25, False, reach=4.0).abs().max()) < 1.5
+    free, held, near = (walk(strong, 0.0, pull, False, reach) for pull, reach in ((0.0, 4.0), (0.5, 4.0), (0.5, 1e9)))
+    # The integral of the pull, 0.5 / (1 + size^2 / 16), over all sizes is pi.
+    assert float((held - free).max()) < 8.0 < float((near - free).max())
+
+
 def test_what_the_photos_hardly_tell_is_hardly_moved():
     """One coordinate's gradient is a thousandth of another's: so is its step, unlike Adam's own."""
     gradient = torch.zeros(CAMERAS, 6, dtype=torch.float64)
     gradient[0, 0], gradient[0, 1] = 1.0, 1e-3
-    poses = true_poses()
-    corrections, adam = learner(poses, POINTS_SEEN, lr=1.0, caution=0.0)
-    parameter = corrections.pose_adjustment
-    whole = adam._preconditioners[parameter]
-    adam.adopt(parameter, whole._replace(gauge=whole.gauge[:, :, :0]))
-    parameter.grad = apply(whole.inverse, gradient)
-    adam.step()
-    moved = apply(whole.inverse, parameter.detach())
+    moved = walk(gradient[None], caution=0.0, has_gauge=False)
     torch.testing.assert_close(moved, -(6.0**0.5) * gradient / (1.0 + 1e-6) ** 0.5)
 
 
 def test_cameras_do_not_drift_together():
     """A gradient towards another similarity of the world moves nothing."""
     poses = true_poses()
-    corrections, adam = learner(poses, POINTS_SEEN, lr=0.01, betas=(0.0, 0.0), caution=0.0)
+    corrections, adam = learner(poses, POINTS_SEEN, lr=0.01, betas=(0.0, 0.0), caution=0.0, pull=0.0)
     parameter = corrections.pose_adjustment
     whole = adam._preconditioners[parameter]
     common = apply(whole.inverse, similarity_motions(poses[:, :, 3]) @ normal(7, seed=7))
@@ -167,19 +187,19 @@ def test_a_gradient_that_is_no_number_is_that_of_no_ray():
 
 
 def test_negative_caution_is_refused():
-    with pytest.raises(ValueError, match="caution is -1"):
+    with pytest.raises(ValueError, match="caution .-1.0."):
         CameraAdam([torch.zeros(1, 6)], caution=-1.0)
 
 
 def test_a_state_is_loaded_again():
     gradients = normal(9, CAMERAS, 6, seed=8)
     whole = walk(gradients, caution=1.0)
-    corrections, adam = learner(true_poses(), POINTS_SEEN, lr=1.0)
+    corrections, adam = learner(true_poses(), POINTS_SEEN, lr=1.0, pull=0.0)
     first, matrix = corrections.pose_adjustment, next(iter(adam._preconditioners.values()))
     for gradient in gradients[:4]:
         first.grad = apply(matrix.inverse, gradient)
         adam.step()
-    second, resumed = learner(true_poses(), POINTS_SEEN, lr=1.0)
+    second, resumed = learner(true_poses(), POINTS_SEEN, lr=1.0, pull=0.0)
     second.load_state_dict(corrections.state_dict())
     resumed.load_state_dict(adam.state_dict())
     for gradient in gradients[4:]:

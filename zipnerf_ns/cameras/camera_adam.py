@@ -21,7 +21,9 @@ class CameraAdam(torch.optim.Adam):
     Unlike torch's it has one second moment for all coordinates of a camera, the mean of theirs: what the photos hardly
     tell is hardly moved, where a root of each would make every coordinate's noise as large as another's signal.
     And steps are shortened by the share of the first moment's square that is noise (James and Stein's estimate of a
-    mean): Adam's random walk about a pose that is right already would blur what is learned meanwhile.
+    mean): Adam's random walk about a pose that is right already would blur what is learned meanwhile. Last, a camera is
+    drawn to its given pose until it is away from it: most are right, and a scene that is not sharp yet would have them
+    elsewhere, but a pose that is wrong is no reason to stay near.
 
     The state is torch.optim.Adam's, of the preconditioned coordinates; ``step`` lies on the CPU.
 
@@ -31,8 +33,10 @@ class CameraAdam(torch.optim.Adam):
         betas: decay rates of the two moments.
         eps: added to the root of the second moment.
         caution: how much larger than noise would make it the first moment's square must be; 0 takes full steps.
+        pull: share of a full step by which every step draws a camera back to its given pose.
+        reach: the root mean square of a camera's coordinates, radians, at which half of the pull is left.
     Raises:
-        ValueError: for a negative caution.
+        ValueError: for a negative caution or pull, or a reach that is not positive.
     """
 
     def __init__(
@@ -42,11 +46,13 @@ class CameraAdam(torch.optim.Adam):
         betas: tuple[float, float] = (0.9, 0.99),
         eps: float = 1e-15,
         caution: float = 1.0,
+        pull: float = 0.2,
+        reach: float = 0.001,
     ) -> None:
         super().__init__(params, lr=lr, betas=betas, eps=eps)
-        if caution < 0.0:
-            raise ValueError(f"caution is {caution}: it must be 0 or more.")
-        self.caution = caution
+        if not (caution >= 0.0 and pull >= 0.0 and reach > 0.0):
+            raise ValueError(f"caution ({caution}) and pull ({pull}) must not be negative, reach ({reach}) positive.")
+        self.caution, self.pull, self.reach = caution, pull, reach
         self._preconditioners: dict[Tensor, Preconditioner] = {}
 
     def adopt(self, parameter: Tensor, preconditioner: Preconditioner) -> None:
@@ -86,6 +92,9 @@ class CameraAdam(torch.optim.Adam):
         told = 1.0 - self.caution * noise * square / mean.square().mean(dim=-1, keepdim=True).clamp_min(tiny)
         direction = mean * told.clamp_min(0.0) / (square.sqrt() + group["eps"])
         values = camera_motion.apply(preconditioner.inverse, parameter) - group["lr"] * direction
+        size = values.square().mean(dim=-1, keepdim=True).sqrt().clamp_min(tiny)
+        back = group["lr"] * self.pull / (1.0 + (size / self.reach).square())
+        values = values * (1.0 - back / size).clamp_min(0.0)
         parameter.copy_(camera_motion.apply(preconditioner.matrix, preconditioner.remove_gauge(values)))
 
 
@@ -103,3 +112,7 @@ class CameraAdamConfig(OptimizerConfig):
     """Decay rates of the two moments."""
     caution: float = 1.0
     """How much of a step is taken for noise: 1 as much as chance explains, 0 none."""
+    pull: float = 0.2
+    """Share of a full step by which every step draws a camera back to its given pose; 0 for poses that are bad."""
+    reach: float = 0.001
+    """Radians of correction at which half of the pull is left; beyond, it lets go."""
