@@ -62,7 +62,7 @@ def _method(
             "camera_opt": {
                 "optimizer": CameraAdamConfig(),
                 # Before there is a scene, its gradients would lead cameras astray, and it would then be learned there.
-                "scheduler": WarmupLogDecayConfig(lr_final=1e-5, hold_fraction=0.1, warmup_start=0.0),
+                "scheduler": WarmupLogDecayConfig(lr_final=1e-5, hold_fraction=0.1, warmup_start=0.0, for_steps=4000),
             },
         },
         # Nerfstudio's profile of its own functions would be the last thing that is read; "basic" prints it.

@@ -338,6 +338,13 @@ def test_a_rate_that_waits_is_zero_before_its_warm_up():
     assert middle == pytest.approx(math.sin(math.pi / 4.0) * 10.0**-2.25, rel=1e-12)
 
 
+@pytest.mark.parametrize(("length", "scale"), [(4000, 1.0), (1000, 4.0), (10, 8.0), (16_000, 0.25), (10**6, 0.125)])
+def test_rates_of_longer_trainings_are_smaller(length, scale):
+    rates = [schedule(max_steps=length, warmup_fraction=0.0, for_steps=steps)[0].param_groups[0]["lr"]
+             for steps in (None, 4000)]  # fmt: skip
+    assert rates[1] == pytest.approx(scale * rates[0], rel=1e-12)
+
+
 def test_every_rate_and_every_number_of_the_state_is_a_python_number():
     optimizer, scheduler = schedule()
     for _ in range(3):

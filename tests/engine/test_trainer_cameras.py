@@ -37,7 +37,7 @@ def test_a_resumed_run_equals_the_uninterrupted_one(scene, tmp_path):
     first, second, early = load(checkpoint(whole, 8)), load(checkpoint(resumed, 8)), load(checkpoint(whole, 4))
     name = "_model.camera_optimizer.pose_adjustment"
     torch.testing.assert_close(second["pipeline"][name], first["pipeline"][name], rtol=0.0, atol=1e-7)
-    assert float((first["pipeline"][name] - early["pipeline"][name]).norm(dim=-1).min()) > 1e-6
+    assert float((first["pipeline"][name] - early["pipeline"][name]).norm(dim=-1).min()) > 1e-5
     states = [saved["optimizers"]["camera_opt"]["state"][0] for saved in (first, second)]
     for key in ("exp_avg", "exp_avg_sq", "step"):
         torch.testing.assert_close(states[1][key], states[0][key])

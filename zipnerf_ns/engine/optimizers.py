@@ -25,6 +25,9 @@ from zipnerf_ns.ops import resolve_ops
 
 TableImplementation = Literal["auto", "triton", "torch"]
 
+MOST_SCALED = 8.0
+"""Factor by which rates are scaled at most to the length of a training."""
+
 OTHER_OPTIONS = ("weight_decay", "amsgrad", "maximize", "capturable", "differentiable")
 """What torch's Adam can do beside: a group of a foreign checkpoint may ask for it."""
 
@@ -247,6 +250,9 @@ class WarmupLogDecayConfig(SchedulerConfig):
     """Factor on the rate at the first step."""
     max_steps: int | None = None
     """Step at which lr_final is reached; the trainer's max-num-iterations if not given."""
+    for_steps: int | None = None
+    """Length of training that the rates are meant for: in others they are scaled, at most eightfold, so that all steps
+    together go as far; as they are if not given."""
     scale: tyro.conf.Suppress[float] = 1.0
     """Factor on the whole schedule, by which the trainer allows for several GPUs."""
 
@@ -292,6 +298,10 @@ class WarmupLogDecay(Scheduler):
         if config.max_steps is None:
             raise ValueError("WarmupLogDecayConfig.max_steps is not set and no trainer filled it in.")
 
+        scale = config.scale
+        if config.for_steps is not None:
+            scale *= min(max(config.for_steps / max(config.max_steps, 1), 1.0 / MOST_SCALED), MOST_SCALED)
+
         def factor(step: int) -> float:
             progress = step / max(config.max_steps, 1)
             if progress < config.hold_fraction:
@@ -300,6 +310,6 @@ class WarmupLogDecay(Scheduler):
             if config.warmup_fraction > 0.0:
                 ramp = math.sin(0.5 * math.pi * min((progress - config.hold_fraction) / config.warmup_fraction, 1.0))
                 warmup = config.warmup_start + (1.0 - config.warmup_start) * ramp
-            return float(config.scale * warmup * log_lerp(progress, lr_init, config.lr_final) / lr_init)
+            return float(scale * warmup * log_lerp(progress, lr_init, config.lr_final) / lr_init)
 
         return LambdaLR(optimizer, lr_lambda=factor)
