@@ -77,7 +77,7 @@ class CameraAdam(torch.optim.Adam):
         if not state:
             state["step"] = torch.zeros((), dtype=torch.float32)
             state["exp_avg"], state["exp_avg_sq"] = torch.zeros_like(parameter), torch.zeros_like(parameter)
-        # Without gauge, one camera's gradient that is not finite would be all cameras'.
+        # What is not finite counts as zero: by way of the gauge it would reach every camera.
         gradient = camera_motion.apply(preconditioner.matrix, parameter.grad.nan_to_num(0.0, 0.0, 0.0))
         # A checkpoint may have brought it to the device.
         state["step"] = state["step"].cpu() + 1.0
