@@ -16,9 +16,9 @@ from zipnerf_ns.model import ZipNerfModel
 
 def pose_model(implementation: str, dtype: torch.dtype = torch.float64, **changes: Any) -> ZipNerfModel:
     """A training model with visible values in its tables, whose cameras are optimized and slightly off."""
-    # Scaled gradients are meant to be others than those of the rendering.
+    # Scaled gradients, and those at a knee that follows the errors, are meant to be others than the differences are.
     fixed = {"implementation": implementation, "precision": "float32", "random_background": False, "far_plane": 20.0,
-             "use_gradient_scaling": False}  # fmt: skip
+             "use_gradient_scaling": False, "rgb_loss": "charbonnier"}  # fmt: skip
     optimizer = CameraOptimizerConfig(mode="SO3xR3")
     model = make_model(tiny_config(**{**fixed, "camera_optimizer": optimizer, **changes})).to(dtype).train()
     for index, table in enumerate(model.get_param_groups()["hash_tables"]):

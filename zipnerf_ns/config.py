@@ -14,6 +14,7 @@ from nerfstudio.data.dataparsers.blender_dataparser import BlenderDataParserConf
 from nerfstudio.data.dataparsers.nerfstudio_dataparser import NerfstudioDataParserConfig
 from nerfstudio.plugins.types import MethodSpecification
 
+from zipnerf_ns.cameras.camera_adam import CameraAdamConfig
 from zipnerf_ns.data.datamanager import ZipNerfDataManagerConfig
 from zipnerf_ns.data.dataparsers.mipnerf360 import MipNerf360DataParserConfig
 from zipnerf_ns.encoding import HashGridConfig
@@ -58,7 +59,11 @@ def _method(
             "hash_tables": _adam(0.01),
             "networks": _adam(network_lr),
             # Of use only with --pipeline.model.camera-optimizer.mode SO3xR3.
-            "camera_opt": _adam(0.001),
+            "camera_opt": {
+                "optimizer": CameraAdamConfig(),
+                # Before there is a scene, its gradients would lead cameras astray, and it would then be learned there.
+                "scheduler": WarmupLogDecayConfig(lr_final=1e-5, hold_fraction=0.1, warmup_start=0.0, for_steps=4000),
+            },
         },
         # Nerfstudio's profile of its own functions would be the last thing that is read; "basic" prints it.
         logging=LoggingConfig(steps_per_log=50, local_writer=LocalWriterConfig(enable=False), profiler="none"),

@@ -46,16 +46,22 @@ def test_bundles_of_any_shape_are_corrected(shape):
     torch.testing.assert_close(found.directions.reshape(-1, 3), flat.directions[:count])
 
 
-def test_poses_move_as_their_rays_do():
-    optimizer = make_optimizer(cameras=5)
+@pytest.mark.parametrize("size", [0.2, 1e-3, 0.0])
+@pytest.mark.parametrize("mode", ["SO3xR3", "SE3"])
+def test_poses_move_as_their_rays_do(mode, size):
+    """By Nerfstudio's exponentials, which are within 2e-5 of one at small turns."""
+    optimizer = make_optimizer(mode, cameras=5, size=size)
     bundle = make_bundle(5, camera_indices=torch.arange(5)[:, None])
     poses = torch.eye(4)[:3].repeat(5, 1, 1)
     poses[:, :, 3] = bundle.origins
     poses[:, :, 2] = -bundle.directions  # only the axis along which the camera looks is compared
     moved = corrected_poses(poses, optimizer)
     found = corrected_bundle(bundle, optimizer)
-    torch.testing.assert_close(moved[:, :, 3], found.origins.detach())
-    torch.testing.assert_close(-moved[:, :, 2], found.directions.detach())
+    within = {"rtol": 0.0, "atol": max(2e-5 * size, 1e-6)}
+    torch.testing.assert_close(moved[:, :, 3], found.origins.detach(), **within)
+    torch.testing.assert_close(-moved[:, :, 2], found.directions.detach(), **within)
+    (found.origins.sum() + found.directions.sum()).backward()
+    assert torch.isfinite(optimizer.pose_adjustment.grad).all()
 
 
 def test_half_precision_does_not_reach_the_rays():
@@ -95,16 +101,17 @@ class Recorder(TorchDispatchMode):
         return func(*args, **(kwargs or {}))
 
 
-def test_nothing_in_a_correction_waits_for_the_device():
+@pytest.mark.parametrize("mode", ["SO3xR3", "SE3"])
+def test_nothing_in_a_correction_waits_for_the_device(mode):
     """A CUDA graph cannot capture reading a value, a size that depends on values, or a copy from another device."""
-    optimizer, bundle = make_optimizer(), make_bundle(8)
+    optimizer, bundle = make_optimizer(mode), make_bundle(8)
     with Recorder() as recorder:
         found = corrected_bundle(bundle, optimizer)
         losses: dict = {}
         optimizer.get_loss_dict(losses)
         (found.origins.sum() + found.directions.sum() + sum(losses.values())).backward()
         correction_metrics(optimizer)
-    assert {"index", "bmm"} <= recorder.names
+    assert {"index_select", "linalg_cross"} <= recorder.names
     waiting = {"_local_scalar_dense", "nonzero", "masked_select", "_to_copy", "unique_dim", "_unique2"}
     assert not recorder.names & waiting
 

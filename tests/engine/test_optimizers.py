@@ -312,8 +312,8 @@ def schedule(max_steps=1000, lr=0.01, **changes):
     return optimizer, config.setup().get_scheduler(optimizer, lr_init=lr)
 
 
-def rates(steps: list) -> list:
-    optimizer, scheduler = schedule()
+def rates(steps: list, **changes) -> list:
+    optimizer, scheduler = schedule(**changes)
     found = {}
     for step in range(max(steps) + 1):
         found[step] = optimizer.param_groups[0]["lr"]
@@ -330,6 +330,19 @@ def test_rates_at_the_start_in_the_warm_up_after_it_and_beyond_the_end():
     assert end_of_warmup == pytest.approx(10.0**-2.1, rel=1e-12)
     assert half == pytest.approx(math.sqrt(0.01 * 0.001), rel=1e-12)
     assert end == pytest.approx(0.001, rel=1e-12) and beyond == end
+
+
+def test_a_rate_that_waits_is_zero_before_its_warm_up():
+    waiting, first, middle, end = rates([0, 199, 250, 1000], hold_fraction=0.2, warmup_start=0.0)[:4]
+    assert waiting == first == 0.0 and end == pytest.approx(0.001, rel=1e-12)
+    assert middle == pytest.approx(math.sin(math.pi / 4.0) * 10.0**-2.25, rel=1e-12)
+
+
+@pytest.mark.parametrize(("length", "scale"), [(4000, 1.0), (1000, 4.0), (10, 8.0), (16_000, 0.25), (10**6, 0.125)])
+def test_rates_of_longer_trainings_are_smaller(length, scale):
+    rates = [schedule(max_steps=length, warmup_fraction=0.0, for_steps=steps)[0].param_groups[0]["lr"]
+             for steps in (None, 4000)]  # fmt: skip
+    assert rates[1] == pytest.approx(scale * rates[0], rel=1e-12)
 
 
 def test_every_rate_and_every_number_of_the_state_is_a_python_number():

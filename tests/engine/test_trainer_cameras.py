@@ -37,7 +37,7 @@ def test_a_resumed_run_equals_the_uninterrupted_one(scene, tmp_path):
     first, second, early = load(checkpoint(whole, 8)), load(checkpoint(resumed, 8)), load(checkpoint(whole, 4))
     name = "_model.camera_optimizer.pose_adjustment"
     torch.testing.assert_close(second["pipeline"][name], first["pipeline"][name], rtol=0.0, atol=1e-7)
-    assert float((first["pipeline"][name] - early["pipeline"][name]).abs().min()) > 1e-6
+    assert float((first["pipeline"][name] - early["pipeline"][name]).norm(dim=-1).min()) > 1e-5
     states = [saved["optimizers"]["camera_opt"]["state"][0] for saved in (first, second)]
     for key in ("exp_avg", "exp_avg_sq", "step"):
         torch.testing.assert_close(states[1][key], states[0][key])
@@ -60,7 +60,7 @@ def test_a_run_is_evaluated_from_its_files_as_it_was_in_training(scene, tmp_path
     pipeline = eval_setup(config.get_base_dir() / "config.yml")[1]
     assert pipeline.config.eval_pose_steps == 2
     torch.testing.assert_close(pipeline._drift(), trainer.pipeline._drift())
-    assert float((pipeline._drift().rotation - torch.eye(3)).norm()) > 1e-3
+    assert float(pipeline.model.camera_optimizer.pose_adjustment.abs().max()) > 1e-2
     found, truth = (each.get_average_eval_image_metrics() for each in (pipeline, trainer.pipeline))
     for name in ("psnr", "ssim", "pose_refined_degrees", "pose_refined_distance"):
         # On a GPU gradients are summed in any order, and Adam's steps do not shrink with a gradient.
@@ -80,12 +80,11 @@ def test_a_checkpoint_of_the_other_kind_is_refused(scene, tmp_path, saved, loade
     assert_clear(said_when_started(other), parts)
 
 
-@pytest.mark.parametrize(("mode", "is_kept"), [("off", False), ("SO3xR3", False), ("SE3", True)])
-def test_what_keeps_a_step_from_being_a_graph(scene, tmp_path, monkeypatch, mode, is_kept):
+@pytest.mark.parametrize("mode", ["off", "SO3xR3", "SE3"])
+def test_cameras_do_not_keep_a_step_from_being_a_graph(scene, tmp_path, monkeypatch, mode):
     trainer = start(camera_config(scene, tmp_path, mode))
     # As on a GPU where all else can be captured.
     trainer.device = "cuda"
     monkeypatch.setattr(type(trainer.pipeline.model), "uses_kernels", True)
     monkeypatch.setattr(type(trainer.pipeline.datamanager), "is_capturable", True)
-    reason = why_no_graph(trainer)
-    assert (reason is not None and "SE3" in reason) if is_kept else reason is None
+    assert why_no_graph(trainer) is None

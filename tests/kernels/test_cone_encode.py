@@ -264,6 +264,28 @@ def test_whatever_requires_a_gradient_gets_the_twins(prefilter, boxed, moving):
 
 
 @runs_kernels
+def test_moving_rays_read_the_copy_in_half_precision():
+    """In both directions: their gradients are those of the copy's values."""
+    cones, grid = random_cones(4, 3), even_grid(4)
+    table, scales, moving = 0.01 * random_table(grid), torch.linspace(1.0, 2.0, 3), ("origins", "directions")
+    half = half_copy(table)
+
+    def encode(*arguments):
+        return kernels.tuned_cone_encode(*arguments, half, one_way(Launch(block=BLOCK, num_warps=1), half_table=True))
+
+    results = []
+    for each, values, dtype in ((twins.cone_encode, half.values.double() / half.scale, torch.float64),
+                                (encode, table.to(DEVICE), torch.float32)):  # fmt: skip
+        lookup = moved(make_lookup(grid, "multisample", dtype=dtype), DEVICE, dtype)
+        arguments = values.to(dtype), moved(cones, DEVICE, dtype), scales.to(DEVICE, dtype), lookup
+        results.append(all_gradients(each, *arguments, moving))
+    (truth, v_truth), (found, v_found) = results
+    assert_close(found, truth, "channels")
+    for name in moving:
+        assert_close(v_found[name], v_truth[name], f"v_{name}")
+
+
+@runs_kernels
 def test_a_frozen_table_with_moving_rays_gets_no_gradient():
     cones = moved(random_cones(4, 3), DEVICE, torch.float32)
     origins = cones.origins.requires_grad_()

@@ -132,17 +132,17 @@ def test_a_step_makes_no_tensor_of_the_hosts_numbers(monkeypatch, prefilter, sce
 
 
 @runs_kernels
-def test_only_the_rendered_round_leaves_the_fused_path(monkeypatch):
-    """Positions are made in memory where rays need a gradient: the proposals' rays do not."""
-    looked_up = []
-    plain = cone_kernels.hash_encode
-    monkeypatch.setattr(cone_kernels, "hash_encode", lambda *args: looked_up.append(args[0]) or plain(*args))
+def test_only_the_rendered_round_has_positions_in_memory(monkeypatch):
+    """They are made where rays need a gradient: the proposals' rays do not."""
+    made = []
+    plain = cone_kernels.cones_in_cube
+    monkeypatch.setattr(cone_kernels, "cones_in_cube", lambda *args: made.append(args[0]) or plain(*args))
     model = kernel_model("triton", camera_optimizer=CameraOptimizerConfig(mode="SO3xR3")).train()
     model(make_bundle(RAYS).to(DEVICE))
-    assert [table is model.field.encoding.hash_table for table in looked_up] == [True]
+    assert [cones.tdist.shape[1] - 1 for cones in made] == [model.config.num_samples]
     with torch.no_grad():
         model.eval()(make_bundle(RAYS).to(DEVICE))
-    assert len(looked_up) == 1
+    assert len(made) == 1
 
 
 @runs_kernels

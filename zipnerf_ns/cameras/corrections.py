@@ -1,8 +1,8 @@
 """Corrections of the training cameras' poses, learned together with the scene; the parameters are Nerfstudio's.
 
 A correction turns a camera about its own center and shifts it, both along the world's axes. Nerfstudio's
-``apply_to_raybundle`` changes the bundle that it is given and fails on a single ray, and its metrics wait for the
-device at every step; hence the functions here. In mode SO3xR3 nothing in them waits for the device.
+``apply_to_raybundle`` changes the bundle that it is given, fails on a single ray and makes a hundred launches, and its
+metrics wait for the device at every step; hence the functions here, in which nothing waits for it.
 """
 
 from __future__ import annotations
@@ -14,7 +14,14 @@ from jaxtyping import Float
 from torch import Tensor
 
 from nerfstudio.cameras.camera_optimizers import CameraOptimizer
+from nerfstudio.cameras.cameras import Cameras
 from nerfstudio.cameras.rays import RayBundle
+
+from zipnerf_ns.functional.camera_motion import Preconditioner, precondition, rotate, se3_shift
+
+PIXELS_ALONG_A_SIDE = 4
+"""Pixels of each row and column of a picture whose motion preconditions its camera; even, so that none is the middle,
+where Nerfstudio divides a fisheye's 0 by 0."""
 
 
 def corrected_bundle(bundle: RayBundle, optimizer: CameraOptimizer | None) -> RayBundle:
@@ -29,9 +36,12 @@ def corrected_bundle(bundle: RayBundle, optimizer: CameraOptimizer | None) -> Ra
     shape = bundle.origins.shape
     # Half precision has too few digits for directions.
     with torch.autocast(bundle.origins.device.type, enabled=False):
-        corrections = optimizer(bundle.camera_indices.reshape(-1))
-        turned = (corrections[:, :, :3] @ bundle.directions.reshape(-1, 3, 1)).view(shape)
-    return dataclasses.replace(bundle, origins=bundle.origins + corrections[:, :, 3].view(shape), directions=turned)
+        corrections = optimizer.pose_adjustment.index_select(0, bundle.camera_indices.reshape(-1))
+        shifts, turns = corrections.split(3, dim=-1)
+        if optimizer.config.mode == "SE3":
+            shifts = se3_shift(turns, shifts)
+        directions = rotate(turns, bundle.directions.reshape(-1, 3))
+    return dataclasses.replace(bundle, origins=bundle.origins + shifts.view(shape), directions=directions.view(shape))
 
 
 def corrected_poses(
@@ -61,3 +71,16 @@ def correction_metrics(optimizer: CameraOptimizer | None) -> dict[str, Tensor]:
         "camera_opt_translation_mean": shift.mean(), "camera_opt_translation_max": shift.max(),
         "camera_opt_rotation_mean": turn.mean(), "camera_opt_rotation_max": turn.max(),
     }  # fmt: skip
+
+
+@torch.no_grad()
+def preconditioner(cameras: Cameras) -> Preconditioner:
+    """What corrections of these cameras, of shape ``[cameras]``, are learned in; on their device, in float64."""
+    numbers = torch.arange(len(cameras), device=cameras.device)
+    at = (torch.arange(PIXELS_ALONG_A_SIDE, device=cameras.device) + 0.5) / PIXELS_ALONG_A_SIDE
+    shares = torch.cartesian_prod(at, at)
+    sizes = torch.cat([cameras.height, cameras.width], dim=-1)
+    rays = cameras.generate_rays(
+        numbers.repeat_interleave(len(shares))[:, None], (sizes[:, None] * shares).flatten(0, 1)
+    )
+    return precondition(cameras.camera_to_worlds[:, :, 3], rays.directions.view(len(cameras), len(shares), 3))

@@ -134,7 +134,7 @@ def _check_schedules(config: Any) -> None:
         if isinstance(group["scheduler"], WarmupLogDecayConfig):
             schedule = group["scheduler"]
             rates[f"{prefix}.scheduler.lr-final"] = schedule.lr_final
-            for share in ("warmup_fraction", "warmup_start"):
+            for share in ("hold_fraction", "warmup_fraction", "warmup_start"):
                 value = getattr(schedule, share)
                 if not 0.0 <= value <= 1.0:
                     option = f"{prefix}.scheduler.{share.replace('_', '-')}"

@@ -117,8 +117,6 @@ def why_no_graph(trainer: Trainer) -> str | None:
         return "the implementation is not triton."
     if not all(table.is_decayed for table in model.zipnerf.tables()):
         return "the hash tables' optimizer is not DecayingAdam, which keeps their mean squares current."
-    if model.config.camera_optimizer.mode == "SE3":
-        return "camera optimizer mode SE3 copies from the CPU at every step, which mode SO3xR3 does not."
     if not getattr(trainer.pipeline.datamanager, "is_capturable", False):
         return "pixels or rays are not made by our kernels on the GPU."
     return None

@@ -25,6 +25,9 @@ from zipnerf_ns.ops import resolve_ops
 
 TableImplementation = Literal["auto", "triton", "torch"]
 
+MOST_SCALED = 8.0
+"""Factor by which rates are scaled at most to the length of a training."""
+
 OTHER_OPTIONS = ("weight_decay", "amsgrad", "maximize", "capturable", "differentiable")
 """What torch's Adam can do beside: a group of a foreign checkpoint may ask for it."""
 
@@ -239,12 +242,17 @@ class WarmupLogDecayConfig(SchedulerConfig):
     """Scheduler class."""
     lr_final: float = 0.001
     """Learning rate at the last step."""
+    hold_fraction: float = 0.0
+    """Share of the training before the warm-up, over which the rate is zero."""
     warmup_fraction: float = 0.1
-    """Share of the training over which the rate grows to its schedule."""
+    """Share of the training over which the rate then grows to its schedule."""
     warmup_start: float = 0.01
     """Factor on the rate at the first step."""
     max_steps: int | None = None
     """Step at which lr_final is reached; the trainer's max-num-iterations if not given."""
+    for_steps: int | None = None
+    """Length of training that the rates are meant for: in others they are scaled, at most eightfold, so that all steps
+    together go as far; as they are if not given."""
     scale: tyro.conf.Suppress[float] = 1.0
     """Factor on the whole schedule, by which the trainer allows for several GPUs."""
 
@@ -290,12 +298,18 @@ class WarmupLogDecay(Scheduler):
         if config.max_steps is None:
             raise ValueError("WarmupLogDecayConfig.max_steps is not set and no trainer filled it in.")
 
+        scale = config.scale
+        if config.for_steps is not None:
+            scale *= min(max(config.for_steps / max(config.max_steps, 1), 1.0 / MOST_SCALED), MOST_SCALED)
+
         def factor(step: int) -> float:
             progress = step / max(config.max_steps, 1)
+            if progress < config.hold_fraction:
+                return 0.0
             warmup = 1.0
             if config.warmup_fraction > 0.0:
-                ramp = math.sin(0.5 * math.pi * min(progress / config.warmup_fraction, 1.0))
+                ramp = math.sin(0.5 * math.pi * min((progress - config.hold_fraction) / config.warmup_fraction, 1.0))
                 warmup = config.warmup_start + (1.0 - config.warmup_start) * ramp
-            return float(config.scale * warmup * log_lerp(progress, lr_init, config.lr_final) / lr_init)
+            return float(scale * warmup * log_lerp(progress, lr_init, config.lr_final) / lr_init)
 
         return LambdaLR(optimizer, lr_lambda=factor)

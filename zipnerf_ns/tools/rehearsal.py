@@ -119,8 +119,10 @@ def _train(model: ZipNerfModel, config: ZipNerfTrainerConfig) -> None:
     model.zipnerf.set_progress(0.5)
     outputs, batch = model.get_outputs(_bundle()), {"image": torch.zeros(RAYS, 3)}
     sum(model.get_loss_dict(outputs, batch).values()).backward()
-    for name, parameters in model.get_param_groups().items():
-        config.optimizers[name]["optimizer"].setup(parameters).step()
+    groups = model.get_param_groups()
+    # Cameras are corrected by torch alone.
+    for name in ("hash_tables", "networks"):
+        config.optimizers[name]["optimizer"].setup(groups[name]).step()
 
 
 @torch.no_grad()

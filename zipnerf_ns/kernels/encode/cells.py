@@ -52,6 +52,13 @@ def locate3(point, resolution):
 
 @triton.jit
 @no_type_check
+def differs(a, b):
+    """Whether two cells differ."""
+    return (a[0] != b[0]) | (a[1] != b[1]) | (a[2] != b[2])
+
+
+@triton.jit
+@no_type_check
 def corner_rows(cell, level, XOR: tl.constexpr):
     """Rows within the level of the eight cells, x fastest; see functional.hash_grid.level_corners.
 

@@ -19,7 +19,7 @@ from zipnerf_ns.kernels.encode.tuning import Launch, Plan, Tuning
 MAX_COLUMNS = 4
 """Table values that one lane reads at once: 16 bytes."""
 SAMPLE_BLOCK = 128
-"""Samples a program of the gradient to positions and stds."""
+"""Intervals a program of the gradient to positions and stds."""
 VECTOR_ATOMICS = (9, 0)
 """The first compute capability whose atomics add four floats at once; on older ones a window would cost four."""
 
@@ -180,7 +180,7 @@ def sample_gradients(
     grid, prefilter, num_active, _ = options
     positions, stds, bandwidths = samples
     levels, features = len(grid.levels), grid.features_per_level
-    programs = triton.cdiv(stds.numel(), SAMPLE_BLOCK)
+    programs = triton.cdiv(len(stds), SAMPLE_BLOCK)
     v_positions, v_stds = torch.empty_like(positions), torch.empty_like(stds)
     # An absent cotangent's pointer is never followed.
     v, step, stride = (stds, 0, 0) if v_features is None else _row_strides(v_features)
@@ -188,7 +188,7 @@ def sample_gradients(
     if programs:
         sample_kernel[(programs,)](
             table, positions, stds, level_constants(grid, table.device), bandwidths, v, w,
-            v_positions, v_stds, stds.numel(), levels, num_active,
+            v_positions, v_stds, len(stds), levels, num_active,
             step, stride, w.stride(0), w.stride(1),
             SAMPLES=stds.shape[1], ROW=features, PREFILTER=prefilter, XOR=_is_xor(grid, 0, levels),
             HAS_FEATURES=v_features is not None, HAS_WEIGHTS=v_weights is not None, BLOCK=SAMPLE_BLOCK,

@@ -1,7 +1,8 @@
 """The kernel of the gradient to the samples: where they lie, and how far they extend.
 
-Needed when cameras are optimized or normals taken, so it is written for clarity: one lane a sample, all levels in a
-loop, every result written once by its own lane, no atomics.
+Needed when cameras are optimized or normals taken: one lane an interval, all levels in a loop, every result written
+once by its own lane, no atomics. The cotangent of an interval's features is that of each of its samples, so that a
+corner is one number to all samples in its cell; it is read again only where the next sample lies in another.
 """
 
 from typing import no_type_check
@@ -9,7 +10,7 @@ from typing import no_type_check
 import triton
 import triton.language as tl
 
-from zipnerf_ns.kernels.encode.cells import corner_rows, load3, load_level, locate3
+from zipnerf_ns.kernels.encode.cells import corner_rows, differs, load3, load_level, locate3
 from zipnerf_ns.kernels.encode.prefilter import weight_and_slope
 
 
@@ -36,7 +37,29 @@ def _slope_in_cube(position, slope, resolution):
     return tl.where(inside, slope * resolution, 0.0)
 
 
-@triton.jit(do_not_specialize=["samples", "num_levels", "num_active", "step", "stride", "weight_step", "weight_stride"])
+@triton.jit
+@no_type_check
+def _corner_values(values, rows, v, columns, mask, ROW: tl.constexpr):
+    """Each corner's row times the features' cotangent; 0 where masked."""
+    corners = ()
+    for corner in tl.static_range(8):
+        row = tl.load(values + (rows[corner][:, None] * ROW + columns), mask=mask[:, None], other=0.0)
+        corners = corners + (tl.sum(row * v, axis=1),)
+    return corners
+
+
+@triton.jit
+@no_type_check
+def _replace(corners, others, where):
+    """The others' numbers in some lanes."""
+    merged = ()
+    for corner in tl.static_range(8):
+        merged = merged + (tl.where(where, others[corner], corners[corner]),)
+    return merged
+
+
+@triton.jit(do_not_specialize=["intervals", "num_levels", "num_active", "step", "stride", "weight_step",
+                               "weight_stride"])  # fmt: skip
 @no_type_check
 def sample_kernel(
     table,
@@ -48,7 +71,7 @@ def sample_kernel(
     v_weights,
     v_positions,
     v_stds,
-    samples,
+    intervals,
     num_levels,
     num_active,
     step,
@@ -63,47 +86,59 @@ def sample_kernel(
     HAS_WEIGHTS: tl.constexpr,
     BLOCK: tl.constexpr,
 ):
-    """Cotangents of BLOCK samples' positions and stds.
+    """Cotangents of the positions and stds of BLOCK intervals' samples.
 
     ``v_features`` and ``v_weights`` are indexed as features and weights are in ``forward_kernel``; one of them may be
     absent.
     """
-    program = tl.program_id(0).to(tl.int64)
-    numbers = program * BLOCK + tl.arange(0, BLOCK)
-    mask = numbers < samples
-    intervals = numbers // SAMPLES
-    x, y, z = load3(positions + numbers * 3, mask)
-    std = tl.load(stds + numbers, mask=mask, other=0.0)
+    numbers = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
+    mask = numbers < intervals
     columns = tl.arange(0, ROW)[None, :]
-    v_x, v_y = tl.zeros([BLOCK], tl.float32), tl.zeros([BLOCK], tl.float32)
-    v_z, v_std = tl.zeros([BLOCK], tl.float32), tl.zeros([BLOCK], tl.float32)
+    zero = tl.zeros([BLOCK], tl.float32)
+    xs, ys, zs, extents = (), (), (), ()
+    v_xs, v_ys, v_zs, v_extents = (), (), (), ()
+    for sample in tl.static_range(SAMPLES):
+        x, y, z = load3(positions + (numbers * SAMPLES + sample) * 3, mask)
+        std = tl.load(stds + numbers * SAMPLES + sample, mask=mask, other=0.0)
+        xs, ys, zs, extents = xs + (x,), ys + (y,), zs + (z,), extents + (std,)
+        v_xs, v_ys, v_zs, v_extents = v_xs + (zero,), v_ys + (zero,), v_zs + (zero,), v_extents + (zero,)
     for index in range(0, num_levels):
         level = load_level(levels, index)
         resolution = level[0].to(tl.float32)
-        weight, by_std = weight_and_slope(std, resolution, tl.load(bandwidths + index), PREFILTER)
-        v_weight = tl.zeros([BLOCK], tl.float32)
+        bandwidth = tl.load(bandwidths + index)
+        v_mean = zero
         if HAS_WEIGHTS:
-            source = v_weights + intervals * weight_step + index * weight_stride.to(tl.int64)
-            v_weight += tl.load(source, mask=mask, other=0.0)
+            source = v_weights + numbers * weight_step + index * weight_stride.to(tl.int64)
+            v_mean += tl.load(source, mask=mask, other=0.0)
         if HAS_FEATURES:
             active = mask & (index < num_active)
-            source = v_features + (intervals * step + index * stride.to(tl.int64))[:, None] * ROW + columns
+            source = v_features + (numbers * step + index * stride.to(tl.int64))[:, None] * ROW + columns
             v = tl.load(source, mask=active[:, None], other=0.0)
-            cell, fraction = locate3((x, y, z), resolution)
-            rows = corner_rows(cell, level, XOR)
             values = table + level[1].to(tl.int64) * ROW
-            corners = ()
-            for corner in tl.static_range(8):
-                row = tl.load(values + (rows[corner][:, None] * ROW + columns), mask=active[:, None], other=0.0)
-                corners = corners + (tl.sum(row * v, axis=1),)
-            value, by_x, by_y, by_z = _trilinear(corners, fraction)
-            v_weight += value
-            v_x += weight * _slope_in_cube(x, by_x, resolution)
-            v_y += weight * _slope_in_cube(y, by_y, resolution)
-            v_z += weight * _slope_in_cube(z, by_z, resolution)
-        v_std += v_weight * by_std
-    target = v_positions + numbers * 3
-    tl.store(target, v_x * (1.0 / SAMPLES), mask=mask)
-    tl.store(target + 1, v_y * (1.0 / SAMPLES), mask=mask)
-    tl.store(target + 2, v_z * (1.0 / SAMPLES), mask=mask)
-    tl.store(v_stds + numbers, v_std * (1.0 / SAMPLES), mask=mask)
+            cell, _ = locate3((xs[0], ys[0], zs[0]), resolution)
+            corners = _corner_values(values, corner_rows(cell, level, XOR), v, columns, active, ROW)
+        by_xs, by_ys, by_zs, by_extents = (), (), (), ()
+        for sample in tl.static_range(SAMPLES):
+            weight, by_std = weight_and_slope(extents[sample], resolution, bandwidth, PREFILTER)
+            v_weight = v_mean
+            if HAS_FEATURES:
+                here, fraction = locate3((xs[sample], ys[sample], zs[sample]), resolution)
+                moved = active & differs(cell, here)
+                others = _corner_values(values, corner_rows(here, level, XOR), v, columns, moved, ROW)
+                corners = _replace(corners, others, moved)
+                cell = here
+                value, by_x, by_y, by_z = _trilinear(corners, fraction)
+                v_weight += value
+                by_xs = by_xs + (v_xs[sample] + weight * _slope_in_cube(xs[sample], by_x, resolution),)
+                by_ys = by_ys + (v_ys[sample] + weight * _slope_in_cube(ys[sample], by_y, resolution),)
+                by_zs = by_zs + (v_zs[sample] + weight * _slope_in_cube(zs[sample], by_z, resolution),)
+            by_extents = by_extents + (v_extents[sample] + v_weight * by_std,)
+        if HAS_FEATURES:
+            v_xs, v_ys, v_zs = by_xs, by_ys, by_zs
+        v_extents = by_extents
+    for sample in tl.static_range(SAMPLES):
+        target = v_positions + (numbers * SAMPLES + sample) * 3
+        tl.store(target, v_xs[sample] * (1.0 / SAMPLES), mask=mask)
+        tl.store(target + 1, v_ys[sample] * (1.0 / SAMPLES), mask=mask)
+        tl.store(target + 2, v_zs[sample] * (1.0 / SAMPLES), mask=mask)
+        tl.store(v_stds + numbers * SAMPLES + sample, v_extents[sample] * (1.0 / SAMPLES), mask=mask)

@@ -13,7 +13,7 @@ import triton
 import triton.language as tl
 
 from zipnerf_ns.kernels.encode.access import block_of, columns_of, first_value, gather, scatter, sum_runs, times
-from zipnerf_ns.kernels.encode.cells import corner_rows, load_level, locate3
+from zipnerf_ns.kernels.encode.cells import corner_rows, differs, load_level, locate3
 from zipnerf_ns.kernels.encode.cones import prepare, sample_of
 from zipnerf_ns.kernels.encode.prefilter import level_scale, prefilter_weight
 
@@ -36,13 +36,6 @@ def _corner_weights(fraction, weight):
     x0y0, x1y0 = x0 - x0y1, x1 - x1y1
     a, b, c, d = x0y0 * w, x1y0 * w, x0y1 * w, x1y1 * w
     return x0y0 - a, x1y0 - b, x0y1 - c, x1y1 - d, a, b, c, d
-
-
-@triton.jit
-@no_type_check
-def _moved(a, b):
-    """Whether two cells differ."""
-    return (a[0] != b[0]) | (a[1] != b[1]) | (a[2] != b[2])
 
 
 @triton.jit
@@ -131,7 +124,7 @@ def forward_kernel(
             if READ:
                 here, fraction = locate3(point, resolution)
                 shares = _corner_weights(fraction, weight)
-                moved = _moved(cell, here)
+                moved = differs(cell, here)
                 if BRANCH and MERGE:
                     # One instruction in a program of a single warp.
                     is_needed = tl.max(moved.to(tl.int32), axis=0) > 0
@@ -226,7 +219,7 @@ def backward_kernel(
             point, extent = sample_of(source, sample, SAMPLES, PREFILTER, CONES, BOXED)
             here, fraction = locate3(point, resolution)
             shares = _corner_weights(fraction, prefilter_weight(extent, scale, PREFILTER))
-            moved = _moved(cell, here)
+            moved = differs(cell, here)
             writes = live & moved if MERGE else live
             if BRANCH:
                 is_needed = tl.max(writes.to(tl.int32), axis=0) > 0
