@@ -5,12 +5,12 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
-from _rays import make_bundle, make_model, normal, tiny_config, uniform
+from _rays import make_bundle, make_model, normal, sphere_batch, tiny_config, uniform
 from torch.optim import Adam
 
 from zipnerf_ns.cameras.appearance import Appearance, clipped
 from zipnerf_ns.errors import InputError
-from zipnerf_ns.losses import charbonnier
+from zipnerf_ns.losses import appearance_loss, charbonnier
 from zipnerf_ns.model_config import check_state_dict
 from zipnerf_ns.tools.scene.light import draw_gains, relight
 
@@ -123,6 +123,16 @@ def test_a_photos_light_is_what_its_rays_are_trained_in():
         gains, opacity = model.zipnerf.appearance.gains()[1], lit["accumulation"]
         opacity = torch.ones_like(opacity) if background == "last_sample" else opacity
         torch.testing.assert_close(lit["rgb"], gains * mean + 0.055 * (gains - 1.0) * opacity)
+
+
+def test_its_loss_is_one_of_the_steps_and_can_be_off():
+    for mult in (0.0, 0.5):
+        model = make_model(tiny_config(use_appearance=True, appearance_loss_mult=mult)).train()
+        torch.nn.init.normal_(model.zipnerf.appearance.log_gains, std=0.1)
+        bundle, batch = sphere_batch(24, 1)
+        found = model.get_loss_dict(model(bundle), batch)
+        assert ("appearance_loss" in found) == (mult > 0.0)
+    torch.testing.assert_close(found["appearance_loss"], 0.5 * appearance_loss(model.zipnerf.appearance.departures()))
 
 
 def test_a_checkpoint_with_codes_of_earlier_versions_is_named():

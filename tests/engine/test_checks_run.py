@@ -142,7 +142,7 @@ def resume(trained: ZipNerfTrainerConfig, output: Path, **changes: Any) -> ZipNe
             {"proposals": (ProposalConfig(8, HashGridConfig(3, 1, 8, 32, 10), 8),) * 2},
             ("lacks zipnerf.proposal_networks.1",),
         ),
-        ({"use_appearance": True}, ("lacks zipnerf.appearance",)),
+        ({"use_appearance": True}, ("lacks the optimizer state of appearance",)),
     ],
     ids=lambda changes: next(iter(changes)) if isinstance(changes, dict) else "",
 )

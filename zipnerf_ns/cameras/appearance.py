@@ -24,9 +24,13 @@ class Appearance(nn.Module):
         super().__init__()
         self.log_gains = nn.Parameter(torch.zeros(num_images, 3))
 
+    def departures(self) -> Float[Tensor, "images 3"]:
+        """Logarithms of the gains: how far each image's light is from the mean."""
+        return self.log_gains - self.log_gains.mean(dim=0)
+
     def gains(self) -> Float[Tensor, "images 3"]:
         """Factors on red, green and blue of each image, counted from ``-SRGB_OFFSET``."""
-        return torch.exp(self.log_gains - self.log_gains.mean(dim=0))
+        return torch.exp(self.departures())
 
     def forward(
         self, colors: Float[Tensor, "rays n 3"], images: Int[Tensor, "rays 1"] | int
