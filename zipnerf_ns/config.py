@@ -59,7 +59,7 @@ def _method(
             "hash_tables": _adam(0.01),
             "networks": _adam(network_lr),
             # Of use only with --pipeline.model.use-appearance True.
-            "appearance": _adam(0.01),
+            "appearance": _adam(0.003),
             # Of use only with --pipeline.model.camera-optimizer.mode SO3xR3.
             "camera_opt": {
                 "optimizer": CameraAdamConfig(),

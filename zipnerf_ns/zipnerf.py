@@ -104,7 +104,7 @@ class ZipNerfConfig:
     """Weight of the decay of hash table values (Zip-NeRF, section 5); 0 is off."""
     level_consistency_mult: float = 0.0
     """Weight of the difference between adjacent levels' features; 0 is off."""
-    appearance_loss_mult: float = 0.01
+    appearance_loss_mult: float = 0.003
     """Weight of the share of photos whose light is not the mean one, with use_appearance; 0 is off."""
     use_gradient_scaling: bool = True
     """Lower the gradients of what is nearer to a camera than one world unit: against floaters before the cameras (not
