@@ -9,10 +9,10 @@ from torch import Tensor
 from zipnerf_ns.field import ZipNerfField
 
 
-def make_field(num_images: int = 0, color_layers: int = 3, prefilter: str = "multisample") -> ZipNerfField:
+def make_field(color_layers: int = 3, prefilter: str = "multisample") -> ZipNerfField:
     """A field whose table and heads hold visible values."""
     torch.manual_seed(0)
-    return ZipNerfField(make_encoding(prefilter), None, 16, "float32", 8, color_layers, 12, num_images).eval()
+    return ZipNerfField(make_encoding(prefilter), None, 16, "float32", 8, color_layers, 12).eval()
 
 
 def linear_layers(field: ZipNerfField) -> list:

@@ -1,9 +1,8 @@
-"""Color against its network written out, folded and not; appearance; which implementation computes the networks."""
+"""Color against its network written out, folded and not; which implementation computes the networks."""
 
 from __future__ import annotations
 
 import math
-from types import SimpleNamespace
 
 import pytest
 import torch
@@ -11,7 +10,7 @@ from _fields import hidden_of, linear_layers, make_field
 from _rays import make_encoding, make_rays, normal, short_intervals, unit_vectors
 
 from zipnerf_ns import field as field_module
-from zipnerf_ns.field import AffineAppearance, ZipNerfDensityField, ZipNerfField
+from zipnerf_ns.field import ZipNerfDensityField, ZipNerfField
 from zipnerf_ns.ops import TORCH_OPS
 
 # --- color ---
@@ -41,9 +40,9 @@ def encode_directions(direction) -> list:
     return [*components, *waves, 0.0]
 
 
-@pytest.mark.parametrize("color_layers, num_images", [(1, 0), (2, 0), (3, 0), (4, 0), (3, 3)])
-def test_color_is_its_network_written_out(color_layers, num_images):
-    field, (rays, tdist) = make_field(num_images, color_layers), short_intervals()
+@pytest.mark.parametrize("color_layers", [1, 2, 3, 4])
+def test_color_is_its_network_written_out(color_layers):
+    field, (rays, tdist) = make_field(color_layers), short_intervals()
     found = field(rays, tdist)
     hidden, layers = hidden_of(field, found.channels).view(4, 5, 16), linear_layers(field)
     assert len(layers) == color_layers + 1
@@ -75,8 +74,6 @@ def test_color_reaches_beyond_black_and_white(color_layers):
 
 def test_networks_are_folded_where_there_is_something_to_fold():
     assert [make_field(color_layers=count).is_foldable for count in (1, 2, 3)] == [False, True, True]
-    with_appearance = make_field(num_images=2)
-    assert with_appearance.is_foldable and not with_appearance.train().is_foldable
 
 
 @pytest.mark.parametrize("color_layers", [2, 3, 4])
@@ -99,73 +96,6 @@ def test_the_folded_network_is_the_unfolded_one_in_values_and_every_gradient(col
         assert error < 1e-5, f"{name}: {error:.1e}"
 
 
-# --- appearance ---
-
-
-def test_appearance_starts_as_the_identity():
-    field = make_field(num_images=3)
-    rays, tdist = short_intervals()
-    # In training intervals are turned at random: here they are not, so that only appearance is left to differ.
-    field.cones = lambda rays, tdist: ZipNerfDensityField.cones(SimpleNamespace(training=False, aabb=None), rays, tdist)
-
-    def colors(rays=rays):
-        return field(rays, tdist).colors
-
-    plain = colors()
-    field.train()
-    torch.testing.assert_close(colors(), plain)
-    torch.nn.init.normal_(field.appearance.codes.weight)
-    assert ((colors() - plain).abs().amax(dim=(1, 2)) > 1e-4).all()
-
-
-@pytest.mark.parametrize("color_layers", [1, 2, 3])
-def test_at_evaluation_a_photos_appearance_is_that_of_its_training(color_layers):
-    field = make_field(num_images=3, color_layers=color_layers)
-    torch.nn.init.normal_(field.appearance.codes.weight)
-    torch.nn.init.normal_(field.appearance.affine.bias)
-    rays, tdist = short_intervals()
-    field.cones = lambda rays, tdist: ZipNerfDensityField.cones(SimpleNamespace(training=False, aabb=None), rays, tdist)
-    found = []
-    for photo in range(3):
-        indices = torch.full((4, 1), photo)
-        in_training = field.train()(rays._replace(camera_indices=indices), tdist).colors
-        found.append(field.eval()(rays._replace(camera_indices=None), tdist, photo=photo).colors)
-        torch.testing.assert_close(found[-1], in_training, rtol=1e-5, atol=1e-5)
-    assert (found[0] - found[1]).abs().max() > 1e-3
-
-
-@pytest.mark.parametrize("color_layers", [1, 3])
-def test_without_a_photo_evaluation_shows_the_mean_of_all(color_layers):
-    """An affine map of the mean code is the mean of the codes' affine maps."""
-    field, batch = make_field(num_images=3, color_layers=color_layers), short_intervals()
-    torch.nn.init.normal_(field.appearance.codes.weight)
-    torch.nn.init.normal_(field.appearance.affine.bias)
-    found = field(*batch).colors
-    maps = torch.stack([torch.stack(field.appearance.affine_map(photo)) for photo in range(3)])
-    torch.testing.assert_close(torch.stack(field.appearance.affine_map()), maps.mean(dim=0), rtol=1e-5, atol=1e-6)
-    field.appearance.codes.weight.data[:] = field.appearance.codes.weight.data.mean(dim=0)
-    torch.testing.assert_close(field(*batch, photo=1).colors, found)
-
-
-def test_appearance_can_be_learnt_from_its_start():
-    field = make_field(num_images=3).train()
-    colors = field(*short_intervals()).colors
-    (colors * normal(colors.shape, 35)).sum().backward()
-    assert (field.appearance.codes.weight.grad.abs().amax(dim=-1) > 0.0).all()
-
-
-def test_appearance_scales_and_shifts_by_each_rays_own_image():
-    torch.manual_seed(0)
-    appearance = AffineAppearance(3, 4, 8)
-    torch.nn.init.normal_(appearance.codes.weight)
-    torch.nn.init.normal_(appearance.affine.bias)
-    bottleneck, images = normal((4, 5, 8), 36), torch.tensor([2, 0, 1, 2])
-    found = appearance(bottleneck, images[:, None])
-    for ray, image in enumerate(images):
-        map_ = appearance.affine.weight @ appearance.codes.weight[image] + appearance.affine.bias
-        torch.testing.assert_close(found[ray], bottleneck[ray] * (1.0 + map_[:8]) + map_[8:])
-
-
 # --- the implementation ---
 
 
@@ -180,7 +110,7 @@ def said(monkeypatch) -> list:
 
 
 def kernels(calls: list):
-    """Stands for the kernels: the twins under their name, counted, for a few sizes and no appearance."""
+    """Stands for the kernels: the twins under their name, counted, for a few sizes."""
 
     def counted(name):
         return lambda *args: calls.append(name) or getattr(TORCH_OPS, name)(*args)
@@ -190,14 +120,14 @@ def kernels(calls: list):
         **{name: counted(name) for name in ("density_mlp", "radiance_mlp")},
         why_density_unsupported=lambda *sizes: None if sizes == (12, 32) else f"No kernel for {sizes}.",
         why_radiance_unsupported=lambda *sizes: (
-            None if sizes == (12, 32, 2, 64, 16, False, "float32") else f"No kernel for {sizes}."
+            None if sizes == (12, 32, 2, 64, 16, "float32") else f"No kernel for {sizes}."
         ),
     )
 
 
-def sized_field(hidden_dim: int = 32, color_layers: int = 2, color_dim: int = 64, num_images: int = 0) -> ZipNerfField:
+def sized_field(hidden_dim: int = 32, color_layers: int = 2, color_dim: int = 64) -> ZipNerfField:
     torch.manual_seed(0)
-    return ZipNerfField(make_encoding(), None, hidden_dim, "float32", 8, color_layers, color_dim, num_images).eval()
+    return ZipNerfField(make_encoding(), None, hidden_dim, "float32", 8, color_layers, color_dim).eval()
 
 
 def test_networks_of_the_kernels_sizes_run_on_them(said):
@@ -219,16 +149,6 @@ def test_a_density_network_of_another_size_runs_in_torch_which_is_said_once(said
     assert calls == [] and said == ["No kernel for (12, 48). This network runs in torch."]
 
 
-def test_appearance_keeps_the_kernels_from_training_only(said):
-    calls, field = [], sized_field(num_images=3)
-    field.encoding.ops = kernels(calls)
-    field(*short_intervals())
-    assert calls == ["radiance_mlp"] and said == []
-    field.train()(*short_intervals())
-    assert calls == ["radiance_mlp"]
-    assert said == ["No kernel for (12, 32, 2, 64, 16, True, 'float32'). This network runs in torch."]
-
-
 @pytest.mark.parametrize("changes", [{"hidden_dim": 48}, {"color_dim": 48}, {"color_layers": 1}])
 def test_a_color_network_that_the_kernels_lack_runs_in_torch_which_is_said_once(changes, said):
     calls, field = [], sized_field(**changes)
@@ -238,5 +158,5 @@ def test_a_color_network_that_the_kernels_lack_runs_in_torch_which_is_said_once(
     for _ in range(3):
         output = field(*short_intervals())
     assert all(torch.equal(one, other) for one, other in zip(output, plain, strict=True)) and calls == []
-    sizes = (12, *{"hidden_dim": 32, "color_layers": 2, "color_dim": 64, **changes}.values(), 16, False, "float32")
+    sizes = (12, *{"hidden_dim": 32, "color_layers": 2, "color_dim": 64, **changes}.values(), 16, "float32")
     assert said == [f"No kernel for {sizes}. This network runs in torch."]

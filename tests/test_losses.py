@@ -7,9 +7,10 @@ import math
 import numpy as np
 import pytest
 import torch
-from _rays import make_encoding, make_round, normal, random_posts, random_weights, uniform
+from _rays import make_encoding, make_round, normal, random_posts, random_weights, uniform, unit_vectors
 
 from zipnerf_ns.losses import (
+    appearance_loss,
     charbonnier,
     color_loss,
     distillation_loss,
@@ -359,6 +360,24 @@ def test_level_consistency_of_features_in_half_precision_is_summed_in_float32():
     loss.backward()
     expected.backward()
     assert torch.equal(half.grad, full.grad.bfloat16())
+
+
+# --- appearance ---
+
+
+def test_appearance_counts_photos_in_another_light_and_small_departures_in_part():
+    """Half of one whose log gains are 0.1 away, nearly all of a far one, none of one in the mean light."""
+    away = unit_vectors(1, 7)
+    departures = torch.cat([0.1 * away, -0.1 * away, torch.zeros(2, 3)])
+    torch.testing.assert_close(appearance_loss(departures), torch.tensor(0.25))
+    assert 0.99 < appearance_loss(departures[:2] * 20.0) < 1.0
+    slopes = []
+    for length in (0.01, 0.058, 0.3, 3.0):
+        departures = (length * away).requires_grad_()
+        (slope,) = torch.autograd.grad(appearance_loss(departures), departures)
+        slopes.append(float((slope * away).sum()))
+    # The pull to the mean is largest at a middling departure; at a large one there is hardly any.
+    assert slopes[1] > 2.0 * slopes[0] > 0.0 and slopes[1] > 5.0 * slopes[2] > 500.0 * slopes[3] > 0.0
 
 
 # --- extremes ---

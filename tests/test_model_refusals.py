@@ -18,7 +18,7 @@ from zipnerf_ns.zipnerf import ProposalConfig
 
 BAD_SETTINGS = [
     *({name: value} for name in ("near_plane", "far_plane", "anneal_slope") for value in (0.0, -1.0, float("nan"))),
-    *({name: 0} for name in ("hidden_dim", "bottleneck_dim", "color_layers", "color_dim", "appearance_dim")),
+    *({name: 0} for name in ("hidden_dim", "bottleneck_dim", "color_layers", "color_dim")),
     {"eval_num_rays_per_chunk": 0},
     {"near_plane": 2.0, "far_plane": 1.0},
     {"proposals": ()},

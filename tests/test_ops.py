@@ -64,7 +64,7 @@ def test_the_kernels_know_what_they_are_and_what_they_take():
     assert (TORCH_OPS.name, kernels.name) == ("torch", "triton")
     assert TORCH_OPS.cameras is None and all(name == each.__name__ for name, each in kernels.cameras._asdict().items())
     assert [ops.reads_half(4) for ops in (TORCH_OPS, kernels)] == [False, True] and not kernels.reads_half(1)
-    sizes_of = {"why_density_unsupported": (12, 48), "why_radiance_unsupported": (12, 64, 3, 48, 16, False)}
+    sizes_of = {"why_density_unsupported": (12, 48), "why_radiance_unsupported": (12, 64, 3, 48, 16)}
     for name, sizes in sizes_of.items():
         assert getattr(TORCH_OPS, name)(*sizes) is None and "not 48" in getattr(kernels, name)(*sizes)
 

@@ -58,6 +58,8 @@ def _method(
         optimizers={
             "hash_tables": _adam(0.01),
             "networks": _adam(network_lr),
+            # Of use only with --pipeline.model.use-appearance True.
+            "appearance": _adam(0.003),
             # Of use only with --pipeline.model.camera-optimizer.mode SO3xR3.
             "camera_opt": {
                 "optimizer": CameraAdamConfig(),

@@ -7,7 +7,7 @@ from functools import cache
 from typing import Literal, NamedTuple
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Float
 from torch import Tensor, nn
 
 from zipnerf_ns.encoding import AntiAliasedHashEncoding
@@ -143,8 +143,6 @@ class ZipNerfField(ZipNerfDensityField):
         encoding, aabb, hidden_dim, precision: as for the density field.
         bottleneck_dim: features handed from the density to the color network.
         color_layers, color_dim: hidden layers of the color network and their width.
-        num_images: training images, each with its own appearance; 0 turns appearance off.
-        appearance_dim: length of an image's appearance code.
     """
 
     def __init__(
@@ -156,22 +154,16 @@ class ZipNerfField(ZipNerfDensityField):
         bottleneck_dim: int = 256,
         color_layers: int = 3,
         color_dim: int = 256,
-        num_images: int = 0,
-        appearance_dim: int = 4,
     ) -> None:
         super().__init__(encoding, aabb, hidden_dim, precision)
         self.bottleneck_layer = nn.Linear(hidden_dim, bottleneck_dim)
         self.color_network = ColorNetwork(bottleneck_dim + VIEW_DIM, color_layers, color_dim)
-        self.appearance = AffineAppearance(num_images, appearance_dim, bottleneck_dim) if num_images else None
         self._kernel_sizes = encoding.get_out_dim(), hidden_dim, color_layers, color_dim, VIEW_DIM
 
     @property
     def is_foldable(self) -> bool:
-        """Whether the bottleneck can be multiplied into the color layers, of which there must be more than one.
-
-        Not while images transform it each in its own way, which they do in training only.
-        """
-        return len(self.color_network.layers) > 2 and not (self.appearance is not None and self.training)
+        """Whether the bottleneck can be multiplied into the color layers, of which there must be more than one."""
+        return len(self.color_network.layers) > 2
 
     def forward(
         self,
@@ -179,28 +171,22 @@ class ZipNerfField(ZipNerfDensityField):
         tdist: Float[Tensor, "rays edges"],
         num_active: int | None = None,
         prefilter: Prefilter | None = None,
-        photo: int | None = None,
     ) -> Radiance:
-        """Density and color of every interval; see :meth:`density` for the first arguments.
-
-        Args:
-            photo: number of the training image whose appearance is shown at evaluation; the mean of all if not given.
-        """
+        """Density and color of every interval; see :meth:`density` for the arguments."""
         channels, ops = self.channels(rays, tdist, num_active, prefilter), self.ops
         view = ops.encode_directions(rays.directions, channels.dtype)
         shape = tdist.shape[0], tdist.shape[1] - 1
         # Also where nothing can be folded, for then there is no kernel, which is to be said.
-        has_appearance = self.appearance is not None and self.training
-        lack = ops.why_radiance_unsupported(*self._kernel_sizes, has_appearance, self.precision_here)
+        lack = ops.why_radiance_unsupported(*self._kernel_sizes, self.precision_here)
         radiance_mlp = choose_mlp(ops.radiance_mlp, mlp.radiance_mlp, lack)
         if self.is_foldable:
             density, colors = radiance_mlp(
-                channels, view, self.folded(photo), DENSITY_SHIFT, RGB_PADDING, self.precision_here
+                channels, view, self.folded(), DENSITY_SHIFT, RGB_PADDING, self.precision_here
             )
             return Radiance(density.view(shape), colors.view(*shape, 3), channels)
         with self.autocast():
             hidden = torch.relu(self.hidden_layer(channels))
-            colors = self._unfolded_colors(hidden.view(*shape, hidden.shape[-1]), view, rays.camera_indices, photo)
+            colors = self._unfolded_colors(hidden.view(*shape, hidden.shape[-1]), view)
         with torch.autocast(hidden.device.type, enabled=False):
             density = bounded_exp(self.density_layer(hidden.float()) + DENSITY_SHIFT)
         return Radiance(density.view(shape), colors, channels)
@@ -210,21 +196,15 @@ class ZipNerfField(ZipNerfDensityField):
         device_type = self.density_layer.weight.device.type
         return torch.autocast(device_type, dtype=torch.bfloat16, enabled=self.precision_here == "bfloat16")
 
-    def folded(self, photo: int | None = None) -> RadianceWeights:
+    def folded(self) -> RadianceWeights:
         """The network's weights with the bottleneck, which has no activation, multiplied into the layers after it.
 
         Fewer products for the same function: the bottleneck enters the first and the last color layer through
-        matrices of the hidden layer's width. So does an appearance, where it is one for all rays.
-
-        Args:
-            photo: as for :meth:`forward`.
+        matrices of the hidden layer's width.
         """
         (first, *middle, last, rgb) = self.color_network.layers
         weight, bias = self.bottleneck_layer.weight, self.bottleneck_layer.bias
         with torch.autocast(weight.device.type, enabled=False):
-            if self.appearance is not None:
-                scale, shift = self.appearance.affine_map(photo)
-                weight, bias = weight * scale[:, None], bias * scale + shift
             first_hidden, first_view, first_bias = mlp.fold_bottleneck(weight, bias, first.weight, first.bias)
             last_hidden, last_others, last_bias = mlp.fold_bottleneck(weight, bias, last.weight, last.bias)
         return RadianceWeights(
@@ -237,16 +217,10 @@ class ZipNerfField(ZipNerfDensityField):
         )  # fmt: skip
 
     def _unfolded_colors(
-        self, hidden: Float[Tensor, "rays n hidden"], view: Float[Tensor, "rays view"],
-        camera_indices: Tensor | None, photo: int | None,
-    ) -> Float[Tensor, "rays n 3"]:  # fmt: skip
+        self, hidden: Float[Tensor, "rays n hidden"], view: Float[Tensor, "rays view"]
+    ) -> Float[Tensor, "rays n 3"]:
         """Colors by the network as the paper draws it."""
         bottleneck = self.bottleneck_layer(hidden)
-        if self.appearance is not None and self.training:
-            bottleneck = self.appearance(bottleneck, camera_indices)
-        elif self.appearance is not None:
-            scale, shift = self.appearance.affine_map(photo)
-            bottleneck = bottleneck * scale + shift
         view = view.to(bottleneck.dtype)[:, None].expand(*hidden.shape[:-1], view.shape[-1])
         raw = self.color_network(torch.cat([bottleneck, view], dim=-1))
         return torch.sigmoid(raw.float()) * (1.0 + 2.0 * RGB_PADDING) - RGB_PADDING
@@ -288,41 +262,6 @@ def choose_mlp(kernel: Callable, twin: Callable, lack: str | None) -> Callable:
 @cache
 def _announce_lack(lack: str) -> None:
     say(f"{lack} This network runs in torch.")
-
-
-class AffineAppearance(nn.Module):
-    """Scale and shift of the bottleneck, from a code learned for each training image (Zip-NeRF's supplement).
-
-    Args:
-        num_images: training images.
-        code_dim: length of an image's code.
-        bottleneck_dim: length of what is transformed.
-    """
-
-    def __init__(self, num_images: int, code_dim: int, bottleneck_dim: int) -> None:
-        super().__init__()
-        self.codes = nn.Embedding(num_images, code_dim)
-        self.affine = nn.Linear(code_dim, 2 * bottleneck_dim)
-        # Starts as the identity for every image.
-        nn.init.zeros_(self.codes.weight)
-        nn.init.zeros_(self.affine.bias)
-
-    def forward(
-        self, bottleneck: Float[Tensor, "rays n dim"], camera_indices: Int[Tensor, "rays 1"]
-    ) -> Float[Tensor, "rays n dim"]:
-        """Transforms each ray's bottleneck by its image's affine map."""
-        scale, shift = self.affine(self.codes(camera_indices)).chunk(2, dim=-1)
-        return bottleneck * (1.0 + scale) + shift
-
-    def affine_map(self, photo: int | None = None) -> tuple[Float[Tensor, "dim"], Float[Tensor, "dim"]]:
-        """Factor and shift of one image, or the mean of all images': what a view would get of which no photo exists.
-
-        Args:
-            photo: number of the training image; the mean if not given.
-        """
-        code = self.codes.weight.mean(dim=0) if photo is None else self.codes.weight[photo]
-        scale, shift = self.affine(code).chunk(2, dim=-1)
-        return 1.0 + scale, shift
 
 
 def parameter_groups(fields: list[nn.Module]) -> tuple[list[nn.Parameter], list[nn.Parameter]]:

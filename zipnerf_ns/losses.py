@@ -25,6 +25,9 @@ INTERLEVEL_EPS = 1e-5
 LOG_EPS = 1e-6
 """Floor of a probability inside the distillation's logarithm."""
 
+COMMON_DEPARTURE = 0.1
+"""Length of a photo's three log gains up to which a departure from the mean light is common: some 6% each."""
+
 ColorLoss = Literal["pseudo_huber", "charbonnier", "mse", "rmse"]
 """Distances between rendered and true colors."""
 
@@ -37,6 +40,7 @@ class Multipliers(NamedTuple):
     distortion: float
     hash_decay: float
     level_consistency: float
+    appearance: float
 
 
 def regularizers(
@@ -47,6 +51,7 @@ def regularizers(
     mean_squares: Sequence[Float[Tensor, "_"]],
     per_level: Float[Tensor, "intervals levels features"] | None = None,
     rgb_loss: Float[Tensor, ""] | None = None,
+    departures: Float[Tensor, "images 3"] | None = None,
 ) -> dict[str, Float[Tensor, ""]]:
     """What a training minimizes beside the color loss, by name: each loss that is on, times its weight.
 
@@ -58,6 +63,7 @@ def regularizers(
         mean_squares: of the hash tables of all rounds, level by level.
         per_level: the rendered round's features by level, for level consistency.
         rgb_loss: beside which proposals must not lag in distillation; without it they may.
+        departures: of the photos' light from its mean, where appearance is learned.
     """
     scaled: dict[str, Tensor] = {}
     if mults.interlevel > 0.0:
@@ -73,6 +79,8 @@ def regularizers(
         scaled["level_consistency_loss"] = mults.level_consistency * level_consistency(per_level)
     if mults.hash_decay > 0.0:
         scaled["hash_decay"] = mults.hash_decay * hash_decay(mean_squares)
+    if mults.appearance > 0.0 and departures is not None:
+        scaled["appearance_loss"] = mults.appearance * appearance_loss(departures)
     return scaled
 
 
@@ -200,3 +208,17 @@ def level_consistency(per_level: Float[Tensor, "intervals levels features"]) -> 
     # The networks may read their features in half precision, in which differences have no digits left to square.
     per_level = per_level.to(torch.promote_types(per_level.dtype, torch.float32))
     return (per_level[:, :-1] - per_level[:, 1:].detach()).square().mean()
+
+
+def appearance_loss(departures: Float[Tensor, "images 3"]) -> Float[Tensor, ""]:
+    """Share of the photos that are not in the mean light, those with small departures counted in part.
+
+    Any camera's exposure drifts by a few percent along its path. Colors that depend on the view explain that as well,
+    and unlike gains they carry on to views between the photos. A large departure costs no more than a middling one
+    (Geman and McClure, 1985), so that gains that are needed are hardly lowered.
+
+    Args:
+        departures: log gains of each photo less their mean over the photos.
+    """
+    squares = departures.square().sum(dim=-1)
+    return (squares / (squares + COMMON_DEPARTURE**2)).mean()

@@ -109,9 +109,11 @@ class ZipNerfModel(Model):
         return self.zipnerf.ops.name == "triton"
 
     def get_param_groups(self) -> dict[str, list[nn.Parameter]]:
-        """Hash tables, networks and, where they are optimized, cameras, which take different learning rates."""
+        """Hash tables, networks and, where they are learned, appearance and cameras: each has its own learning rate."""
         tables, networks = self.zipnerf.parameter_groups()
         groups = {"hash_tables": tables, "networks": networks}
+        if self.zipnerf.appearance is not None:
+            groups["appearance"] = list(self.zipnerf.appearance.parameters())
         if self.corrections is not None:
             groups["camera_opt"] = list(self.corrections.parameters())
         return groups

@@ -69,7 +69,7 @@ class ZipNerfModelConfig(ModelConfig, ZipNerfConfig):
     """Lambda of prefilter ipe, for no other: 1, or 0.5 over the mean side of the scene box in world units."""
 
     use_appearance: bool = False
-    """Learn each training image's light and exposure: off for benchmarks, on for casual captures."""
+    """Learn each training image's exposure and white balance: on where they differ. Views get their mean."""
     camera_optimizer: CameraOptimizerConfig = field(default_factory=CameraOptimizerConfig)
     """Corrects the training cameras' poses while the scene is learned: mode SO3xR3; off for benchmarks."""
 
@@ -99,7 +99,7 @@ def check_config(config: ZipNerfModelConfig) -> None:
 
 def _check_ranges(config: ZipNerfModelConfig) -> None:
     positive = ("near_plane", "far_plane", "hidden_dim", "bottleneck_dim", "color_layers", "color_dim", "anneal_slope",
-                "eval_num_rays_per_chunk", "appearance_dim")  # fmt: skip
+                "eval_num_rays_per_chunk")  # fmt: skip
     for name in positive:
         if not 0 < getattr(config, name) < math.inf:
             raise InputError(f"{name} is {getattr(config, name)}: it must be positive and finite.")
@@ -204,6 +204,11 @@ def check_state_dict(loaded: Mapping[str, Tensor], own: Mapping[str, Tensor]) ->
     Raises:
         InputError: naming what differs.
     """
+    if any(name.startswith("zipnerf.field.appearance.") for name in loaded):
+        raise InputError(
+            "the checkpoint's appearance is a code that changes the bottleneck, which this version does not have. "
+            "Install the zipnerf-ns version that wrote it, or train anew."
+        )
     mend = "Load it with the options it was trained with (its config.yml), or train anew without it."
     missing, unexpected = sorted(set(own) - set(loaded)), sorted(set(loaded) - set(own))
     if missing or unexpected:

@@ -19,6 +19,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from zipnerf_ns import losses
+from zipnerf_ns.cameras.appearance import Appearance, clipped
 from zipnerf_ns.encoding import AntiAliasedHashEncoding, HashGridConfig, TcnnHashEncoding
 from zipnerf_ns.field import Precision, Radiance, ZipNerfDensityField, ZipNerfField, parameter_groups
 from zipnerf_ns.functional.adam import decay_coefficients
@@ -87,8 +88,6 @@ class ZipNerfConfig:
     """Hidden layers of the color network."""
     color_dim: int = 256
     """Width of the color network's hidden layers."""
-    appearance_dim: int = 4
-    """Length of an image's appearance code, with use_appearance."""
 
     rgb_loss: ColorLoss = "pseudo_huber"
     """Distance of rendered and true colors, beside which the other losses count: pseudo_huber (measured best: small
@@ -105,6 +104,8 @@ class ZipNerfConfig:
     """Weight of the decay of hash table values (Zip-NeRF, section 5); 0 is off."""
     level_consistency_mult: float = 0.0
     """Weight of the difference between adjacent levels' features; 0 is off."""
+    appearance_loss_mult: float = 0.003
+    """Weight of the share of photos whose light is not the mean one, with use_appearance; 0 is off."""
     use_gradient_scaling: bool = True
     """Lower the gradients of what is nearer to a camera than one world unit: against floaters before the cameras (not
     in the paper)."""
@@ -123,6 +124,7 @@ class ZipNerfConfig:
             distortion=self.distortion_loss_mult,
             hash_decay=self.hash_decay_mult,
             level_consistency=self.level_consistency_mult,
+            appearance=self.appearance_loss_mult,
         )
 
 
@@ -172,8 +174,9 @@ class ZipNerf(nn.Module):
         )
         self.field = ZipNerfField(
             last, aabb, config.hidden_dim, config.precision, config.bottleneck_dim, config.color_layers,
-            config.color_dim, num_images, config.appearance_dim,
+            config.color_dim,
         )  # fmt: skip
+        self.appearance = Appearance(num_images) if num_images else None
         self.sampler = IntervalSampler([*(proposal.num_samples for proposal in config.proposals), config.num_samples])
         self.progress = 1.0
         self.register_buffer("anneal", torch.ones(()), persistent=False)
@@ -216,7 +219,7 @@ class ZipNerf(nn.Module):
         return [network.encoding for network in self.fields]
 
     def parameter_groups(self) -> tuple[list[nn.Parameter], list[nn.Parameter]]:
-        """Hash tables, and networks: they take different learning rates."""
+        """Hash tables, and networks: they take different learning rates; the appearance, in neither, takes a third."""
         return parameter_groups(self.fields)
 
     def set_progress(self, progress: float) -> None:
@@ -255,13 +258,16 @@ class ZipNerf(nn.Module):
         sampled = self.sampler(rays.detach(), density_fns, self.anneal if self.training else 1.0)
         if finest_level is not None:
             num_active = finest_level
-        radiance: Radiance = self.field(rays, sampled.tdist, num_active, prefilter, photo)
+        radiance: Radiance = self.field(rays, sampled.tdist, num_active, prefilter)
         if self.training and self.config.use_gradient_scaling:
             scaling = near_camera_scaling(sampled.tdist[:, :-1], sampled.tdist[:, 1:])
             radiance = radiance._replace(
                 density=scale_gradient(radiance.density[..., None], scaling)[..., 0],
                 colors=scale_gradient(radiance.colors, scaling),
             )
+        if self.appearance is not None and (self.training or photo is not None):
+            images = rays.camera_indices if self.training else photo
+            radiance = radiance._replace(colors=self.appearance(radiance.colors, images))
         weights, rgb, accumulation = ops.render(radiance.density, sampled.tdist, rays.valid, radiance.colors)
         rounds = [*sampled.proposals, Round(sampled.sdist, sampled.tdist, weights)]
         return Rendering(rgb, accumulation, rounds, radiance)
@@ -281,14 +287,16 @@ class ZipNerf(nn.Module):
             target: the photos' colors over the same one.
             ray_weights: of each ray in the color loss, 1 on average; equal if not given.
         """
-        ops, per_level = self.ops, None
+        ops, per_level, departures = self.ops, None, None
         if self.config.level_consistency_mult > 0.0:
             per_level = self.field.encoding.per_level(rendering.radiance.channels)
+        if self.appearance is not None:
+            prediction, departures = clipped(prediction), self.appearance.departures()
         rgb_loss = losses.color_loss(self.config.rgb_loss, prediction, target, ray_weights)
         return {"rgb_loss": rgb_loss, **losses.regularizers(
             self.config.loss_multipliers, ops, rendering.rounds, [p.blur_halfwidth for p in self.config.proposals],
             [network.encoding.mean_squares_to_decay() for network in self.fields],
-            per_level, rgb_loss if self.config.proposal_catchup else None,
+            per_level, rgb_loss if self.config.proposal_catchup else None, departures,
         )}  # fmt: skip
 
     def distances(self, rounds: list[Round]) -> dict[str, Float[Tensor, "rays 1"]]:

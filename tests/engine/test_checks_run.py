@@ -103,7 +103,7 @@ def test_model_that_cannot_be_built(tmp_path, name):
         {"proposals": (ProposalConfig(blur_halfwidth=0.0),)}, {"num_samples": 1},
         {"hidden_dim": 0}, {"bottleneck_dim": -1}, {"color_layers": 0}, {"color_dim": 0}, {"anneal_slope": 0.0},
         {"eval_num_rays_per_chunk": 0}, {"interlevel_loss_mult": -0.1}, {"distortion_loss_mult": -1.0},
-        {"hash_decay_mult": float("nan")}, {"use_appearance": True, "appearance_dim": 0},
+        {"hash_decay_mult": float("nan")},
     ],
     ids=lambda changes: "-".join(changes),
 )  # fmt: skip
@@ -142,7 +142,7 @@ def resume(trained: ZipNerfTrainerConfig, output: Path, **changes: Any) -> ZipNe
             {"proposals": (ProposalConfig(8, HashGridConfig(3, 1, 8, 32, 10), 8),) * 2},
             ("lacks zipnerf.proposal_networks.1",),
         ),
-        ({"use_appearance": True}, ("lacks zipnerf.field.appearance",)),
+        ({"use_appearance": True}, ("lacks the optimizer state of appearance",)),
     ],
     ids=lambda changes: next(iter(changes)) if isinstance(changes, dict) else "",
 )

@@ -125,14 +125,12 @@ def test_what_lies_on_the_device_already_counts_as_had(monkeypatch):
         check_memory(zipnerf_lite.config, CPU, held=999)
 
 
-@pytest.mark.parametrize("change", ["use_appearance", "camera", "ipe", "float32"])
+@pytest.mark.parametrize("change", ["camera", "ipe", "float32"])
 def test_settings_change_what_a_step_needs(change):
     model = copy.deepcopy(zipnerf.config.pipeline.model)
     before = training_memory(model, 4096, 0, CUDA)
     if change == "camera":
         model.camera_optimizer.mode = "SO3xR3"
-    elif change == "use_appearance":
-        model.use_appearance = True
     elif change == "ipe":
         model.prefilter = "ipe"
     else:

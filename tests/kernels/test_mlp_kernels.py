@@ -393,7 +393,6 @@ def test_sizes_that_the_kernels_cannot_take():
         ({"color_layers": 1}, "hidden layers or more"),
         ({"color_dim": 96}, "units, not 96"),
         ({"view_dim": 9}, "view direction, not 9"),
-        ({"has_appearance": True}, "appearance"),
     ]
     for change, reason in cases:
         assert reason in kernels.why_radiance_unsupported(**{**supported, **change})

@@ -98,7 +98,7 @@ def test_losses_and_gradients_are_the_same(changes):
     for name, value in truth.items():
         assert_close(found[name].detach(), value.detach(), name, 1e-5)
     for name, value in v_truth.items():
-        assert value.any() or "appearance.affine.weight" in name, name
+        assert value.any(), name
         # A weight that rounding moves by 1e-6 of itself moves the intervals drawn from it, and all that follows.
         assert_close(v_found[name], value, name, 1e-4)
 

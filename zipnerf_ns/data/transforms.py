@@ -36,7 +36,7 @@ TOP_KEYS = CAMERA_KEYS | {
 FRAME_KEYS = CAMERA_KEYS | {"file_path", "transform_matrix", "downscale", *OPTIONAL_FILES}
 WITHOUT_EFFECT = {
     "colmap_im_id", "sharpness", "rotation", "timestamp", "name", "id", "n_frames", "version", "comment", "note",
-    "demo_scene", "sample_seed",
+    "demo_scene", "sample_seed", "light_gains",
 }  # fmt: skip
 """Keys that nothing reads and nothing is lost with."""
 

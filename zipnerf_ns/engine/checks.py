@@ -263,7 +263,7 @@ def _step_memory(model: ZipNerfModelConfig, num_rays: int, ops: Ops, device: tor
     if model.camera_optimizer.mode != "off":
         kept += rows * samples * 4 * NUMBERS_PER_SAMPLE
     lack = ops.why_radiance_unsupported(
-        channels, model.hidden_dim, model.color_layers, model.color_dim, VIEW_DIM, model.use_appearance, precision
+        channels, model.hidden_dim, model.color_layers, model.color_dim, VIEW_DIM, precision
     )
     layers = model.color_layers * model.color_dim
     if ops.name == "triton" and lack is None:
@@ -271,7 +271,7 @@ def _step_memory(model: ZipNerfModelConfig, num_rays: int, ops: Ops, device: tor
         colors = rows * (layers + model.hidden_dim + model.color_layers * VIEW_DIM) * number
         briefly = min(rows, COTANGENT_ROWS) * layers * number
     else:
-        unfolded = 3 * model.bottleneck_dim if model.use_appearance or model.color_layers == 1 else 0
+        unfolded = 3 * model.bottleneck_dim if model.color_layers == 1 else 0
         colors, briefly = rows * (layers + unfolded) * number, rows * 3 * model.color_dim * number
     kept += rows * 4 * COLOR_NUMBERS
     return max(kept + colors + briefly, kept + corners) + (GPU_BYTES if device.type == "cuda" else 0)

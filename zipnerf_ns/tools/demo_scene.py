@@ -4,6 +4,8 @@ A procedural scene in Nerfstudio's format at four resolutions. Every pixel is th
 an analytic scene over the pixel's square, in the values that are stored, so each resolution is its own anti-aliased
 truth. `transforms.json` describes the full-resolution pictures, `transforms_multiscale.json` all four scales as
 separate frames (pass the file itself as `--data`). The scene is always the same; the seed moves cameras and samples.
+With `--light changing` every training photo has an exposure and a white balance of its own, which its frame states as
+`light_gains`; held-out photos are in the light that is their mean.
 """
 
 from __future__ import annotations
@@ -20,11 +22,12 @@ from collections.abc import Iterable
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import NamedTuple
+from typing import Literal, NamedTuple, get_args
 
 import numpy as np
 from PIL import Image
 
+from zipnerf_ns.tools.scene.light import draw_gains, relight
 from zipnerf_ns.tools.scene.render import Pinhole, render_view, straight_alpha
 
 DOWNSCALES = (1, 2, 4, 8)
@@ -33,6 +36,10 @@ DOWNSCALES = (1, 2, 4, 8)
 _SETTINGS_KEY = "demo_scene"
 _VERSION = 1
 _FIELD_OF_VIEW = math.radians(55)
+_STOPS = 0.8
+
+Light = Literal["even", "changing"]
+"""Whether training photos are in one light, or each has its own exposure and white balance."""
 
 
 @dataclass(frozen=True)
@@ -46,6 +53,7 @@ class _Settings:
     samples_per_pixel: int
     seed: int
     rgba: bool
+    light: Light = "even"
     version: int = _VERSION
     """Version of the scene's contents: raised when a change here changes the pictures."""
 
@@ -67,6 +75,8 @@ class _View(NamedTuple):
     name: str
     camera_to_world: np.ndarray
     seed: int
+    gains: np.ndarray | None = None
+    """Of linear light, red, green and blue; none where light is even."""
 
 
 def write_scene(
@@ -79,6 +89,7 @@ def write_scene(
     samples_per_pixel: int = 64,
     seed: int = 0,
     rgba: bool = False,
+    light: Light = "even",
     workers: int = 1,
 ) -> Path:
     """Writes the scene into the folder `output` and returns it; a folder with the same settings is left as it is.
@@ -86,6 +97,7 @@ def write_scene(
     Args:
         width, height: of the full-resolution pictures; both must divide by 8.
         rgba: the still life alone, on a transparent background.
+        light: "changing" gives every training photo an exposure and a white balance of its own.
         workers: processes; above 1 the calling script needs the usual `if __name__ == "__main__"`.
 
     Raises:
@@ -93,7 +105,7 @@ def write_scene(
         FileExistsError: the folder holds something else.
         FileNotFoundError: the folder holds this scene, but not all of it.
     """
-    settings = _Settings(width, height, num_train, num_test, samples_per_pixel, seed, rgba)
+    settings = _Settings(width, height, num_train, num_test, samples_per_pixel, seed, rgba, light)
     output = Path(output).expanduser().resolve()
     if _already_there(output, settings):
         print(f"{output} already holds this scene; using it as it is.", flush=True)
@@ -138,10 +150,13 @@ def _views(settings: _Settings) -> list[_View]:
     for number, (split, count) in enumerate((("test", settings.num_test), ("train", settings.num_train))):
         streams = np.random.SeedSequence([settings.seed, number]).spawn(count + 1)
         shift = np.random.default_rng(streams[0]).random(3)
+        gains = [None] * count
+        if settings.light == "changing" and split == "train":
+            gains = draw_gains(count, _STOPS, [settings.seed, 2])
         for index in range(count):
             random = np.random.default_rng(streams[index + 1])
             pose = _pose(index, shift, random)
-            views.append(_View(split, f"{split}_{index:04d}.png", pose, int(random.integers(2**31))))
+            views.append(_View(split, f"{split}_{index:04d}.png", pose, int(random.integers(2**31)), gains[index]))
     return views
 
 
@@ -166,7 +181,8 @@ def _already_there(output: Path, settings: _Settings) -> bool:
         return False
     try:
         meta = json.loads((output / "transforms.json").read_text(encoding="utf-8"))
-        found = dict(meta[_SETTINGS_KEY])
+        # Scenes that were written before light could change do not say that theirs is even.
+        found = {"light": "even"} | meta[_SETTINGS_KEY]
     except (OSError, ValueError, KeyError, TypeError):
         raise FileExistsError(
             f"{output} is not empty and does not hold a scene of this tool; name a new folder, or empty this one"
@@ -225,15 +241,18 @@ def _write_view(folder: Path, pinhole: Pinhole, settings: _Settings, view: _View
         # Averaged before rounding to 8 bits, and with colors still multiplied by alpha.
         picture = full.reshape(rows, downscale, columns, downscale, -1).mean(axis=(1, 3))
         picture = straight_alpha(picture) if settings.rgba else picture
+        if view.gains is not None:
+            picture[..., :3] = relight(picture[..., :3], view.gains)
         stored = np.rint(np.clip(picture, 0, 1) * 255).astype(np.uint8)
         Image.fromarray(stored).save(_pictures(folder, downscale) / view.name)
 
 
 def _frame(downscale: int, view: _View) -> dict:
-    """A frame of Nerfstudio's, and the seed with which `render_view` draws the full-resolution picture again."""
+    """A frame of Nerfstudio's, and what draws its picture again: `render_view`'s seed, and the gains of its light."""
     pose = np.vstack([view.camera_to_world, [0.0, 0.0, 0.0, 1.0]]).tolist()
     file_path = f"{_pictures(Path(), downscale).as_posix()}/{view.name}"
-    return {"file_path": file_path, "transform_matrix": pose, "sample_seed": view.seed}
+    light = {} if view.gains is None else {"light_gains": view.gains.tolist()}
+    return {"file_path": file_path, "transform_matrix": pose, "sample_seed": view.seed} | light
 
 
 def _intrinsics(pinhole: Pinhole) -> dict:
@@ -283,6 +302,7 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--samples-per-pixel", type=int, default=64, help="at full resolution")
     parser.add_argument("--seed", type=int, default=0, help="moves the cameras and the samples in their pixels")
     parser.add_argument("--rgba", action="store_true", help="the still life alone, on a transparent background")
+    parser.add_argument("--light", choices=get_args(Light), default="even", help="of the training photos")
     parser.add_argument("--workers", type=int, default=os.cpu_count() or 1, help="processes that draw")
     options = vars(parser.parse_args(arguments))
     try:

@@ -49,10 +49,23 @@ def disturb_scene(
     Raises:
         InputError: the scene cannot be read, a number is out of range, or ``output`` exists.
     """
-    scene, output = scene.expanduser().resolve(), output.expanduser().absolute()
     for name, value, most in (("degrees", degrees, 180.0), ("percent", percent, math.inf)):
         if not 0.0 <= value <= most or math.isinf(value):
             raise InputError(f"--{name} is {value}: it must be between 0 and {most:g}.")
+    scene, output, meta = open_scene(scene, output, seed)
+    meta = disturb_meta(meta, degrees, percent, seed, splits)
+    link_files(scene, output)
+    write_transforms(output, meta)
+    return output
+
+
+def open_scene(scene: Path, output: Path, seed: int) -> tuple[Path, Path, dict[str, Any]]:
+    """Both folders in full, and the contents of the scene's transforms.json.
+
+    Raises:
+        InputError: the scene cannot be read, the seed is negative, or ``output`` exists or lies within the scene.
+    """
+    scene, output = scene.expanduser().resolve(), output.expanduser().absolute()
     if seed < 0:
         raise InputError(f"--seed is {seed}: it must not be negative.")
     if output.exists() or output.is_symlink():
@@ -60,16 +73,20 @@ def disturb_scene(
     if scene in output.parents:
         raise InputError(f"{output} lies within the scene, whose files it would link to. Name a folder outside of it.")
     read_transforms(scene / "transforms.json")
-    meta = json.loads((scene / "transforms.json").read_text(encoding="utf-8"))
-    text = json.dumps(disturb_meta(meta, degrees, percent, seed, splits), indent=2) + "\n"
+    return scene, output, json.loads((scene / "transforms.json").read_text(encoding="utf-8"))
+
+
+def link_files(scene: Path, output: Path) -> None:
+    """Makes a folder with a scene's files; not with what describes the images, for that is to be forgotten."""
     output.mkdir(parents=True)
     for entry in scene.iterdir():
-        # Other descriptions of the same images have the poses that are to be forgotten.
         if not (entry.name.startswith("transforms") and entry.suffix == ".json"):
             _bring(entry, output / entry.name)
-    # Last: an interrupted run leaves nothing that looks like a scene.
-    (output / "transforms.json").write_text(text, encoding="utf-8")
-    return output
+
+
+def write_transforms(output: Path, meta: dict[str, Any]) -> None:
+    """Writes a transforms.json; to be called last, for then an interrupted run leaves nothing like a scene."""
+    (output / "transforms.json").write_text(json.dumps(meta, indent=2) + "\n", encoding="utf-8")
 
 
 def disturb_meta(

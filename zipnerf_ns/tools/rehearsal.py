@@ -53,7 +53,6 @@ def variations(config: ZipNerfModelConfig) -> dict[str, dict[str, Any]]:
         **{f"{count} color layers": {"color_layers": count} for count in (2, 3, 4)},
         **{f"color network {width} wide": {"color_dim": width} for width in (64, 128, 256)},
         **{f"density network {width} wide": _with_width(config, width) for width in (32, 64, 128)},
-        "appearance": {"use_appearance": True},
         "scene box": {"scene_bounds": "box"},
         "progressive levels": {"progressive_levels": True},
     }
@@ -143,7 +142,7 @@ def _look(model: ZipNerfModel) -> None:
     rays = rays_of_bundle(_bundle(), config.near_plane, config.far_plane, zipnerf.aabb)
     for prefilter in get_args(Prefilter):
         for finest_level in (None, 1):
-            rendering = zipnerf(rays, prefilter, finest_level, 0 if config.use_appearance else None)
+            rendering = zipnerf(rays, prefilter, finest_level)
             zipnerf.distances(rendering.rounds)
             zipnerf.normals(rays, rendering.rounds[-1], prefilter, finest_level)
 

@@ -57,7 +57,7 @@ def why_density_unsupported(channels: int, hidden_dim: int) -> str | None:
 
 def why_radiance_unsupported(
     channels: int, hidden_dim: int, color_layers: int, color_dim: int, view_dim: int = VIEW_DIM,
-    has_appearance: bool = False, precision: Precision = "bfloat16",
+    precision: Precision = "bfloat16",
 ) -> str | None:  # fmt: skip
     """Why :func:`radiance_mlp` cannot compute a network of these sizes, as a sentence for the user; None if it can."""
     if not 1 <= channels <= MAX_CHANNELS:
@@ -72,8 +72,6 @@ def why_radiance_unsupported(
         return f"The color network's kernels take {VIEW_DIM} values of a view direction, not {view_dim}."
     if precision == "float16":
         return "The color network's kernels have no tensor cores to use in float16."
-    if has_appearance:
-        return "The color network's kernels have no bottleneck that an image's appearance could transform."
     return None
 
 
