@@ -94,7 +94,7 @@ def test_two_processes_take_the_steps_of_one_with_all_their_rays(scene, tmp_path
     assert first != second
     assert [0.5 * sum(pair) for pair in zip(first, second, strict=True)] == pytest.approx(losses, rel=1e-5)
     expected = state_of(one)
-    assert {"camera_optimizer.pose_adjustment", "zipnerf.field.appearance.codes.weight"} <= expected.keys()
+    assert {"pose_adjustment", "log_gains"} <= {name.split(".")[-1] for name in expected}
     for name, value in expected.items():
         # Where a gradient is nearly nothing, Adam takes its sign from rounding.
         error = (state[name] - value).norm() / value.norm().clamp_min(1e-20)
@@ -145,5 +145,7 @@ def test_checkpoints_go_from_two_processes_to_one_and_back(scene, tmp_path):
     state = load(checkpoint(again, 11))
     assert {float(entry["step"]) for group in state["optimizers"].values() for entry in group["state"].values()} == {12}
     last = {name: group["scheduler"].lr_final for name, group in again.optimizers.items()}
-    expected = {name: rate * (2.0**0.5 if name == "networks" else 1.0) for name, rate in last.items()}
+    # The cameras' rate is of 4,000 steps, and eight times that at most where there are fewer.
+    factors = {"networks": 2.0**0.5, "camera_opt": 8.0}
+    expected = {name: rate * factors.get(name, 1.0) for name, rate in last.items()}
     assert third[0]["rates"] == pytest.approx(expected)
