@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import errno
 import os
 import shlex
 import shutil
@@ -21,11 +20,9 @@ from torch.multiprocessing import ProcessExitedException
 
 from nerfstudio.utils.rich_utils import CONSOLE
 
-from zipnerf_ns.engine.checkpoints import checkpoints_in
+from zipnerf_ns.engine.checkpoints import FULL, checkpoints_in
 from zipnerf_ns.errors import InputError
 
-FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
-"""Errors of a disk that takes no more of what is written."""
 TOLD = 1
 """Exit code of a program that has said what is wrong."""
 SECOND_VOICE = 2.0

@@ -52,6 +52,8 @@ class ZipNerfTrainerConfig(RunConfig):
     """Steps of the whole training, those before a resume among them."""
     steps_per_save: int = 1000
     """Steps between checkpoints; one is written at the end in any case."""
+    save_only_latest_checkpoint: bool = True
+    """Keep the last checkpoint and the one before it; False keeps all."""
     steps_per_eval_batch: int = 0
     """Steps between the losses of a batch of held-out rays; 0 is never."""
     steps_per_eval_image: int = 500
@@ -62,7 +64,6 @@ class ZipNerfTrainerConfig(RunConfig):
     """With several GPUs the networks learn at the root of their number times the rate, up to the paper's 0.01."""
     use_cuda_graphs: Literal["auto", "on", "off"] = "auto"
     """Replay the training step as one CUDA graph; auto: where everything in it is a kernel of ours."""
-
 
 def gradient_norms(model: torch.nn.Module) -> dict[str, torch.Tensor]:
     """The norm of every parameter's gradient, and their sum as the total, as Nerfstudio names them."""
