@@ -325,7 +325,8 @@ class ResumableTrainer(Trainer):
         unfinished = self.checkpoint_dir.parent / ".checkpoint.unfinished"
         others = checkpoints_in(self.checkpoint_dir) if keeps_few else {}
         others.pop(step, None)
-        before = next((other for other in sorted(others, reverse=True) if other < step and is_whole(others[other])), None)
+        earlier = sorted((other for other in others if other < step), reverse=True)
+        before = next((other for other in earlier if is_whole(others[other])), None)
         # Later ones are of a training that this one has left behind.
         spare = [other for number, other in others.items() if number != before]
         try:

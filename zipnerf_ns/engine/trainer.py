@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import functools
-import signal
 import time
 from contextlib import nullcontext, suppress
 from dataclasses import dataclass, field
@@ -33,6 +32,8 @@ from zipnerf_ns.engine.parallel.exchange import GradientExchange
 from zipnerf_ns.engine.parallel.processes import Watch, place
 from zipnerf_ns.engine.progress import ProgressLine, StepTimer, TrainingClock, take_pictures, write_pictures
 from zipnerf_ns.engine.runs import RunConfig, read_trained
+from zipnerf_ns.engine.safety.gradients import gradient_norms
+from zipnerf_ns.engine.safety.stopping import StopRequests, speak_to_nobody
 from zipnerf_ns.engine.startup import compile_kernels, show_images
 from zipnerf_ns.ops import with_fallbacks
 
@@ -65,15 +66,6 @@ class ZipNerfTrainerConfig(RunConfig):
     use_cuda_graphs: Literal["auto", "on", "off"] = "auto"
     """Replay the training step as one CUDA graph; auto: where everything in it is a kernel of ours."""
 
-def gradient_norms(model: torch.nn.Module) -> dict[str, torch.Tensor]:
-    """The norm of every parameter's gradient, and their sum as the total, as Nerfstudio names them."""
-    norms = {
-        f"Gradients/{name}": parameter.grad.norm()
-        for name, parameter in model.named_parameters()
-        if parameter.grad is not None
-    }
-    return {**norms, "Gradients/Total": sum(norms.values(), torch.zeros(()))}
-
 
 class ZipNerfTrainer(ResumableTrainer):
     """Trainer whose interrupted and resumed run equals the uninterrupted one."""
@@ -86,6 +78,7 @@ class ZipNerfTrainer(ResumableTrainer):
         super().__init__(config, *place(local_rank, world_size, config.machine))
         self._exchange: GradientExchange | None = None
         self._watch: Watch | None = None
+        self.stops = StopRequests(self.world_size == 1)
 
     def setup(self, test_mode: Any = "val") -> None:
         """Nerfstudio's set-up; what is wrong with settings or input is told in one line."""
@@ -121,7 +114,7 @@ class ZipNerfTrainer(ResumableTrainer):
 
     def train(self) -> None:
         """Trains up to max_num_iterations steps *in total*: Nerfstudio itself adds that many to a resumed run."""
-        with tell(self.config), nullcontext() if self._watch is None else self._watch:
+        with tell(self.config), nullcontext() if self._watch is None else self._watch, self.stops:
             self._train()
             if self._graph is not None:
                 # Before the means of communication that it holds on to.
@@ -153,19 +146,31 @@ class ZipNerfTrainer(ResumableTrainer):
         with TimeWriter(writer, EventName.TOTAL_TRAIN_TIME):
             try:
                 self._train_steps(self._start_step, total)
+                if self.stops.received is not None:
+                    self._save_and_leave(total)
             except Exception:
                 self.shutdown()
                 raise
             except KeyboardInterrupt:
                 if self._watch is not None:
                     self._watch.leave()
-                self._finish_writing()
-                self._say(interrupted(self.step, total, self.checkpoint_dir))
-                raise SystemExit(128 + signal.SIGINT) from None
+                self._leave(total)
             finally:
                 # Also when the training is interrupted: what was begun is worth having.
                 self._finish_writing()
         self._after_train()
+
+    def _save_and_leave(self, total: int) -> None:
+        """Keeps what a signal interrupts, unless no step has been trained."""
+        if any(optimizer.state for optimizer in self.optimizers.optimizers.values()):
+            self.begin_checkpoint(self.step)
+        self._leave(total)
+
+    def _leave(self, total: int) -> None:
+        """Ends an interrupted training with the signal's status, after a line that says where to go on."""
+        self._finish_writing()
+        self._say(interrupted(self.step, total, self.checkpoint_dir))
+        raise SystemExit(self.stops.status) from None
 
     def _init_viewer_state(self) -> None:
         """Nerfstudio's, in a fraction of the time."""
@@ -180,7 +185,11 @@ class ZipNerfTrainer(ResumableTrainer):
     def _say(self, text: str) -> None:
         """A line for the person, of any length: broken, its commands could not be copied."""
         if self.local_rank == 0:
-            CONSOLE.print(text, markup=False, highlight=False, soft_wrap=True)
+            try:
+                CONSOLE.print(text, markup=False, highlight=False, soft_wrap=True)
+            # Where a pipe has no reader any more, rich ends the program.
+            except (OSError, SystemExit):
+                speak_to_nobody()
 
     def _after_train(self) -> None:
         """Nerfstudio's end of a training; before it waits with the viewer, it says what can be done next."""
@@ -193,15 +202,17 @@ class ZipNerfTrainer(ResumableTrainer):
 
     def _train_complete_viewer(self) -> None:
         """Nerfstudio's wait with the viewer, whose end by Ctrl-C is no error."""
-        with suppress(KeyboardInterrupt):
-            super()._train_complete_viewer()
+        self.stops.release()
+        if self.stops.received is None:
+            with suppress(KeyboardInterrupt):
+                super()._train_complete_viewer()
 
     def _train_steps(self, first: int, total: int) -> None:
         """The loop. Between two logged steps nothing in it waits for the device, and no event is written."""
         datamanager = self.pipeline.datamanager
         for step in range(first, total):
             self._wait_while_paused()
-            if self.stop_training:
+            if self._is_stopping:
                 return
             self.step = step
             with self.train_lock:
@@ -244,12 +255,16 @@ class ZipNerfTrainer(ResumableTrainer):
         if self._device_type == "cuda":
             torch.cuda.synchronize(self.device)
 
+    @property
+    def _is_stopping(self) -> bool:
+        return self.stop_training or self.stops.received is not None
+
     def _wait_while_paused(self) -> None:
         """Waits until the viewer's pause is over, or the training is to stop."""
         if self.training_state != "paused":
             return
         with self.clock.pause(recurs=False):
-            while self.training_state == "paused" and not self.stop_training:
+            while self.training_state == "paused" and not self._is_stopping:
                 time.sleep(0.01)
 
     def _run_callbacks(self, step: int, location: TrainingCallbackLocation) -> None:
