@@ -16,25 +16,25 @@ from nerfstudio.engine.optimizers import Optimizers
 from nerfstudio.engine.trainer import TRAIN_INTERATION_OUTPUT
 from nerfstudio.utils import profiler, writer
 from nerfstudio.utils.comms import get_rank
-from nerfstudio.utils.decorators import check_main_thread
 from nerfstudio.utils.misc import step_check
 from nerfstudio.utils.rich_utils import CONSOLE
 from nerfstudio.utils.writer import EventName, TimeWriter
 
 from zipnerf_ns.cameras.camera_adam import CameraAdam
 from zipnerf_ns.cameras.corrections import preconditioner
-from zipnerf_ns.engine.checkpoints import BackgroundWriter, ResumableTrainer, restore_rng, source_of
+from zipnerf_ns.engine.checkpoints import ResumableTrainer, restore_rng, source_of
 from zipnerf_ns.engine.checks import check_room_to_train, check_run
 from zipnerf_ns.engine.graph import set_up_graph
 from zipnerf_ns.engine.messages import interrupted, next_commands, quiet_dependencies, tell
 from zipnerf_ns.engine.optimizers import DecayingAdam, complete_schedules
 from zipnerf_ns.engine.parallel.exchange import GradientExchange
 from zipnerf_ns.engine.parallel.processes import Watch, place
-from zipnerf_ns.engine.progress import ProgressLine, StepTimer, TrainingClock, take_pictures, write_pictures
+from zipnerf_ns.engine.progress import EventLog, ProgressLine, StepTimer, TrainingClock, log_step
 from zipnerf_ns.engine.runs import RunConfig, read_trained
-from zipnerf_ns.engine.safety.gradients import gradient_norms
+from zipnerf_ns.engine.safety.gradients import NonFiniteGuard, gradient_norms
 from zipnerf_ns.engine.safety.stopping import StopRequests, speak_to_nobody
 from zipnerf_ns.engine.startup import compile_kernels, show_images
+from zipnerf_ns.errors import InputError
 from zipnerf_ns.ops import with_fallbacks
 
 EAGER_STEPS = 3
@@ -91,10 +91,11 @@ class ZipNerfTrainer(ResumableTrainer):
             check_room_to_train(self)
             if self._device_type == "cuda" and self.pipeline.model.uses_kernels:
                 compile_kernels(self)
+        tables, has_scaler = self.pipeline.model.zipnerf.tables(), self.grad_scaler.is_enabled()
         if self.world_size > 1:
-            model = self.pipeline.model
-            self._exchange = GradientExchange(model, model.zipnerf.tables(), self.optimizers.parameters)
+            self._exchange = GradientExchange(self.pipeline.model, tables, self.optimizers.parameters)
             self._watch = Watch(self.checkpoint_dir)
+        self.guard = NonFiniteGuard(self.optimizers.optimizers, tables, torch.device(self.device), has_scaler)
         self._graph = set_up_graph(self)
         self._eager_steps = 0
 
@@ -137,7 +138,7 @@ class ZipNerfTrainer(ResumableTrainer):
         self.clock = TrainingClock(self._synchronize)
         self.progress = ProgressLine(self._start_step, total, self.clock, self._say)
         self._log_timer = StepTimer(self.clock)
-        self._pictures = BackgroundWriter()
+        self.events = EventLog(self._say)
         self.step = max(self._start_step - 1, 0)
         self.stop_training = False
         rays = self.pipeline.datamanager.get_train_rays_per_batch() * self.world_size
@@ -180,7 +181,7 @@ class ZipNerfTrainer(ResumableTrainer):
     def _finish_writing(self) -> None:
         """Waits until checkpoints and pictures are on disk; their errors are raised here."""
         self.checkpoints.wait()
-        self._pictures.wait()
+        self.events.finish()
 
     def _say(self, text: str) -> None:
         """A line for the person, of any length: broken, its commands could not be copied."""
@@ -198,6 +199,7 @@ class ZipNerfTrainer(ResumableTrainer):
         text = next_commands(self.base_dir, self.checkpoint_dir, num_held_out, has_events)
         end = TrainingCallbackLocation.AFTER_TRAIN
         self.callbacks = [*self.callbacks, TrainingCallback([end], lambda step: self._say(text))]
+        self.events.write()
         super()._after_train()
 
     def _train_complete_viewer(self) -> None:
@@ -225,26 +227,28 @@ class ZipNerfTrainer(ResumableTrainer):
             rays = datamanager.get_train_rays_per_batch() * self.world_size
             self._update_viewer_state(step)
             if self._is_logged(step):
-                self._log(step, rays, result)
+                log_step(self, step, rays, result)
             if self.local_rank == 0:
                 self.progress.update(step, rays, result[2])
             if self._is_evaluated(step) and datamanager.eval_dataset and get_rank() == 0:
                 with self.clock.pause(), self.train_lock:
                     self.eval_iteration(step)
-            if step_check(step, self.config.steps_per_save):
+            is_saved = step_check(step, self.config.steps_per_save)
+            if self._is_logged(step) or is_saved or step + 1 == total:
+                self._tell_of_skipped(step)
+            if is_saved:
                 with self.clock.pause():
                     self.begin_checkpoint(step)
             self.checkpoints.check()
-            # The viewer's thread writes events, too.
-            if writer.EVENT_STORAGE:
-                self._write_events()
+            self.events.write()
 
-    def _write_events(self) -> None:
-        """What waits to be written, pictures beside the training."""
-        pictures = take_pictures()
-        if pictures:
-            self._pictures.submit(lambda: write_pictures(pictures))
-        writer.write_out_storage()
+    def _tell_of_skipped(self, step: int) -> None:
+        try:
+            self.guard.tell(self._say)
+        except InputError:
+            # The values are those of the last step that was not skipped.
+            self.begin_checkpoint(step)
+            raise
 
     @property
     def _device_type(self) -> str:
@@ -292,20 +296,26 @@ class ZipNerfTrainer(ResumableTrainer):
         if is_eager or self._eager_steps < EAGER_STEPS or not self._graph.has_current_tables():
             self._eager_steps += 1
             self.optimizers.zero_grad_some([name for name, steps in every.items() if step % steps == 0])
-            loss, loss_dict, metrics_dict = self._losses_and_gradients(step)
+            loss, loss_dict, metrics_dict = self._guarded(step)
         else:
             key = self.pipeline.datamanager.get_train_rays_per_batch(), model.zipnerf.num_active_levels()
-            loss, loss_dict, metrics_dict = self._graph(key, lambda: self._losses_and_gradients(step))
+            loss, loss_dict, metrics_dict = self._graph(key, lambda: self._guarded(step))
             # What is measured by eager steps alone is not written by a replay, whose metrics are those of its capture.
             metrics_dict = {**metrics_dict, **model.monitor.shares}
         complete = [name for name, steps in every.items() if step % steps == steps - 1]
-        self.optimizers.optimizer_scaler_step_some(self.grad_scaler, complete)
+        self.optimizers.optimizer_scaler_step_some(self.grad_scaler, self.guard.steppable(complete))
         if self.config.log_gradients and self._is_logged(step):
             metrics_dict.update(gradient_norms(self.pipeline.model))
         if not complete or self._update_scaler():
             for scheduler in self.optimizers.schedulers.values():
                 scheduler.step()
         return loss, loss_dict, metrics_dict
+
+    def _guarded(self, step: int) -> TRAIN_INTERATION_OUTPUT:
+        result = self._losses_and_gradients(step)
+        # Gradients are the same in all processes, losses are not.
+        self.guard.look(result[1] if self.world_size == 1 else {})
+        return result
 
     def _losses_and_gradients(self, step: int) -> TRAIN_INTERATION_OUTPUT:
         """The loss, its parts and the metrics, detached; the gradients are left in the parameters.
@@ -332,26 +342,6 @@ class ZipNerfTrainer(ResumableTrainer):
         scale = self.grad_scaler.get_scale()
         self.grad_scaler.update()
         return scale <= self.grad_scaler.get_scale()
-
-    @check_main_thread
-    def _log(self, step: int, rays: int, result: TRAIN_INTERATION_OUTPUT) -> None:
-        """Writes what Nerfstudio writes of a step, with times that include the device's."""
-        # Nerfstudio's local writer, which is off by default, looks there for the step.
-        writer.GLOBAL_BUFFER["step"] = step
-        seconds = self._log_timer.lap(step + 1)
-        if seconds is not None:
-            writer.put_time(EventName.ITER_TRAIN_TIME, seconds, step=step, update_eta=True)
-            writer.put_time(EventName.TRAIN_RAYS_PER_SEC, rays / seconds, step=step)
-        for name, scheduler in self.optimizers.schedulers.items():
-            writer.put_scalar(name=f"learning_rate/{name}", scalar=scheduler.get_last_lr()[0], step=step)
-        loss, loss_dict, metrics_dict = result
-        writer.put_scalar(name="Train Loss", scalar=loss, step=step)
-        writer.put_dict(name="Train Loss Dict", scalar_dict=loss_dict, step=step)
-        writer.put_dict(name="Train Metrics Dict", scalar_dict=metrics_dict, step=step)
-        writer.put_dict(name="Feature RMS", scalar_dict=self.pipeline.model.feature_sizes(), step=step)
-        if self._device_type == "cuda":
-            memory = torch.cuda.max_memory_allocated() / 2**20
-            writer.put_scalar(name="GPU Memory (MB)", scalar=memory, step=step)
 
     def eval_iteration(self, step: int) -> None:
         """Nerfstudio's evaluation; its last test PSNR also goes into the progress line."""
