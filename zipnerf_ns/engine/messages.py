@@ -27,6 +27,8 @@ TOLD = 1
 """Exit code of a program that has said what is wrong."""
 SECOND_VOICE = 2.0
 """Seconds after which another than the first process tells of an error."""
+VIEWED_HERE = ("--viewer.websocket-host", "127.0.0.1")
+"""For a viewer that this machine alone can reach; Nerfstudio's own listens to the whole network."""
 
 
 def quiet_dependencies() -> None:
@@ -183,7 +185,7 @@ def next_commands(run: Path, checkpoints: Path, num_held_out: int, has_events: b
     config = ["--load-config", run / "config.yml"]
     source = [] if num_held_out > 1 else ["--pose-source", "train"]
     commands: dict[str, list[Any]] = {
-        "look at it": ["ns-viewer", *config],
+        "look at it": ["ns-viewer", *config, *VIEWED_HERE],
         "measure it": ["ns-eval", *config, "--output-path", run / "eval.json", "--render-output-path", run / "eval"],
         "make a video": ["ns-render", "interpolate", *config, *source, "--output-path", run / "video.mp4"],
         "make a mesh": ["python", "-m", "zipnerf_ns.tools.export_mesh", *config, "--output-dir", run / "mesh"],

@@ -62,6 +62,5 @@ class StopRequests:
 
 def speak_to_nobody() -> None:
     """What is still printed goes nowhere, for the terminal is closed or the reader gone: the training goes on."""
-    nowhere = os.open(os.devnull, os.O_WRONLY)
-    os.dup2(nowhere, sys.stdout.fileno())
-    os.close(nowhere)
+    with open(os.devnull, "wb") as nowhere:
+        os.dup2(nowhere.fileno(), sys.stdout.fileno())
