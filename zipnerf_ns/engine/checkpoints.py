@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import copy
 import errno
-import functools
 import random
 import re
 import time
@@ -28,7 +27,7 @@ from nerfstudio.utils.rich_utils import CONSOLE
 
 from zipnerf_ns.data.memory import room_on
 from zipnerf_ns.engine.safety.files import is_whole, write_whole
-from zipnerf_ns.errors import InputError, say, shorten
+from zipnerf_ns.errors import InputError, say, say_once, shorten
 
 PARTS = ("step", "pipeline", "optimizers", "schedulers", "scalers", "rng")
 """What a checkpoint holds at least; newer ones also "data", of a run's data (:mod:`zipnerf_ns.data.trained`)."""
@@ -207,9 +206,6 @@ def checkpoints_in(folder: Path) -> dict[int, Path]:
     return {int(match[1]): path for match, path in named if match is not None}
 
 
-_say_once = functools.cache(say)
-
-
 def newest_whole(found: dict[int, Path]) -> int:
     """The step of the last checkpoint that is as it was written; says so where a later one is not.
 
@@ -221,7 +217,7 @@ def newest_whole(found: dict[int, Path]) -> int:
     for step in sorted(found, reverse=True):
         if is_whole(found[step]):
             return step
-        _say_once(f"Checkpoint {found[step]} is cut short or altered: the one before it is used.")
+        say_once(f"Checkpoint {found[step]} is cut short or altered: the one before it is used.")
     raise InputError(f"every checkpoint in {found[max(found)].parent} is cut short or altered. Train anew.")
 
 
@@ -293,7 +289,7 @@ class ResumableTrainer(Trainer):
                 return
             if tries < LAST_TRIES:
                 minutes = LAST_TRIES * SECONDS_BETWEEN / 60
-                _say_once(f"The last checkpoint is tried again for {minutes:.0f} minutes: free some space meanwhile.")
+                say_once(f"The last checkpoint is tried again for {minutes:.0f} minutes: free some space meanwhile.")
                 time.sleep(SECONDS_BETWEEN)
         raise self.unsaved
 
@@ -335,7 +331,8 @@ class ResumableTrainer(Trainer):
             except OSError as error:
                 if error.errno not in FULL or not spare:
                     raise
-                _remove(spare)
+                for other in spare:
+                    _remove(other)
                 snapshot.write(path, unfinished)
         except OSError as error:
             if self.unsaved is None:
@@ -346,11 +343,11 @@ class ResumableTrainer(Trainer):
             self.unsaved = error
             return
         self.unsaved = None
-        _remove(spare)
+        for other in spare:
+            _remove(other)
 
 
-def _remove(paths: list[Path]) -> None:
-    for path in paths:
-        # What another program holds open, as on Windows it may, goes with the next checkpoint.
-        with suppress(OSError):
-            path.unlink()
+def _remove(path: Path) -> None:
+    # What another program holds open, as on Windows it may, goes with the next checkpoint.
+    with suppress(OSError):
+        path.unlink(missing_ok=True)

@@ -34,7 +34,7 @@ from zipnerf_ns.engine.runs import RunConfig, read_trained
 from zipnerf_ns.engine.safety.gradients import NonFiniteGuard, gradient_norms
 from zipnerf_ns.engine.safety.stopping import StopRequests, speak_to_nobody
 from zipnerf_ns.engine.startup import compile_kernels, show_images
-from zipnerf_ns.errors import InputError
+from zipnerf_ns.errors import InputError, say_once
 from zipnerf_ns.ops import with_fallbacks
 
 EAGER_STEPS = 3
@@ -177,6 +177,13 @@ class ZipNerfTrainer(ResumableTrainer):
         """Nerfstudio's, in a fraction of the time."""
         if self.viewer_state is not None:
             show_images(self)
+
+    def _update_viewer_state(self, step: int) -> None:
+        """Nerfstudio's, which stumbles over clients that come or go: that costs a picture, not the training."""
+        try:
+            super()._update_viewer_state(step)
+        except Exception as error:
+            say_once(f"Warning: the viewer failed ({type(error).__name__}: {error}). The training goes on.")
 
     def _finish_writing(self) -> None:
         """Waits until checkpoints and pictures are on disk; their errors are raised here."""
