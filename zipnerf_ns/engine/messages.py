@@ -21,6 +21,7 @@ from torch.multiprocessing import ProcessExitedException
 from nerfstudio.utils.rich_utils import CONSOLE
 
 from zipnerf_ns.engine.checkpoints import FULL, checkpoints_in
+from zipnerf_ns.engine.safety.stopping import speak_to_nobody
 from zipnerf_ns.errors import InputError
 
 TOLD = 1
@@ -107,6 +108,10 @@ def tell(config: Any) -> Iterator[None]:
         raise_for_user(error)
     except torch.cuda.OutOfMemoryError:
         raise_for_user(out_of_memory(config))
+    except RuntimeError as error:
+        if "CUDA error" not in str(error):
+            raise
+        raise_for_user(gpu_failed(error, config.get_checkpoint_dir()))
     except OSError as error:
         if error.errno not in FULL:
             raise
@@ -157,6 +162,17 @@ def process_lost(signal_name: str | None, checkpoints: Path) -> InputError:
     )
 
 
+def gpu_failed(error: RuntimeError, checkpoints: Path) -> InputError:
+    """What is left of a training whose GPU stopped answering, or whose process it has given up.
+
+    Args:
+        error: what CUDA says.
+        checkpoints: the run's folder of checkpoints.
+    """
+    said = str(error).splitlines()[0]
+    return InputError(f"the GPU failed ({said}). {_how_to_go_on(checkpoints)}. If it fails again, see nvidia-smi.")
+
+
 def _how_to_go_on(checkpoints: Path) -> str:
     found = checkpoints_in(checkpoints)
     if not found:
@@ -165,6 +181,15 @@ def _how_to_go_on(checkpoints: Path) -> str:
         f"The last whole checkpoint is {found[max(found)]}: the same command with "
         f"--load-dir {command_line(checkpoints)} goes on from there"
     )
+
+
+def print_unbroken(text: str) -> None:
+    """Prints a line of any length: broken, its commands could not be copied."""
+    try:
+        CONSOLE.print(text, markup=False, highlight=False, soft_wrap=True)
+    # Where a pipe has no reader any more, rich ends the program.
+    except (OSError, SystemExit):
+        speak_to_nobody()
 
 
 def command_line(*parts: Any) -> str:

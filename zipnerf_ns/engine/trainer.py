@@ -25,14 +25,14 @@ from zipnerf_ns.cameras.corrections import preconditioner
 from zipnerf_ns.engine.checkpoints import ResumableTrainer, restore_rng, source_of
 from zipnerf_ns.engine.checks import check_room_to_train, check_run
 from zipnerf_ns.engine.graph import set_up_graph
-from zipnerf_ns.engine.messages import interrupted, next_commands, quiet_dependencies, tell
+from zipnerf_ns.engine.messages import interrupted, next_commands, print_unbroken, quiet_dependencies, tell
 from zipnerf_ns.engine.optimizers import DecayingAdam, complete_schedules
 from zipnerf_ns.engine.parallel.exchange import GradientExchange
 from zipnerf_ns.engine.parallel.processes import Watch, place
 from zipnerf_ns.engine.progress import EventLog, ProgressLine, StepTimer, TrainingClock, log_step
 from zipnerf_ns.engine.runs import RunConfig, read_trained
 from zipnerf_ns.engine.safety.gradients import NonFiniteGuard, gradient_norms
-from zipnerf_ns.engine.safety.stopping import StopRequests, speak_to_nobody
+from zipnerf_ns.engine.safety.stopping import StopRequests
 from zipnerf_ns.engine.startup import compile_kernels, show_images
 from zipnerf_ns.errors import InputError, say_once
 from zipnerf_ns.ops import with_fallbacks
@@ -191,13 +191,9 @@ class ZipNerfTrainer(ResumableTrainer):
         self.events.finish()
 
     def _say(self, text: str) -> None:
-        """A line for the person, of any length: broken, its commands could not be copied."""
+        """A line for the person."""
         if self.local_rank == 0:
-            try:
-                CONSOLE.print(text, markup=False, highlight=False, soft_wrap=True)
-            # Where a pipe has no reader any more, rich ends the program.
-            except (OSError, SystemExit):
-                speak_to_nobody()
+            print_unbroken(text)
 
     def _after_train(self) -> None:
         """Nerfstudio's end of a training; before it waits with the viewer, it says what can be done next."""
@@ -352,7 +348,11 @@ class ZipNerfTrainer(ResumableTrainer):
 
     def eval_iteration(self, step: int) -> None:
         """Nerfstudio's evaluation; its last test PSNR also goes into the progress line."""
-        super().eval_iteration(step)
+        try:
+            super().eval_iteration(step)
+        except torch.cuda.OutOfMemoryError:
+            # Pictures shrink their chunks before: what did not fit is something else.
+            say_once("Warning: evaluations that do not fit into what the training leaves of the GPU are left out.")
         for event in reversed(writer.EVENT_STORAGE):
             if event["name"] == "Eval Images Metrics" and "psnr" in event["event"]:
                 self.progress.test_psnr = float(event["event"]["psnr"])
