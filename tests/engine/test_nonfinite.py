@@ -117,22 +117,26 @@ def test_a_marked_step_changes_neither_values_nor_moments(make):
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
-def test_a_captured_graph_leaves_the_mark_and_counts():
-    guard, (first, _), _ = guarded("cuda")
-    loss, first.grad = torch.ones((), device="cuda"), torch.zeros(3, device="cuda")
+@pytest.mark.parametrize("where", ["loss", "gradient"])
+def test_a_captured_graph_leaves_the_mark_and_counts(where):
+    guard, (first, second), _ = guarded("cuda")
+    first.data = torch.ones(70_001, device="cuda")
+    loss, first.grad, second.grad = torch.ones((), device="cuda"), torch.ones_like(first), torch.ones_like(second)
+    changed = loss if where == "loss" else first.grad[-2]
     guard.look({"loss": loss})
     graph = torch.cuda.CUDAGraph()
     with torch.cuda.graph(graph):
         guard.look({"loss": loss})
     marks = []
     for value in (1.0, math.nan, math.inf, 2.0):
-        loss.fill_(value)
+        changed.fill_(value)
         graph.replay()
         marks.append(float(guard.found))
     assert marks == [0.0, 1.0, 1.0, 0.0]
     said: list[str] = []
     guard.tell(said.append)
-    assert said == ["Warning: 2 steps were skipped (2 in all): loss not finite."]
+    name = "loss" if where == "loss" else "the gradient of networks"
+    assert said == [f"Warning: 2 steps were skipped (2 in all): {name} not finite."]
 
 
 def spoil(trainer: Any, steps: range, factor: float = math.nan) -> dict[int, dict[str, Any]]:
