@@ -26,7 +26,7 @@ from nerfstudio.utils.decorators import check_main_thread
 from nerfstudio.utils.rich_utils import CONSOLE
 
 from zipnerf_ns.data.memory import room_on
-from zipnerf_ns.engine.safety.files import is_whole, write_whole
+from zipnerf_ns.engine.safety.files import is_whole, newest_whole, write_whole
 from zipnerf_ns.errors import InputError, say, say_once, shorten
 
 PARTS = ("step", "pipeline", "optimizers", "schedulers", "scalers", "rng")
@@ -204,21 +204,6 @@ def checkpoints_in(folder: Path) -> dict[int, Path]:
     files = folder.iterdir() if folder.is_dir() else []
     named = ((CHECKPOINT.fullmatch(path.name), path) for path in files)
     return {int(match[1]): path for match, path in named if match is not None}
-
-
-def newest_whole(found: dict[int, Path]) -> int:
-    """The step of the last checkpoint that is as it was written; says so where a later one is not.
-
-    Args:
-        found: at least one, see :func:`checkpoints_in`.
-    Raises:
-        InputError: if none is.
-    """
-    for step in sorted(found, reverse=True):
-        if is_whole(found[step]):
-            return step
-        say_once(f"Checkpoint {found[step]} is cut short or altered: the one before it is used.")
-    raise InputError(f"every checkpoint in {found[max(found)].parent} is cut short or altered. Train anew.")
 
 
 def source_of(config: Any) -> Path | None:

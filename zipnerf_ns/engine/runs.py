@@ -17,10 +17,11 @@ from nerfstudio.engine.trainer import TrainerConfig
 from nerfstudio.utils.decorators import check_main_thread
 
 from zipnerf_ns.data.trained import DATA_VARIABLE, TrainedData
-from zipnerf_ns.engine.checkpoints import checkpoints_in, load_checkpoint_file, newest_whole
+from zipnerf_ns.engine.checkpoints import checkpoints_in, load_checkpoint_file
 from zipnerf_ns.engine.checks import check_devices
 from zipnerf_ns.engine.messages import tell, tell_of_lost_processes
 from zipnerf_ns.engine.parallel.processes import agree, join
+from zipnerf_ns.engine.safety.files import newest_whole
 from zipnerf_ns.errors import InputError
 
 

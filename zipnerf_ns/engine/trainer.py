@@ -148,27 +148,24 @@ class ZipNerfTrainer(ResumableTrainer):
             try:
                 self._train_steps(self._start_step, total)
                 if self.stops.received is not None:
-                    self._save_and_leave(total)
+                    self._leave(total, saves=True)
             except Exception:
                 self.shutdown()
                 raise
             except KeyboardInterrupt:
                 if self._watch is not None:
                     self._watch.leave()
-                self._leave(total)
+                self._leave(total, saves=False)
             finally:
                 # Also when the training is interrupted: what was begun is worth having.
                 self._finish_writing()
         self._after_train()
 
-    def _save_and_leave(self, total: int) -> None:
-        """Keeps what a signal interrupts, unless no step has been trained."""
-        if any(optimizer.state for optimizer in self.optimizers.optimizers.values()):
-            self.begin_checkpoint(self.step)
-        self._leave(total)
-
-    def _leave(self, total: int) -> None:
+    def _leave(self, total: int, saves: bool) -> None:
         """Ends an interrupted training with the signal's status, after a line that says where to go on."""
+        # Before the first step there is nothing to keep.
+        if saves and any(optimizer.state for optimizer in self.optimizers.optimizers.values()):
+            self.begin_checkpoint(self.step)
         self._finish_writing()
         self._say(interrupted(self.step, total, self.checkpoint_dir))
         raise SystemExit(self.stops.status) from None
@@ -217,7 +214,7 @@ class ZipNerfTrainer(ResumableTrainer):
         datamanager = self.pipeline.datamanager
         for step in range(first, total):
             self._wait_while_paused()
-            if self._is_stopping:
+            if self.stop_training or self.stops.received is not None:
                 return
             self.step = step
             with self.train_lock:
@@ -262,16 +259,12 @@ class ZipNerfTrainer(ResumableTrainer):
         if self._device_type == "cuda":
             torch.cuda.synchronize(self.device)
 
-    @property
-    def _is_stopping(self) -> bool:
-        return self.stop_training or self.stops.received is not None
-
     def _wait_while_paused(self) -> None:
         """Waits until the viewer's pause is over, or the training is to stop."""
         if self.training_state != "paused":
             return
         with self.clock.pause(recurs=False):
-            while self.training_state == "paused" and not self._is_stopping:
+            while self.training_state == "paused" and not self.stop_training and self.stops.received is None:
                 time.sleep(0.01)
 
     def _run_callbacks(self, step: int, location: TrainingCallbackLocation) -> None:

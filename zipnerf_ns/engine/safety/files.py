@@ -10,6 +10,8 @@ from typing import Any
 
 import torch
 
+from zipnerf_ns.errors import InputError, say_once
+
 FOLDER = 0x10
 """The mark of a folder among a zip file's parts."""
 
@@ -62,3 +64,18 @@ def _is_whole(path: Path, size: int, changed: int) -> bool:
     # Of an altered list of parts, Python's reader may stumble over anything.
     except Exception:
         return False
+
+
+def newest_whole(found: dict[int, Path]) -> int:
+    """The step of the last checkpoint that is as it was written; says so where a later one is not.
+
+    Args:
+        found: the checkpoints by their steps, at least one.
+    Raises:
+        InputError: if none is.
+    """
+    for step in sorted(found, reverse=True):
+        if is_whole(found[step]):
+            return step
+        say_once(f"Checkpoint {found[step]} is cut short or altered: the one before it is used.")
+    raise InputError(f"every checkpoint in {found[max(found)].parent} is cut short or altered. Train anew.")
