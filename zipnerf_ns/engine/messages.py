@@ -45,7 +45,7 @@ def quiet_dependencies() -> None:
 
 def mute() -> None:
     """Leaves it to the first of several processes to speak; errors are still told, if the first one has none."""
-    sys.stdout = open(os.devnull, "w")
+    sys.stdout = open(os.devnull, "w", encoding="utf-8")
 
 
 def raise_for_user(error: InputError) -> None:
