@@ -31,7 +31,7 @@ from zipnerf_ns.engine.parallel.exchange import GradientExchange
 from zipnerf_ns.engine.parallel.processes import Watch, place
 from zipnerf_ns.engine.progress import EventLog, ProgressLine, StepTimer, TrainingClock, log_step
 from zipnerf_ns.engine.runs import RunConfig, read_trained
-from zipnerf_ns.engine.safety.gradients import NonFiniteGuard, gradient_norms
+from zipnerf_ns.engine.safety.gradients import NonFiniteGuard, gradient_norms, update_scaler
 from zipnerf_ns.engine.safety.stopping import StopRequests
 from zipnerf_ns.engine.startup import compile_kernels, show_images
 from zipnerf_ns.errors import InputError, say_once
@@ -302,7 +302,7 @@ class ZipNerfTrainer(ResumableTrainer):
         self.optimizers.optimizer_scaler_step_some(self.grad_scaler, self.guard.steppable(complete))
         if self.config.log_gradients and self._is_logged(step):
             metrics_dict.update(gradient_norms(self.pipeline.model))
-        if not complete or self._update_scaler():
+        if not complete or update_scaler(self.grad_scaler):
             for scheduler in self.optimizers.schedulers.values():
                 scheduler.step()
         return loss, loss_dict, metrics_dict
@@ -330,14 +330,6 @@ class ZipNerfTrainer(ResumableTrainer):
         with nullcontext(loss) if self._exchange is None else self._exchange.averaging(loss) as share:
             self.grad_scaler.scale(share).backward()
         return loss.detach(), {name: value.detach() for name, value in loss_dict.items()}, metrics_dict
-
-    def _update_scaler(self) -> bool:
-        """Adapts the gradients' scale; False if it fell, for then there was no update and schedules must wait."""
-        if not self.grad_scaler.is_enabled():
-            return True
-        scale = self.grad_scaler.get_scale()
-        self.grad_scaler.update()
-        return scale <= self.grad_scaler.get_scale()
 
     def eval_iteration(self, step: int) -> None:
         """Nerfstudio's evaluation; its last test PSNR also goes into the progress line."""

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from zipnerf_ns.engine.optimizers import DecayingAdam
 from zipnerf_ns.errors import InputError, shorten
 from zipnerf_ns.hash_table import HashTable
 
@@ -26,6 +26,15 @@ def gradient_norms(model: torch.nn.Module) -> dict[str, Tensor]:
         if parameter.grad is not None
     }
     return {**norms, "Gradients/Total": sum(norms.values(), torch.zeros(()))}
+
+
+def update_scaler(scaler: Any) -> bool:
+    """Adapts the gradients' scale; False if it fell, for then there was no update and schedules must wait."""
+    if not scaler.is_enabled():
+        return True
+    scale = scaler.get_scale()
+    scaler.update()
+    return scale <= scaler.get_scale()
 
 
 class NonFiniteGuard:
@@ -118,4 +127,5 @@ class NonFiniteGuard:
 
 def _reads_mark(optimizer: torch.optim.Optimizer) -> bool:
     is_fused = all(group.get("fused") for group in optimizer.param_groups)
-    return isinstance(optimizer, DecayingAdam) or (isinstance(optimizer, torch.optim.Adam) and is_fused)
+    # Ours say so themselves.
+    return hasattr(optimizer, "found_inf") or (isinstance(optimizer, torch.optim.Adam) and is_fused)
