@@ -69,7 +69,8 @@ def _method(
         },
         # Nerfstudio's profile of its own functions would be the last thing that is read; "basic" prints it.
         logging=LoggingConfig(steps_per_log=50, local_writer=LocalWriterConfig(enable=False), profiler="none"),
-        viewer=ViewerConfig(num_rays_per_chunk=1 << 15),
+        # Nerfstudio's listens to the whole network.
+        viewer=ViewerConfig(num_rays_per_chunk=1 << 15, websocket_host="127.0.0.1"),
         vis="viewer+tensorboard",
     )
     return MethodSpecification(config=config, description=description)

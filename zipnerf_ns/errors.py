@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from functools import cache
 
 from rich.console import Console
 
@@ -36,3 +37,9 @@ def say(text: str) -> None:
     """Prints a line with the time, for the person who runs the program."""
     # A console of the moment, for tests and notebooks replace the standard output; as wide as Nerfstudio's.
     Console(width=120).log(text, highlight=False, markup=False)
+
+
+@cache
+def say_once(text: str) -> None:
+    """Prints a line the first time that it is asked for."""
+    say(text)

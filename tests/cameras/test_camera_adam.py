@@ -206,3 +206,22 @@ def test_a_state_is_loaded_again():
         second.pose_adjustment.grad = apply(matrix.inverse, gradient)
         resumed.step()
     torch.testing.assert_close(apply(matrix.inverse, second.pose_adjustment.detach()), whole)
+
+
+def test_a_step_that_is_marked_changes_nothing():
+    """As torch's fused optimizers skip it; one that is not marked is the same with a mark as without."""
+    found = []
+    for mark in (None, torch.tensor(0.0)):
+        corrections, adam = learner(true_poses(), POINTS_SEEN, lr=0.1)
+        adam.found_inf, parameter = mark, corrections.pose_adjustment
+        for gradient in normal(3, CAMERAS, 6, seed=8):
+            parameter.grad = gradient
+            adam.step()
+        state = adam.state[parameter]
+        found.append([tensor.detach().clone() for tensor in (parameter, state["exp_avg"], state["exp_avg_sq"])])
+    assert all(torch.equal(one, other) for one, other in zip(*found, strict=True))
+    adam.found_inf = torch.tensor(1.0)
+    parameter.grad = torch.full_like(parameter, float("nan"))
+    adam.step()
+    after = (parameter, state["exp_avg"], state["exp_avg_sq"])
+    assert all(torch.equal(one, other) for one, other in zip(found[1], after, strict=True))

@@ -4,16 +4,20 @@ from __future__ import annotations
 
 import errno
 import threading
+import zipfile
 from collections import OrderedDict
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from _scenes import assert_clear, checkpoint, load, start, tiny_config, write_scene
+from _scenes import assert_clear, checkpoint, load, start, tiny_config, train, write_scene
+
+from nerfstudio.utils.eval_utils import eval_setup
 
 from zipnerf_ns.engine import checkpoints
 from zipnerf_ns.engine.checkpoints import BackgroundWriter, Snapshot
+from zipnerf_ns.engine.safety import files
 from zipnerf_ns.errors import InputError
 
 PATIENCE = 20.0
@@ -203,6 +207,13 @@ def test_training_goes_on_while_a_checkpoint_of_its_step_is_written(scene, tmp_p
     assert any(not torch.equal(value, later[name]) for name, value in second["pipeline"].items())
 
 
+def saved_steps(config: Any) -> list[int]:
+    """Of the checkpoints in a run's folder, which holds nothing else."""
+    found = checkpoints.checkpoints_in(config.get_checkpoint_dir())
+    assert len(found) == len(list(config.get_checkpoint_dir().iterdir()))
+    return sorted(found)
+
+
 def test_the_older_checkpoint_goes_only_when_the_new_one_is_whole(scene, tmp_path, monkeypatch, fresh_writers):
     config = tiny_config(scene, tmp_path, steps=6)
     trainer = start(config)
@@ -212,7 +223,9 @@ def test_the_older_checkpoint_goes_only_when_the_new_one_is_whole(scene, tmp_pat
     assert [path.name for path in config.get_checkpoint_dir().iterdir()] == ["step-000000001.ckpt"]
     held.may_end.set()
     trainer.checkpoints.wait()
-    assert [path.name for path in config.get_checkpoint_dir().iterdir()] == ["step-000000002.ckpt"]
+    assert saved_steps(config) == [1, 2]
+    trainer.save_checkpoint(3)
+    assert saved_steps(config) == [2, 3]
 
 
 needs_full_device = pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs a device that takes nothing")
@@ -226,32 +239,128 @@ def test_a_full_disk_is_named_and_nothing_half_written_stays(tmp_path):
     assert caught.value.errno == errno.ENOSPC and list(tmp_path.iterdir()) == []
 
 
+class FullDisk:
+    """A disk that takes no checkpoint, until it is said that it does; counts what was tried."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.is_full, self.tries, self.write = True, 0, checkpoints.write_whole
+        monkeypatch.setattr(checkpoints, "write_whole", self)
+        monkeypatch.setattr(checkpoints, "SECONDS_BETWEEN", 0.0)
+
+    def __call__(self, state: dict, path: Path, unfinished: Path) -> None:
+        self.tries += 1
+        if self.is_full:
+            unfinished.symlink_to("/dev/full")
+        self.write(state, path, unfinished)
+
+
 @needs_full_device
-@pytest.mark.parametrize("when", ["between", "at the end"])
-def test_a_disk_that_fills_up_ends_the_training(scene, tmp_path, monkeypatch, fresh_writers, capsys, when):
-    """Soon, with one line, and what was whole before it stays."""
-    each = 2 if when == "between" else 0
-    trainer = start(tiny_config(scene, tmp_path, steps=9, steps_per_save=each))
+@pytest.mark.parametrize("ends", ["with room", "in vain"])
+def test_a_disk_that_is_full_for_a_while_costs_nothing(scene, tmp_path, monkeypatch, fresh_writers, capsys, ends):
+    """It is said once; what was whole before stays; the last checkpoint is tried for a while, and its loss is told."""
+    config = tiny_config(scene, tmp_path, steps=9, steps_per_save=2)
+    trainer = start(config)
     trainer.save_checkpoint(0)
-    failed, write = threading.Event(), checkpoints.write_whole
+    disk = FullDisk(monkeypatch)
 
-    def write_in_vain(state: dict, path: Path, unfinished: Path) -> None:
-        unfinished.symlink_to("/dev/full")
-        failed.set()
-        write(state, path, unfinished)
+    def make_room(step: int) -> None:
+        if step == 8 and ends == "with room":
+            trainer.checkpoints.wait()
+            disk.is_full = False
 
-    monkeypatch.setattr(checkpoints, "write_whole", write_in_vain)
-    steps = before_steps(trainer, lambda step: each == 0 or step != 3 or failed.wait(PATIENCE))
-    with pytest.raises(SystemExit) as left:
+    steps = before_steps(trainer, make_room)
+    if ends == "with room":
         trainer.train()
-    assert left.value.code == 1
-    assert steps in ([0, 1, 2], [0, 1, 2, 3], [0, 1, 2, 3, 4]) if each else steps == list(range(9))
-    whole = trainer.checkpoint_dir / "step-000000000.ckpt"
-    said = [line for line in capsys.readouterr().out.splitlines() if line.startswith("Error:")]
-    assert len(said) == 1
-    assert_clear(said[0], ("No space left on device", str(whole), "--load-dir", "once there is room"))
-    assert list(trainer.checkpoint_dir.iterdir()) == [whole] and load(whole)["step"] == 0
-    assert not [path for path in trainer.base_dir.iterdir() if path.name.endswith(".unfinished")]
+        assert disk.tries == 5 and saved_steps(config) == [0, 8] and load(checkpoint(config, 8))["step"] == 8
+    else:
+        with pytest.raises(SystemExit) as left:
+            trainer.train()
+        assert left.value.code == 1 and disk.tries == 4 + checkpoints.LAST_TRIES and saved_steps(config) == [0]
+    assert steps == list(range(9)) and not list(trainer.base_dir.glob("*.unfinished"))
+    said = capsys.readouterr().out
+    assert said.count("Warning: the checkpoint of step 2 cannot be written") == said.count("Warning:") == 1
+    errors = [line for line in said.splitlines() if line.startswith("Error:")]
+    assert len(errors) == (ends == "in vain")
+    for error in errors:
+        assert_clear(error, ("No space left on device", "step-000000000.ckpt", "--load-dir", "once there is room"))
+
+
+def test_a_disk_with_room_for_fewer_gives_up_the_oldest(scene, tmp_path, monkeypatch, fresh_writers, capsys):
+    config = tiny_config(scene, tmp_path)
+    trainer, whole = start(config), checkpoints.write_whole
+    trainer.save_checkpoint(1), trainer.save_checkpoint(2)
+
+    def write(state: Any, path: Path, unfinished: Path) -> None:
+        if len(saved_steps(config)) == 2:
+            raise OSError(errno.ENOSPC, "No space left on device")
+        whole(state, path, unfinished)
+
+    monkeypatch.setattr(checkpoints, "write_whole", write)
+    trainer.save_checkpoint(3)
+    assert saved_steps(config) == [2, 3] and "Warning" not in capsys.readouterr().out
+
+
+def test_a_training_that_goes_back_leaves_what_came_later(scene, tmp_path, fresh_writers):
+    """Whoever looks for the last checkpoint would take it for this training's."""
+    config = tiny_config(scene, tmp_path)
+    trainer = start(config)
+    trainer.config.save_only_latest_checkpoint = False
+    for step in (1, 5, 9):
+        trainer.save_checkpoint(step)
+    trainer.config.save_only_latest_checkpoint = True
+    trainer.save_checkpoint(6)
+    assert saved_steps(config) == [5, 6]
+
+
+def test_a_checkpoint_that_is_altered_anywhere_is_noticed(tmp_path):
+    """A bit of any byte: in the file's lists, its values, or what tells where they lie; and the one in all of its bits
+    that makes a folder of a tensor, of which torch reads nothing."""
+    path = tmp_path / "step-1.ckpt"
+    state = {**dict.fromkeys(checkpoints.PARTS, 0), "pipeline": {"table": torch.arange(40.0)}}
+    torch.save(state, path)
+    content, noticed = path.read_bytes(), 0
+    entry = content.rindex(b"step-1/data/0") - 46
+    for position, bit in [*((position, position % 8) for position in range(len(content))), (entry + 38, 4)]:
+        path.write_bytes(content[:position] + bytes([content[position] ^ 1 << bit]) + content[position + 1 :])
+        files._is_whole.cache_clear()
+        try:
+            found = checkpoints.load_checkpoint_file(path)
+        except InputError:
+            noticed += 1
+            continue
+        # What fills up between the parts, and their dates, bear on nothing.
+        assert torch.equal(found.pop("pipeline")["table"], state["pipeline"]["table"])
+        assert found == {part: 0 for part in checkpoints.PARTS if part != "pipeline"}
+    assert noticed > 600
+
+
+def test_a_file_that_would_fill_the_memory_is_not_read(tmp_path):
+    path = tmp_path / "step-1.ckpt"
+    with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive:
+        archive.writestr("archive/data/0", bytes(1 << 24))
+    assert path.stat().st_size < 1 << 16 and not files.is_whole(path)
+
+
+@pytest.mark.parametrize("fault", ["cut", "altered"])
+def test_the_checkpoint_before_a_damaged_one_is_used(scene, tmp_path, fresh_writers, capsys, fault):
+    config = tiny_config(scene, tmp_path, steps=5, steps_per_save=2)
+    start(config).train()
+    last, content = checkpoint(config, 4), bytearray(checkpoint(config, 4).read_bytes())
+    assert saved_steps(config) == [2, 4]
+    content[len(content) // 2] ^= 1
+    last.write_bytes(content[: -1000 if fault == "cut" else None])
+    capsys.readouterr()
+    _, _, path, step = eval_setup(config.get_base_dir() / "config.yml")
+    assert (path, step) == (checkpoint(config, 2), 2)
+    again = tiny_config(scene, tmp_path, steps=6, load_dir=config.get_checkpoint_dir())
+    _, losses = train(again)
+    assert sorted(losses) == [3, 4, 5] and saved_steps(config) == [2, 5]
+    said = "".join(capsys.readouterr().out.split())
+    assert said.count(f"{last}iscutshortoraltered:theonebeforeitisused.") == 1
+    for path in config.get_checkpoint_dir().iterdir():
+        path.write_bytes(b"")
+    with pytest.raises(InputError, match="every checkpoint in"):
+        checkpoints.source_of(again)
 
 
 def test_an_interrupted_training_still_finishes_its_checkpoint(scene, tmp_path, monkeypatch, fresh_writers, capsys):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import io
 import threading
 from pathlib import Path
@@ -9,14 +10,14 @@ from typing import Any
 
 import numpy as np
 import torch
-from _scenes import start, tiny_config, write_scene
+from _scenes import checkpoint, load, start, tiny_config, write_scene
 from PIL import Image
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from zipnerf_ns.engine import trainer as trainer_module
+from zipnerf_ns.engine import progress
 from zipnerf_ns.engine.progress import take_pictures
 
-writer = trainer_module.writer
+writer = progress.writer
 
 
 def images_of(folder: Path) -> dict[str, list[Any]]:
@@ -35,7 +36,7 @@ def test_tensorboard_gets_what_nerfstudio_would_write(tmp_path, monkeypatch, fre
     found = {}
     for name in ("ours", "theirs"):
         if name == "theirs":
-            monkeypatch.setattr(trainer_module, "take_pictures", lambda: [])
+            monkeypatch.setattr(progress, "take_pictures", lambda: [])
         config = tiny_config(scene, tmp_path, steps=5, timestamp=name, steps_per_eval_image=2)
         trainer = start(config)
         trainer.train()
@@ -68,7 +69,7 @@ def test_training_does_not_wait_for_pictures_but_its_end_does(tmp_path, monkeypa
         assert may_end.wait(20.0)
         written.append({event["step"] for event in pictures})
 
-    monkeypatch.setattr(trainer_module, "write_pictures", write)
+    monkeypatch.setattr(progress, "write_pictures", write)
     trainer.train_iteration = iteration
     trainer.train()
     assert steps == list(range(5)) and written == [{2}, {4}]
@@ -89,3 +90,30 @@ def test_writers_that_want_events_in_order_get_them_in_order(monkeypatch):
         monkeypatch.setattr(writer, "EVENT_STORAGE", [picture, scalar, second])
         assert [event["name"] for event in take_pictures()] == taken
         assert [event["name"] for event in writer.EVENT_STORAGE] == [n for n in "abc" if n not in taken]
+
+
+def test_a_disk_that_takes_no_events_costs_the_curves_alone(tmp_path, monkeypatch, capsys, fresh_writers):
+    """TensorBoard's thread dies of it, and whoever hands it the next event is told."""
+    config = tiny_config(write_scene(tmp_path / "scene", sizes=[(36, 32)] * 8), tmp_path, steps=6)
+    config.logging.steps_per_log, config.steps_per_eval_image = 1, 2
+    trainer = start(config)
+    (tensorboard,) = writer.EVENT_WRITERS
+    file = tensorboard.tb_writer.file_writer.event_writer._async_writer._writer._writer
+
+    def full(record: bytes) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    iterate, steps = trainer.train_iteration, []
+
+    def iteration(step: int) -> Any:
+        if step == 1:
+            monkeypatch.setattr(file, "write", full)
+        elif step == 3:
+            tensorboard.tb_writer.file_writer.event_writer._async_writer._worker.join(20.0)
+        steps.append(step)
+        return iterate(step)
+
+    trainer.train_iteration = iteration
+    trainer.train()
+    assert steps == list(range(6)) and load(checkpoint(config, 5))["step"] == 5
+    assert capsys.readouterr().out.count("Warning: no more events are written") == 1

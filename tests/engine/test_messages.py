@@ -121,6 +121,40 @@ def test_ctrl_c_ends_with_where_to_go_on(scene, tmp_path, at):
     assert ("No checkpoint" in line) is (at == 1)
 
 
+@pytest.mark.parametrize("at", [1, 4])
+def test_a_gpu_that_fails_ends_with_where_to_go_on(scene, tmp_path, at):
+    config = tiny_config(scene, tmp_path, steps=9, steps_per_save=2)
+    trainer = start(config)
+    iterate = trainer.train_iteration
+
+    def iteration(step: int) -> Any:
+        if step == at:
+            raise RuntimeError("CUDA error: unspecified launch failure\nCUDA kernel errors might be ...")
+        return iterate(step)
+
+    trainer.train_iteration = iteration
+    with CONSOLE.capture() as said, pytest.raises(SystemExit) as ended:
+        trainer.train()
+    assert ended.value.code == 1
+    (line,) = [line for line in said.get().splitlines() if line.startswith("Error:")]
+    left = (str(checkpoint(config, 2)), "--load-dir") if at == 4 else ("No checkpoint had been written",)
+    assert_clear(line, ("the GPU failed (CUDA error: unspecified launch failure).", *left))
+
+
+def test_an_evaluation_that_does_not_fit_is_left_out(scene, tmp_path, capsys):
+    config = tiny_config(scene, tmp_path, steps=5, steps_per_eval_image=2)
+    trainer = start(config)
+
+    def full(step: int) -> Any:
+        trainer.pipeline.eval()
+        raise torch.cuda.OutOfMemoryError("CUDA out of memory")
+
+    trainer.pipeline.get_eval_image_metrics_and_images = full
+    trainer.train()
+    assert checkpoint(config, 4).is_file()
+    assert capsys.readouterr().out.count("Warning: evaluations that do not fit") == 1
+
+
 def test_a_finished_training_says_what_to_do_next_in_unbroken_lines(scene, tmp_path):
     config = tiny_config(scene, tmp_path / ("long" * 30), steps=2)
     with CONSOLE.capture() as said:

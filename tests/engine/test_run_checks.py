@@ -219,7 +219,7 @@ def test_wandb_without_a_key_says_what_our_stand_in_says(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("saves", "only_latest", "number"), [(5, True, 2), (5, False, 6), (0, True, 1), (100, True, 1)]
+    ("saves", "only_latest", "number"), [(5, True, 3), (5, False, 6), (1, True, 2), (0, True, 1), (100, True, 1)]
 )
 def test_a_disk_too_small_for_the_checkpoints_is_warned_of(tmp_path, monkeypatch, capsys, saves, only_latest, number):
     config = tiny_config(tmp_path, tmp_path / "new" / "out", steps=10, save_only_latest_checkpoint=only_latest)

@@ -281,3 +281,24 @@ def test_schedules_wait_for_steps_that_a_scaler_skipped(scene, tmp_path, scales,
     assert {scheduler.last_epoch for scheduler in trainer.optimizers.schedulers.values()} == {advanced}
     # A scale lives on the device: reading one waits.
     assert trainer.grad_scaler.updates == updates and trainer.grad_scaler.reads == 2 * updates
+
+
+def test_a_viewers_client_that_goes_meanwhile_costs_nothing(scene, tmp_path, capsys):
+    """Nerfstudio asks for what it keeps of every client, also of one that it has just forgotten."""
+    trainer = start(tiny_config(scene, tmp_path, steps=4))
+    trainer.config.vis, trainer.config.viewer.quit_on_train_completion = "viewer+tensorboard", True
+
+    class Viewer:
+        asked = 0
+
+        def init_scene(self, *_: Any) -> None:
+            pass
+
+        def update_scene(self, step: int, num_rays: int) -> None:
+            Viewer.asked += 1
+            raise KeyError(7)
+
+    trainer.viewer_state = Viewer()
+    trainer.train()
+    assert Viewer.asked == 4 and load(checkpoint(trainer.config, 3))["step"] == 3
+    assert capsys.readouterr().out.count("the viewer failed (KeyError: 7)") == 1

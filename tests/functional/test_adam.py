@@ -90,6 +90,19 @@ def test_torch_sees_the_write():
         squared.backward()
 
 
+def test_a_step_that_is_marked_changes_nothing():
+    table = new_table(odd_grid(2), reads_half=True)
+    memory = run(decayed_adam_, [table], steps=1)[0]
+    kept = [tensor.detach().clone() for tensor in (table.hash_table, *memory)]
+    grad = torch.full_like(table.hash_table, float("nan"))
+    for mark, equal in ((1.0, True), (0.0, False)):
+        each = update(table, grad, memory, 2)._replace(found_inf=torch.tensor(mark))
+        (summary,) = decayed_adam_([each], LR, BETAS, EPS)
+        found = (table.hash_table.detach(), *memory)
+        assert all(torch.equal(one, other) for one, other in zip(found, kept, strict=True)) == equal
+        assert torch.equal(summary.half, (table.hash_table.detach() * 256.0).half())
+
+
 @pytest.mark.parametrize("bad", [float("nan"), float("inf"), -float("inf")])
 def test_a_gradient_that_is_not_finite_counts_as_zero(bad):
     spoilt, cleared = (new_table(two_levels()) for _ in range(2))

@@ -88,6 +88,23 @@ def test_twenty_steps_are_those_of_torchs_adam_on_gradient_plus_decay(make_grid,
 
 
 @runs_kernels
+@pytest.mark.parametrize("reads_half", [False, True])
+def test_a_step_that_is_marked_changes_nothing(reads_half):
+    table = on_device(odd_grid(2), reads_half=reads_half)
+    before = run(kernels.decayed_adam_, [table], steps=1)[0]
+    kept = [tensor.detach().clone() for tensor in (table.hash_table, *before)]
+    grad = torch.full_like(table.hash_table, float("nan"))
+    for mark, equal in ((1.0, True), (0.0, False)):
+        each = update(table, grad, before, 2)._replace(found_inf=torch.tensor(mark, device=DEVICE))
+        (summary,) = kernels.decayed_adam_([each], LR, BETAS, EPS)
+        found = (table.hash_table.detach(), *before)
+        assert all(torch.equal(one, other) for one, other in zip(found, kept, strict=True)) == equal
+        assert_same_summary(summary, twins.summarize(table.hash_table, table.grid))
+        if reads_half:
+            assert torch.equal(summary.half, (table.hash_table.detach() * 256.0).half())
+
+
+@runs_kernels
 def test_several_tables_in_one_call_and_each_at_its_own_step():
     grids = [odd_grid(1), two_levels(), aligned_grid(4)]
     found, truth = ([on_device(grid) for grid in grids] for _ in range(2))

@@ -25,7 +25,8 @@ class CameraAdam(torch.optim.Adam):
     drawn to its given pose until it is away from it: most are right, and a scene that is not sharp yet would have them
     elsewhere, but a pose that is wrong is no reason to stay near.
 
-    The state is torch.optim.Adam's, of the preconditioned coordinates; ``step`` lies on the CPU.
+    The state is torch.optim.Adam's, of the preconditioned coordinates; ``step`` lies on the CPU. Where ``found_inf`` is
+    set, as torch's grad scaler sets it, a step changes nothing while that is 1; it is read on the device.
 
     Args:
         params: corrections ``[cameras, 6]``: a shift and a turn each.
@@ -53,6 +54,7 @@ class CameraAdam(torch.optim.Adam):
         if not (caution >= 0.0 and pull >= 0.0 and reach > 0.0):
             raise ValueError(f"caution ({caution}) and pull ({pull}) must not be negative, reach ({reach}) positive.")
         self.caution, self.pull, self.reach = caution, pull, reach
+        self.found_inf: Tensor | None = None
         self._preconditioners: dict[Tensor, Preconditioner] = {}
 
     def adopt(self, parameter: Tensor, preconditioner: Preconditioner) -> None:
@@ -82,8 +84,10 @@ class CameraAdam(torch.optim.Adam):
         # A checkpoint may have brought it to the device.
         state["step"] = state["step"].cpu() + 1.0
         step, (beta1, beta2) = int(state["step"]), group["betas"]
-        state["exp_avg"].lerp_(gradient, 1.0 - beta1)
-        state["exp_avg_sq"].lerp_(gradient.square(), 1.0 - beta2)
+        # All of a step or nothing.
+        taken = torch.ones_like(gradient[0, 0]) if self.found_inf is None else (1.0 - self.found_inf).to(gradient)
+        state["exp_avg"].lerp_(gradient, (1.0 - beta1) * taken)
+        state["exp_avg_sq"].lerp_(gradient.square(), (1.0 - beta2) * taken)
         mean = state["exp_avg"] / (1.0 - beta1**step)
         square = state["exp_avg_sq"].mean(dim=-1, keepdim=True) / (1.0 - beta2**step)
         # Variance of a mean with such weights, over that of a value.
@@ -95,7 +99,8 @@ class CameraAdam(torch.optim.Adam):
         size = values.square().mean(dim=-1, keepdim=True).sqrt().clamp_min(tiny)
         back = group["lr"] * self.pull / (1.0 + (size / self.reach).square())
         values = values * (1.0 - back / size).clamp_min(0.0)
-        parameter.copy_(camera_motion.apply(preconditioner.matrix, preconditioner.remove_gauge(values)))
+        moved = camera_motion.apply(preconditioner.matrix, preconditioner.remove_gauge(values))
+        parameter.copy_(torch.where(taken > 0.0, moved, parameter))
 
 
 @dataclass

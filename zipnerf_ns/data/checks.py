@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -11,7 +12,7 @@ import numpy as np
 from PIL import Image
 from torch import Tensor
 
-from zipnerf_ns.errors import InputError
+from zipnerf_ns.errors import InputError, say, shorten
 
 MIN_DETERMINANT = 1e-6
 """A camera's rotation has determinant 1, times its scale cubed; below this share of that it is singular."""
@@ -64,6 +65,22 @@ def check_images(filenames: Sequence[Path], sizes: Sequence[tuple[int, int]] | N
                 "Correct w and h (and the focal length) in the transforms, or the downscale factor."
             )
     return has_alpha
+
+
+def say_outside(filenames: Sequence[Path], data: Path) -> None:
+    """Says so where images lie outside of a scene's folder: its files may name any place.
+
+    Only plain files are read, and as pictures alone: see :func:`check_images`.
+
+    Args:
+        filenames: images and masks.
+        data: the scene's folder, or a file in it.
+    """
+    # Not where links lead: they are the person's own.
+    folder = os.path.abspath(data.parent if data.is_file() else data)
+    outside = [str(name) for name in filenames if not Path(os.path.abspath(name)).is_relative_to(folder)]
+    if outside:
+        say(f"{len(outside)} pictures lie outside of {folder}, and are read from there: {shorten(outside)}.")
 
 
 def check_cameras(camera_to_worlds: Tensor, fx: Tensor, fy: Tensor, filenames: Sequence[Path]) -> None:

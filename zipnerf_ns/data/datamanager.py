@@ -21,7 +21,7 @@ from nerfstudio.data.utils.dataloaders import FixedIndicesEvalDataloader, RandIn
 from nerfstudio.utils.rich_utils import CONSOLE
 
 from zipnerf_ns.cameras.rays import PixelRays
-from zipnerf_ns.data.checks import check_cameras, check_images, check_train_split
+from zipnerf_ns.data.checks import check_cameras, check_images, check_train_split, say_outside
 from zipnerf_ns.data.dataparsers.exact import exact
 from zipnerf_ns.data.dataparsers.formats import format_of, with_reader
 from zipnerf_ns.data.dataparsers.multiscale import source_config
@@ -126,7 +126,7 @@ class ZipNerfDataManager(VanillaDataManager[CheckedDataset]):
         has_alpha = False
         if not self._is_inference and not self.lacks_photos():
             check_train_split(len(outputs.image_filenames), self.config.dataparser.data)
-            has_alpha = _check_outputs(outputs)
+            has_alpha = _check_outputs(outputs, self.config.dataparser.data)
         if self._trained is not None:
             outputs.metadata[SCENE_HINTS] = self._trained.hints
             return self._prepared(super().create_train_dataset(), has_alpha)
@@ -171,7 +171,7 @@ class ZipNerfDataManager(VanillaDataManager[CheckedDataset]):
         if len(dataset) == 0:
             CONSOLE.log("No image is held out: PSNR is measured on what is trained on alone.")
             return self._prepared(dataset, False)
-        return self._prepared(dataset, _check_outputs(dataset._dataparser_outputs))
+        return self._prepared(dataset, _check_outputs(dataset._dataparser_outputs, self.config.dataparser.data))
 
     def _prepared(self, dataset: CheckedDataset, has_alpha: bool) -> CheckedDataset:
         """The dataset, told what it cannot know by itself."""
@@ -327,7 +327,8 @@ def _check_before_parsing(config: ZipNerfDataManagerConfig, data: Path) -> None:
         scene_format.check(parser)
 
 
-def _check_outputs(outputs) -> bool:
+def _check_outputs(outputs, data: Path) -> bool:
+    say_outside([*outputs.image_filenames, *(outputs.mask_filenames or ())], data)
     cameras = outputs.cameras
     check_cameras(cameras.camera_to_worlds, cameras.fx, cameras.fy, outputs.image_filenames)
     sizes = list(zip(cameras.width.reshape(-1).tolist(), cameras.height.reshape(-1).tolist(), strict=True))

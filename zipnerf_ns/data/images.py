@@ -88,7 +88,10 @@ class CheckedDataset(InputDataset):
         try:
             with Image.open(filename) as image:
                 decoded = _to_rgb_or_rgba(image, self.has_alpha, filename)
-        except OSError as error:
+        except InputError:
+            raise
+        # Of a file that was made to, Pillow's readers may stumble over anything.
+        except Exception as error:
             raise InputError(
                 f"image {filename} cannot be decoded ({error}). Replace it or remove its frame."
             ) from error
@@ -216,7 +219,7 @@ def check_masks(filenames: Sequence[Path], sizes: Sequence[tuple[int, int]]) -> 
         try:
             with Image.open(filename) as mask:
                 found = mask.size
-        except OSError as error:
+        except Exception as error:
             raise InputError(f"mask {filename} cannot be read ({error}). Replace it.") from error
         if tuple(found) != tuple(size):
             raise InputError(
@@ -260,7 +263,7 @@ def read_mask(filename: Path, scale_factor: float = 1.0) -> Bool[Tensor, "height
     try:
         with Image.open(filename) as mask:
             used = Image.fromarray(used_pixels(mask))
-    except OSError as error:
+    except Exception as error:
         raise InputError(f"mask {filename} cannot be decoded ({error}). Replace it.") from error
     if scale_factor != 1.0:
         size = (int(used.width * scale_factor), int(used.height * scale_factor))

@@ -7,9 +7,10 @@ trainer here saves and resumes; how it trains is a matter of its own.
 from __future__ import annotations
 
 import copy
-import os
+import errno
 import random
 import re
+import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import suppress
@@ -25,38 +26,17 @@ from nerfstudio.utils.decorators import check_main_thread
 from nerfstudio.utils.rich_utils import CONSOLE
 
 from zipnerf_ns.data.memory import room_on
-from zipnerf_ns.errors import InputError, shorten
+from zipnerf_ns.engine.safety.files import is_whole, newest_whole, write_whole
+from zipnerf_ns.errors import InputError, say, say_once, shorten
 
 PARTS = ("step", "pipeline", "optimizers", "schedulers", "scalers", "rng")
 """What a checkpoint holds at least; newer ones also "data", of a run's data (:mod:`zipnerf_ns.data.trained`)."""
 CHECKPOINT = re.compile(r"step-(\d+)\.ckpt")
 """The name of a checkpoint's file."""
-
-
-def write_whole(state: dict[str, Any], path: Path, unfinished: Path) -> None:
-    """Writes a state so that a kill at any moment leaves ``path`` as it was or complete.
-
-    Args:
-        state: what torch.save takes.
-        path: the file.
-        unfinished: where it grows; on the same file system. It is removed if it cannot be finished.
-    Raises:
-        OSError: where the disk refuses.
-    """
-    try:
-        with open(unfinished, "wb") as file:
-            torch.save(state, file)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(unfinished, path)
-    except BaseException as error:
-        unfinished.unlink(missing_ok=True)
-        # Torch's writer stumbles over what it could not write, and speaks of positions: the cause is the disk's.
-        while error is not None and not isinstance(error, OSError):
-            error = error.__context__
-        if error is not None:
-            raise error from None
-        raise
+FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+"""Errors of a disk that takes no more of what is written."""
+LAST_TRIES, SECONDS_BETWEEN = 30, 10.0
+"""How often, and after how long, the last checkpoint of a training is tried again where it cannot be written."""
 
 
 def seed_all(seed: int) -> None:
@@ -198,17 +178,19 @@ def load_checkpoint_file(path: Path, mapped: bool = False) -> dict[str, Any]:
 
     Args:
         path: the file.
-        mapped: its tensors stay on the disk until they are looked at, which takes no time.
+        mapped: its tensors stay on the disk until they are looked at, which takes no memory.
     Raises:
-        InputError: if the file is missing, cut short or not a checkpoint.
+        InputError: if the file is missing, cut short, altered or not a checkpoint.
     """
     if not path.is_file():
         raise InputError(f"checkpoint {path} does not exist. Look into the run's nerfstudio_models folder.")
     try:
+        if not is_whole(path):
+            raise InputError("checksum")
         state = torch.load(path, map_location="cpu", weights_only=True, mmap=mapped)
     except Exception as error:
         raise InputError(
-            f"checkpoint {path} cannot be read ({type(error).__name__}): it is cut short or not a checkpoint. "
+            f"checkpoint {path} cannot be read: it is cut short, altered or not a checkpoint. "
             "Resume from an earlier one with --load-checkpoint, or train anew without it."
         ) from error
     absent = [key for key in PARTS if not isinstance(state, dict) or key not in state]
@@ -230,7 +212,7 @@ def source_of(config: Any) -> Path | None:
     Args:
         config: the trainer's.
     Raises:
-        InputError: if a folder is named that holds none.
+        InputError: if a folder is named that holds none, or none that is whole.
     """
     folder, step = config.load_dir, config.load_step
     if folder is None:
@@ -240,19 +222,21 @@ def source_of(config: Any) -> Path | None:
     found = checkpoints_in(folder)
     if not found:
         raise InputError(f"{folder} holds no checkpoint (step-*.ckpt). Give the run's nerfstudio_models folder.")
-    return found[max(found)]
+    return found[newest_whole(found)]
 
 
 class ResumableTrainer(Trainer):
     """Saves and loads everything that training depends on.
 
     Whoever trains calls ``checkpoints.check`` in between and ``checkpoints.wait`` at the end, which raise what went
-    wrong with writing.
+    wrong with writing. That a disk takes no checkpoint is no reason to stop: it is said once, and kept in ``unsaved``
+    until one is written.
     """
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         self.checkpoints = BackgroundWriter()
+        self.unsaved: OSError | None = None
         self._resumed_rng: dict[str, Any] | None = None
 
     def _load_checkpoint(self) -> None:
@@ -278,9 +262,21 @@ class ResumableTrainer(Trainer):
         CONSOLE.print(f"Resuming after step {state['step']} of {path}")
 
     def save_checkpoint(self, step: int) -> None:
-        """Writes a checkpoint so that a kill at any moment leaves either the old one or the new one, whole."""
-        self.begin_checkpoint(step)
-        self.checkpoints.wait()
+        """Writes a checkpoint so that a kill at any moment leaves either the old one or the new one, whole.
+
+        Raises:
+            OSError: if the disk takes none for minutes.
+        """
+        for tries in range(1, LAST_TRIES + 1):
+            self.begin_checkpoint(step)
+            self.checkpoints.wait()
+            if self.unsaved is None:
+                return
+            if tries < LAST_TRIES:
+                minutes = LAST_TRIES * SECONDS_BETWEEN / 60
+                say_once(f"The last checkpoint is tried again for {minutes:.0f} minutes: free some space meanwhile.")
+                time.sleep(SECONDS_BETWEEN)
+        raise self.unsaved
 
     @check_main_thread
     def begin_checkpoint(self, step: int) -> None:
@@ -300,14 +296,43 @@ class ResumableTrainer(Trainer):
                 "data": pipeline.datamanager.describe().state(),
             }
         )
-        only_this = self.config.save_only_latest_checkpoint
-        self.checkpoints.submit(lambda: self._write_checkpoint(snapshot, step, only_this))
+        keeps_few = self.config.save_only_latest_checkpoint
+        self.checkpoints.submit(lambda: self._write_checkpoint(snapshot, step, keeps_few))
 
-    def _write_checkpoint(self, snapshot: Snapshot, step: int, only_this: bool) -> None:
+    def _write_checkpoint(self, snapshot: Snapshot, step: int, keeps_few: bool) -> None:
         path = self.checkpoint_dir / f"step-{step:09d}.ckpt"
-        # Unfinished, it lies beside the folder, not in it: ns-eval takes any file in there for a checkpoint.
-        snapshot.write(path, self.checkpoint_dir.parent / f".{path.name}.unfinished")
-        if only_this:
-            for other in self.checkpoint_dir.glob("*.ckpt"):
-                if other != path:
-                    other.unlink()
+        # Unfinished, it lies beside the folder, not in it: ns-eval takes any file in there for a checkpoint. Under one
+        # name, so that what a kill has left is written over.
+        unfinished = self.checkpoint_dir.parent / ".checkpoint.unfinished"
+        others = checkpoints_in(self.checkpoint_dir) if keeps_few else {}
+        others.pop(step, None)
+        earlier = sorted((other for other in others if other < step), reverse=True)
+        before = next((other for other in earlier if is_whole(others[other])), None)
+        # Later ones are of a training that this one has left behind.
+        spare = [other for number, other in others.items() if number != before]
+        try:
+            try:
+                snapshot.write(path, unfinished)
+            except OSError as error:
+                if error.errno not in FULL or not spare:
+                    raise
+                for other in spare:
+                    _remove(other)
+                snapshot.write(path, unfinished)
+        except OSError as error:
+            if self.unsaved is None:
+                say(
+                    f"Warning: the checkpoint of step {step} cannot be written to {self.checkpoint_dir}: "
+                    f"{error.strerror}. The training goes on, and tries again at the next."
+                )
+            self.unsaved = error
+            return
+        self.unsaved = None
+        for other in spare:
+            _remove(other)
+
+
+def _remove(path: Path) -> None:
+    # What another program holds open, as on Windows it may, goes with the next checkpoint.
+    with suppress(OSError):
+        path.unlink(missing_ok=True)

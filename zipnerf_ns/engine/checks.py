@@ -196,9 +196,9 @@ def _check_tracker(config: Any) -> None:
 
 
 def _warn_of_disk(config: Any) -> None:
-    """Says so where checkpoints will not find room: the older one goes only when the newer one is whole."""
+    """Says so where checkpoints will not find room: the oldest goes only when the newest is whole."""
     saves = config.max_num_iterations // max(config.steps_per_save, 1) if config.steps_per_save else 0
-    number = min(saves + 1, 2) if config.save_only_latest_checkpoint else saves + 1
+    number = min(saves + 1, 3) if config.save_only_latest_checkpoint else saves + 1
     needed = number * SAVED_BYTES_PER_VALUE * sum(table_values(config.pipeline.model).values())
     folder = config.get_checkpoint_dir().absolute()
     free = shutil.disk_usage(next(parent for parent in (folder, *folder.parents) if parent.exists())).free

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import errno
 import os
 import shlex
 import shutil
@@ -21,15 +20,16 @@ from torch.multiprocessing import ProcessExitedException
 
 from nerfstudio.utils.rich_utils import CONSOLE
 
-from zipnerf_ns.engine.checkpoints import checkpoints_in
+from zipnerf_ns.engine.checkpoints import FULL, checkpoints_in
+from zipnerf_ns.engine.safety.stopping import speak_to_nobody
 from zipnerf_ns.errors import InputError
 
-FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
-"""Errors of a disk that takes no more of what is written."""
 TOLD = 1
 """Exit code of a program that has said what is wrong."""
 SECOND_VOICE = 2.0
 """Seconds after which another than the first process tells of an error."""
+VIEWED_HERE = ("--viewer.websocket-host", "127.0.0.1")
+"""For a viewer that this machine alone can reach; Nerfstudio's own listens to the whole network."""
 
 
 def quiet_dependencies() -> None:
@@ -45,7 +45,7 @@ def quiet_dependencies() -> None:
 
 def mute() -> None:
     """Leaves it to the first of several processes to speak; errors are still told, if the first one has none."""
-    sys.stdout = open(os.devnull, "w")
+    sys.stdout = open(os.devnull, "w", encoding="utf-8")
 
 
 def raise_for_user(error: InputError) -> None:
@@ -108,6 +108,10 @@ def tell(config: Any) -> Iterator[None]:
         raise_for_user(error)
     except torch.cuda.OutOfMemoryError:
         raise_for_user(out_of_memory(config))
+    except RuntimeError as error:
+        if "CUDA error" not in str(error):
+            raise
+        raise_for_user(gpu_failed(error, config.get_checkpoint_dir()))
     except OSError as error:
         if error.errno not in FULL:
             raise
@@ -158,6 +162,17 @@ def process_lost(signal_name: str | None, checkpoints: Path) -> InputError:
     )
 
 
+def gpu_failed(error: RuntimeError, checkpoints: Path) -> InputError:
+    """What is left of a training whose GPU stopped answering, or whose process it has given up.
+
+    Args:
+        error: what CUDA says.
+        checkpoints: the run's folder of checkpoints.
+    """
+    said = str(error).splitlines()[0]
+    return InputError(f"the GPU failed ({said}). {_how_to_go_on(checkpoints)}. If it fails again, see nvidia-smi.")
+
+
 def _how_to_go_on(checkpoints: Path) -> str:
     found = checkpoints_in(checkpoints)
     if not found:
@@ -166,6 +181,15 @@ def _how_to_go_on(checkpoints: Path) -> str:
         f"The last whole checkpoint is {found[max(found)]}: the same command with "
         f"--load-dir {command_line(checkpoints)} goes on from there"
     )
+
+
+def print_unbroken(text: str) -> None:
+    """Prints a line of any length: broken, its commands could not be copied."""
+    try:
+        CONSOLE.print(text, markup=False, highlight=False, soft_wrap=True)
+    # Where a pipe has no reader any more, rich ends the program.
+    except (OSError, SystemExit):
+        speak_to_nobody()
 
 
 def command_line(*parts: Any) -> str:
@@ -186,7 +210,7 @@ def next_commands(run: Path, checkpoints: Path, num_held_out: int, has_events: b
     config = ["--load-config", run / "config.yml"]
     source = [] if num_held_out > 1 else ["--pose-source", "train"]
     commands: dict[str, list[Any]] = {
-        "look at it": ["ns-viewer", *config],
+        "look at it": ["ns-viewer", *config, *VIEWED_HERE],
         "measure it": ["ns-eval", *config, "--output-path", run / "eval.json", "--render-output-path", run / "eval"],
         "make a video": ["ns-render", "interpolate", *config, *source, "--output-path", run / "video.mp4"],
         "make a mesh": ["python", "-m", "zipnerf_ns.tools.export_mesh", *config, "--output-dir", run / "mesh"],

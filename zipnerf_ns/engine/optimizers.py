@@ -43,6 +43,9 @@ class DecayingAdam(torch.optim.Adam):
     gradient within the update: autograd never sees a dense gradient for it, and every row is decayed whether or not a
     ray touched it. Other parameters get torch's Adam, all of them in one call.
 
+    Where ``found_inf`` is set, as torch's grad scaler sets it for other optimizers, a step changes nothing while that
+    is 1: neither values nor moments. It is read on the device, but for parameters that are not fused.
+
     The state of every parameter is torch.optim.Adam's, so either loads the other's checkpoints. A table's ``step`` lies
     on the CPU, where the bias corrections are computed.
 
@@ -67,6 +70,7 @@ class DecayingAdam(torch.optim.Adam):
         implementation: TableImplementation = "auto",
     ) -> None:
         self.implementation = implementation
+        self.found_inf: Tensor | None = None
         self._tables: list[HashTable] = []
         self._chosen: dict[tuple[torch.device, torch.dtype], Callable] = {}
         super().__init__(params, lr=lr, betas=betas, eps=eps, fused=fused)
@@ -98,7 +102,7 @@ class DecayingAdam(torch.optim.Adam):
 
     def __getstate__(self) -> dict[str, Any]:
         # Of copies, torch keeps only its own attributes.
-        names = ("implementation", "_tables", "_chosen", "_step_supports_amp_scaling")
+        names = ("implementation", "found_inf", "_tables", "_chosen", "_step_supports_amp_scaling")
         return {**super().__getstate__(), **{name: getattr(self, name) for name in names}}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
@@ -150,9 +154,8 @@ class DecayingAdam(torch.optim.Adam):
         """Updates a copy of every table, for the launches that this takes."""
         for table in self._tables:
             copy, half = torch.empty_like(table.hash_table), table.half_buffer()
-            update = TableUpdate(
-                copy, copy, copy, copy, 1, table.grid, table.decay, None if half is None else torch.empty_like(half)
-            )
+            half = None if half is None else torch.empty_like(half)
+            update = TableUpdate(copy, copy, copy, copy, 1, table.grid, table.decay, half, self.found_inf)
             lr, betas, eps = (self.defaults[name] for name in ("lr", "betas", "eps"))
             self._update_of(table.hash_table)([update], lr, betas, eps)
 
@@ -164,7 +167,7 @@ class DecayingAdam(torch.optim.Adam):
             state["step"] += 1.0
             update = TableUpdate(
                 parameter, parameter.grad, state["exp_avg"], state["exp_avg_sq"], int(state["step"]),
-                table.grid, table.decay, table.half_buffer(),
+                table.grid, table.decay, table.half_buffer(), self.found_inf,
             )  # fmt: skip
             batches.setdefault((self._update_of(parameter), parameter.device), []).append((table, update))
         for (decayed_adam_, _), batch in batches.items():
@@ -174,7 +177,7 @@ class DecayingAdam(torch.optim.Adam):
                 table.record(summary)
 
     def _step_others(self, group: dict[str, Any], parameters: list[Tensor]) -> None:
-        if not parameters:
+        if not parameters or (self.found_inf is not None and not group["fused"] and self.found_inf):
             return
         # Where torch's Adam has them: fused on the parameter's device, or else on the CPU.
         states = [self._state_of(p, p.device if group["fused"] else "cpu") for p in parameters]
@@ -193,6 +196,7 @@ class DecayingAdam(torch.optim.Adam):
             maximize=False,
             foreach=group["foreach"],
             fused=group["fused"],
+            found_inf=self.found_inf if group["fused"] else None,
         )
 
 

@@ -1,5 +1,5 @@
 """How training goes, told to a person: a clock that is honest about asynchronous steps, a line every few seconds, and
-pictures of an evaluation on their way into TensorBoard's file, beside the training.
+events on their way into TensorBoard's file, pictures beside the training.
 
 To compress those of one evaluation takes a second or more, in which Python can launch hundreds of steps: Pillow lets it
 go on meanwhile.
@@ -12,10 +12,16 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
+import torch
 from torch import Tensor
 
 # Not from where it lies: the two modules import each other, and only this one may come first.
 from nerfstudio.configs.base_config import writer
+from nerfstudio.engine.trainer import TRAIN_INTERATION_OUTPUT
+from nerfstudio.utils.decorators import check_main_thread
+from nerfstudio.utils.writer import EventName
+
+from zipnerf_ns.engine.checkpoints import BackgroundWriter
 
 Event = Any
 """A dictionary, as Nerfstudio's writer keeps it. (A checker of types that draws entries at random, as the tests' does,
@@ -182,3 +188,69 @@ def write_pictures(pictures: list[Event]) -> None:
         for event_writer in writer.EVENT_WRITERS:
             if isinstance(event_writer, writer.TensorboardWriter):
                 event_writer.write_image(event["name"], event["event"], event["step"])
+
+
+class EventLog:
+    """Nerfstudio's waiting events on their way to its writers, pictures beside the training.
+
+    A disk that takes no more of them costs the curves from there on, not the training.
+
+    Args:
+        say: prints a line.
+    """
+
+    def __init__(self, say: Callable[[str], None]) -> None:
+        self._say = say
+        self._pictures = BackgroundWriter()
+
+    def write(self) -> None:
+        """Writes what waits; the viewer's thread adds to it, too."""
+        if not writer.EVENT_STORAGE:
+            return
+        with self._given_up():
+            pictures = take_pictures()
+            if pictures:
+                self._pictures.submit(lambda: write_pictures(pictures))
+            writer.write_out_storage()
+
+    def finish(self) -> None:
+        """Waits until pictures are written."""
+        with self._given_up():
+            self._pictures.wait()
+
+    @contextmanager
+    def _given_up(self) -> Iterator[None]:
+        try:
+            yield
+        except OSError as error:
+            self._say(f"Warning: no more events are written ({error}). The training goes on, its curves end here.")
+            writer.EVENT_WRITERS.clear()
+            writer.EVENT_STORAGE.clear()
+
+
+@check_main_thread
+def log_step(trainer: Any, step: int, rays: int, result: TRAIN_INTERATION_OUTPUT) -> None:
+    """Writes what Nerfstudio writes of a step, with times that include the device's.
+
+    Args:
+        trainer: whose step it is.
+        step: its number.
+        rays: of the step, in all processes.
+        result: of the step.
+    """
+    # Nerfstudio's local writer, which is off by default, looks there for the step.
+    writer.GLOBAL_BUFFER["step"] = step
+    seconds = trainer._log_timer.lap(step + 1)
+    if seconds is not None:
+        writer.put_time(EventName.ITER_TRAIN_TIME, seconds, step=step, update_eta=True)
+        writer.put_time(EventName.TRAIN_RAYS_PER_SEC, rays / seconds, step=step)
+    for name, scheduler in trainer.optimizers.schedulers.items():
+        writer.put_scalar(name=f"learning_rate/{name}", scalar=scheduler.get_last_lr()[0], step=step)
+    loss, loss_dict, metrics_dict = result
+    writer.put_scalar(name="Train Loss", scalar=loss, step=step)
+    writer.put_dict(name="Train Loss Dict", scalar_dict=loss_dict, step=step)
+    writer.put_dict(name="Train Metrics Dict", scalar_dict=metrics_dict, step=step)
+    writer.put_dict(name="Feature RMS", scalar_dict=trainer.pipeline.model.feature_sizes(), step=step)
+    if trainer._device_type == "cuda":
+        memory = torch.cuda.max_memory_allocated() / 2**20
+        writer.put_scalar(name="GPU Memory (MB)", scalar=memory, step=step)

@@ -21,6 +21,7 @@ from zipnerf_ns.engine.checkpoints import checkpoints_in, load_checkpoint_file
 from zipnerf_ns.engine.checks import check_devices
 from zipnerf_ns.engine.messages import tell, tell_of_lost_processes
 from zipnerf_ns.engine.parallel.processes import agree, join
+from zipnerf_ns.engine.safety.files import newest_whole
 from zipnerf_ns.errors import InputError
 
 
@@ -105,7 +106,7 @@ class RunConfig(TrainerConfig):
         steps = checkpoints_in(self.load_dir)
         if self.load_step not in steps:
             # Nerfstudio takes any file for a checkpoint, if it has to find the last one.
-            self.load_step = max(steps)
+            self.load_step = newest_whole(steps)
         manager = self.pipeline.datamanager
         manager.trained = read_trained(steps[self.load_step])
         was = Path(manager.data if manager.data is not None else manager.dataparser.data)

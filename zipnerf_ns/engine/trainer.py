@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import functools
-import signal
 import time
 from contextlib import nullcontext, suppress
 from dataclasses import dataclass, field
@@ -17,23 +16,25 @@ from nerfstudio.engine.optimizers import Optimizers
 from nerfstudio.engine.trainer import TRAIN_INTERATION_OUTPUT
 from nerfstudio.utils import profiler, writer
 from nerfstudio.utils.comms import get_rank
-from nerfstudio.utils.decorators import check_main_thread
 from nerfstudio.utils.misc import step_check
 from nerfstudio.utils.rich_utils import CONSOLE
 from nerfstudio.utils.writer import EventName, TimeWriter
 
 from zipnerf_ns.cameras.camera_adam import CameraAdam
 from zipnerf_ns.cameras.corrections import preconditioner
-from zipnerf_ns.engine.checkpoints import BackgroundWriter, ResumableTrainer, restore_rng, source_of
+from zipnerf_ns.engine.checkpoints import ResumableTrainer, restore_rng, source_of
 from zipnerf_ns.engine.checks import check_room_to_train, check_run
 from zipnerf_ns.engine.graph import set_up_graph
-from zipnerf_ns.engine.messages import interrupted, next_commands, quiet_dependencies, tell
+from zipnerf_ns.engine.messages import interrupted, next_commands, print_unbroken, quiet_dependencies, tell
 from zipnerf_ns.engine.optimizers import DecayingAdam, complete_schedules
 from zipnerf_ns.engine.parallel.exchange import GradientExchange
 from zipnerf_ns.engine.parallel.processes import Watch, place
-from zipnerf_ns.engine.progress import ProgressLine, StepTimer, TrainingClock, take_pictures, write_pictures
+from zipnerf_ns.engine.progress import EventLog, ProgressLine, StepTimer, TrainingClock, log_step
 from zipnerf_ns.engine.runs import RunConfig, read_trained
+from zipnerf_ns.engine.safety.gradients import NonFiniteGuard, gradient_norms, update_scaler
+from zipnerf_ns.engine.safety.stopping import StopRequests
 from zipnerf_ns.engine.startup import compile_kernels, show_images
+from zipnerf_ns.errors import InputError, say_once
 from zipnerf_ns.ops import with_fallbacks
 
 EAGER_STEPS = 3
@@ -52,6 +53,8 @@ class ZipNerfTrainerConfig(RunConfig):
     """Steps of the whole training, those before a resume among them."""
     steps_per_save: int = 1000
     """Steps between checkpoints; one is written at the end in any case."""
+    save_only_latest_checkpoint: bool = True
+    """Keep the last checkpoint and the one before it; False keeps all."""
     steps_per_eval_batch: int = 0
     """Steps between the losses of a batch of held-out rays; 0 is never."""
     steps_per_eval_image: int = 500
@@ -62,16 +65,6 @@ class ZipNerfTrainerConfig(RunConfig):
     """With several GPUs the networks learn at the root of their number times the rate, up to the paper's 0.01."""
     use_cuda_graphs: Literal["auto", "on", "off"] = "auto"
     """Replay the training step as one CUDA graph; auto: where everything in it is a kernel of ours."""
-
-
-def gradient_norms(model: torch.nn.Module) -> dict[str, torch.Tensor]:
-    """The norm of every parameter's gradient, and their sum as the total, as Nerfstudio names them."""
-    norms = {
-        f"Gradients/{name}": parameter.grad.norm()
-        for name, parameter in model.named_parameters()
-        if parameter.grad is not None
-    }
-    return {**norms, "Gradients/Total": sum(norms.values(), torch.zeros(()))}
 
 
 class ZipNerfTrainer(ResumableTrainer):
@@ -85,6 +78,7 @@ class ZipNerfTrainer(ResumableTrainer):
         super().__init__(config, *place(local_rank, world_size, config.machine))
         self._exchange: GradientExchange | None = None
         self._watch: Watch | None = None
+        self.stops = StopRequests(self.world_size == 1)
 
     def setup(self, test_mode: Any = "val") -> None:
         """Nerfstudio's set-up; what is wrong with settings or input is told in one line."""
@@ -97,10 +91,11 @@ class ZipNerfTrainer(ResumableTrainer):
             check_room_to_train(self)
             if self._device_type == "cuda" and self.pipeline.model.uses_kernels:
                 compile_kernels(self)
+        tables, has_scaler = self.pipeline.model.zipnerf.tables(), self.grad_scaler.is_enabled()
         if self.world_size > 1:
-            model = self.pipeline.model
-            self._exchange = GradientExchange(model, model.zipnerf.tables(), self.optimizers.parameters)
+            self._exchange = GradientExchange(self.pipeline.model, tables, self.optimizers.parameters)
             self._watch = Watch(self.checkpoint_dir)
+        self.guard = NonFiniteGuard(self.optimizers.optimizers, tables, torch.device(self.device), has_scaler)
         self._graph = set_up_graph(self)
         self._eager_steps = 0
 
@@ -120,7 +115,7 @@ class ZipNerfTrainer(ResumableTrainer):
 
     def train(self) -> None:
         """Trains up to max_num_iterations steps *in total*: Nerfstudio itself adds that many to a resumed run."""
-        with tell(self.config), nullcontext() if self._watch is None else self._watch:
+        with tell(self.config), nullcontext() if self._watch is None else self._watch, self.stops:
             self._train()
             if self._graph is not None:
                 # Before the means of communication that it holds on to.
@@ -143,7 +138,7 @@ class ZipNerfTrainer(ResumableTrainer):
         self.clock = TrainingClock(self._synchronize)
         self.progress = ProgressLine(self._start_step, total, self.clock, self._say)
         self._log_timer = StepTimer(self.clock)
-        self._pictures = BackgroundWriter()
+        self.events = EventLog(self._say)
         self.step = max(self._start_step - 1, 0)
         self.stop_training = False
         rays = self.pipeline.datamanager.get_train_rays_per_batch() * self.world_size
@@ -152,34 +147,50 @@ class ZipNerfTrainer(ResumableTrainer):
         with TimeWriter(writer, EventName.TOTAL_TRAIN_TIME):
             try:
                 self._train_steps(self._start_step, total)
+                if self.stops.received is not None:
+                    self._leave(total, saves=True)
             except Exception:
                 self.shutdown()
                 raise
             except KeyboardInterrupt:
                 if self._watch is not None:
                     self._watch.leave()
-                self._finish_writing()
-                self._say(interrupted(self.step, total, self.checkpoint_dir))
-                raise SystemExit(128 + signal.SIGINT) from None
+                self._leave(total, saves=False)
             finally:
                 # Also when the training is interrupted: what was begun is worth having.
                 self._finish_writing()
         self._after_train()
+
+    def _leave(self, total: int, saves: bool) -> None:
+        """Ends an interrupted training with the signal's status, after a line that says where to go on."""
+        # Before the first step there is nothing to keep.
+        if saves and any(optimizer.state for optimizer in self.optimizers.optimizers.values()):
+            self.begin_checkpoint(self.step)
+        self._finish_writing()
+        self._say(interrupted(self.step, total, self.checkpoint_dir))
+        raise SystemExit(self.stops.status) from None
 
     def _init_viewer_state(self) -> None:
         """Nerfstudio's, in a fraction of the time."""
         if self.viewer_state is not None:
             show_images(self)
 
+    def _update_viewer_state(self, step: int) -> None:
+        """Nerfstudio's, which stumbles over clients that come or go: that costs a picture, not the training."""
+        try:
+            super()._update_viewer_state(step)
+        except Exception as error:
+            say_once(f"Warning: the viewer failed ({type(error).__name__}: {error}). The training goes on.")
+
     def _finish_writing(self) -> None:
         """Waits until checkpoints and pictures are on disk; their errors are raised here."""
         self.checkpoints.wait()
-        self._pictures.wait()
+        self.events.finish()
 
     def _say(self, text: str) -> None:
-        """A line for the person, of any length: broken, its commands could not be copied."""
+        """A line for the person."""
         if self.local_rank == 0:
-            CONSOLE.print(text, markup=False, highlight=False, soft_wrap=True)
+            print_unbroken(text)
 
     def _after_train(self) -> None:
         """Nerfstudio's end of a training; before it waits with the viewer, it says what can be done next."""
@@ -188,19 +199,22 @@ class ZipNerfTrainer(ResumableTrainer):
         text = next_commands(self.base_dir, self.checkpoint_dir, num_held_out, has_events)
         end = TrainingCallbackLocation.AFTER_TRAIN
         self.callbacks = [*self.callbacks, TrainingCallback([end], lambda step: self._say(text))]
+        self.events.write()
         super()._after_train()
 
     def _train_complete_viewer(self) -> None:
         """Nerfstudio's wait with the viewer, whose end by Ctrl-C is no error."""
-        with suppress(KeyboardInterrupt):
-            super()._train_complete_viewer()
+        self.stops.release()
+        if self.stops.received is None:
+            with suppress(KeyboardInterrupt):
+                super()._train_complete_viewer()
 
     def _train_steps(self, first: int, total: int) -> None:
         """The loop. Between two logged steps nothing in it waits for the device, and no event is written."""
         datamanager = self.pipeline.datamanager
         for step in range(first, total):
             self._wait_while_paused()
-            if self.stop_training:
+            if self.stop_training or self.stops.received is not None:
                 return
             self.step = step
             with self.train_lock:
@@ -213,26 +227,28 @@ class ZipNerfTrainer(ResumableTrainer):
             rays = datamanager.get_train_rays_per_batch() * self.world_size
             self._update_viewer_state(step)
             if self._is_logged(step):
-                self._log(step, rays, result)
+                log_step(self, step, rays, result)
             if self.local_rank == 0:
                 self.progress.update(step, rays, result[2])
             if self._is_evaluated(step) and datamanager.eval_dataset and get_rank() == 0:
                 with self.clock.pause(), self.train_lock:
                     self.eval_iteration(step)
-            if step_check(step, self.config.steps_per_save):
+            is_saved = step_check(step, self.config.steps_per_save)
+            if self._is_logged(step) or is_saved or step + 1 == total:
+                self._tell_of_skipped(step)
+            if is_saved:
                 with self.clock.pause():
                     self.begin_checkpoint(step)
             self.checkpoints.check()
-            # The viewer's thread writes events, too.
-            if writer.EVENT_STORAGE:
-                self._write_events()
+            self.events.write()
 
-    def _write_events(self) -> None:
-        """What waits to be written, pictures beside the training."""
-        pictures = take_pictures()
-        if pictures:
-            self._pictures.submit(lambda: write_pictures(pictures))
-        writer.write_out_storage()
+    def _tell_of_skipped(self, step: int) -> None:
+        try:
+            self.guard.tell(self._say)
+        except InputError:
+            # The values are those of the last step that was not skipped.
+            self.begin_checkpoint(step)
+            raise
 
     @property
     def _device_type(self) -> str:
@@ -248,7 +264,7 @@ class ZipNerfTrainer(ResumableTrainer):
         if self.training_state != "paused":
             return
         with self.clock.pause(recurs=False):
-            while self.training_state == "paused" and not self.stop_training:
+            while self.training_state == "paused" and not self.stop_training and self.stops.received is None:
                 time.sleep(0.01)
 
     def _run_callbacks(self, step: int, location: TrainingCallbackLocation) -> None:
@@ -276,20 +292,26 @@ class ZipNerfTrainer(ResumableTrainer):
         if is_eager or self._eager_steps < EAGER_STEPS or not self._graph.has_current_tables():
             self._eager_steps += 1
             self.optimizers.zero_grad_some([name for name, steps in every.items() if step % steps == 0])
-            loss, loss_dict, metrics_dict = self._losses_and_gradients(step)
+            loss, loss_dict, metrics_dict = self._guarded(step)
         else:
             key = self.pipeline.datamanager.get_train_rays_per_batch(), model.zipnerf.num_active_levels()
-            loss, loss_dict, metrics_dict = self._graph(key, lambda: self._losses_and_gradients(step))
+            loss, loss_dict, metrics_dict = self._graph(key, lambda: self._guarded(step))
             # What is measured by eager steps alone is not written by a replay, whose metrics are those of its capture.
             metrics_dict = {**metrics_dict, **model.monitor.shares}
         complete = [name for name, steps in every.items() if step % steps == steps - 1]
-        self.optimizers.optimizer_scaler_step_some(self.grad_scaler, complete)
+        self.optimizers.optimizer_scaler_step_some(self.grad_scaler, self.guard.steppable(complete))
         if self.config.log_gradients and self._is_logged(step):
             metrics_dict.update(gradient_norms(self.pipeline.model))
-        if not complete or self._update_scaler():
+        if not complete or update_scaler(self.grad_scaler):
             for scheduler in self.optimizers.schedulers.values():
                 scheduler.step()
         return loss, loss_dict, metrics_dict
+
+    def _guarded(self, step: int) -> TRAIN_INTERATION_OUTPUT:
+        result = self._losses_and_gradients(step)
+        # Gradients are the same in all processes, losses are not.
+        self.guard.look(result[1] if self.world_size == 1 else {})
+        return result
 
     def _losses_and_gradients(self, step: int) -> TRAIN_INTERATION_OUTPUT:
         """The loss, its parts and the metrics, detached; the gradients are left in the parameters.
@@ -309,37 +331,13 @@ class ZipNerfTrainer(ResumableTrainer):
             self.grad_scaler.scale(share).backward()
         return loss.detach(), {name: value.detach() for name, value in loss_dict.items()}, metrics_dict
 
-    def _update_scaler(self) -> bool:
-        """Adapts the gradients' scale; False if it fell, for then there was no update and schedules must wait."""
-        if not self.grad_scaler.is_enabled():
-            return True
-        scale = self.grad_scaler.get_scale()
-        self.grad_scaler.update()
-        return scale <= self.grad_scaler.get_scale()
-
-    @check_main_thread
-    def _log(self, step: int, rays: int, result: TRAIN_INTERATION_OUTPUT) -> None:
-        """Writes what Nerfstudio writes of a step, with times that include the device's."""
-        # Nerfstudio's local writer, which is off by default, looks there for the step.
-        writer.GLOBAL_BUFFER["step"] = step
-        seconds = self._log_timer.lap(step + 1)
-        if seconds is not None:
-            writer.put_time(EventName.ITER_TRAIN_TIME, seconds, step=step, update_eta=True)
-            writer.put_time(EventName.TRAIN_RAYS_PER_SEC, rays / seconds, step=step)
-        for name, scheduler in self.optimizers.schedulers.items():
-            writer.put_scalar(name=f"learning_rate/{name}", scalar=scheduler.get_last_lr()[0], step=step)
-        loss, loss_dict, metrics_dict = result
-        writer.put_scalar(name="Train Loss", scalar=loss, step=step)
-        writer.put_dict(name="Train Loss Dict", scalar_dict=loss_dict, step=step)
-        writer.put_dict(name="Train Metrics Dict", scalar_dict=metrics_dict, step=step)
-        writer.put_dict(name="Feature RMS", scalar_dict=self.pipeline.model.feature_sizes(), step=step)
-        if self._device_type == "cuda":
-            memory = torch.cuda.max_memory_allocated() / 2**20
-            writer.put_scalar(name="GPU Memory (MB)", scalar=memory, step=step)
-
     def eval_iteration(self, step: int) -> None:
         """Nerfstudio's evaluation; its last test PSNR also goes into the progress line."""
-        super().eval_iteration(step)
+        try:
+            super().eval_iteration(step)
+        except torch.cuda.OutOfMemoryError:
+            # Pictures shrink their chunks before: what did not fit is something else.
+            say_once("Warning: evaluations that do not fit into what the training leaves of the GPU are left out.")
         for event in reversed(writer.EVENT_STORAGE):
             if event["name"] == "Eval Images Metrics" and "psnr" in event["event"]:
                 self.progress.test_psnr = float(event["event"]["psnr"])

@@ -41,6 +41,8 @@ class TableUpdate(NamedTuple):
     """Added to the gradient of each level, in multiples of the level's values."""
     half: Float16[Tensor, "*table"] | None = None
     """Memory for the half-precision copy; None if no copy is wanted."""
+    found_inf: Float[Tensor, ""] | None = None
+    """1 where nothing is to change, else 0, as torch's own Adam reads it; None for 0."""
 
 
 @torch.no_grad()
@@ -61,7 +63,7 @@ def decayed_adam_(updates: Sequence[TableUpdate], lr: float, betas: tuple[float,
         the summary of each table's new values.
     """
     summaries = []
-    for table, grad, exp_avg, exp_avg_sq, step, grid, decay, half in updates:
+    for table, grad, exp_avg, exp_avg_sq, step, grid, decay, half, found_inf in updates:
         values, grads, means, mean_squares = (
             [tensor[level.offset : level.offset + level.size] for level in grid.levels]
             for tensor in (_as_rows(part, grid) for part in (table, grad, exp_avg, exp_avg_sq))
@@ -74,7 +76,7 @@ def decayed_adam_(updates: Sequence[TableUpdate], lr: float, betas: tuple[float,
         steps = torch.full((len(values),), step - 1.0, dtype=torch.float32, device=table.device)
         adam(
             values, decayed, means, mean_squares, [], list(steps.unbind()), fused=True, amsgrad=False,
-            beta1=betas[0], beta2=betas[1], lr=lr, weight_decay=0.0, eps=eps, maximize=False,
+            beta1=betas[0], beta2=betas[1], lr=lr, weight_decay=0.0, eps=eps, maximize=False, found_inf=found_inf,
         )  # fmt: skip
         # Torch does not count its own fused operations as writes.
         torch.autograd.graph.increment_version(table)

@@ -23,6 +23,7 @@ import tyro
 from PIL import Image
 
 from zipnerf_ns.data.dataparsers.formats import find_format
+from zipnerf_ns.engine.messages import VIEWED_HERE
 from zipnerf_ns.tools import programs
 from zipnerf_ns.tools.demo_scene import write_scene
 from zipnerf_ns.tools.programs import CONFIG, METRICS, PICTURES, VIDEO, DemoError
@@ -203,7 +204,7 @@ def demo(data: Path | None = None, output_dir: Path = Path("outputs"), steps: in
         f"{sentence}\n"
         f"  pictures (truth | rendering)  {folder / PICTURES}\n"
         f"  video                         {folder / VIDEO}\n"
-        f"  look around yourself          {viewer} --load-config {folder / CONFIG}\n"
+        f"  look around yourself          {viewer} --load-config {folder / CONFIG} {' '.join(VIEWED_HERE)}\n"
         f"                                then open http://localhost:7007",
         flush=True,
     )

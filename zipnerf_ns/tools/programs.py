@@ -12,6 +12,7 @@ from PIL import Image
 
 from zipnerf_ns.data.dataparsers.formats import FORMATS, find_format
 from zipnerf_ns.engine.messages import quiet_dependencies
+from zipnerf_ns.engine.safety.configs import check_config_file
 from zipnerf_ns.errors import InputError
 
 if TYPE_CHECKING:
@@ -172,12 +173,14 @@ def load_run(config: Path, data: Path | None = None) -> Pipeline:
         config: of the run.
         data: where its data are now, if not where they are found from there.
     Raises:
-        InputError: if there is no such run, or nothing where the data are said to be.
+        InputError: if there is no such run, nothing where the data are said to be, or more than a run's settings in
+            its config.yml.
     """
     if not config.is_file():
         raise InputError(f"{config} does not exist. Give the config.yml that ns-train wrote.")
     if data is not None and not data.exists():
         raise InputError(f"{data} does not exist. Correct --data, or leave it out.")
+    check_config_file(config)
     quiet_dependencies()
     # Late: it loads every method's entry point, which takes seconds.
     from nerfstudio.utils.eval_utils import eval_setup

@@ -42,6 +42,7 @@ def adam_kernel(
     half,
     chunks,
     decays,
+    found_inf,
     sums,
     first_chunk,
     keep_exp_avg_sq,
@@ -58,8 +59,8 @@ def adam_kernel(
 ):
     """Updates one chunk of a table's values, writes its half-precision copy, and sums its squares.
 
-    With UPDATE unset the values stay as they are, and only ``half`` and ``sums`` are written. ``root_scale`` and
-    ``step_size`` contain the bias corrections of the second and of the first moment.
+    With UPDATE unset, or ``found_inf`` 1, the values stay as they are, and only ``half`` and ``sums`` are written.
+    ``root_scale`` and ``step_size`` contain the bias corrections of the second and of the first moment.
     """
     program = tl.program_id(0)
     chunk = chunks + program * 3
@@ -79,10 +80,12 @@ def adam_kernel(
         m += take_exp_avg * (g - m)
         v = keep_exp_avg_sq * v + take_exp_avg_sq * g * g
         # The approximate root and quotient flush small second moments to zero.
-        p -= step_size * tl.div_rn(m, tl.sqrt_rn(v) * root_scale + eps)
-        tl.store(exp_avg + start + lanes, m, mask=mask)
-        tl.store(exp_avg_sq + start + lanes, v, mask=mask)
-        tl.store(table + start + lanes, p, mask=mask)
+        # A step that is skipped writes nothing.
+        written = lanes < count * (tl.load(found_inf) == 0.0).to(tl.int32)
+        p = tl.where(written, p - step_size * tl.div_rn(m, tl.sqrt_rn(v) * root_scale + eps), p)
+        tl.store(exp_avg + start + lanes, m, mask=written)
+        tl.store(exp_avg_sq + start + lanes, v, mask=written)
+        tl.store(table + start + lanes, p, mask=written)
     if HALF:
         tl.store(half + start + lanes, (p * half_scale).to(tl.float16), mask=mask)
     # Lanes beyond the chunk may hold 0/0.
@@ -171,9 +174,10 @@ def _launch(updates: Sequence[TableUpdate], steps: Sequence[Step | None]) -> lis
     for update, step, (first, end) in zip(updates, steps, bounds, strict=True):
         work, alignment = _chunks(update.grid, device)
         table, half = update.table, update.half
+        found_inf = _never(device) if update.found_inf is None else update.found_inf
         adam_kernel[(end - first,)](
             table, update.grad.contiguous(), update.exp_avg, update.exp_avg_sq, table if half is None else half,
-            work, _decays(update.decay, device), sums, first, *(step or Step()), HALF_SCALE,
+            work, _decays(update.decay, device), found_inf, sums, first, *(step or Step()), HALF_SCALE,
             UPDATE=step is not None, HALF=half is not None, ALIGNMENT=alignment, CHUNK=CHUNK, num_warps=NUM_WARPS,
         )  # fmt: skip
     mean_square_kernel[(num_levels,)](sums, reduction.spans, reduction.sizes, means, BLOCK=SUM_BLOCK)
@@ -184,6 +188,12 @@ def _launch(updates: Sequence[TableUpdate], steps: Sequence[Step | None]) -> lis
 @lru_cache(maxsize=64)
 def _decays(decay: tuple[float, ...], device: torch.device) -> Float[Tensor, "levels"]:
     return torch.tensor(decay, dtype=torch.float32, device=device)
+
+
+@lru_cache(maxsize=8)
+def _never(device: torch.device) -> Float[Tensor, ""]:
+    """The mark of a step that is not skipped."""
+    return torch.zeros((), device=device)
 
 
 @lru_cache(maxsize=64)

@@ -1,0 +1,1 @@
+"""What keeps a fault from costing the run."""
