@@ -324,7 +324,7 @@ def test_the_viewer_shows_the_appearance_of_a_photo():
 
 @pytest.mark.parametrize("channels, background", [(3, "black"), (4, "white"), (4, "black"), (4, "last_sample")])
 def test_image_metrics_and_pictures(channels, background, monkeypatch):
-    monkeypatch.setattr(ImageMetrics, "_get_lpips", lambda self, device: None)
+    monkeypatch.setattr(ImageMetrics, "lpips", {})
     model = make_model(tiny_config(background_color=background))
     outputs = model.get_outputs_for_camera_ray_bundle(camera_bundle(12, 15))
     image = uniform((12, 15, channels), 5)
