@@ -147,8 +147,8 @@ def _far_away() -> tuple[Body, ...]:
 
 
 def _skyline() -> tuple[Body, ...]:
-    """Blocks with windows, masts and open frames all around, whose bars and panes are a few hundredths of a radian or
-    less as the still life sees them: a pixel or two of a small picture."""
+    """Blocks with windows, masts and open frames all around, whose bars and panes are 4 to 7 thousandths of a radian
+    wide as the still life sees them: a pixel or two of pictures of the default size."""
     placed = []
     random = np.random.default_rng(17)
     walls = (CREAM, (0.62, 0.42, 0.36), (0.42, 0.48, 0.56), STONE, (0.34, 0.33, 0.38))
@@ -156,15 +156,14 @@ def _skyline() -> tuple[Body, ...]:
         angle, away = 2 * np.pi * (number + random.uniform(-0.4, 0.4)) / 54, float(np.exp(random.uniform(3.0, 5.6)))
         x, y, height = float(away * np.cos(angle)), float(away * np.sin(angle)), away * random.uniform(0.09, 0.19)
         color, turn = walls[number % len(walls)], float(random.uniform(0, 3))
-        far = functools.partial(Body, casts=False)
         if number % 3 == 2:
             placed += _frame((x, y), turn, 0.02 * away, height, 0.0022 * away, functools.partial(_plain, color))
             continue
         half = (random.uniform(0.02, 0.05) * away, random.uniform(0.02, 0.05) * away, height / 2)
         at = (x, y, GROUND_LEVEL + height / 2)
-        placed.append(far(Box(at, turn, half), functools.partial(_windows, color, 0.011 * away)))
+        placed.append(Body(Box(at, turn, half), functools.partial(_windows, color, 0.011 * away), casts=False))
         mast = Cylinder((x, y, GROUND_LEVEL + 1.3 * height), 0.0, 0.0025 * away, 0.3 * height)
-        placed.append(far(mast, functools.partial(_banded, 0.012 * away), thin=True))
+        placed.append(Body(mast, functools.partial(_banded, 0.012 * away), casts=False, thin=True))
     return tuple(placed)
 
 
@@ -325,8 +324,9 @@ def _windows(color, size, points, normals):
     u, v = _face(points, normals)
     u, v = u / size, v / size
     pane = (np.abs(u - np.floor(u) - 0.5) < 0.3) & (np.abs(v - np.floor(v) - 0.5) < 0.3) & (np.abs(normals[2]) < 0.5)
+    pane = 0.95 * pane.astype(u.dtype)
     lit = value_noise(np.floor(u) * 7.31, np.floor(v) * 5.17) > 0.6
-    return mix(mix(color, (0.13, 0.17, 0.26), 0.9 * pane), (1.0, 0.86, 0.52), 0.95 * (pane & lit))
+    return mix(mix(color, (0.13, 0.17, 0.26), pane), (1.0, 0.86, 0.52), pane * lit)
 
 
 def _banded(size, points, normals):
