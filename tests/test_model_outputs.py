@@ -13,6 +13,7 @@ from nerfstudio.cameras.cameras import Cameras
 from nerfstudio.cameras.rays import RayBundle
 from nerfstudio.data.scene_box import OrientedBox
 
+from zipnerf_ns.render import metrics as metrics_module
 from zipnerf_ns.render.metrics import ImageMetrics
 from zipnerf_ns.render.outputs import EXTRA_OUTPUTS
 
@@ -322,9 +323,18 @@ def test_the_viewer_shows_the_appearance_of_a_photo():
 # --- whole pictures ---
 
 
+def test_weights_of_lpips_are_read_where_the_setting_says(monkeypatch, tmp_path):
+    asked = []
+    monkeypatch.setattr(metrics_module, "load_all", lambda folder: asked.append(folder) or {})
+    model = make_model(tiny_config(lpips_weights=tmp_path))
+    outputs = model.get_outputs_for_camera_ray_bundle(camera_bundle(12, 15))
+    assert set(model.get_image_metrics_and_images(outputs, {"image": uniform((12, 15, 3), 5)})[0]) == {"psnr", "ssim"}
+    assert asked == [tmp_path]
+
+
 @pytest.mark.parametrize("channels, background", [(3, "black"), (4, "white"), (4, "black"), (4, "last_sample")])
 def test_image_metrics_and_pictures(channels, background, monkeypatch):
-    monkeypatch.setattr(ImageMetrics, "_get_lpips", lambda self, device: None)
+    monkeypatch.setattr(ImageMetrics, "lpips", {})
     model = make_model(tiny_config(background_color=background))
     outputs = model.get_outputs_for_camera_ray_bundle(camera_bundle(12, 15))
     image = uniform((12, 15, channels), 5)

@@ -81,7 +81,7 @@ class ZipNerfModel(Model):
         if config.camera_optimizer.mode != "off":
             self.camera_optimizer = config.camera_optimizer.setup(num_cameras=self.num_train_data, device="cpu")
         self.view = ViewerControls(len(self.field.encoding.grid.levels), num_photos, prefilters_of(config))
-        self.metrics = ImageMetrics()
+        self.metrics = ImageMetrics(config.lpips_weights)
         self.monitor = CollisionMonitor(config.collision_check_steps)
         self.chunk_limit = ChunkLimit()
 
@@ -226,7 +226,7 @@ class ZipNerfModel(Model):
     def get_image_metrics_and_images(
         self, outputs: dict[str, Tensor], batch: dict[str, Any]
     ) -> tuple[dict[str, float], dict[str, Tensor]]:
-        """PSNR, SSIM and (where its weights are there) LPIPS of a whole picture, and pictures to look at.
+        """PSNR, SSIM and (where their weights are there) LPIPS of a whole picture, and pictures to look at.
 
         What the batch's mask ignores does not count: see :class:`~zipnerf_ns.render.metrics.ImageMetrics`.
         """

@@ -6,6 +6,7 @@ import dataclasses
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Literal, get_args
 
 import torch
@@ -53,6 +54,9 @@ class ZipNerfModelConfig(ModelConfig, ZipNerfConfig):
     """Nerfstudio's, for models that read text."""
     eval_num_rays_per_chunk: int = 65536
     """The most rays rendered at once at evaluation; fewer where memory is short."""
+    lpips_weights: Path | None = None
+    """Folder with VGG-16's weights, for the metric lpips, and AlexNet's, for lpips_alex, as torchvision names the files
+    (vgg16-397923af.pth, alexnet-owt-7be5be79.pth); torch hub's cache if none."""
 
     near_plane: float = 0.05
     """Nearest distance that can be seen, world units after the dataparser's scaling."""

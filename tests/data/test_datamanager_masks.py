@@ -229,7 +229,7 @@ def masked_training(folder: Path, used: np.ndarray, spoil: bool) -> tuple[dict[i
 
 def test_what_is_masked_is_neither_learnt_nor_measured(tmp_path, fresh_writers, monkeypatch):
     """Whatever is there, the training is the same to the last bit; without the masks it is another."""
-    monkeypatch.setattr(ImageMetrics, "_get_lpips", lambda self, device: None)
+    monkeypatch.setattr(ImageMetrics, "lpips", {})
     clean = masked_training(tmp_path / "clean", LEFT, spoil=False)
     spoilt = masked_training(tmp_path / "spoilt", LEFT, spoil=True)
     assert clean[0] == spoilt[0] and clean[1] == spoilt[1]
@@ -240,7 +240,7 @@ def test_what_is_masked_is_neither_learnt_nor_measured(tmp_path, fresh_writers, 
 
 
 def test_metrics_are_of_the_used_pixels(tmp_path, fresh_writers, monkeypatch):
-    monkeypatch.setattr(ImageMetrics, "_get_lpips", lambda self, device: None)
+    monkeypatch.setattr(ImageMetrics, "lpips", {})
     scene = with_masks(write_scene(tmp_path / "scene"), lambda _: grey(LEFT))
     trainer, _ = train(tiny_config(scene, tmp_path / "out", 2))
     pipeline = trainer.pipeline.eval()

@@ -171,6 +171,11 @@ def test_what_other_programs_read_stays_in_main_memory(tmp_path, monkeypatch):
     for manager.test_mode in ("test", "val"):
         manager._load_pixels(manager.train_dataset)
     assert asked == ["cpu", "cuda"]
+    # A training's own do not, whichever views it is measured on.
+    manager.test_mode = "test"
+    manager.hold_pixels()
+    manager.hold_pixels()
+    assert asked == ["cpu", "cuda", "cuda"]
 
 
 def generate_point_cloud(manager: ZipNerfDataManager, found: Callable[[int], int]) -> int:

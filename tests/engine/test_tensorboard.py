@@ -21,7 +21,7 @@ PICTURES = ("img", "error", "accumulation", "depth", "prop_depth_0")
 @pytest.fixture
 def events(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> EventAccumulator:
     """Those of 13 steps, of which every fourth is logged, with collisions counted at step 8 and a view at step 10."""
-    monkeypatch.setattr(ImageMetrics, "_get_lpips", lambda self, device: None)
+    monkeypatch.setattr(ImageMetrics, "lpips", {})
     scene = write_scene(tmp_path / "scene", sizes=[(36, 32)] * 8)
     logging = LoggingConfig(steps_per_log=4, local_writer=LocalWriterConfig(enable=False), profiler="none")
     config = tiny_config(scene, tmp_path, steps=13, logging=logging, steps_per_eval_image=10)

@@ -90,8 +90,8 @@ def test_report_shows_means_and_differences(tmp_path):
     text = report(options, results, {"hash decay": "as full"})
     rows = {line.split(" | ")[0].strip("| "): line for line in text.splitlines() if line.startswith("| ")}
     assert "PSNR at 1/1 | PSNR at 1/8" in rows["variant"]
-    assert "| 27.00 | 0.8000 | – |  | 24.00 | 30.00 | 9,000 | 120 | 13.3 | 1.50 | 3.0 |" in rows[BASE]
-    assert "| 25.50 | 0.8000 | – | -1.50 ± 0.00 | 24.00" in rows["prefilter none"]
+    assert "| 27.00 ± 1.00 | 0.8000 ± 0.0000 | – |  | 24.00 | 30.00 | 9,000 | 120 | 13.3 | 1.50 | 3.0 |" in rows[BASE]
+    assert "| 25.50 ± 1.00 | 0.8000 ± 0.0000 | – | -1.50 ± 0.00 | 24.00" in rows["prefilter none"]
     assert "failed: out of memory" in rows["no distortion"]
     assert "- hash decay: as full" in text and "seeds 0, 1" in text and "Device: One GPU." in text
     assert "Each variant: 120 s of training" in text

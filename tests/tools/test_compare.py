@@ -41,6 +41,16 @@ def test_command_line_becomes_trials(tmp_path):
     assert (folder, name) == (Path("outputs/compare") / tmp_path.name / "zipnerf", "zipnerf")
 
 
+def test_every_seed_is_a_trial_in_a_folder_of_its_own(tmp_path):
+    """A whole table stands after the first seed."""
+    planned = plan(parse([str(tmp_path), "--methods", "zipnerf", "nerfacto", "--seeds", "0", "7"]))
+    assert [(each.trial.method, each.trial.seed) for each in planned] == [
+        ("zipnerf", 0), ("nerfacto", 0), ("zipnerf", 7), ("nerfacto", 7)
+    ]  # fmt: skip
+    assert len({each.folder for each in planned}) == len({each.name for each in planned}) == 4
+    assert plan(parse([str(tmp_path)]))[0].trial.seed == 42
+
+
 def test_defaults_are_what_the_issue_of_a_comparison_is(tmp_path):
     options = parse([str(tmp_path)])
     assert [each.trial.method for each in plan(options)] == list(compare.METHODS)
@@ -52,6 +62,7 @@ def test_defaults_are_what_the_issue_of_a_comparison_is(tmp_path):
     "arguments,words",
     [
         (["nowhere"], "nowhere does not exist"),
+        ([".", "--seeds", "1", "1"], "--seeds must be different"),
         ([".", "--seconds", "0"], "--seconds must be positive"),
         ([".", "--steps", "1"], "--steps must be at least 2"),
         ([".", "--seconds", "5", "--steps", "5"], "not allowed with"),
@@ -90,6 +101,28 @@ def test_report_says_what_was_measured_and_how():
     failed = next(line for line in fox.splitlines() if line.startswith("| `splatfacto`"))
     assert "failed: RuntimeError: no / compiler" in failed and failed.count("|") == row.count("|")
     assert "stopped by the clock" not in lego and "`nerfacto`" in lego
+
+
+def of_seed(seed: int, psnr: float = 26.0, **changes):
+    made = result("zipnerf", metrics={"psnr": psnr, "ssim": 0.9}, **changes)
+    return {**made, "trial": {**made["trial"], "seed": seed}}
+
+
+def test_report_of_several_seeds():
+    """A method has one row: means, and their standard errors over the seeds that did not fail."""
+    values, scales = [26.0, 27.0, 29.0], [{"1": {"psnr": 30.0}}, {"1": {"psnr": 32.0}}, {}]
+    results = [
+        of_seed(seed, value, by_scale=scales[seed], steps=3000 * (seed + 1)) for seed, value in enumerate(values)
+    ]
+    failed = {**of_seed(3), "status": "failed", "reason": "out of memory"}
+    text = comparison([*results[:2], result("nerfacto"), results[2], failed])
+    error = np.std(values, ddof=1) / np.sqrt(3)
+    assert f"| `zipnerf` | 27.33 ± {error:.2f} | 0.9000 ± 0.0000 | – | 6,000 |" in text
+    assert text.count("| `zipnerf` |") == 2 and text.count("- `zipnerf`:") == 1
+    assert "| `zipnerf` | 31.00 ± 1.00 / – |" in text
+    assert "stopped by the clock at 30% of its schedule; stopped by the clock at 60%" in text
+    assert "seed 3 failed: out of memory" in text
+    assert "seeds 0, 1, 42, 2, 3, of which means stand here; ± is their standard error" in text
 
 
 def test_report_of_several_scales():
@@ -142,6 +175,25 @@ def test_curves_are_drawn(tmp_path):
     save_curves(tmp_path / "curves.png", [result("zipnerf"), result("nerfacto", "/data/lego"), FAILED])
     picture = np.asarray(Image.open(tmp_path / "curves.png").convert("RGB"))
     assert picture.shape[1] > 2 * picture.shape[0] and picture.std() > 5.0
+
+
+def test_seeds_share_a_color_and_crops_show_the_first(tmp_path):
+    lower = [{"step": 9, "seconds": 15.0, "psnr": 12.0}, {"step": 9000, "seconds": 120.0, "psnr": 14.0}]
+    pictures = []
+    for group in ([of_seed(0)], [of_seed(0), of_seed(1, curve=lower)], [of_seed(0), result("nerfacto", curve=lower)]):
+        save_curves(tmp_path / "curves.png", group)
+        pixels = np.asarray(Image.open(tmp_path / "curves.png").convert("RGB")).astype(int)
+        pictures.append(pixels[np.ptp(pixels, axis=-1) > 100])
+    # Orange is not among the colors of one method.
+    one, two, others = ((colors[:, 0] > colors[:, 2]).sum() for colors in pictures)
+    assert one == two == 0 < others and len(pictures[1]) > 1.5 * len(pictures[0])
+    for seed, value in ((0, 0.0), (1, 1.0)):
+        for index in (0, 2):
+            view = View(torch.zeros(50, 50, 3), torch.full((50, 50, 3), value), 0.1)
+            save_view(tmp_path / f"{seed}/views", index, view)
+    for results in ([of_seed(0)], [of_seed(0), of_seed(1)]):
+        save_crops(tmp_path / f"crops{len(results)}.png", results, [tmp_path / "0", tmp_path / "1"][: len(results)])
+    assert (tmp_path / "crops1.png").read_bytes() == (tmp_path / "crops2.png").read_bytes()
 
 
 def test_two_methods_through_the_whole_of_it(tiny_scene, tmp_path, monkeypatch):

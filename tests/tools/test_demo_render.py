@@ -77,10 +77,10 @@ def test_ground_counts_only_when_asked():
     np.testing.assert_allclose(surface_distance(points)[2], -0.05)
 
 
-@pytest.mark.parametrize("rgba", [False, True])
-def test_culling_changes_nothing(monkeypatch: pytest.MonkeyPatch, rgba: bool):
+@pytest.mark.parametrize("rgba, far", [(False, False), (True, False), (False, True)])
+def test_culling_changes_nothing(monkeypatch: pytest.MonkeyPatch, rgba: bool, far: bool):
     """Without the frustum test and the choice of neighbors, bit for bit the same picture comes out."""
-    world = bodies(not rgba)
+    world = bodies("far" if far else not rgba)
 
     def all_neighbors(backdrop, index, points):
         others = [other for other in range(len(world)) if other != index and world[other].casts]
@@ -89,7 +89,7 @@ def test_culling_changes_nothing(monkeypatch: pytest.MonkeyPatch, rgba: bool):
     monkeypatch.setattr(demo_render, "_RAYS_PER_TILE", 144)
     for pose in (POSE, camera(130.0, 25.0, 2.4)):
         pinhole = Pinhole(FOCAL / 2, FOCAL / 2, WIDTH / 4, HEIGHT / 4, WIDTH // 2, HEIGHT // 2)
-        arguments = (pose, pinhole, 1, 5, rgba)
+        arguments = (pose, pinhole, 1, 5, rgba, far)
         culled = render_view(*arguments)
         with monkeypatch.context() as patch:
             patch.setattr(demo_render, "_candidates", lambda origin, corners, backdrop: list(range(len(world))))
@@ -197,3 +197,32 @@ def test_sky_is_smooth_and_meets_the_ground_at_the_horizon():
     (sky, _), (ground, far) = (radiance(eye, along / np.linalg.norm(along), True) for along in (above, below))
     assert far[0] > 1e5
     np.testing.assert_allclose(ground, sky, atol=0.01)
+
+
+def lost_by_halving(picture: np.ndarray) -> np.ndarray:
+    """How far every 2x2 block is from its mean: what a picture of half the size does not hold."""
+    rows, columns = picture.shape[0] // 2, picture.shape[1] // 2
+    blocks = picture[: 2 * rows, : 2 * columns].reshape(rows, 2, columns, 2, 3)
+    return np.abs(blocks - blocks.mean(axis=(1, 3), keepdims=True)).mean(axis=(1, 3, 4))
+
+
+def test_far_detail_is_far_and_fine():
+    """Above the horizon, all around: what half the default picture's size does not hold is twice as much as by default,
+    and much of it is on surfaces tens to hundreds of units away; what is near is the same."""
+    lost = {"far": [], True: []}
+    for azimuth in (-150.0, -60.0, 30.0, 120.0):
+        pose, pinhole = camera(azimuth, 8.0, 2.7), Pinhole(246.0, 246.0, 128.0, 72.0, 256, 48)
+        y, x = (axis.ravel() + 0.5 for axis in np.mgrid[: pinhole.height, : pinhole.width])
+        directions = pose[:, :3] @ [(x - pinhole.cx) / pinhole.fx, (pinhole.cy - y) / pinhole.fy, -np.ones_like(x)]
+        directions /= np.linalg.norm(directions, axis=0)
+        above = directions[2] > 0.0
+        seen = {kind: radiance(pose[:, 3:], directions, kind) for kind in lost}
+        for kind, (_, distance) in seen.items():
+            counts = ((distance > 15.0) & above).reshape(pinhole.height, pinhole.width)[::2, ::2]
+            lost[kind].append(lost_by_halving(render_view(pose, pinhole, 16, 0, far=kind == "far"))[counts].mean())
+        distance = seen["far"][1][above]
+        assert 0.1 < ((distance > 15.0) & (distance < 300.0)).mean() and 0.05 < np.isinf(distance).mean()
+        near = (seen["far"][1] < 3.5) & (seen[True][1] < 3.5)
+        assert 0.01 < near.mean()
+        np.testing.assert_array_equal(seen["far"][0][:, near], seen[True][0][:, near])
+    assert np.mean(lost["far"]) > 2.0 * np.mean(lost[True])

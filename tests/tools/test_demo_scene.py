@@ -34,6 +34,11 @@ def scene_rgba(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return write_scene(tmp_path_factory.mktemp("demo") / "scene", **TINY, rgba=True)
 
 
+@pytest.fixture(scope="module")
+def scene_far(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_scene(tmp_path_factory.mktemp("demo") / "scene", **TINY, detail="far")
+
+
 def read_json(path: Path) -> dict:
     return json.loads(path.read_text())
 
@@ -49,7 +54,8 @@ def picture(folder: Path, downscale: int, name: str) -> np.ndarray:
 
 def draw_again(meta: dict, frame: dict, rgba: bool = False, samples: int = TINY["samples_per_pixel"]) -> np.ndarray:
     pinhole = Pinhole(*(meta[key] for key in ("fl_x", "fl_y", "cx", "cy", "w", "h")))
-    picture = render_view(np.array(frame["transform_matrix"]), pinhole, samples, frame["sample_seed"], rgba)
+    pose, far = np.array(frame["transform_matrix"]), meta["demo_scene"]["detail"] == "far"
+    picture = render_view(pose, pinhole, samples, frame["sample_seed"], rgba, far)
     return straight_alpha(picture) if rgba else picture
 
 
@@ -71,11 +77,23 @@ def assert_stored(stored: np.ndarray, exact: np.ndarray) -> None:
 
 
 @pytest.mark.parametrize("downscale", DOWNSCALES)
-def test_pictures_are_area_means_of_the_unrounded_render(scene: Path, downscale: int):
-    meta = read_json(scene / "transforms.json")
-    for frame in meta["frames"][::3]:
-        exact = draw_again(meta, frame)
-        assert_stored(picture(scene, downscale, Path(frame["file_path"]).name), area_mean(exact, downscale))
+def test_pictures_are_area_means_of_the_unrounded_render(scene: Path, scene_far: Path, downscale: int):
+    for folder in (scene, scene_far):
+        meta = read_json(folder / "transforms.json")
+        for frame in meta["frames"][::3]:
+            exact = draw_again(meta, frame)
+            assert_stored(picture(folder, downscale, Path(frame["file_path"]).name), area_mean(exact, downscale))
+
+
+def test_with_far_detail_every_camera_sees_the_horizon(scene_far: Path):
+    """The horizontal direction that a camera is turned to is in its picture, with a tenth of the picture above it."""
+    meta = read_json(scene_far / "transforms.json")
+    for frame in meta["frames"]:
+        _, _, back, eye = np.array(frame["transform_matrix"])[:3].T
+        ahead = -back * [1.0, 1.0, 0.0]
+        x, y, z = np.array(frame["transform_matrix"])[:3, :3].T @ ahead
+        assert 0.1 * meta["h"] < meta["cy"] - meta["fl_y"] * y / -z < 0.5 * meta["h"]
+        assert surface_distance(eye[None], include_ground=True)[0] > 0.5
 
 
 @pytest.mark.parametrize("downscale", DOWNSCALES)
@@ -194,6 +212,10 @@ def test_same_seed_same_files_and_two_processes_change_nothing(tmp_path: Path):
 
 def test_same_settings_are_reused(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
     folder = write_scene(tmp_path / "scene", **TINIEST)
+    # As those are that were written before there was a choice.
+    meta = read_json(folder / "transforms.json")
+    assert meta["demo_scene"].pop("detail") == "near"
+    (folder / "transforms.json").write_text(json.dumps(meta))
     before = {path: path.stat().st_mtime_ns for path in folder.rglob("*")}
     capsys.readouterr()
     assert write_scene(folder, **TINIEST) == folder
@@ -207,6 +229,8 @@ def test_nothing_is_overwritten(tmp_path: Path):
         write_scene(folder, **{**TINIEST, "seed": 1})
     with pytest.raises(FileExistsError, match="rgba False instead of True"):
         write_scene(folder, **TINIEST, rgba=True)
+    with pytest.raises(FileExistsError, match="detail near instead of far"):
+        write_scene(folder, **TINIEST, detail="far")
     (folder / "images_4" / "test_0000.png").unlink()
     with pytest.raises(FileNotFoundError, match="test_0000.png is missing; remove"):
         write_scene(folder, **TINIEST)
@@ -249,6 +273,7 @@ def test_interrupted_run_leaves_nothing(tmp_path: Path, monkeypatch: pytest.Monk
         ({"num_test": 0}, "num_test is 0"),
         ({"samples_per_pixel": 0}, "samples_per_pixel is 0"),
         ({"seed": -1}, "seed is -1"),
+        ({"rgba": True, "detail": "far"}, "rgba leaves out all that is far"),
     ],
 )
 def test_wrong_numbers_are_named(tmp_path: Path, change: dict, message: str):

@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 import copy
+import dataclasses
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from _published import write_mipnerf360_scene
 from _scenes import named_pixels, pose, read_meta, write_blender_scene, write_meta, write_scene
 from PIL import Image
 
 from nerfstudio.data.dataparsers.nerfstudio_dataparser import Nerfstudio
 
+from zipnerf_ns.data.dataparsers.formats import with_reader
 from zipnerf_ns.data.dataparsers.multiscale import MultiscaleDataParserConfig
 from zipnerf_ns.errors import InputError
 from zipnerf_ns.tools.demo_scene import write_scene as write_built_in
@@ -167,6 +170,41 @@ def test_points_are_read_only_where_a_file_names_them(tmp_path, monkeypatch):
     assert not prepared(scene, "nerfacto").config.pipeline.datamanager.dataparser.load_3D_points
     monkeypatch.setattr(Nerfstudio, "_load_3D_points", lambda *_: None)
     assert prepared(scene, "splatfacto").config.pipeline.datamanager.dataparser.load_3D_points
+
+
+@pytest.mark.parametrize("method", ["zipnerf-360", "zipnerf", *OTHERS])
+def test_published_scenes_are_read_as_published_by_every_method(tmp_path, method):
+    """The benchmark's own images, views held out and axes; splatfacto begins with COLMAP's points."""
+    poses = write_mipnerf360_scene(tmp_path / "bonsai")
+    result = prepared(tmp_path / "bonsai", method)
+    names = sorted(poses)
+    train, held_out = parsed(result), parsed(result, "val")
+    assert [path.name for path in held_out.image_filenames] == names[::8]
+    assert [path.name for path in train.image_filenames] == [name for name in names if name not in names[::8]]
+    assert {path.parent.name for path in train.image_filenames} == {"images_2"}
+    assert ("points3D_xyz" in train.metadata) == (method == "splatfacto")
+    assert not result.has_alpha and result.config.max_num_iterations == registered(method).max_num_iterations
+    own = registered("zipnerf-360").pipeline
+    if method == "zipnerf-360":
+        assert result.config.pipeline.model == own.model
+    written = parse_published(own.datamanager.dataparser, tmp_path / "bonsai").cameras.camera_to_worlds
+    torch.testing.assert_close(train.cameras.camera_to_worlds, written)
+
+
+def parse_published(dataparser, data: Path):
+    return with_reader(dataclasses.replace(dataparser, data=data)).setup().get_dataparser_outputs("train")
+
+
+def test_settings_of_the_parser_say_what_is_read(tmp_path):
+    """A folder that is not named like a published scene needs one; at several scales it reaches the inner parser."""
+    write_mipnerf360_scene(tmp_path / "mine")
+    with pytest.raises(InputError, match="not named like a scene"):
+        prepared(tmp_path / "mine", "zipnerf")
+    factor = {"pipeline.datamanager.dataparser.downscale_factor": 4}
+    for scales in ((), (1, 2)):
+        outputs = parsed(prepared(tmp_path / "mine", "splatfacto", changes=factor, scales=scales))
+        assert outputs.image_filenames[0].parent.name == "images_4"
+        assert len(outputs.image_filenames) == 16 * max(len(scales), 1)
 
 
 def test_settings_by_name():

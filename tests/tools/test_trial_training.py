@@ -9,14 +9,14 @@ from typing import Any
 
 import pytest
 import torch
-from _scenes import make_datamanager, write_scene
+from _scenes import make_datamanager, tiny_config, write_scene
 
 from nerfstudio.engine.callbacks import TrainingCallback, TrainingCallbackLocation
 
 from zipnerf_ns.tools.trials import training as trial_training
 from zipnerf_ns.tools.trials import worker as trial_worker
 from zipnerf_ns.tools.trials.config import Prepared
-from zipnerf_ns.tools.trials.training import Course, draw_same_rays, train
+from zipnerf_ns.tools.trials.training import Course, draw_same_rays, set_up, train
 from zipnerf_ns.tools.trials.trial import Trial
 
 STEP, FIRST_STEP, EVALUATION = 1.0, 50.0, 7.0
@@ -139,6 +139,13 @@ def test_rays_of_methods_that_render_pictures(own_time):
     trainer = OwnTrainer(own_time, 2)
     trainer.pipeline.model.last_size = (30, 20)
     assert train(trainer).rays == 1200
+
+
+def test_a_trial_holds_its_pixels_as_any_training_does(tmp_path, fresh_writers):
+    """Though it is measured on the test split, as programs are that do not train; without them no step is captured."""
+    trainer, _ = set_up(tiny_config(write_scene(tmp_path / "scene"), tmp_path))
+    assert trainer.pipeline.datamanager.test_mode == "test"
+    assert len(trainer.pipeline.datamanager.pixels) == 6 * 16 * 24
 
 
 class Loop:

@@ -207,8 +207,7 @@ class ZipNerfDataManager(VanillaDataManager[CheckedDataset]):
             return
         self._has_store = True
         if self.test_mode == "val":
-            self.pixels = self._load_pixels(dataset)
-            CONSOLE.log(f"Training on {len(self.pixels):,} pixels of {len(dataset)} images.")
+            self.hold_pixels()
         self.train_pixel_sampler = self._get_pixel_sampler(dataset, self.config.train_num_rays_per_batch)
         self.train_ray_generator = self._make_rays(cameras)
 
@@ -236,6 +235,15 @@ class ZipNerfDataManager(VanillaDataManager[CheckedDataset]):
             )
             self.eval_pixel_sampler = self._get_pixel_sampler(dataset, self.config.eval_num_rays_per_batch)
         self.eval_ray_generator = self._make_rays(dataset.cameras)
+
+    def hold_pixels(self) -> None:
+        """Loads the training pixels to where a training wants them, if they are not there.
+
+        A trainer asks for it, for it may measure on views of the test split, as programs do that train nothing.
+        """
+        if self._has_store and self.pixels is None:
+            self.pixels = PixelStore.load(self.train_dataset, self.device if self.config.images_on_gpu else "cpu")
+            CONSOLE.log(f"Training on {len(self.pixels):,} pixels of {len(self.train_dataset)} images.")
 
     def _load_pixels(self, dataset: CheckedDataset) -> PixelStore:
         # Of other programs only exports draw from it, and look at the rays alone.

@@ -88,6 +88,7 @@ class ZipNerfTrainer(ResumableTrainer):
             trained = None if checkpoint is None else read_trained(checkpoint, resumes=True)
             self.config.pipeline.datamanager.trained = trained
             super().setup(test_mode)
+            self.pipeline.datamanager.hold_pixels()
             check_room_to_train(self)
             if self._device_type == "cuda" and self.pipeline.model.uses_kernels:
                 compile_kernels(self)

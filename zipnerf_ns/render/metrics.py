@@ -1,29 +1,24 @@
-"""Image quality of 8-bit pictures: PSNR, SSIM, and LPIPS where its weights are."""
+"""Image quality as published tables have it, of 8-bit pictures: PSNR, SSIM, and LPIPS where its weights are."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from functools import cache
+from collections.abc import Callable, Mapping
+from functools import cache, cached_property
 from pathlib import Path
 
 import torch
 from jaxtyping import Bool, Float
 from torch import Tensor, nn
 from torch.nn.functional import conv2d
-from torchmetrics.image.lpip import LearnedPerceptualImagePatchSimilarity
 
 from nerfstudio.utils.rich_utils import CONSOLE
+
+from zipnerf_ns.render.lpips import BACKBONES, load_all
 
 WINDOW, SIGMA = 11, 1.5
 """Pixels of SSIM's Gaussian window, and its standard deviation in pixels (Wang et al. 2004, section III-B)."""
 STABILIZERS = 0.01**2, 0.03**2
 """C1 and C2 of SSIM for values in [0, 1] (Wang et al. 2004, section III-B)."""
-LPIPS_WEIGHTS = "vgg16-397923af.pth"
-"""File of VGG-16's weights, with which LPIPS is published for radiance fields, in torch hub's cache."""
-LPIPS_DOWNLOAD = "python -c 'from torchvision.models import vgg16; vgg16(weights=\"IMAGENET1K_V1\")'"
-"""What puts it there: half a gigabyte, for which no evaluation should wait."""
-LPIPS_MIN_SIZE = 16
-"""VGG's four poolings leave nothing of smaller pictures."""
 
 
 def psnr(prediction: Tensor, truth: Tensor) -> Tensor:
@@ -36,7 +31,9 @@ def ssim(
 ) -> Float[Tensor, "rows columns"]:
     """Structural similarity of values in [0, 1] in every window that lies within the picture (Wang et al. 2004).
 
-    The mean over them, and over the channels, is what is published: no picture goes on behind its border.
+    The mean over them, and over the channels, equals dm_pix.ssim, with which multinerf measured mip-NeRF 360's tables,
+    tf.image.ssim, after which that is modeled, and skimage's structural_similarity with gaussian_weights and without
+    use_sample_covariance. No picture goes on behind its border.
     """
     # In float64: variances are differences of large numbers, and a GPU's float32 convolutions may round to 11 bits.
     offsets = torch.arange(WINDOW, dtype=torch.float64, device=prediction.device) - WINDOW // 2
@@ -78,14 +75,16 @@ def _announce_move(name: str) -> None:
 class ImageMetrics(nn.Module):
     """Metrics of whole pictures, as they are when they are written with 8 bits a channel.
 
-    LPIPS (VGG) is built at its first use. Where its weights are not in torch hub's cache the key is absent, for every
-    image alike, and one warning says how to get them.
+    ``lpips`` is VGG's, ``lpips_alex`` AlexNet's. Where a network's weights are not there its key is absent, for every
+    picture alike: no other stands in for it.
+
+    Args:
+        lpips_weights: folder of the networks' weights; torch hub's cache if None.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, lpips_weights: Path | None = None) -> None:
         super().__init__()
-        # Hidden in a list so that the network is neither trained nor saved nor moved with the model.
-        self._lpips: list[nn.Module | None] = []
+        self.lpips_weights = lpips_weights
 
     @torch.no_grad()
     def forward(
@@ -119,34 +118,20 @@ class ImageMetrics(nn.Module):
         central = used[margin:-margin, margin:-margin]
         if central.any():
             values["ssim"] = float(with_room("SSIM", ssim, rgb, truth)[central.cpu()].mean())
-        if min(rgb.shape[:2]) >= LPIPS_MIN_SIZE and self._get_lpips(rgb.device) is not None:
-            values["lpips"] = float(with_room("LPIPS", self._distance, rgb, truth))
+        for name, network in self.lpips.items():
+            if min(rgb.shape[:2]) >= BACKBONES[name].min_size:
+                values[name] = float(with_room(name, _on_their_device(network), rgb, truth))
         return values
 
-    def _distance(self, rgb: Float[Tensor, "height width 3"], truth: Float[Tensor, "height width 3"]) -> Tensor:
-        """LPIPS where the pictures lie."""
-        network = self._get_lpips(rgb.device)
-        return network(*(image.permute(2, 0, 1)[None] for image in (rgb, truth)))
-
-    def _get_lpips(self, device: torch.device) -> nn.Module | None:
-        if not self._lpips:
-            self._lpips.append(_load_lpips())
-        network = self._lpips[0]
-        return None if network is None else network.to(device)
+    @cached_property
+    def lpips(self) -> Mapping[str, nn.Module]:
+        """The networks, by the metrics' names."""
+        return load_all(self.lpips_weights)
 
 
-def _load_lpips() -> nn.Module | None:
-    """The network of LPIPS, or a warning and none."""
-    weights = Path(torch.hub.get_dir()) / "checkpoints" / LPIPS_WEIGHTS
-    try:
-        if not weights.is_file():
-            raise OSError(f"{weights} does not exist; to download it: {LPIPS_DOWNLOAD}")
-        # Its networks draw random weights before they load theirs; training must not notice.
-        with torch.random.fork_rng(devices=[]):
-            return LearnedPerceptualImagePatchSimilarity(net_type="vgg", normalize=True)
-    except (OSError, RuntimeError, ImportError) as error:
-        CONSOLE.log(f"LPIPS is left out: VGG's weights cannot be read ({error}).", markup=False)
-        return None
+def _on_their_device(network: nn.Module) -> Callable[[Tensor, Tensor], Tensor]:
+    """A network that follows the pictures."""
+    return lambda rgb, truth: network.to(rgb.device)(rgb, truth)
 
 
 def in_8_bits(picture: Float[Tensor, "*shape"]) -> Float[Tensor, "*shape"]:

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import argparse
 import copy
-import math
 import statistics
 import sys
 from collections.abc import Mapping, Sequence
@@ -19,7 +18,17 @@ from zipnerf_ns.errors import InputError
 from zipnerf_ns.functional.hash_grid import Prefilter
 from zipnerf_ns.tools.compare import add_trial_arguments, checked, planned_trial
 from zipnerf_ns.tools.trials.config import change, registered
-from zipnerf_ns.tools.trials.report import METRICS, Result, budget, cost_cells, failed_row, metric_cells, table
+from zipnerf_ns.tools.trials.report import (
+    METRICS,
+    Result,
+    budget,
+    cost_cells,
+    failed_row,
+    metric_cells,
+    standard_error,
+    succeeded,
+    table,
+)
 from zipnerf_ns.tools.trials.trial import run_all, save_json
 
 CLOSE_CALL = 2.0
@@ -88,16 +97,13 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
     )
     parser.add_argument("scenes", type=Path, nargs=1, metavar="SCENE", help="folder, or transforms file")
     parser.add_argument("--method", default="zipnerf", help="what the variants differ from")
-    add_trial_arguments(parser)
-    parser.add_argument("--seeds", type=int, nargs="+", default=[0], help="every variant is trained with each")
+    add_trial_arguments(parser, "variant", 0)
     parser.add_argument("--only", nargs="+", metavar="NAME", help=f"variants, of: {', '.join(VARIANTS)}")
     parser.add_argument("--output", type=Path, default=Path("outputs/ablate"), help="folder for all results")
     options = checked(parser, parser.parse_args(arguments))
     unknown = sorted(set(options.only or ()) - set(VARIANTS))
     if unknown:
         parser.error(f"no variant {', '.join(unknown)}; there are: {', '.join(VARIANTS)}")
-    if len(set(options.seeds)) < len(options.seeds):
-        parser.error("--seeds must be different")
     return options
 
 
@@ -128,7 +134,7 @@ def difference(values: Mapping[int, float], base: Mapping[int, float]) -> str:
     mean = statistics.fmean(common)
     if len(common) == 1:
         return f"{mean:+.2f}"
-    error = statistics.stdev(common) / math.sqrt(len(common))
+    error = standard_error(common)
     return f"{mean:+.2f} ± {error:.2f}{' (not told apart)' if abs(mean) < CLOSE_CALL * error else ''}"
 
 
@@ -140,10 +146,10 @@ def report(options: argparse.Namespace, results: Sequence[Result], left_out: Map
         results: of trials, each with its ``variant`` and ``seed``.
         left_out: variants that were not trained, and why.
     """
-    succeeded = [each for each in results if each["status"] == "done"]
+    finished = succeeded(results)
     latest = {each["variant"]: each for each in results}
-    done = {name: [each for each in succeeded if each["variant"] == name] for name in latest}
-    scales = sorted({int(scale) for each in succeeded for scale in each["by_scale"]})
+    done = {name: [each for each in finished if each["variant"] == name] for name in latest}
+    scales = sorted({int(scale) for each in finished for scale in each["by_scale"]})
     headings = ["variant", *(heading for _, heading, _ in METRICS), f"PSNR against {BASE}",
                 *(f"PSNR at 1/{scale}" for scale in scales), *COST_COLUMNS]  # fmt: skip
     rows = [
@@ -152,12 +158,12 @@ def report(options: argparse.Namespace, results: Sequence[Result], left_out: Map
     ]
     lines = [
         f"# Ablation of `{options.method}` on {options.scenes[0].name}", "",
-        f"{budget(results[0]).replace('Each method', 'Each variant').split(';')[0]}; seeds "
-        f"{', '.join(map(str, options.seeds))}, each with the same rays for every variant. Means over seeds; "
-        "± is the standard error of the difference, seed by seed.",
+        f"{budget(results[0]).replace('Each method', 'Each variant')}; seeds "
+        f"{', '.join(map(str, options.seeds))}, each with the same rays for every variant. Means over seeds; ± is "
+        "their standard error, that of a difference seed by seed.",
         "", *table(headings, rows), "", *(f"- {name}: {reason}" for name, reason in left_out.items()),
     ]  # fmt: skip
-    lines += ["", f"Device: {succeeded[0]['machine']['device']}."] if succeeded else []
+    lines += ["", f"Device: {finished[0]['machine']['device']}."] if finished else []
     return "\n".join(lines).rstrip() + "\n"
 
 
@@ -165,7 +171,7 @@ def _row(name: str, done: Sequence[Result], base: Sequence[Result], scales: Sequ
     by_scale = [mean_metrics([result["by_scale"][str(scale)] for result in done])["psnr"] for scale in scales]
     own, others = ({each["seed"]: each["metrics"]["psnr"] for each in group} for group in (done, base))
     return [
-        name, *metric_cells(mean_metrics([result["metrics"] for result in done])),
+        name, *metric_cells([result["metrics"] for result in done]),
         "" if name == BASE else difference(own, others), *(f"{psnr:.2f}" for psnr in by_scale),
         *cost_cells(done, COST_COLUMNS),
     ]  # fmt: skip

@@ -25,11 +25,18 @@ METHODS = ("zipnerf", "zipnerf-lite", "nerfacto", "splatfacto", "instant-ngp")
 DEFAULT_SECONDS = 120.0
 
 
-def add_trial_arguments(parser: argparse.ArgumentParser) -> None:
-    """What every tool that runs trials asks for."""
+def add_trial_arguments(parser: argparse.ArgumentParser, what: str, seed: int) -> None:
+    """What every tool that runs trials asks for.
+
+    Args:
+        what: is trained with each seed.
+        seed: where one is enough.
+    """
     budget = parser.add_mutually_exclusive_group()
     budget.add_argument("--seconds", type=float, help=f"of training each (default: {DEFAULT_SECONDS:g})")
     budget.add_argument("--steps", type=int, help="of training each, instead of seconds")
+    parser.add_argument("--seeds", type=int, nargs="+", default=[seed],
+                        help=f"every {what} is trained with each; tables have means and standard errors")  # fmt: skip
     parser.add_argument("--scales", type=int, nargs="+", default=[], help="such as 1 2 4 8: train and measure at each")
     parser.add_argument("--half-side", type=float, default=1.5, help="of the cube that holds a scene with alpha")
     parser.add_argument("--gpus", nargs="+", default=[], metavar="NUMBER",
@@ -43,6 +50,8 @@ def checked(parser: argparse.ArgumentParser, options: argparse.Namespace) -> arg
         parser.error("--seconds must be positive")
     if options.steps is not None and options.steps < 2:
         parser.error("--steps must be at least 2: the clock starts when the first is done")
+    if len(set(options.seeds)) < len(options.seeds):
+        parser.error("--seeds must be different")
     if len(set(options.gpus)) < len(options.gpus):
         parser.error("--gpus must be different")
     if options.gpus and not torch.cuda.is_available():
@@ -98,8 +107,7 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
     )
     parser.add_argument("scenes", type=Path, nargs="+", metavar="SCENE", help="folder, or transforms file")
     parser.add_argument("--methods", nargs="+", default=list(METHODS), help="as ns-train knows them")
-    add_trial_arguments(parser)
-    parser.add_argument("--seed", type=int, default=42, help="of nerfstudio's random numbers")
+    add_trial_arguments(parser, "method", 42)
     parser.add_argument("--schedule", choices=("stretched", "own"), default="stretched",
                         help="of other methods: stretched to the steps that fit, or for their own number")  # fmt: skip
     parser.add_argument("--set", dest="changes", nargs="+", default=[], metavar="METHOD:FIELD=VALUE",
@@ -115,14 +123,15 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
 
 
 def plan(options: argparse.Namespace) -> list[Planned]:
-    """The trials of a command line, scene by scene."""
+    """The trials of a command line, scene by scene and seed by seed."""
     return [
         planned_trial(
-            options, scene, method, method, seed=options.seed, schedule=options.schedule,
-            build_only=options.build_only,
+            options, scene, method, f"{method}, seed {seed}" if len(options.seeds) > 1 else method, seed=seed,
+            schedule=options.schedule, build_only=options.build_only,
             changes={**options.changes.get("*", {}), **options.changes.get(method, {})},
         )
         for scene in options.scenes
+        for seed in options.seeds
         for method in options.methods
     ]  # fmt: skip
 

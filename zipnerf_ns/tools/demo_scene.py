@@ -36,10 +36,13 @@ DOWNSCALES = (1, 2, 4, 8)
 _SETTINGS_KEY = "demo_scene"
 _VERSION = 1
 _FIELD_OF_VIEW = math.radians(55)
+_DOME, _LOW_DOME = (8.0, 52.0), (5.0, 16.0)
 _STOPS = 0.8
 
 Light = Literal["even", "changing"]
 """Whether training photos are in one light, or each has its own exposure and white balance."""
+Detail = Literal["near", "far"]
+"""Whether fine structure is on the still life alone, or also far away."""
 
 
 @dataclass(frozen=True)
@@ -54,6 +57,7 @@ class _Settings:
     seed: int
     rgba: bool
     light: Light = "even"
+    detail: Detail = "near"
     version: int = _VERSION
     """Version of the scene's contents: raised when a change here changes the pictures."""
 
@@ -68,6 +72,8 @@ class _Settings:
                 raise ValueError(f"{name} is {getattr(self, name)}, and must be at least 1")
         if self.seed < 0:
             raise ValueError(f"seed is {self.seed}, and must not be negative")
+        if self.rgba and self.detail == "far":
+            raise ValueError("rgba leaves out all that is far: give one of the two")
 
 
 class _View(NamedTuple):
@@ -90,6 +96,7 @@ def write_scene(
     seed: int = 0,
     rgba: bool = False,
     light: Light = "even",
+    detail: Detail = "near",
     workers: int = 1,
 ) -> Path:
     """Writes the scene into the folder `output` and returns it; a folder with the same settings is left as it is.
@@ -98,6 +105,8 @@ def write_scene(
         width, height: of the full-resolution pictures; both must divide by 8.
         rgba: the still life alone, on a transparent background.
         light: "changing" gives every training photo an exposure and a white balance of its own.
+        detail: "far" adds a skyline of fine structure, tens to hundreds of units away, and a finely textured sky; the
+            cameras are lower, so that all see the horizon.
         workers: processes; above 1 the calling script needs the usual `if __name__ == "__main__"`.
 
     Raises:
@@ -105,7 +114,7 @@ def write_scene(
         FileExistsError: the folder holds something else.
         FileNotFoundError: the folder holds this scene, but not all of it.
     """
-    settings = _Settings(width, height, num_train, num_test, samples_per_pixel, seed, rgba, light)
+    settings = _Settings(width, height, num_train, num_test, samples_per_pixel, seed, rgba, light, detail)
     output = Path(output).expanduser().resolve()
     if _already_there(output, settings):
         print(f"{output} already holds this scene; using it as it is.", flush=True)
@@ -155,17 +164,23 @@ def _views(settings: _Settings) -> list[_View]:
             gains = draw_gains(count, _STOPS, [settings.seed, 2])
         for index in range(count):
             random = np.random.default_rng(streams[index + 1])
-            pose = _pose(index, shift, random)
+            pose = _pose(index, shift, random, _LOW_DOME if settings.detail == "far" else _DOME)
             views.append(_View(split, f"{split}_{index:04d}.png", pose, int(random.integers(2**31)), gains[index]))
     return views
 
 
-def _pose(index: int, shift: np.ndarray, random: np.random.Generator) -> np.ndarray:
-    """Camera to world of one view on a dome of varied radius, looking near the origin."""
+def _pose(index: int, shift: np.ndarray, random: np.random.Generator, dome: tuple[float, float]) -> np.ndarray:
+    """Camera to world of one view on a dome of varied radius, looking near the origin.
+
+    Args:
+        dome: the lowest and the highest elevation, degrees.
+    """
+    low, high = dome
     # Three irrational steps (Roberts, "The unreasonable effectiveness of quasirandom sequences", 2018): any number
     # of views covers azimuth, height and radius evenly, and nested counts share their first views.
     azimuth, height, radius = (shift + (index + 1) * np.array([0.8191725, 0.6710436, 0.5497005])) % 1
-    azimuth, elevation, radius = 2 * math.pi * azimuth, math.radians(8 + 44 * height**1.4), 2.25 + 0.75 * radius
+    elevation = math.radians(low + (high - low) * height**1.4)
+    azimuth, radius = 2 * math.pi * azimuth, 2.25 + 0.75 * radius
     flat = math.cos(elevation)
     eye = radius * np.array([flat * math.cos(azimuth), flat * math.sin(azimuth), math.sin(elevation)])
     return camera_pose(eye, eye - random.uniform(-0.12, 0.12, 3))
@@ -181,8 +196,8 @@ def _already_there(output: Path, settings: _Settings) -> bool:
         return False
     try:
         meta = json.loads((output / "transforms.json").read_text(encoding="utf-8"))
-        # Scenes that were written before light could change do not say that theirs is even.
-        found = {"light": "even"} | meta[_SETTINGS_KEY]
+        # Scenes that were written before there was a choice do not say which they are.
+        found = {"light": "even", "detail": "near"} | meta[_SETTINGS_KEY]
     except (OSError, ValueError, KeyError, TypeError):
         raise FileExistsError(
             f"{output} is not empty and does not hold a scene of this tool; name a new folder, or empty this one"
@@ -235,7 +250,8 @@ def _pictures(folder: Path, downscale: int) -> Path:
 
 
 def _write_view(folder: Path, pinhole: Pinhole, settings: _Settings, view: _View) -> None:
-    full = render_view(view.camera_to_world, pinhole, settings.samples_per_pixel, view.seed, settings.rgba)
+    kind = {"rgba": settings.rgba, "far": settings.detail == "far"}
+    full = render_view(view.camera_to_world, pinhole, settings.samples_per_pixel, view.seed, **kind)
     for downscale in DOWNSCALES:
         rows, columns = settings.height // downscale, settings.width // downscale
         # Averaged before rounding to 8 bits, and with colors still multiplied by alpha.
@@ -303,6 +319,8 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--seed", type=int, default=0, help="moves the cameras and the samples in their pixels")
     parser.add_argument("--rgba", action="store_true", help="the still life alone, on a transparent background")
     parser.add_argument("--light", choices=get_args(Light), default="even", help="of the training photos")
+    parser.add_argument("--detail", choices=get_args(Detail), default="near",
+                        help="far: also a skyline and clouds of fine structure, seen from lower")  # fmt: skip
     parser.add_argument("--workers", type=int, default=os.cpu_count() or 1, help="processes that draw")
     options = vars(parser.parse_args(arguments))
     try:

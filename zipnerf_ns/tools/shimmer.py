@@ -8,6 +8,7 @@ that stay, such as a blur, cancel out; what flickers does not.
 from __future__ import annotations
 
 import argparse
+import json
 import math
 import sys
 from collections.abc import Sequence
@@ -117,10 +118,11 @@ def load(config: Path, data: Path | None) -> Pipeline:
     pipeline = load_run(config, data)
     data = Path(pipeline.datamanager.config.dataparser.data)
     transforms = data if data.is_file() else data / "transforms.json"
-    if not transforms.is_file() or '"demo_scene"' not in transforms.read_text(encoding="utf-8"):
+    made_with = json.loads(transforms.read_text(encoding="utf-8")).get("demo_scene") if transforms.is_file() else None
+    if made_with is None or made_with.get("detail", "near") != "near":
         raise InputError(
-            f"{config} was trained on {data}, which is not the built-in scene: only of that exact pictures are known. "
-            "Write it with python -m zipnerf_ns.tools.demo_scene FOLDER, and train on it."
+            f"{config} was trained on {data}, which is not the built-in scene, or not as it is by default: only of "
+            "that exact pictures are known. Write it with python -m zipnerf_ns.tools.demo_scene FOLDER and train on it."
         )
     return pipeline
 

@@ -15,7 +15,7 @@ import numpy as np
 from jaxtyping import Float
 
 from zipnerf_ns.tools.scene.procedural import extent, fractal_noise, mix, scatter, supports
-from zipnerf_ns.tools.scene.world import bodies
+from zipnerf_ns.tools.scene.world import Backdrop, bodies
 
 SUN = tuple(float(v) for v in np.array([0.55, -0.40, 0.80]) / np.linalg.norm([0.55, -0.40, 0.80]))
 """Unit direction towards the sun."""
@@ -26,7 +26,7 @@ _ACROSS = np.cross(SUN, (0.0, 0.0, 1.0)) / np.linalg.norm(np.cross(SUN, (0.0, 0.
 _AXES = np.stack([_ACROSS, np.cross(SUN, _ACROSS), SUN, *np.eye(3)])
 _OCCLUSION_REACH = 0.16
 _SHADOW_REACH = 18.0
-_HAZE_START, _HAZE_LENGTH = 8.0, 150.0
+_HAZE_START, _HAZE_LENGTH, _CLEAR_LENGTH = 8.0, 150.0, 1500.0
 _RAYS_PER_TILE = 16384
 
 
@@ -52,6 +52,7 @@ def render_view(
     samples_per_pixel: int,
     seed: int,
     rgba: bool = False,
+    far: bool = False,
 ) -> Float[np.ndarray, "height width channels"]:
     """The picture that a camera takes of the scene: stratified samples under a box filter, float32 in [0, 1].
 
@@ -60,7 +61,9 @@ def render_view(
         pinhole: the camera.
         seed: of the samples' places in their strata.
         rgba: the still life alone, its colors multiplied by alpha; see `straight_alpha`.
+        far: with fine detail far away.
     """
+    backdrop: Backdrop = "far" if far else not rgba
     # The C library keeps freed memory up to the largest block it has seen freed; otherwise every tile's arrays would
     # go back to the system and be cleared anew.
     np.empty(1 << 24, dtype=np.uint8)
@@ -75,7 +78,7 @@ def render_view(
         corners = np.array([[0, columns, columns, 0], [0, 0, rows, rows]]) + [[left], [top]]
         corners = _directions(camera_to_world, pinhole, *corners.astype(np.float32))
         origin = camera_to_world[:3, 3:].astype(np.float32)
-        color, distance = radiance(origin, directions, not rgba, _candidates(origin, corners, not rgba))
+        color, distance = radiance(origin, directions, backdrop, _candidates(origin, corners, backdrop))
         channels = [*color, np.isfinite(distance).astype(np.float32)] if rgba else color
         for channel, values in enumerate(channels):
             tile[..., channel] = values.reshape(rows, columns, -1).mean(axis=-1)
@@ -100,7 +103,7 @@ def _directions(camera_to_world, pinhole: Pinhole, x, y) -> np.ndarray:
     return vectors / np.sqrt((vectors * vectors).sum(axis=0))
 
 
-def _candidates(origin, corners, backdrop: bool) -> list[int]:
+def _candidates(origin, corners, backdrop: Backdrop) -> list[int]:
     """The bodies that may be seen from `origin` between four corner directions, given in order around the tile."""
     sides = np.cross(corners, np.roll(corners, -1, axis=1), axis=0)
     sides /= -np.sign(corners.sum(axis=1) @ sides) * np.linalg.norm(sides, axis=0)
@@ -120,7 +123,7 @@ def straight_alpha(premultiplied: Float[np.ndarray, "height width 4"]) -> Float[
 def radiance(
     origins: Float[np.ndarray, "3 #n"],
     directions: Float[np.ndarray, "3 n"],
-    backdrop: bool,
+    backdrop: Backdrop,
     candidates: Sequence[int] | None = None,
 ) -> tuple[Float[np.ndarray, "3 n"], Float[np.ndarray, " n"]]:
     """Color that arrives along each ray, and the distance to the surface it left (infinite: sky or nothing).
@@ -140,11 +143,12 @@ def radiance(
             starts = origins if origins.shape[1] == 1 else origins.take(rays, axis=1)
             scatter(color, rays, _shade(backdrop, int(index), starts, along, distance.take(rays)))
         elif backdrop:
-            scatter(color, rays, _sky(along))
+            sky = _sky(along)
+            scatter(color, rays, mix(sky, _CLOUD, 0.9 * _small_clouds(along)) if backdrop == "far" else sky)
     return np.clip(color, 0, 1, out=color), distance
 
 
-def _first_hits(origins, directions, backdrop: bool, candidates) -> tuple[np.ndarray, np.ndarray]:
+def _first_hits(origins, directions, backdrop: Backdrop, candidates) -> tuple[np.ndarray, np.ndarray]:
     """Distance to the nearest hit along each ray, and the index of the body there; infinite and -1 for none."""
     world = bodies(backdrop)
     distance = np.full(directions.shape[1], np.inf, dtype=directions.dtype)
@@ -177,7 +181,8 @@ def _shade(backdrop, index, origins, directions, distance) -> np.ndarray:
         halfway /= np.sqrt(_dot(halfway, halfway))
         color += body.gloss * lit * _squared(np.maximum(_dot(halfway, normals), 0), 5)
     if not body.near:
-        haze = 1 - np.exp(np.minimum(_HAZE_START - distance, 0) / _HAZE_LENGTH)
+        length = _CLEAR_LENGTH if backdrop == "far" else _HAZE_LENGTH
+        haze = 1 - np.exp(np.minimum(_HAZE_START - distance, 0) / length)
         color = mix(color, _sky(directions, clouds=False), haze)
     return color
 
@@ -202,7 +207,7 @@ def _occlusion(backdrop, index, points, normals) -> tuple[np.ndarray, np.ndarray
     return lit, 0.35 + 0.65 * np.clip(gap / _OCCLUSION_REACH, 0, 1)
 
 
-def _neighbors(backdrop: bool, index: int, points: np.ndarray) -> tuple[list[int], list[int]]:
+def _neighbors(backdrop: Backdrop, index: int, points: np.ndarray) -> tuple[list[int], list[int]]:
     """The bodies whose shadow may fall on some of the points, and those that may be within the occlusion's reach."""
     low, high = _slabs(backdrop)
     # Not a matrix product, which would start threads in every process that draws.
@@ -218,13 +223,13 @@ def _neighbors(backdrop: bool, index: int, points: np.ndarray) -> tuple[list[int
 
 
 @functools.cache
-def _hulls(backdrop: bool) -> tuple[np.ndarray, tuple[np.ndarray, np.ndarray, np.ndarray]]:
+def _hulls(backdrop: Backdrop) -> tuple[np.ndarray, tuple[np.ndarray, np.ndarray, np.ndarray]]:
     shapes = [body.shape for body in bodies(backdrop)]
     return np.array([shape.center for shape in shapes]), supports(shapes)
 
 
 @functools.cache
-def _slabs(backdrop: bool) -> tuple[np.ndarray, np.ndarray]:
+def _slabs(backdrop: Backdrop) -> tuple[np.ndarray, np.ndarray]:
     """Where every body begins and ends along each of `_AXES`, `[bodies, axes]`."""
     centers, support = _hulls(backdrop)
     middle, reach = centers @ _AXES.T, extent(support, _AXES.T)
@@ -244,6 +249,14 @@ def _sky(directions, clouds: bool = True) -> np.ndarray:
         cover = np.clip(3.0 * fractal_noise(1.6 * u + 3.7, 1.6 * v + 9.1, 3) - 1.5, 0, 1)
         color = mix(color, _CLOUD, 0.7 * cover * np.minimum(4 * height, 1))
     return color
+
+
+def _small_clouds(directions) -> np.ndarray:
+    """Share of small clouds, in fields that reach down to the horizon, in what is seen above it."""
+    height = np.maximum(directions[2], 0) + 0.12
+    u, v = directions[0] / height, directions[1] / height
+    fields = np.clip(4.0 * fractal_noise(0.4 * u + 2.9, 0.4 * v + 6.3, 3) - 1.4, 0, 1)
+    return fields * np.clip(5.0 * fractal_noise(2.6 * u, 2.6 * v, 4) - 2.0, 0, 1)
 
 
 def _dot(first, second) -> np.ndarray:

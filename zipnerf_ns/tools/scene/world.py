@@ -11,6 +11,7 @@ from __future__ import annotations
 import functools
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Literal
 
 import numpy as np
 
@@ -57,9 +58,16 @@ class Body:
     """Too thin to hide the sky from its neighbors."""
 
 
+Backdrop = bool | Literal["far"]
+"""Whether more than the still life is there; "far": with fine detail tens to hundreds of units away, and few trees
+before it."""
+
+
 @functools.cache
-def bodies(backdrop: bool) -> tuple[Body, ...]:
-    """The solids of the scene: with the backdrop all of them, otherwise the still life alone."""
+def bodies(backdrop: Backdrop) -> tuple[Body, ...]:
+    """The solids of the scene: with a backdrop all of them, otherwise the still life alone."""
+    if backdrop == "far":
+        return _still_life() + _surroundings(num_trees=4) + _far_away() + _skyline()
     return _still_life() + (_surroundings() + _far_away() if backdrop else ())
 
 
@@ -101,11 +109,11 @@ def _lattice_bars(center: tuple[float, float, float], yaw: float, half: float, t
     return bars
 
 
-def _surroundings() -> tuple[Body, ...]:
+def _surroundings(num_trees: int = 18) -> tuple[Body, ...]:
     """The ground and the trees on it."""
     placed = [Body(Ground((0.0, 0.0, GROUND_LEVEL)), _ground, casts=False)]
     random = np.random.default_rng(11)
-    for number in range(18):
+    for number in range(num_trees):
         angle, away = 2.4 * number + random.uniform(-0.3, 0.3), 4.9 + 0.55 * number
         height, crown = random.uniform(0.5, 1.0), random.uniform(0.55, 1.0)
         x, y = float(away * np.cos(angle)), float(away * np.sin(angle))
@@ -136,6 +144,42 @@ def _far_away() -> tuple[Body, ...]:
         at = (float(away * np.cos(angle)), float(away * np.sin(angle)), float(GROUND_LEVEL + height - radius))
         placed.append(Body(Sphere(at, 0.0, float(radius)), _hill, casts=False))
     return tuple(placed)
+
+
+def _skyline() -> tuple[Body, ...]:
+    """Blocks with windows, masts and open frames all around, whose bars and panes are 4 to 7 thousandths of a radian
+    wide as the still life sees them: a pixel or two of pictures of the default size."""
+    placed = []
+    random = np.random.default_rng(17)
+    walls = (CREAM, (0.62, 0.42, 0.36), (0.42, 0.48, 0.56), STONE, (0.34, 0.33, 0.38))
+    for number in range(54):
+        angle, away = 2 * np.pi * (number + random.uniform(-0.4, 0.4)) / 54, float(np.exp(random.uniform(3.0, 5.6)))
+        x, y, height = float(away * np.cos(angle)), float(away * np.sin(angle)), away * random.uniform(0.09, 0.19)
+        color, turn = walls[number % len(walls)], float(random.uniform(0, 3))
+        if number % 3 == 2:
+            placed += _frame((x, y), turn, 0.02 * away, height, 0.0022 * away, functools.partial(_plain, color))
+            continue
+        half = (random.uniform(0.02, 0.05) * away, random.uniform(0.02, 0.05) * away, height / 2)
+        at = (x, y, GROUND_LEVEL + height / 2)
+        placed.append(Body(Box(at, turn, half), functools.partial(_windows, color, 0.011 * away), casts=False))
+        mast = Cylinder((x, y, GROUND_LEVEL + 1.3 * height), 0.0, 0.0025 * away, 0.3 * height)
+        placed.append(Body(mast, functools.partial(_banded, 0.012 * away), casts=False, thin=True))
+    return tuple(placed)
+
+
+def _frame(at: tuple[float, float], yaw: float, half: float, height: float, bar: float, texture) -> list[Body]:
+    """Two posts on the ground with rungs between them, through which the sky is seen.
+
+    Args:
+        at: x and y of its middle.
+        half: half the distance of the posts.
+        bar: half the thickness of posts and rungs.
+    """
+    c, s = float(np.cos(yaw)), float(np.sin(yaw))
+    posts = [Box((at[0] + side * c, at[1] + side * s, GROUND_LEVEL + height / 2), yaw, (bar, bar, height / 2))
+             for side in (-half, half)]  # fmt: skip
+    rungs = [Box((*at, GROUND_LEVEL + height * step / 7), yaw, (half, bar, bar)) for step in range(1, 8)]
+    return [Body(shape, texture, casts=False, thin=True) for shape in posts + rungs]
 
 
 def _plain(color: Color, points, normals):
@@ -273,6 +317,20 @@ def _tower(color, points, normals):
     pane_u, pane_v = u / 0.8 - np.floor(u / 0.8), v / 1.1 - np.floor(v / 1.1)
     pane = (np.abs(pane_u - 0.5) < 0.28) & (np.abs(pane_v - 0.5) < 0.3) & (np.abs(normals[2]) < 0.5)
     return mix(color, NAVY, 0.5 * pane.astype(u.dtype))
+
+
+def _windows(color, size, points, normals):
+    """A block's front: rows of panes, dark and lit."""
+    u, v = _face(points, normals)
+    u, v = u / size, v / size
+    pane = (np.abs(u - np.floor(u) - 0.5) < 0.3) & (np.abs(v - np.floor(v) - 0.5) < 0.3) & (np.abs(normals[2]) < 0.5)
+    pane = 0.95 * pane.astype(u.dtype)
+    lit = value_noise(np.floor(u) * 7.31, np.floor(v) * 5.17) > 0.6
+    return mix(mix(color, (0.13, 0.17, 0.26), pane), (1.0, 0.86, 0.52), pane * lit)
+
+
+def _banded(size, points, normals):
+    return mix(CREAM, (0.72, 0.16, 0.13), parity(points[2] / size))
 
 
 def _hill(points, normals):

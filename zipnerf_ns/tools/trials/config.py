@@ -34,6 +34,9 @@ MODEL_STEPS: dict[str, tuple[str, ...]] = {
 }  # fmt: skip
 """Fields of other methods' models that count training steps."""
 
+DATAPARSER = "pipeline.datamanager.dataparser."
+"""Before the names of the settings of the parser that reads the scene."""
+
 
 class Prepared(NamedTuple):
     """A configuration that is ready to be set up."""
@@ -65,6 +68,9 @@ def prepare(trial: Trial, folder: Path) -> Prepared:
     cache = folder.resolve().parent / "multiscale"
     multiscale = MultiscaleDataParserConfig(data=data, scales=trial.scales or (1,), cache_dir=cache)
     parser = multiscale.source()
+    # At once: they say which images are read at all.
+    of_parser = {path: value for path, value in trial.changes.items() if path.startswith(DATAPARSER)}
+    change(parser, {path.removeprefix(DATAPARSER): value for path, value in of_parser.items()})
     scene_format = format_of(parser)
     if type(model).__name__ == "SplatfactoModelConfig" and scene_format.has_points(data):
         parser.load_3D_points = True
@@ -88,7 +94,7 @@ def prepare(trial: Trial, folder: Path) -> Prepared:
         notes.append("tiny-cuda-nn is not installed: the method's own torch implementation")
     if (reduced or len(sizes) > 1) and not is_ours and hasattr(manager, "pixel_sampler"):
         notes.append("images of several sizes: nerfstudio's sampler takes equally many rays from each")
-    change(config, trial.changes)
+    change(config, {path: value for path, value in trial.changes.items() if path not in of_parser})
     return Prepared(config, has_alpha, is_ours, notes)
 
 

@@ -11,7 +11,7 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image
 
-from zipnerf_ns.tools.trials.report import Result, group_by_scene, scene_name
+from zipnerf_ns.tools.trials.report import Result, group_by_method, group_by_scene, scene_name, succeeded
 from zipnerf_ns.tools.trials.trial import VIEWS
 
 CROP_SIDE, CELL = 96, 2.5
@@ -42,14 +42,17 @@ def _figure(path: Path, rows: int, columns: int, width: float, height: float) ->
 
 def save_curves(path: Path, results: Sequence[Result]) -> None:
     """Draws PSNR of the held-out views over seconds of training, one plot for each scene."""
-    scenes = group_by_scene([result for result in results if result["status"] == "done"])
+    scenes = group_by_scene(succeeded(results))
     if not scenes:
         return
     with _figure(path, 1, len(scenes), 5.5, 4.0) as axes:
         for axis, (scene, group) in zip(axes[0], scenes.items(), strict=True):
-            for result in group:
-                seconds, psnr = zip(*((point["seconds"], point["psnr"]) for point in result["curve"]), strict=True)
-                axis.plot(seconds, psnr, marker="o", markersize=3, label=result["trial"]["method"])
+            for number, (method, results) in enumerate(group_by_method(group).items()):
+                for result in results:
+                    seconds, psnr = zip(*((point["seconds"], point["psnr"]) for point in result["curve"]), strict=True)
+                    # One color for all seeds of a method, and one line of the legend.
+                    label = method if result is results[0] else None
+                    axis.plot(seconds, psnr, marker="o", markersize=3, color=f"C{number}", label=label)
             axis.set(title=scene, xlabel="seconds of training", ylabel="PSNR of held-out views, dB")
             axis.grid(alpha=0.3)
             axis.legend()
@@ -58,6 +61,8 @@ def save_curves(path: Path, results: Sequence[Result]) -> None:
 def save_crops(path: Path, results: Sequence[Result], folders: Sequence[Path]) -> None:
     """Draws, for some held-out views of each scene, the crop where methods err most: truth, methods, their errors.
 
+    Of several seeds of a method the first is shown.
+
     Args:
         path: of the PNG; nothing is written where no trial succeeded.
         results: of trials.
@@ -65,7 +70,8 @@ def save_crops(path: Path, results: Sequence[Result], folders: Sequence[Path]) -
     """
     own = {id(result): folder / VIEWS for result, folder in zip(results, folders, strict=True)}
     rows = []
-    for group in group_by_scene([result for result in results if result["status"] == "done"]).values():
+    for scene in group_by_scene(succeeded(results)).values():
+        group = [of_method[0] for of_method in group_by_method(scene).values()]
         # The first and the last that all kept, which with several scales are of different sizes.
         common = sorted(set.intersection(*(set(result["kept_views"]) for result in group)))
         for index in dict.fromkeys(common[:1] + common[-1:]):

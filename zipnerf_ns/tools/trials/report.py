@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+import statistics
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -11,7 +13,7 @@ from zipnerf_ns.data.metadata import mean_metrics
 Result = Mapping[str, Any]
 """What a trial leaves: see :mod:`worker`."""
 
-METRICS = (("psnr", "PSNR", "{:.2f}"), ("ssim", "SSIM", "{:.4f}"), ("lpips", "LPIPS", "{:.4f}"))
+METRICS = (("psnr", "PSNR", "{:.2f}"), ("ssim", "SSIM", "{:.4f}"), ("lpips", "LPIPS (VGG)", "{:.4f}"))
 """Keys, headings and formats."""
 COSTS: dict[str, Callable[[Mapping[str, float]], str]] = {
     "steps": lambda mean: f"{mean['steps']:,.0f}",
@@ -39,9 +41,24 @@ def table(headings: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
     return lines + ["| " + " | ".join(row) + " |" for row in rows]
 
 
-def metric_cells(metrics: Mapping[str, float]) -> list[str]:
-    """PSNR, SSIM and LPIPS, or a dash for what was not measured."""
-    return [form.format(metrics[key]) if key in metrics else "–" for key, _, form in METRICS]
+def metric_cells(each: Sequence[Mapping[str, float]]) -> list[str]:
+    """PSNR, SSIM and LPIPS, or a dash for what was not measured.
+
+    Args:
+        each: metrics of trainings that differ by their seeds: their mean stands there, with its standard error.
+    """
+    columns = [(form, [metrics[key] for metrics in each if key in metrics]) for key, _, form in METRICS]
+    return [_mean_cell(form, values) if values else "–" for form, values in columns]
+
+
+def _mean_cell(form: str, values: Sequence[float]) -> str:
+    error = f" ± {form.format(standard_error(values))}" if len(values) > 1 else ""
+    return form.format(statistics.fmean(values)) + error
+
+
+def standard_error(values: Sequence[float]) -> float:
+    """Of the mean of at least two values."""
+    return statistics.stdev(values) / math.sqrt(len(values))
 
 
 def cost_cells(results: Sequence[Result], headings: Iterable[str]) -> list[str]:
@@ -67,6 +84,19 @@ def group_by_scene(results: Sequence[Result]) -> dict[str, list[Result]]:
     for result in results:
         groups.setdefault(scene_name(result["trial"]["scene"]), []).append(result)
     return groups
+
+
+def group_by_method(results: Sequence[Result]) -> dict[str, list[Result]]:
+    """Results by their method, which with several seeds has several, in the order in which they come."""
+    groups: dict[str, list[Result]] = {}
+    for result in results:
+        groups.setdefault(result["trial"]["method"], []).append(result)
+    return groups
+
+
+def succeeded(results: Sequence[Result]) -> list[Result]:
+    """Those of trials that did not fail."""
+    return [result for result in results if result["status"] == "done"]
 
 
 def outcome(name: str, result: Result, log: Path) -> str:
@@ -96,11 +126,12 @@ def comparison(results: Sequence[Result]) -> str:
     """The whole report of a comparison.
 
     Args:
-        results: of trials, in the order of their rows.
+        results: of trials, in the order of their rows; those of one method on one scene share a row.
     """
     lines = ["# Comparison", "", HOW, ""]
     for scene, group in group_by_scene(results).items():
-        lines += [f"## {scene}", "", budget(group[0]), "", *_main_table(group), ""]
+        seeds = list(dict.fromkeys(result["trial"]["seed"] for result in group))
+        lines += [f"## {scene}", "", f"{budget(group[0])}; {_seeds(seeds)}.", "", *_main_table(group), ""]
         if any(result.get("by_scale") for result in group):
             lines += ["Mean PSNR and SSIM at each scale:", "", *_scale_table(group), ""]
         lines += [*_notes(group), ""]
@@ -108,46 +139,61 @@ def comparison(results: Sequence[Result]) -> str:
 
 
 def budget(result: Result) -> str:
-    """What each training was given, and the pictures' scales, in a sentence."""
+    """What each training was given, and the pictures' scales."""
     trial = result["trial"]
     given = f"{trial['seconds']:g} s of training" if trial["seconds"] is not None else f"{trial['steps']:,} steps"
     scales = f", at scales {', '.join(f'1/{scale}' for scale in trial['scales'])}" if trial["scales"] else ""
-    return f"Each method: {given}{scales}; seed {trial['seed']}."
+    return f"Each method: {given}{scales}"
+
+
+def _seeds(seeds: Sequence[int]) -> str:
+    if len(seeds) == 1:
+        return f"seed {seeds[0]}"
+    return f"seeds {', '.join(map(str, seeds))}, of which means stand here; ± is their standard error"
 
 
 def _main_table(group: Sequence[Result]) -> list[str]:
     costs = [heading for heading in COSTS if heading != "ms a step"]
     headings = ["method", *(heading for _, heading, _ in METRICS), *costs, "device"]
     rows = []
-    for result in group:
-        method = f"`{result['trial']['method']}`"
-        if result["status"] == "done":
-            cells = [*metric_cells(result["metrics"]), *cost_cells([result], costs)]
-            rows.append([method, *cells, result["machine"]["device"]])
+    for method, results in group_by_method(group).items():
+        if done := succeeded(results):
+            cells = [*metric_cells([result["metrics"] for result in done]), *cost_cells(done, costs)]
+            rows.append([f"`{method}`", *cells, done[0]["machine"]["device"]])
         else:
-            rows.append(failed_row(method, result, len(headings)))
+            rows.append(failed_row(f"`{method}`", results[0], len(headings)))
     return table(headings, rows)
 
 
 def _scale_table(group: Sequence[Result]) -> list[str]:
     scales = sorted({int(scale) for result in group for scale in result.get("by_scale", {})})
     rows = []
-    for result in group:
-        means = [result.get("by_scale", {}).get(str(scale)) for scale in scales]
-        cells = ("–" if each is None else " / ".join(metric_cells(each)[:2]) for each in means)
-        rows.append([f"`{result['trial']['method']}`", *cells])
+    for method, results in group_by_method(group).items():
+        measured = [result["by_scale"] for result in succeeded(results)]
+        means = ([by_scale[str(scale)] for by_scale in measured if str(scale) in by_scale] for scale in scales)
+        rows.append([f"`{method}`", *(" / ".join(metric_cells(each)[:2]) if each else "–" for each in means)])
     return table(["method", *(f"1/{scale}" for scale in scales)], rows)
 
 
 def _notes(group: Sequence[Result]) -> list[str]:
     lines = []
-    for result in group:
-        if result["status"] != "done":
+    for method, results in group_by_method(group).items():
+        done = succeeded(results)
+        if not done:
             continue
-        notes = [f"schedule: {result['schedule']}", *result["notes"], f"LPIPS: {result['lpips']}"]
-        if result["steps"] < result["planned_steps"]:
-            notes.append(f"stopped by the clock at {result['steps'] / result['planned_steps']:.0%} of its schedule")
-        if changes := result["trial"]["changes"]:
+        first = done[0]
+        notes = [f"schedule: {first['schedule']}", *first["notes"], f"LPIPS: {first['lpips']}"]
+        notes += [
+            f"stopped by the clock at {result['steps'] / result['planned_steps']:.0%} of its schedule"
+            for result in done
+            if result["steps"] < result["planned_steps"]
+        ]
+        notes += [
+            f"seed {result['trial']['seed']} failed: {result['reason']}"
+            for result in results
+            if result["status"] != "done"
+        ]
+        if changes := first["trial"]["changes"]:
             notes.append("changed: " + ", ".join(f"{path}={value}" for path, value in changes.items()))
-        lines.append(f"- `{result['trial']['method']}`: " + "; ".join(notes) + ".")
+        lines.append(f"- `{method}`: " + "; ".join(notes) + ".")
     return lines
