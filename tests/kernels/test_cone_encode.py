@@ -95,7 +95,8 @@ def test_every_launch_computes_the_same(features, launch):
 def test_copies_of_coarse_gradients_are_summed(make_grid, features, copies, launch):
     # Three blocks: a copy is added to by two of them, by one or by none.
     cones = random_cones(3, 13)
-    assert_equals_twin(cones, make_lookup(make_grid(features)), Tuning(PLAIN.forward, Plan(launch, launch, 256, copies)))
+    plan = Plan(launch, launch, copies=copies)
+    assert_equals_twin(cones, make_lookup(make_grid(features)), Tuning(plan, plan))
 
 
 @runs_kernels
