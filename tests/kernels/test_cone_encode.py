@@ -87,6 +87,19 @@ def test_every_launch_computes_the_same(features, launch):
 
 
 @runs_kernels
+@pytest.mark.parametrize("make_grid,features,copies,launch", [
+    (even_grid, 1, 2, Launch("ray", True, 3, 16, 1)),  # All levels are coarse.
+    (odd_grid, 1, 3, Launch("interval", False, 2, 16, 1)),  # The coarse ones fill no whole number of windows.
+    (odd_grid, 2, 4, Launch("ray", False, 1, 16, 1)),
+])  # fmt: skip
+def test_copies_of_coarse_gradients_are_summed(make_grid, features, copies, launch):
+    # Three blocks: a copy is added to by two of them, by one or by none.
+    cones = random_cones(3, 13)
+    plan = Plan(launch, launch, copies=copies)
+    assert_equals_twin(cones, make_lookup(make_grid(features)), Tuning(plan, plan))
+
+
+@runs_kernels
 @pytest.mark.parametrize("rays,n", [(0, 7), (3, 0), (1, 1), (BLOCK + 1, 1), (1, BLOCK), (3, BLOCK - 1)])
 def test_any_number_of_rays_and_intervals(rays, n):
     lookup = make_lookup(make_hash_grid(2, 4, 16, 8, 1), "ipe")

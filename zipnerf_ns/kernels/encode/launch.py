@@ -12,9 +12,10 @@ from torch import Tensor
 
 from zipnerf_ns.functional.hash_grid import HASH_PRIMES, HashGrid
 from zipnerf_ns.kernels.device import describe
+from zipnerf_ns.kernels.encode.access import WINDOW
 from zipnerf_ns.kernels.encode.sample_kernel import sample_kernel
 from zipnerf_ns.kernels.encode.table_kernels import backward_kernel, forward_kernel
-from zipnerf_ns.kernels.encode.tuning import Launch, Plan, Tuning
+from zipnerf_ns.kernels.encode.tuning import COPIED_UP_TO, Launch, Plan, Tuning
 
 MAX_COLUMNS = 4
 """Table values that one lane reads at once: 16 bytes."""
@@ -157,19 +158,27 @@ def _scatter(
     options: Options,
 ) -> Tensor:  # fmt: skip
     grid, prefilter, num_active, tuning = options
-    features = grid.features_per_level
-    v_table = torch.zeros_like(table)
+    features, copies = grid.features_per_level, tuning.backward.copies
+    coarse = [level for level in grid.levels if copies > 1 and level.resolution <= COPIED_UP_TO]
+    values = sum(level.size for level in coarse) * features
+    copy_size = triton.cdiv(values, WINDOW.value)
+    others = (copies - 1) * copy_size * WINDOW.value
+    gradients = table.new_zeros(others + table.numel())
+    v_table = gradients[others:].view_as(table)
     has_windows = features == 1 and _has_windows(grid) and describe(table.device).capability >= VECTOR_ATOMICS
     for launch, begin, end in _parts(tuning.backward, grid, num_active) if source.intervals else []:
         backward_kernel[_programs(launch, source.intervals, end - begin, features)](
             v_table, *source.tensors, level_constants(grid, table.device), bandwidths,
-            v_features, source.intervals, source.per_ray, begin, end, *strides, gain,
+            v_features, source.intervals, source.per_ray, begin, end, *strides,
+            len(coarse), copy_size, gain,
             SAMPLES=source.samples, ROW=features, COLUMNS=min(features, MAX_COLUMNS), PREFILTER=prefilter,
             CONES=source.cones, BOXED=source.boxed, TURNED=source.turned,
             XOR=_is_xor(grid, begin, end), MERGE=launch.merge != "none", BRANCH=launch.branch,
             ALONG_RAY=launch.merge == "ray", WIDE=launch.wide and has_windows,
-            LEVELS=launch.levels_per_program, BLOCK=launch.block, num_warps=launch.num_warps,
+            COPIES=copies, LEVELS=launch.levels_per_program, BLOCK=launch.block, num_warps=launch.num_warps,
         )  # fmt: skip
+    if coarse:
+        v_table.view(-1)[:values] += gradients[:others].view(copies - 1, -1)[:, :values].sum(dim=0)
     return v_table
 
 

@@ -12,7 +12,7 @@ from typing import no_type_check
 import triton
 import triton.language as tl
 
-from zipnerf_ns.kernels.encode.access import block_of, columns_of, first_value, gather, scatter, sum_runs, times
+from zipnerf_ns.kernels.encode.access import WINDOW, block_of, columns_of, first_value, gather, scatter, sum_runs, times
 from zipnerf_ns.kernels.encode.cells import corner_rows, differs, load_level, locate3
 from zipnerf_ns.kernels.encode.cones import prepare, sample_of
 from zipnerf_ns.kernels.encode.prefilter import level_scale, prefilter_weight
@@ -147,7 +147,9 @@ def forward_kernel(
         tl.store(target + lanes * weight_step, mean, mask=mask)
 
 
-@triton.jit(do_not_specialize=["intervals", "per_ray", "begin", "end", "step", "stride", "channel_stride"])
+@triton.jit(do_not_specialize=[
+    "intervals", "per_ray", "begin", "end", "step", "stride", "channel_stride", "copied", "copy_size"
+])  # fmt: skip
 @no_type_check
 def backward_kernel(
     v_table,
@@ -167,6 +169,8 @@ def backward_kernel(
     step,
     stride,
     channel_stride,
+    copied,
+    copy_size,
     gain,
     SAMPLES: tl.constexpr,
     ROW: tl.constexpr,
@@ -180,6 +184,7 @@ def backward_kernel(
     BRANCH: tl.constexpr,
     ALONG_RAY: tl.constexpr,
     WIDE: tl.constexpr,
+    COPIES: tl.constexpr,
     LEVELS: tl.constexpr,
     BLOCK: tl.constexpr,
 ):
@@ -187,9 +192,13 @@ def backward_kernel(
 
     With ALONG_RAY, what an interval has left in its last cell is first summed with its neighbors' in the same cell
     (a segmented scan over the lanes), and only the last lane of such a run writes. At coarse levels, where a whole
-    ray crosses a handful of cells that all rays share, this is what keeps thousands of lanes off one address.
+    ray crosses a handful of cells that all rays share, this is what keeps thousands of lanes off one address. For the
+    same reason the ``copied`` first levels have COPIES gradients, one behind the other, ``copy_size`` windows each: the
+    table's own is the last, and blocks take turns.
     """
-    first = block_of(ROW, COLUMNS).to(tl.int64) * BLOCK
+    block = block_of(ROW, COLUMNS)
+    first = block.to(tl.int64) * BLOCK
+    copy = (block % COPIES).to(tl.int64) * copy_size * WINDOW
     lanes = tl.arange(0, BLOCK)
     remaining = tl.minimum(intervals - first, BLOCK).to(tl.int32)
     mask = lanes < remaining
@@ -205,7 +214,7 @@ def backward_kernel(
         level = load_level(levels, index)
         resolution = level[0].to(tl.float32)
         scale = level_scale(bandwidths, index, resolution, PREFILTER)
-        target = v_table + first_value(level, ROW, WIDE)
+        target = v_table + first_value(level, ROW, WIDE) - tl.where(index < copied, copy, 0)
         cotangent = v_features + first * step + index * stride.to(tl.int64)
         offsets = (lanes * step)[:, None] + columns * channel_stride
         v = tl.load(cotangent + offsets, mask=mask[:, None], other=0.0).to(tl.float32)
