@@ -76,7 +76,7 @@ class RunConfig(TrainerConfig):
         with tell(self):
             # Before Nerfstudio starts a process for each.
             check_devices(self.machine)
-            if not resumes_here and any(folder.glob("*.ckpt")):
+            if not resumes_here and checkpoints_in(folder):
                 raise InputError(
                     f"{folder} holds checkpoints of an earlier run. Resume it with --load-dir {folder}, "
                     "or choose another --timestamp or --experiment-name."
