@@ -6,34 +6,12 @@ import math
 import os
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
-import numpy as np
 from PIL import Image
 from torch import Tensor
 
+from zipnerf_ns.data.poses import check_poses
 from zipnerf_ns.errors import InputError, say, shorten
-
-MIN_DETERMINANT = 1e-6
-"""A camera's rotation has determinant 1, times its scale cubed; below this share of that it is singular."""
-
-
-def check_pose(matrix: Any, where: str, rows: tuple[int, ...] = (3, 4)) -> None:
-    """Checks one camera-to-world matrix: shape, finite numbers, a rotation that can be inverted.
-
-    Raises:
-        InputError: starting with ``where``.
-    """
-    try:
-        pose = np.asarray(matrix, dtype=np.float64)
-    except (TypeError, ValueError, OverflowError):
-        pose = np.zeros(0)
-    if pose.shape not in [(count, 4) for count in rows]:
-        raise InputError(f"{where}: 'transform_matrix' is not a 4x4 matrix. Estimate this image's pose again.")
-    if not (np.abs(pose) < np.finfo(np.float32).max).all():
-        raise InputError(f"{where}: the pose contains NaN or infinity. Remove the frame or estimate its pose again.")
-    if abs(np.linalg.det(pose[:3, :3])) <= MIN_DETERMINANT * np.abs(pose[:3, :3]).max() ** 3:
-        raise InputError(f"{where}: the pose's rotation is singular. Remove the frame or estimate its pose again.")
 
 
 def check_images(filenames: Sequence[Path], sizes: Sequence[tuple[int, int]] | None = None) -> bool:
@@ -83,20 +61,21 @@ def say_outside(filenames: Sequence[Path], data: Path) -> None:
         say(f"{len(outside)} pictures lie outside of {folder}, and are read from there: {shorten(outside)}.")
 
 
-def check_cameras(camera_to_worlds: Tensor, fx: Tensor, fy: Tensor, filenames: Sequence[Path]) -> None:
+def check_cameras(camera_to_worlds: Tensor, fx: Tensor, fy: Tensor, filenames: Sequence[Path], source: Path) -> None:
     """Checks parsed cameras, whatever the data's format was.
 
     Args:
         camera_to_worlds: ``[cameras, 3, 4]``.
         fx, fy: focal lengths in pixels, ``[cameras, 1]``.
         filenames: the cameras' images, to name them.
+        source: what they were read from.
     Raises:
         InputError: naming the image.
     """
-    for index, filename in enumerate(filenames):
-        check_pose(camera_to_worlds[index].tolist(), f"camera of {filename}")
-        for name, focal in (("fx", fx), ("fy", fy)):
-            value = float(focal.reshape(-1)[index])
+    if len(filenames) > 0:
+        check_poses(camera_to_worlds.tolist(), [str(name) for name in filenames], source, is_whole=False)
+    for name, focals in (("fx", fx), ("fy", fy)):
+        for filename, value in zip(filenames, focals.flatten().tolist(), strict=True):
             if not math.isfinite(value) or value <= 0.0:
                 raise InputError(f"camera of {filename}: focal length {name} is {value}. It must be positive.")
 

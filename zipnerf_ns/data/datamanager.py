@@ -16,6 +16,7 @@ from torch import Tensor
 from nerfstudio.cameras.cameras import Cameras, CameraType
 from nerfstudio.cameras.rays import RayBundle
 from nerfstudio.data.datamanagers.base_datamanager import VanillaDataManager, VanillaDataManagerConfig
+from nerfstudio.data.dataparsers.base_dataparser import DataparserOutputs
 from nerfstudio.data.dataparsers.nerfstudio_dataparser import NerfstudioDataParserConfig
 from nerfstudio.data.utils.dataloaders import FixedIndicesEvalDataloader, RandIndicesEvalDataloader
 from nerfstudio.utils.rich_utils import CONSOLE
@@ -335,10 +336,10 @@ def _check_before_parsing(config: ZipNerfDataManagerConfig, data: Path) -> None:
         scene_format.check(parser)
 
 
-def _check_outputs(outputs, data: Path) -> bool:
+def _check_outputs(outputs: DataparserOutputs, data: Path) -> bool:
     say_outside([*outputs.image_filenames, *(outputs.mask_filenames or ())], data)
     cameras = outputs.cameras
-    check_cameras(cameras.camera_to_worlds, cameras.fx, cameras.fy, outputs.image_filenames)
+    check_cameras(cameras.camera_to_worlds, cameras.fx, cameras.fy, outputs.image_filenames, data)
     sizes = list(zip(cameras.width.reshape(-1).tolist(), cameras.height.reshape(-1).tolist(), strict=True))
     if outputs.mask_filenames is not None:
         check_masks(outputs.mask_filenames, sizes)

@@ -11,13 +11,13 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import numpy as np
 from PIL import Image
 
 from nerfstudio.cameras.cameras import CAMERA_MODEL_TO_TYPE, CameraType
 
-from zipnerf_ns.data.checks import check_images, check_pose
+from zipnerf_ns.data.checks import check_images
 from zipnerf_ns.data.intrinsics import CAMERA_KEYS, find_intrinsics, find_model, read_statements
+from zipnerf_ns.data.poses import read_pose, read_similarity
 from zipnerf_ns.errors import InputError, shorten
 
 OPTIONAL_FILES = {
@@ -70,7 +70,7 @@ def read_transforms(path: Path, needs_images: bool = True) -> Transforms:
     result: dict[str, Any] = {"camera_model": models[0], "frames": []}
     for frame, own, model, size in zip(frames, statements, models, sizes, strict=True):
         read = {key: frame[key] for key in ("file_path", "downscale") if key in frame}
-        read["transform_matrix"] = np.asarray(frame["transform_matrix"], dtype=np.float64).tolist()
+        read["transform_matrix"] = read_pose(frame.get("transform_matrix"), frame["where"]).tolist()
         read |= find_intrinsics(own, top, model, size, frame["where"])
         read |= {key: frame[key].replace("\\", "/") for key in OPTIONAL_FILES if frame.get(key) is not None}
         result["frames"].append(read)
@@ -157,7 +157,6 @@ def _distinct_frames(path: Path, meta: Mapping[str, Any], needs_images: bool) ->
         if not name or not isinstance(name, str):
             raise InputError(f"{path}: frame {index} has no 'file_path'. Give it the path of its image.")
         where = f"{path}: frame {index} ({name})"
-        check_pose(frame.get("transform_matrix"), where, rows=(4,))
         for key in OPTIONAL_FILES:
             if frame.get(key) is not None and not isinstance(frame[key], str):
                 raise InputError(f"{where}: '{key}' is {frame[key]}. It must be the path of a file.")
@@ -254,20 +253,8 @@ def _sizes(
 def _read_top(path: Path, meta: Mapping[str, Any], top: Mapping[str, Any]) -> dict[str, Any]:
     """What is said of the scene as a whole, beside cameras and splits."""
     result: dict[str, Any] = {}
-    applied = meta.get("applied_transform")
-    if applied is not None:
-        try:
-            matrix = np.asarray(applied, dtype=np.float64)
-        except (TypeError, ValueError, OverflowError):
-            matrix = np.zeros(0)
-        has_last_row = matrix.shape == (4, 4) and (matrix[3] == (0, 0, 0, 1)).all()
-        if matrix.shape != (3, 4) and not has_last_row:
-            raise InputError(
-                f"{path}: 'applied_transform' is no 3x4 matrix, nor a 4x4 one that ends in 0 0 0 1. Remove it."
-            )
-        if not np.isfinite(matrix).all() or abs(np.linalg.det(matrix[:3, :3])) < 1e-30:
-            raise InputError(f"{path}: 'applied_transform' cannot be inverted. Correct it, or remove it.")
-        result["applied_transform"] = matrix[:3].tolist()
+    if meta.get("applied_transform") is not None:
+        result["applied_transform"] = read_similarity(meta["applied_transform"], None, path)[0][:3].tolist()
     orientation = meta.get("orientation_override")
     if orientation is not None:
         if orientation not in ORIENTATIONS:

@@ -24,6 +24,7 @@ from zipnerf_ns.data.dataparsers.readers import (
     split_file,
     tell,
 )
+from zipnerf_ns.data.poses import check_poses
 from zipnerf_ns.data.transforms import read_transforms, transforms_file
 from zipnerf_ns.errors import shorten
 
@@ -71,11 +72,15 @@ def _check_colmap(config: ColmapDataParserConfig) -> None:
 
 
 def _read_telling(path: Path) -> list[dict[str, Any]]:
-    """The frames of a file whose images are all there; says what was chosen."""
+    """The frames of a file whose images are all there, and no pose of which is impossible; says what was chosen."""
     meta, warnings = read_transforms(path)
+    frames = meta["frames"]
+    check_poses(
+        [frame["transform_matrix"] for frame in frames], [frame["file_path"] for frame in frames], path, is_whole=False
+    )
     for warning in warnings:
         tell(warning)
-    return meta["frames"]
+    return frames
 
 
 def _names_points(data: Path) -> bool:
