@@ -1,9 +1,10 @@
-"""``ns-train --load-config`` trains what the file says, and what the command says beside it."""
+"""What ``ns-train`` makes of a run's configuration: its name, and what is said beside ``--load-config``."""
 
 from __future__ import annotations
 
 import copy
 import dataclasses
+import os
 from pathlib import Path
 from typing import Any
 
@@ -65,3 +66,10 @@ def test_a_command_that_says_nothing_changes_nothing(tmp_path: Path, launched, c
 def test_a_file_that_is_not_there_is_named(tmp_path: Path):
     with pytest.raises(InputError, match="--load-config .*gone.yml does not exist. Give the config.yml of a run."):
         dataclasses.replace(command(), load_config=tmp_path / "gone.yml")
+
+
+def test_an_experiment_is_named_like_its_folder(tmp_path):
+    scene = write_scene(tmp_path / "scene.v2")
+    for data in (scene, scene / "transforms.json", Path(os.path.relpath(scene))):
+        config = tiny_config(data, tmp_path, experiment_name=None)
+        assert config.get_base_dir() == tmp_path / "scene.v2/zipnerf-lite/run"

@@ -26,7 +26,7 @@ from zipnerf_ns.data.checks import check_cameras, check_images, check_train_spli
 from zipnerf_ns.data.dataparsers.exact import exact
 from zipnerf_ns.data.dataparsers.formats import format_of, with_reader
 from zipnerf_ns.data.dataparsers.multiscale import source_config
-from zipnerf_ns.data.dataparsers.run import parser_of_run
+from zipnerf_ns.data.dataparsers.run import chosen, parser_of_run
 from zipnerf_ns.data.images import CheckedDataset, check_masks, check_some_used, read_all
 from zipnerf_ns.data.metadata import SCENE_HINTS, SceneHints, area_weights, find_scales
 from zipnerf_ns.data.pixels import PixelStore, Thumbnails
@@ -92,9 +92,9 @@ class ZipNerfDataManager(VanillaDataManager[CheckedDataset]):
         self.eval_pixels: PixelStore | None = None
         self.image_weights: Tensor | None = None
         super().__init__(config, *args, **kwargs)
-        if not self._is_inference and not self._is_set_up and self.lacks_photos(self.eval_dataset):
+        if not self._is_inference and not self._is_set_up:
             # Whoever leaves the set-up out wants each photo, as ns-render dataset does.
-            raise InputError(self.why_lacking)
+            self.train_dataset, self.eval_dataset = map(self._with_photos, (self.train_dataset, self.eval_dataset))
 
     def lacks_photos(self, dataset: CheckedDataset | None = None) -> bool:
         """Whether a run is looked at whose photos (a dataset's, by default the training's) are not all there."""
@@ -102,6 +102,18 @@ class ZipNerfDataManager(VanillaDataManager[CheckedDataset]):
         if self._trained is None or self._trained.resumes:
             return False
         return not all(Path(filename).is_file() for filename in outputs.image_filenames)
+
+    def _with_photos(self, dataset: CheckedDataset) -> CheckedDataset:
+        """The images of a dataset whose photos are there."""
+        if not self.lacks_photos(dataset):
+            return dataset
+        outputs = dataset._dataparser_outputs
+        there = [index for index, name in enumerate(outputs.image_filenames) if Path(name).is_file()]
+        if not there:
+            raise InputError(self.why_lacking)
+        CONSOLE.log(f"{len(dataset) - len(there)} of {len(dataset)} photos are not there, and left out.")
+        left = type(dataset)(chosen(outputs, there), dataset.scale_factor)
+        return self._prepared(left, _check_outputs(left._dataparser_outputs, self.config.dataparser.data))
 
     @property
     def why_lacking(self) -> str:
