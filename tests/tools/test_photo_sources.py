@@ -82,7 +82,7 @@ def test_what_is_missing_to_read_files_is_named(tmp_path: Path, monkeypatch):
         find_sources([folder])
     assert str(refused.value) == (
         "HEIC and AVIF and RAW and video files cannot be read yet: "
-        "pip install 'pillow-heif>=1,<2' 'Pillow>=11.3' rawpy 'imageio-ffmpeg>=0.5,<1'."
+        "pip install 'pillow-heif>=1,<2' 'Pillow>=11.3' 'rawpy>=0.21,<1' 'imageio-ffmpeg>=0.5,<1'."
     )
 
 

@@ -131,7 +131,7 @@ def require_readers(paths: Sequence[Path], has_videos: bool) -> None:
     if ".avif" in endings and not features.check("avif"):
         missing.append(("AVIF", "'Pillow>=11.3'"))
     if endings & RAW and importlib.util.find_spec("rawpy") is None:
-        missing.append(("RAW", "rawpy"))
+        missing.append(("RAW", "'rawpy>=0.21,<1'"))
     if has_videos and importlib.util.find_spec("imageio_ffmpeg") is None:
         missing.append(("video", "'imageio-ffmpeg>=0.5,<1'"))
     if missing:
