@@ -90,7 +90,7 @@ NERFSTUDIO: dict[str, tuple[Break, tuple[str, ...]]] = {
         edit(lambda meta: meta.update(camera_model="FISHEYE624", k1=0.1)), ("frame 0", "FISHEYE624", "12 numbers")
     ),
     "no folder": (shutil.rmtree, ("does not exist", "--data")),
-    "no transforms": (lambda folder: (folder / "transforms.json").unlink(), ("transforms.json", "ns-process-data")),
+    "no transforms": (lambda folder: (folder / "transforms.json").unlink(), ("transforms.json", "tools.photos")),
     "broken JSON": (cut("transforms.json", 0.5), ("transforms.json", "not valid JSON", "ns-process-data")),
     "binary JSON": (garbage("transforms.json"), ("transforms.json", "not valid JSON")),
     "JSON list": (lambda folder: (folder / "transforms.json").write_text("[]"), ("transforms.json", "'frames'")),

@@ -11,7 +11,7 @@ from typing import Any, Literal, NamedTuple
 import numpy as np
 from jaxtyping import Bool, Float
 
-from zipnerf_ns.errors import InputError, shorten
+from zipnerf_ns.errors import InputError, say, shorten
 
 LARGEST_ENTRY = 1e30
 """Beyond, sums of a few thousand entries and what readers compute of them leave float32 (3.4e38)."""
@@ -177,6 +177,28 @@ def read_similarity(transform: Any, scale: Any, source: object) -> tuple[Float[n
     if not 1.0 / LARGEST_ENTRY < factor < LARGEST_ENTRY:
         raise InputError(f"{source}: 'applied_scale' is {scale}. It must be a number, positive; 1 for none.")
     return matrix, factor
+
+
+def check_scale(positions: Float[np.ndarray, "cameras 3"], space: float, source: object) -> None:
+    """Checks that cameras reach about as far as the space in which the model has its detail.
+
+    Args:
+        positions: in the model's frame.
+        space: how far that space reaches from the origin.
+    Raises:
+        InputError: where all detail would be lost; where much would, it is said.
+    """
+    reach = float(np.abs(positions).max())
+    if space / SAID_SHRINKING <= reach <= SAID_SHRINKING * space:
+        return
+    text = (
+        f"{source}: cameras reach {_number(reach)} from the origin, where the model has its detail within "
+        f"{_number(space)}. Scale the poses by an option of the dataparser (--scale-factor, --scene-scale, "
+        "--auto-scale-poses True), or in the file."
+    )
+    if not space / LARGEST_SHRINKING <= reach <= LARGEST_SHRINKING * space:
+        raise InputError(text)
+    say(text)
 
 
 def rounds_too_much(positions: Float[np.ndarray, "cameras 3"]) -> bool:

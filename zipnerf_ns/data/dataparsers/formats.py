@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import dataclasses
+import shlex
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
+
+from PIL import Image
 
 from nerfstudio.data.dataparsers.base_dataparser import DataParser, DataParserConfig
 from nerfstudio.data.dataparsers.blender_dataparser import BlenderDataParserConfig
@@ -14,7 +17,7 @@ from nerfstudio.data.dataparsers.instant_ngp_dataparser import InstantNGPDataPar
 from nerfstudio.data.dataparsers.nerfstudio_dataparser import NerfstudioDataParserConfig
 
 from zipnerf_ns.data.checks import check_train_split
-from zipnerf_ns.data.dataparsers.colmap import ColmapReader, check_colmap
+from zipnerf_ns.data.dataparsers.colmap import ColmapReader, check_colmap, has_model
 from zipnerf_ns.data.dataparsers.mipnerf360 import MipNerf360DataParser, MipNerf360DataParserConfig
 from zipnerf_ns.data.dataparsers.readers import (
     BlenderReader,
@@ -26,7 +29,7 @@ from zipnerf_ns.data.dataparsers.readers import (
 )
 from zipnerf_ns.data.poses import check_poses
 from zipnerf_ns.data.transforms import read_transforms, transforms_file
-from zipnerf_ns.errors import shorten
+from zipnerf_ns.errors import InputError, shorten
 
 
 class SceneFormat(NamedTuple):
@@ -56,7 +59,28 @@ class SceneFormat(NamedTuple):
 
 def _check_transforms(config: DataParserConfig) -> None:
     path = transforms_file(config.data)
+    if not path.exists():
+        _check_other_format(path)
     check_train_split(len(_read_telling(path)), path)
+
+
+def _check_other_format(path: Path) -> None:
+    """Names the parser of a folder without transforms, or what finds poses for its photographs.
+
+    Raises:
+        InputError: if the folder is one of these.
+    """
+    data, found = path.parent, find_format(path.parent)
+    has_colmap = has_model(ColmapDataParserConfig(data=data))
+    if found is not None or has_colmap:
+        name = "colmap" if has_colmap else f"{found.name}-data"
+        raise InputError(f"{path} does not exist. Check --data, or end the command with {name} to read {data}.")
+    kinds = Image.registered_extensions()
+    if any(file.suffix.lower() in kinds for folder in (data, data / "images") for file in folder.glob("*")):
+        raise InputError(
+            f"{path} does not exist. Check --data, or find the poses of photographs first: "
+            f"python -m zipnerf_ns.tools.photos {shlex.quote(str(data))} OUT."
+        )
 
 
 def _check_blender(config: DataParserConfig) -> None:

@@ -24,7 +24,8 @@ from nerfstudio.data.scene_box import SceneBox
 from nerfstudio.data.utils import dataparsers_utils
 from nerfstudio.utils.rich_utils import CONSOLE
 
-from zipnerf_ns.data.transforms import REDUCED, is_file, read_transforms, reduced_paths, transforms_file
+from zipnerf_ns.data.dataparsers.names import REDUCED, is_file, reduced_paths
+from zipnerf_ns.data.transforms import read_transforms, transforms_file
 from zipnerf_ns.errors import InputError, shorten
 
 
