@@ -6,10 +6,13 @@ import unicodedata
 from collections.abc import Callable
 from pathlib import Path
 
+import numpy as np
 import pytest
 from _scenes import assert_clear, make_datamanager, read_meta, write_meta
 from _statements import changed, renamed, top, write_plain
 from PIL import Image
+
+from nerfstudio.data.dataparsers.nerfstudio_dataparser import NerfstudioDataParserConfig
 
 from zipnerf_ns.data.dataparsers.names import ImageFinder
 from zipnerf_ns.errors import InputError
@@ -99,3 +102,27 @@ def test_a_photograph_that_exif_turns_is_told_from_one_of_another_size(tmp_path:
     with pytest.raises(InputError) as caught:
         make_datamanager(scene)
     assert_clear(str(caught.value), ("images/000.png lies on its side", "EXIF", "upright"))
+
+
+def photograph(index: int, size: tuple[int, int]) -> Image.Image:
+    """Coarse noise, of its own for each index."""
+    noise = np.random.default_rng(index).integers(0, 256, (8, 12, 3), dtype=np.uint8)
+    return Image.fromarray(noise).resize(size, Image.Resampling.BICUBIC)
+
+
+@pytest.mark.parametrize("shift,kind,number", [(0, "png", 0), (0, "jpg", 0), (1, "jpg", 4), (1, "png", 4)])
+def test_reduced_images_of_another_run_are_said(tmp_path: Path, monkeypatch, shift: int, kind: str, number: int):
+    """Their numbers are one too high, as after a photograph was removed; no filter and no compression does that."""
+    lines: list[str] = []
+    monkeypatch.setattr("zipnerf_ns.data.dataparsers.reduction.say", lines.append)
+    scene = changed(tmp_path / "scene", renamed(lambda name: name.replace("png", kind)))
+    meta = read_meta(scene)
+    write_meta(scene, {**meta, "w": 96, "h": 64, "cx": 48.0, "cy": 32.0})
+    (scene / "images_2").mkdir()
+    for index in range(12):
+        photograph(index, (96, 64)).save(scene / f"images/{index:03d}.{kind}", quality=95)
+        photograph(index + shift, (48, 32)).save(scene / f"images_2/{index:03d}.{kind}", quality=80)
+    make_datamanager(scene, NerfstudioDataParserConfig(downscale_factor=2))
+    assert len(lines) == bool(number)
+    if number:
+        assert_clear(lines[0], ("images_2/000", "of 4 reduced images", f"their originals, {number} show"))
