@@ -168,3 +168,16 @@ def test_images_smaller_than_what_is_drawn_of_them_are_refused(tmp_path: Path, f
     with pytest.raises(InputError) as caught:
         make_datamanager(scene, camera_res_scale_factor=factor, patch_size=patch)
     assert_clear(str(caught.value), (f"camera_res_scale_factor {factor}", f"patch_size {patch}"))
+
+
+@pytest.mark.parametrize("name", ["train_num_rays_per_batch", "eval_num_rays_per_batch", "patch_size"])
+def test_of_nothing_a_step_draws_nothing(tmp_path: Path, name: str):
+    with pytest.raises(InputError, match=f"{name} is 0: it must be at least 1"):
+        make_datamanager(write_plain(tmp_path / "scene"), **{name: 0})
+
+
+@pytest.mark.parametrize("name", ["train_num_images_to_sample_from", "eval_num_images_to_sample_from"])
+@pytest.mark.parametrize("number", [0, -2])
+def test_of_no_image_a_step_draws_nothing(tmp_path: Path, name: str, number: int):
+    with pytest.raises(InputError, match=f"{name} is {number}: it must be -1 .all images. or at least 1"):
+        make_datamanager(write_plain(tmp_path / "scene"), **{name: number})

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from _scenes import tiny_config, train, write_scene
+from _scenes import assert_clear, said_when_started, tiny_config, train, write_scene
 
 from nerfstudio.scripts import train as program
 
@@ -66,6 +66,12 @@ def test_a_command_that_says_nothing_changes_nothing(tmp_path: Path, launched, c
 def test_a_file_that_is_not_there_is_named(tmp_path: Path):
     with pytest.raises(InputError, match="--load-config .*gone.yml does not exist. Give the config.yml of a run."):
         dataclasses.replace(command(), load_config=tmp_path / "gone.yml")
+
+
+def test_a_folder_that_cannot_be_written_is_named(tmp_path: Path):
+    (tmp_path / "file").write_text("in the way")
+    said = said_when_started(tiny_config(write_scene(tmp_path / "scene"), tmp_path / "file/out"))
+    assert_clear(said, (f"{tmp_path}/file/out/scene", "cannot be written (Not a directory)", "--output-dir"))
 
 
 def test_an_experiment_is_named_like_its_folder(tmp_path):

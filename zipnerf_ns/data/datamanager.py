@@ -327,6 +327,9 @@ def _check_before_parsing(config: ZipNerfDataManagerConfig, data: Path) -> None:
     for name in ("train_num_rays_per_batch", "eval_num_rays_per_batch", "patch_size"):
         if getattr(config, name) < 1:
             raise InputError(f"{name} is {getattr(config, name)}: it must be at least 1.")
+    for name in ("train_num_images_to_sample_from", "eval_num_images_to_sample_from"):
+        if getattr(config, name) < 1 and getattr(config, name) != -1:
+            raise InputError(f"{name} is {getattr(config, name)}: it must be -1 (all images) or at least 1.")
     parser = source_config(dataclasses.replace(config.dataparser, data=data))
     scene_format = format_of(parser)
     if scene_format is not None:

@@ -20,7 +20,7 @@ from nerfstudio.utils.decorators import check_main_thread
 from zipnerf_ns.data.trained import DATA_VARIABLE, TrainedData
 from zipnerf_ns.engine.checkpoints import checkpoints_in, load_checkpoint_file
 from zipnerf_ns.engine.checks import check_devices
-from zipnerf_ns.engine.messages import tell, tell_of_lost_processes
+from zipnerf_ns.engine.messages import FULL, tell, tell_of_lost_processes
 from zipnerf_ns.engine.parallel.processes import agree, join
 from zipnerf_ns.engine.safety.files import newest_whole
 from zipnerf_ns.errors import InputError, say
@@ -88,7 +88,14 @@ class RunConfig(TrainerConfig):
                     f"{folder} holds checkpoints of an earlier run. Resume it with --load-dir {folder}, "
                     "or choose another --timestamp or --experiment-name."
                 )
-            super().save_config()
+            try:
+                super().save_config()
+            except OSError as error:
+                if error.errno in FULL:
+                    raise
+                raise InputError(
+                    f"{folder.parent} cannot be written ({error.strerror}). Give another --output-dir."
+                ) from error
         if self.machine.num_devices * self.machine.num_machines > 1:
             tell_of_lost_processes(folder)
 
