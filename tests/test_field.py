@@ -9,7 +9,7 @@ import torch
 from _fields import hidden_of, make_field
 from _rays import make_encoding, short_intervals
 
-from zipnerf_ns.field import ZipNerfDensityField, ZipNerfField, parameter_groups
+from zipnerf_ns.field import ZipNerfDensityField, ZipNerfField
 from zipnerf_ns.functional import cones as cones_module
 
 BOX = torch.tensor([[-2.0, -1.0, -1.5], [1.0, 2.0, 1.5]])
@@ -134,14 +134,3 @@ def test_products_of_torch_are_in_half_precision_where_that_needs_no_scale(preci
     weight = SimpleNamespace(device=torch.device("cuda"))
     ZipNerfField.autocast(SimpleNamespace(precision_here=precision, density_layer=SimpleNamespace(weight=weight)))
     assert asked == [enabled]
-
-
-# --- parameters ---
-
-
-def test_parameter_groups_part_the_parameters_into_tables_and_the_rest():
-    fields = [ZipNerfDensityField(make_encoding(), hidden_dim=8), make_field()]
-    tables, others = parameter_groups(fields)
-    assert [id(table) for table in tables] == [id(field.encoding.hash_table) for field in fields]
-    every = [id(parameter) for field in fields for parameter in field.parameters()]
-    assert sorted(every) == sorted(id(parameter) for parameter in [*tables, *others])

@@ -54,7 +54,9 @@ def test_a_step_trains_every_parameter():
     sum(found.values()).backward()
     assert [name for name, parameter in model.named_parameters() if parameter.grad is None] == []
     tables, networks = model.parameter_groups()
-    assert len(tables) == 3 and len(tables) + len(networks) == len(list(model.parameters()))
+    named = dict(model.named_parameters())
+    assert set(map(id, tables)) == {id(named[name]) for name in named if name.endswith("hash_table")}
+    assert sorted(map(id, [*tables, *networks])) == sorted(map(id, model.parameters()))
     rays = some_rays()
     first, second = (model.eval()(rays) for _ in range(2))
     assert torch.equal(first.rgb, second.rgb)

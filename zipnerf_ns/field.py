@@ -262,15 +262,3 @@ def choose_mlp(kernel: Callable, twin: Callable, lack: str | None) -> Callable:
 @cache
 def _announce_lack(lack: str) -> None:
     say(f"{lack} This network runs in torch.")
-
-
-def parameter_groups(fields: list[nn.Module]) -> tuple[list[nn.Parameter], list[nn.Parameter]]:
-    """The hash tables of some fields, and all their other parameters."""
-    named: dict[str, nn.Parameter] = {
-        f"{index}.{name}": parameter
-        for index, field in enumerate(fields)
-        for name, parameter in field.named_parameters()
-    }
-    tables = [parameter for name, parameter in named.items() if name.endswith("hash_table")]
-    others = [parameter for name, parameter in named.items() if not name.endswith("hash_table")]
-    return tables, others

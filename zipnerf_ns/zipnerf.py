@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from zipnerf_ns import losses
 from zipnerf_ns.cameras.appearance import Appearance, clipped
 from zipnerf_ns.encoding import AntiAliasedHashEncoding, HashGridConfig, TcnnHashEncoding
-from zipnerf_ns.field import Precision, Radiance, ZipNerfDensityField, ZipNerfField, parameter_groups
+from zipnerf_ns.field import Precision, Radiance, ZipNerfDensityField, ZipNerfField
 from zipnerf_ns.functional.adam import decay_coefficients
 from zipnerf_ns.functional.gradient_scaling import near_camera_scaling, scale_gradient
 from zipnerf_ns.functional.hash_grid import Prefilter
@@ -220,7 +220,9 @@ class ZipNerf(nn.Module):
 
     def parameter_groups(self) -> tuple[list[nn.Parameter], list[nn.Parameter]]:
         """Hash tables, and networks: they take different learning rates; the appearance, in neither, takes a third."""
-        return parameter_groups(self.fields)
+        tables = [table.hash_table for table in self.tables()]
+        every = [parameter for network in self.fields for parameter in network.parameters()]
+        return tables, [parameter for parameter in every if not any(parameter is table for table in tables)]
 
     def set_progress(self, progress: float) -> None:
         """Sets the share of the training that is done, 0 to 1, from which all schedules follow."""

@@ -252,7 +252,7 @@ def test_nerfstudios_own_samplers_where_they_are_asked_for(tmp_path, changes):
 
 
 def test_equirectangular_cameras_use_nerfstudios_sampler(tmp_path):
-    scene = write_scene(tmp_path / "scene", sizes=[(32, 16)] * 8)
+    scene = write_scene(tmp_path / "scene", sizes=[(30, 16)] * 8)
     write_meta(scene, {**read_meta(scene), "camera_model": "EQUIRECTANGULAR"})
     manager = make_datamanager(scene)
     assert manager.pixels is None

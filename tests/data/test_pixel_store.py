@@ -17,7 +17,7 @@ from PIL import Image
 from nerfstudio.data.scene_box import OrientedBox
 from nerfstudio.exporter import exporter_utils
 
-from zipnerf_ns.data import datamanager, images
+from zipnerf_ns.data import checks, images
 from zipnerf_ns.data.checks import check_images
 from zipnerf_ns.data.datamanager import ZipNerfDataManager
 from zipnerf_ns.data.images import CheckedDataset, read_all
@@ -188,14 +188,14 @@ def generate_point_cloud(manager: ZipNerfDataManager, found: Callable[[int], int
 
 
 def test_an_export_that_finds_little_goes_on(tmp_path, monkeypatch):
-    monkeypatch.setattr(datamanager, "FRUITLESS_RAYS", 10 * 64)
+    monkeypatch.setattr(checks, "FRUITLESS_RAYS", 10 * 64)
     manager = make_datamanager(write_scene(tmp_path / "scene"), test_mode="test")
     assert generate_point_cloud(manager, lambda batch: 5 if batch % 10 == 9 else 0) == 200
 
 
 def test_an_export_that_finds_nothing_ends(tmp_path, monkeypatch):
     """Nerfstudio's own, of a box far away."""
-    monkeypatch.setattr(datamanager, "FRUITLESS_RAYS", 4 * 64)
+    monkeypatch.setattr(checks, "FRUITLESS_RAYS", 4 * 64)
     pipeline = tiny_config(write_scene(tmp_path / "scene"), tmp_path).pipeline.setup(device="cpu", test_mode="test")
     pipeline.eval()
     box = OrientedBox.from_params((100.0, 0.0, 0.0), (0.0, 0.0, 0.0), (1.0, 1.0, 1.0))

@@ -86,6 +86,7 @@ HONOURED: dict[str, tuple[Change, dict[str, Any]]] = {
         top(train_filenames=[name.replace("/", "\\") for name in NINE])(meta, folder)),
                            {"train": NINE, "val": names(9, 10, 11), "test": names(9, 10, 11)}),
     "dot": (renamed(lambda name: f"./{name}"), {}),
+    "poses 3x4": (lambda meta, folder: [frame["transform_matrix"].pop() for frame in meta["frames"]], {}),
     "applied 4x4": (top(applied_transform=[[0, 1, 0, 5], [1, 0, 0, 0], [0, 0, -1, 0], [0, 0, 0, 1]]),
                     {"transform": [[0, 1, 0, 5], [1, 0, 0, 0], [0, 0, -1, 0]]}),
     "train alone": (top(train_filenames=NINE), {"train": NINE, "val": names(9, 10, 11), "test": names(9, 10, 11)}),

@@ -228,6 +228,18 @@ def test_the_older_checkpoint_goes_only_when_the_new_one_is_whole(scene, tmp_pat
     assert saved_steps(config) == [2, 3]
 
 
+def test_what_others_left_among_checkpoints_is_no_earlier_run_and_stays(scene, tmp_path):
+    config = tiny_config(scene, tmp_path, steps=6)
+    folder, others = config.get_checkpoint_dir(), {"best.ckpt", "._step-000000001.ckpt"}
+    folder.mkdir(parents=True)
+    for name in others:
+        (folder / name).write_bytes(b"?")
+    trainer = start(config)
+    for step in (1, 2, 3):
+        trainer.save_checkpoint(step)
+    assert {path.name for path in folder.iterdir()} == {"step-000000002.ckpt", "step-000000003.ckpt", *others}
+
+
 needs_full_device = pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs a device that takes nothing")
 
 

@@ -75,6 +75,7 @@ FAULTS: dict[str, tuple[tuple[Callable[[ZipNerfTrainerConfig], None], ...], tupl
         (set_on("machine.num_devices", 2),), ("--machine.num-devices is 2", "cpu", "Give --machine.num-devices 1"),
     ),
     "no device at all": ((set_on("machine.num_devices", 0),), ("--machine.num-devices is 0", "1 to 1")),
+    "a seed that is none": ((set_on("machine.seed", -1),), ("--machine.seed is -1", "from 0")),
     "machines that do not meet": (
         (set_on("machine.num_machines", 2),), ("--machine.num-machines is 2", "--machine.dist-url tcp://"),
     ),

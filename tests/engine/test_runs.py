@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -124,15 +123,20 @@ def test_pictures_and_rays_need_no_data(trained, moved):
     assert pipeline.datamanager.eval_dataloader.get_camera(0)[0].shape == (1,)
 
 
+def to_render(config: Path, monkeypatch, mode: str) -> Any:
+    """The datamanager of ``ns-render dataset``."""
+    manager = eval_setup(config, test_mode="inference")[0].pipeline.datamanager
+    with monkeypatch.context() as patch:
+        for name in ("setup_train", "setup_eval"):
+            patch.setattr(manager._target, name, lambda *_: None)
+        return manager.setup(test_mode=mode, device="cpu")
+
+
 def test_what_needs_photos_says_so(moved, monkeypatch):
     expected = ("/nowhere/scene", "not there", "ZIPNERF_DATA=")
     refusal(looked_at(moved.config).get_average_eval_image_metrics, *expected)
-    config = eval_setup(moved.config, test_mode="inference")[0].pipeline.datamanager
-    # As ns-render dataset does it.
-    for name in ("setup_train", "setup_eval"):
-        monkeypatch.setattr(config._target, name, lambda *_: None)
     for mode in ("test", "val"):
-        refusal(lambda mode=mode: config.setup(test_mode=mode, device="cpu"), *expected)
+        refusal(lambda mode=mode: to_render(moved.config, monkeypatch, mode), *expected)
     monkeypatch.setenv("ZIPNERF_DATA", "/nowhere/either")
     refusal(lambda: looked_at(moved.config), "/nowhere/either does not exist", "ZIPNERF_DATA")
 
@@ -254,6 +258,12 @@ def test_photos_that_are_gone_are_named(trained, moved, tmp_path, monkeypatch, f
     with CONSOLE.capture() as said:
         pipeline = looked_at(moved.config)
     assert "lacks 2 photos" in said.get() and "images/000.png" in said.get()
+    with CONSOLE.capture() as said:
+        dataset = to_render(moved.config, monkeypatch, "test").train_dataset
+    assert "2 of 9 photos are not there, and left out" in said.get()
+    numbers = [int(dataset[index]["image"][0, 0, 0] * 255) for index in range(len(dataset))]
+    assert numbers == [1, 2, 4, 6, 8, 9, 10]
+    assert torch.equal(dataset.cameras.camera_to_worlds[2], poses_of(truth)[3])
     # Those held out are all there.
     assert psnr(pipeline) == pytest.approx(psnr(truth), abs=2e-3)
     assert torch.equal(poses_of(pipeline), poses_of(truth))
@@ -335,10 +345,3 @@ def test_a_checkpoint_that_knows_nothing_of_its_data_is_read_as_before(trained, 
     monkeypatch.setenv("ZIPNERF_DATA", str(moved.data))
     assert psnr(looked_at(moved.config)) == pytest.approx(psnr(looked_at(trained.config)), abs=1e-5)
     assert sorted(train(resumed(moved, tmp_path))[1]) == [4, 5, 6]
-
-
-def test_an_experiment_is_named_like_its_folder(tmp_path):
-    scene = write_scene(tmp_path / "scene.v2")
-    for data in (scene, scene / "transforms.json", Path(os.path.relpath(scene))):
-        config = tiny_config(data, tmp_path, experiment_name=None)
-        assert config.get_base_dir() == tmp_path / "scene.v2/zipnerf-lite/run"

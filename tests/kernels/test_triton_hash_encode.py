@@ -135,6 +135,27 @@ def test_faces_corners_and_outside():
 
 
 @runs_kernels
+@pytest.mark.parametrize("launch", [None, LAUNCHES[1], LAUNCHES[6]])
+@pytest.mark.parametrize("make_grid", [even_grid, odd_grid, lambda features: make_hash_grid(2, 1, 4, 8, features)])
+def test_a_position_that_is_no_number_makes_features_so_where_the_twin_does(make_grid, launch):
+    """And no others; the way back writes within the table."""
+    grid = make_grid(2)
+    positions, stds = random_samples(9, 2)
+    for interval, axis in ((0, 0), (4, 1), (8, 2)):
+        positions[interval, 1, axis] = torch.nan
+    leaves = (random_table(grid), positions, stds, torch.linspace(0.5, 1.5, len(grid.levels)))
+    expected = outcome(hash_grid.hash_encode, leaves, grid, "multisample", None)
+    if launch is None:
+        found = outcome(kernels.hash_encode, leaves, grid, "multisample", None)
+    else:
+        found = outcome(kernels.tuned_hash_encode, leaves, grid, "multisample", None, one_way(launch))
+    assert torch.equal(expected[0].isnan().flatten(1).all(dim=-1).cpu(), torch.arange(9) % 4 == 0)
+    for truth, value in zip(expected[:2], found[:2], strict=True):
+        torch.testing.assert_close(value, truth, rtol=1e-4, atol=1e-5, equal_nan=True)
+    assert found[2].isnan().any()
+
+
+@runs_kernels
 @pytest.mark.parametrize("prefilter", ["multisample", "ipe"])
 def test_extreme_stds(prefilter):
     stds = torch.tensor([0.0, 1e-30, 1e-8, 1e-4, 1e-3, 0.01, 0.1, 1.0, 100.0, 1e6]).repeat(2)[:, None]

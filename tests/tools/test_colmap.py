@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import importlib.util
+import re
+import subprocess
 import sys
 from importlib.machinery import ModuleSpec
 from pathlib import Path
@@ -9,6 +12,7 @@ from types import ModuleType, SimpleNamespace
 from typing import Any
 
 import pytest
+from PIL import Image
 
 from nerfstudio.process_data import colmap_utils
 from nerfstudio.process_data.process_data_utils import CameraModel
@@ -120,6 +124,47 @@ def test_a_path_that_the_shell_has_changed_is_named(tmp_path, monkeypatch, prete
     said = capsys.readouterr().err
     assert str(tmp_path / "two spaces") in said and "--output-dir another name" in said
     assert {call[0] for call in pretended.calls} == {"seed"}
+
+
+def photographs(folder: Path, **sizes: tuple[int, int]) -> Path:
+    for name, size in sizes.items():
+        path = folder / name.replace("_", ".")
+        path.parent.mkdir(parents=True, exist_ok=True)
+        Image.new("RGB", size).save(path, format="JPEG")
+    return folder
+
+
+def extracted(program: Path, photos: Path) -> subprocess.CompletedProcess:
+    """What a program that nerfstudio's shell calls by this name hears from the first command of COLMAP."""
+    ours = f"{sys.executable} -m zipnerf_ns.tools.colmap feature_extractor --image_path {photos} --database_path /no/db"
+    program.write_text(f"import subprocess, sys\nsys.exit(subprocess.run({ours!r}, shell=True).returncode)\n")
+    command = [sys.executable, program, "images", "--data", photos, "--output-dir", program.parent]
+    return subprocess.run(command, capture_output=True, text=True)
+
+
+def test_photographs_that_nerfstudio_would_bend_are_refused(tmp_path, pretended):
+    """Those that are of one size, or which are called for by another program, are not."""
+    two = photographs(tmp_path / "two = sizes", a_jpg=(30, 20), b_JPG=(20, 30), c_jpg=(30, 20))
+    kinds = photographs(tmp_path / "kinds", a_jpg=(30, 20), b_HEIC=(30, 20))
+    for folder, said in (
+        (two, "one size and one camera, but a.jpg has 30x20, b.JPG has 20x30 pixels. Use"),
+        (kinds, "passes over b.HEIC, whose kind it does not read. Use python -m zipnerf_ns.tools.photos"),
+    ):
+        for command in (["ns-process-data", "images", "--data", str(folder)], ["x", f"--data={folder}", "-v"]):
+            with pytest.raises(colmap.CommandError, match=re.escape(said)):
+                colmap.check_originals(command)
+    same = photographs(tmp_path / "same", a_jpg=(30, 20), b_jpg=(30, 20), _hidden_jpg=(1, 1))
+    (same / "c.png").write_text("none")
+    colmap.check_originals(["ns-process-data", "images", "--data", str(same)])
+    colmap.check_originals([])
+
+
+@pytest.mark.skipif(importlib.util.find_spec("pycolmap") is None, reason="the package pycolmap is not installed")
+def test_who_calls_is_found(tmp_path):
+    photos = photographs(tmp_path / "photos", a_jpg=(30, 20), b_jpg=(20, 30))
+    refused = extracted(tmp_path / "ns-process-data", photos)
+    assert refused.returncode == 1 and refused.stderr.startswith("Error: ns-process-data gives all photographs one")
+    assert "/no is not there" in extracted(tmp_path / "another.py", photos).stderr
 
 
 def test_the_largest_model_becomes_the_one_that_nerfstudio_reads(tmp_path, pretended):

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from _raw import write_dng
 from PIL import Image
 
 from zipnerf_ns.errors import InputError
@@ -153,3 +154,33 @@ def test_large_pictures_are_reduced_until_nerfstudio_takes_them(tmp_path: Path):
     expected = UPRIGHT.reshape(4, 2, 6, 2, 3).mean(axis=(1, 3))
     reduced = np.asarray(Image.open(tmp_path / "images_2/a.png"), dtype=float)
     np.testing.assert_allclose(reduced, expected, atol=0.51)
+
+
+QUARTERS = np.zeros((32, 48, 3), dtype=np.uint8)
+QUARTERS[:16, :24], QUARTERS[:16, 24:], QUARTERS[16:] = (200, 20, 20), (20, 200, 20), (20, 20, 200)
+
+
+@pytest.mark.parametrize("orientation", [1, 3, 6, 8])
+def test_raw_photographs_are_developed_upright(tmp_path: Path, orientation: int):
+    pytest.importorskip("rawpy", reason="rawpy, which reads RAW files, is not installed")
+    stored = QUARTERS[::-1, ::-1] if orientation == 3 else np.rot90(QUARTERS, {1: 0, 6: 1, 8: -1}[orientation])
+    path = write_dng(tmp_path / "a.dng", stored, orientation)
+    picture = copy_upright(Photo(path, "a", 0), tmp_path / "images", None)
+    assert picture == Picture("a.jpg", (48, 32), identify(path)[1], 0)
+    copy = np.asarray(Image.open(tmp_path / "images/a.jpg"))
+    for rows, columns, strongest in ((8, 8, 0), (8, 40, 1), (24, 8, 2), (24, 40, 2)):
+        assert copy[rows, columns].argmax() == strongest and np.ptp(copy[rows, columns].astype(int)) > 100
+
+
+def test_raw_photographs_keep_their_exposure_and_camera(tmp_path: Path):
+    """Half the light is darker, whatever else a photograph shows."""
+    pytest.importorskip("rawpy", reason="rawpy, which reads RAW files, is not installed")
+    full, half = (write_dng(tmp_path / f"{share}.dng", QUARTERS // share) for share in (1, 2))
+    values = [np.asarray(open_photo(path))[8, 8, 0].astype(float) for path in (full, half)]
+    # The sRGB curve is nearly a power of 1 / 2.22 (BT.709's), LibRaw's by default.
+    assert 0.68 < values[1] / values[0] < 0.77
+    other = write_dng(tmp_path / "other.dng", QUARTERS, model="Y")
+    assert identify(full)[1] == identify(half)[1] != identify(other)[1]
+    full.write_bytes(full.read_bytes()[:100])
+    with pytest.raises(InputError, match="1.dng cannot be read as a photograph"):
+        identify(full)

@@ -50,7 +50,7 @@ def test_a_raw_file_is_passed_over_where_it_lies_developed(tmp_path: Path, monke
 
 
 @pytest.mark.parametrize("place", ["photos/masks", "masks", "elsewhere"])
-@pytest.mark.parametrize("name", ["2.png", "2.jpg.png"])
+@pytest.mark.parametrize("name", ["2.png", "2.jpg.png", "2.JPG", "2_mask.png", "2.jpg_Mask.webp"])
 def test_masks_are_found(tmp_path: Path, place: str, name: str):
     folder = touch(tmp_path / "photos", "1.jpg", "2.jpg", "3.jpg")
     mask = touch(tmp_path / place, name) / name
@@ -58,10 +58,18 @@ def test_masks_are_found(tmp_path: Path, place: str, name: str):
     assert [photo.mask for photo in found.photos] == [None, mask, None]
 
 
+def test_what_a_mac_leaves_and_folders_are_no_photographs(tmp_path: Path):
+    folder = touch(tmp_path / "a", "1.jpg", "2.jpg", "3.jpg", "._1.jpg", ".DS_Store")
+    touch(folder / "4.jpg")
+    assert [photo.path.name for photo in find_sources([folder]).photos] == ["1.jpg", "2.jpg", "3.jpg"]
+
+
 def test_what_cannot_be_used_is_refused_in_a_line(tmp_path: Path):
     empty, two = touch(tmp_path / "empty", "notes.txt"), touch(tmp_path / "two", "1.jpg", "2.jpg")
     three = touch(tmp_path / "three", "1.jpg", "2.jpg", "3.jpg")
     masks = touch(tmp_path / "other", "7.png")
+    unnamed = touch(tmp_path / "unnamed", "1.jpg", "2.jpg", "3.jpg")
+    touch(unnamed / "masks", "mask_1.png")
     for given, folder, said in (
         ([tmp_path / "gone"], None, "gone does not exist"),
         ([empty], None, "no photographs or videos"),
@@ -69,6 +77,7 @@ def test_what_cannot_be_used_is_refused_in_a_line(tmp_path: Path):
         ([two], None, "2 photographs are too few"),
         ([three], three / "1.jpg", "is not a folder"),
         ([three], masks, "has no mask of any photograph: 1.png"),
+        ([unnamed], None, "unnamed/masks has no mask of any photograph: 1.png.* Rename"),
     ):
         with pytest.raises(InputError, match=said):
             find_sources(given, folder)
@@ -82,7 +91,7 @@ def test_what_is_missing_to_read_files_is_named(tmp_path: Path, monkeypatch):
         find_sources([folder])
     assert str(refused.value) == (
         "HEIC and AVIF and RAW and video files cannot be read yet: "
-        "pip install 'pillow-heif>=1,<2' 'Pillow>=11.3' rawpy 'imageio-ffmpeg>=0.5,<1'."
+        "pip install 'pillow-heif>=1,<2' 'Pillow>=11.3' 'rawpy>=0.21,<1' 'imageio-ffmpeg>=0.5,<1'."
     )
 
 

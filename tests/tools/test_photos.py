@@ -124,6 +124,7 @@ def test_bad_input_ends_before_any_work(tmp_path: Path, pycolmap, capsys):
         ([folder, begun], "begun was begun with other photographs or options"),
         ([folder, tmp_path / "new", "--frames", "2"], "--frames must be at least 3"),
         ([tmp_path / "gone", tmp_path / "new"], "gone does not exist"),
+        ([folder, other / "file/new"], "Error: [Errno 20] Not a directory"),
     ):
         assert photos.main([str(argument) for argument in arguments]) == 1
         assert expected in capsys.readouterr().err

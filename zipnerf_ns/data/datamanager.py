@@ -4,10 +4,8 @@ from __future__ import annotations
 
 import copy
 import dataclasses
-import sys
 from dataclasses import dataclass, field
 from pathlib import Path
-from types import FrameType
 from typing import Any, Literal
 
 import tyro
@@ -21,20 +19,17 @@ from nerfstudio.data.utils.dataloaders import FixedIndicesEvalDataloader, RandIn
 from nerfstudio.utils.rich_utils import CONSOLE
 
 from zipnerf_ns.cameras.rays import PixelRays
-from zipnerf_ns.data.checks import check_cameras, check_images, check_train_split, say_outside
+from zipnerf_ns.data.checks import check_outputs, check_points_are_found, check_train_split
 from zipnerf_ns.data.dataparsers.exact import exact
 from zipnerf_ns.data.dataparsers.formats import format_of, with_reader
 from zipnerf_ns.data.dataparsers.multiscale import source_config
-from zipnerf_ns.data.dataparsers.run import parser_of_run
-from zipnerf_ns.data.images import CheckedDataset, check_masks, check_some_used, read_all
+from zipnerf_ns.data.dataparsers.run import chosen, parser_of_run
+from zipnerf_ns.data.images import CheckedDataset, read_all
 from zipnerf_ns.data.metadata import SCENE_HINTS, SceneHints, area_weights, find_scales
 from zipnerf_ns.data.pixels import PixelStore, Thumbnails
+from zipnerf_ns.data.poses import check_scale
 from zipnerf_ns.data.trained import GIVE_DATA, TrainedData
 from zipnerf_ns.errors import InputError
-
-FRUITLESS_RAYS = 1 << 18
-"""Rays of which at least one must end in the box of an export: of so many, a box that holds one in 20,000 misses all
-once in half a million times."""
 
 
 @dataclass
@@ -91,9 +86,9 @@ class ZipNerfDataManager(VanillaDataManager[CheckedDataset]):
         self.eval_pixels: PixelStore | None = None
         self.image_weights: Tensor | None = None
         super().__init__(config, *args, **kwargs)
-        if not self._is_inference and not self._is_set_up and self.lacks_photos(self.eval_dataset):
+        if not self._is_inference and not self._is_set_up:
             # Whoever leaves the set-up out wants each photo, as ns-render dataset does.
-            raise InputError(self.why_lacking)
+            self.train_dataset, self.eval_dataset = map(self._with_photos, (self.train_dataset, self.eval_dataset))
 
     def lacks_photos(self, dataset: CheckedDataset | None = None) -> bool:
         """Whether a run is looked at whose photos (a dataset's, by default the training's) are not all there."""
@@ -101,6 +96,18 @@ class ZipNerfDataManager(VanillaDataManager[CheckedDataset]):
         if self._trained is None or self._trained.resumes:
             return False
         return not all(Path(filename).is_file() for filename in outputs.image_filenames)
+
+    def _with_photos(self, dataset: CheckedDataset) -> CheckedDataset:
+        """The images of a dataset whose photos are there."""
+        if not self.lacks_photos(dataset):
+            return dataset
+        outputs = dataset._dataparser_outputs
+        there = [index for index, name in enumerate(outputs.image_filenames) if Path(name).is_file()]
+        if not there:
+            raise InputError(self.why_lacking)
+        CONSOLE.log(f"{len(dataset) - len(there)} of {len(dataset)} photos are not there, and left out.")
+        left = type(dataset)(chosen(outputs, there), dataset.scale_factor)
+        return self._prepared(left, check_outputs(left._dataparser_outputs, self.config.dataparser.data))
 
     @property
     def why_lacking(self) -> str:
@@ -126,11 +133,11 @@ class ZipNerfDataManager(VanillaDataManager[CheckedDataset]):
         has_alpha = False
         if not self._is_inference and not self.lacks_photos():
             check_train_split(len(outputs.image_filenames), self.config.dataparser.data)
-            has_alpha = _check_outputs(outputs, self.config.dataparser.data)
+            has_alpha = check_outputs(outputs, self.config.dataparser.data)
         if self._trained is not None:
             outputs.metadata[SCENE_HINTS] = self._trained.hints
             return self._prepared(super().create_train_dataset(), has_alpha)
-        cameras = self._training_cameras()
+        cameras, box = self._training_cameras(), outputs.scene_box.aabb
         scene_format = format_of(source_config(self.config.dataparser))
         background = self._alpha_color or ("white" if has_alpha else "black")
         outputs.metadata[SCENE_HINTS] = SceneHints(
@@ -138,6 +145,9 @@ class ZipNerfDataManager(VanillaDataManager[CheckedDataset]):
             background="white" if background == "white" else "black",
             longest_side=int(max(cameras.width.max(), cameras.height.max())),
         )
+        if not self._is_inference:
+            space = float(box[1].max()) if outputs.metadata[SCENE_HINTS].bounded else 1.0
+            check_scale(cameras.camera_to_worlds[:, :, 3].double().numpy(), space, self.config.dataparser.data)
         return self._prepared(super().create_train_dataset(), has_alpha)
 
     def _training_cameras(self) -> Cameras:
@@ -171,10 +181,16 @@ class ZipNerfDataManager(VanillaDataManager[CheckedDataset]):
         if len(dataset) == 0:
             CONSOLE.log("No image is held out: PSNR is measured on what is trained on alone.")
             return self._prepared(dataset, False)
-        return self._prepared(dataset, _check_outputs(dataset._dataparser_outputs, self.config.dataparser.data))
+        return self._prepared(dataset, check_outputs(dataset._dataparser_outputs, self.config.dataparser.data))
 
     def _prepared(self, dataset: CheckedDataset, has_alpha: bool) -> CheckedDataset:
         """The dataset, told what it cannot know by itself."""
+        least = min((side for size in dataset.sizes for side in size), default=self.config.patch_size)
+        if least < self.config.patch_size:
+            raise InputError(
+                f"an image is {least} pixels high or wide at camera_res_scale_factor "
+                f"{self.config.camera_res_scale_factor}, fewer than patch_size {self.config.patch_size}. Change either."
+            )
         dataset.has_alpha = has_alpha
         dataset.ignore_masks = self.config.pixel_sampler.ignore_mask
         radius = (dataset.cameras.metadata or {}).get("fisheye_crop_radius")
@@ -271,7 +287,7 @@ class ZipNerfDataManager(VanillaDataManager[CheckedDataset]):
         if self._has_store and self.pixels is None:
             self.pixels = self._load_pixels(self.train_dataset)
         if self.test_mode != "val":
-            _check_points_are_found(self.get_train_rays_per_batch())
+            check_points_are_found(self.get_train_rays_per_batch())
         if self.pixels is None:
             bundle, batch = super().next_train(step)
         else:
@@ -306,41 +322,15 @@ class ZipNerfDataManager(VanillaDataManager[CheckedDataset]):
         return area_weights(scales, num_pixels).to(self.device)
 
 
-def _check_points_are_found(num_rays: int) -> None:
-    """Nerfstudio's export of points draws rays until enough of them end in its box, if need be for ever.
-
-    Args:
-        num_rays: of a batch.
-    Raises:
-        InputError: if it has drawn many, and none did.
-    """
-    frame: FrameType | None = sys._getframe(1)
-    while frame is not None and frame.f_code.co_name != "generate_point_cloud":
-        frame = frame.f_back
-    batches = [] if frame is None else frame.f_locals.get("points", [])
-    if len(batches) * num_rays >= FRUITLESS_RAYS and not any(len(points) for points in batches):
-        raise InputError(
-            f"of {len(batches) * num_rays:,} rays none ends on something opaque in the box. Check --obb-center, "
-            "--obb-rotation and --obb-scale (in the frame that the model was trained in), or leave them out."
-        )
-
-
 def _check_before_parsing(config: ZipNerfDataManagerConfig, data: Path) -> None:
     """Nerfstudio's parsers mix all poses when they recenter: only the files themselves say which frame is wrong."""
-    if config.train_num_rays_per_batch < 1:
-        raise InputError(f"train_num_rays_per_batch is {config.train_num_rays_per_batch}: it must be at least 1.")
+    for name in ("train_num_rays_per_batch", "eval_num_rays_per_batch", "patch_size"):
+        if getattr(config, name) < 1:
+            raise InputError(f"{name} is {getattr(config, name)}: it must be at least 1.")
+    for name in ("train_num_images_to_sample_from", "eval_num_images_to_sample_from"):
+        if getattr(config, name) < 1 and getattr(config, name) != -1:
+            raise InputError(f"{name} is {getattr(config, name)}: it must be -1 (all images) or at least 1.")
     parser = source_config(dataclasses.replace(config.dataparser, data=data))
     scene_format = format_of(parser)
     if scene_format is not None:
         scene_format.check(parser)
-
-
-def _check_outputs(outputs, data: Path) -> bool:
-    say_outside([*outputs.image_filenames, *(outputs.mask_filenames or ())], data)
-    cameras = outputs.cameras
-    check_cameras(cameras.camera_to_worlds, cameras.fx, cameras.fy, outputs.image_filenames)
-    sizes = list(zip(cameras.width.reshape(-1).tolist(), cameras.height.reshape(-1).tolist(), strict=True))
-    if outputs.mask_filenames is not None:
-        check_masks(outputs.mask_filenames, sizes)
-        check_some_used(outputs.mask_filenames)
-    return check_images(outputs.image_filenames, sizes)

@@ -286,10 +286,11 @@ def white_of_integers(image: Image.Image, largest: float) -> float:
 
 def used_pixels(mask: Image.Image) -> Bool[np.ndarray, "height width"]:
     """Which pixels an image of any mode marks as used."""
-    return np.asarray(_brightness(mask)) >= USED_FROM
+    return np.asarray(brightness(mask)) >= USED_FROM
 
 
-def _brightness(mask: Image.Image) -> Image.Image:
+def brightness(mask: Image.Image) -> Image.Image:
+    """An image of any mode in 8 bits of gray; black where it is transparent."""
     if mask.mode.startswith("I"):
         wide = np.asarray(mask, dtype=np.float64)
         return Image.fromarray((255.0 * wide / _white(mask, wide)).clip(0.0, 255.0).astype(np.uint8))

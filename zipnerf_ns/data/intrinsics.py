@@ -115,6 +115,14 @@ def find_intrinsics(
     own_x, own_y = (_focal(own, axis, size[axis], is_perspective, where) for axis in (0, 1))
     top_x, top_y = (_focal(top, axis, size[axis], is_perspective, where) for axis in (0, 1))
     fx = own_x or top_x
+    if camera_type == CameraType.EQUIRECTANGULAR and size[0] == 2 * size[1]:
+        # The rays are those of a whole panorama with a focal length of its height, which is half its width.
+        if any(given is not None and abs(given - size[1]) > TOLERANCE * size[1] for given in (fx, own_y, top_y)):
+            raise InputError(
+                f"{where}: 'fl_x' or 'fl_y' is not {size[1]}, but a panorama of {size[0]}x{size[1]} pixels shows all "
+                "around. Remove both."
+            )
+        fx = size[1]
     if fx is None:
         angle = ", or 'camera_angle_x' in radians" if is_perspective else ""
         raise InputError(f"{where}: 'fl_x' is missing. Give it, a number of pixels, positive{angle}.")

@@ -11,7 +11,7 @@ from typing import Any, Literal, NamedTuple
 import numpy as np
 from jaxtyping import Bool, Float
 
-from zipnerf_ns.errors import InputError, shorten
+from zipnerf_ns.errors import InputError, say, shorten
 
 LARGEST_ENTRY = 1e30
 """Beyond, sums of a few thousand entries and what readers compute of them leave float32 (3.4e38)."""
@@ -77,7 +77,8 @@ def check_poses(
     """
     if len(matrices) == 0:
         raise InputError(f"{source}: there are no frames. Check --data, or run ns-process-data again.")
-    poses = np.stack([_matrix(matrix, f"{source}: frame {name}") for matrix, name in zip(matrices, names, strict=True)])
+    named = zip(matrices, names, strict=True)
+    poses = np.stack([read_pose(matrix, f"{source}: frame {name}") for matrix, name in named])
     notes = _straighten(poses, names, source)
     positions = poses[:, :3, 3]
     is_coarse = bool((positions == positions.astype(np.float32)).all())
@@ -98,6 +99,30 @@ def check_poses(
     # In place: positions are a view of them.
     positions -= center
     return PoseSet(poses, center, tuple(notes))
+
+
+def read_pose(matrix: Any, where: str) -> Float[np.ndarray, "4 4"]:
+    """One camera to world, of which three or four rows were given.
+
+    Raises:
+        InputError: starting with ``where``, for what is no such matrix, or has no finite numbers.
+    """
+    try:
+        rows = np.asarray(matrix, dtype=np.float64)
+    except (TypeError, ValueError, OverflowError):
+        rows = np.zeros(0)
+    if rows.shape not in ((3, 4), (4, 4)):
+        raise InputError(f"{where}: the pose is not a 4x4 matrix of numbers. Estimate it again, or remove the frame.")
+    if not (np.abs(rows) < LARGEST_ENTRY).all():
+        raise InputError(f"{where}: the pose contains NaN, infinity or numbers beyond all use. Estimate it again.")
+    pose = np.eye(4)
+    pose[:3] = rows[:3]
+    if np.abs(rows[3:] - pose[3:][: len(rows) - 3]).max(initial=0.0) > EXACT:
+        # Positions below instead of beside the rotation are the mark of column-major matrices.
+        is_transposed = not rows[:3, 3].any() and abs(rows[3, 3] - 1.0) <= EXACT
+        mend = "Transpose the matrix." if is_transposed else "Write the matrix as camera to world, rows first."
+        raise InputError(f"{where}: the pose's last row is {_row(rows[3])} instead of 0 0 0 1. {mend}")
+    return pose
 
 
 def check_axes(
@@ -135,12 +160,15 @@ def read_similarity(transform: Any, scale: Any, source: object) -> tuple[Float[n
     if transform is not None:
         try:
             rows = np.asarray(transform, dtype=np.float64)
-        except (TypeError, ValueError):
+        except (TypeError, ValueError, OverflowError):
             rows = np.zeros(0)
-        if rows.shape not in ((3, 4), (4, 4)) or not np.isfinite(rows).all():
-            raise InputError(f"{source}: 'applied_transform' is not 3 rows of 4 numbers. Correct it, or remove it.")
+        if rows.shape not in ((3, 4), (4, 4)) or (rows[3:] != matrix[3]).any():
+            raise InputError(
+                f"{source}: 'applied_transform' is no 3x4 matrix, nor a 4x4 one that ends in 0 0 0 1. "
+                "Correct it, or remove it."
+            )
         matrix[:3] = rows[:3]
-        if np.linalg.cond(matrix[:3, :3]) > 1.0 / SINGULAR or (rows[3:] != matrix[3]).any():
+        if not np.isfinite(rows).all() or np.linalg.cond(matrix[:3, :3]) > 1.0 / SINGULAR:
             raise InputError(f"{source}: 'applied_transform' cannot be inverted. Correct it, or remove it.")
     try:
         factor = 1.0 if scale is None else float(scale)
@@ -151,29 +179,32 @@ def read_similarity(transform: Any, scale: Any, source: object) -> tuple[Float[n
     return matrix, factor
 
 
+def check_scale(positions: Float[np.ndarray, "cameras 3"], space: float, source: object) -> None:
+    """Checks that cameras reach about as far as the space in which the model has its detail.
+
+    Args:
+        positions: in the model's frame.
+        space: how far that space reaches from the origin.
+    Raises:
+        InputError: where all detail would be lost; where much would, it is said.
+    """
+    reach = float(np.abs(positions).max())
+    if space / SAID_SHRINKING <= reach <= SAID_SHRINKING * space:
+        return
+    text = (
+        f"{source}: cameras reach {_number(reach)} from the origin, where the model has its detail within "
+        f"{_number(space)}. Scale the poses by an option of the dataparser (--scale-factor, --scene-scale, "
+        "--auto-scale-poses True), or in the file."
+    )
+    if not space / LARGEST_SHRINKING <= reach <= LARGEST_SHRINKING * space:
+        raise InputError(text)
+    say(text)
+
+
 def rounds_too_much(positions: Float[np.ndarray, "cameras 3"]) -> bool:
     """Whether float32 would move cameras against each other by what a picture shows; never for a single camera."""
     reach = _reach(positions)
     return FLOAT32_STEP * float(np.abs(positions).max()) > LARGEST_ROUNDING * reach > 0.0
-
-
-def _matrix(matrix: Any, where: str) -> Float[np.ndarray, "4 4"]:
-    try:
-        rows = np.asarray(matrix, dtype=np.float64)
-    except (TypeError, ValueError, OverflowError):
-        rows = np.zeros(0)
-    if rows.shape not in ((3, 4), (4, 4)):
-        raise InputError(f"{where}: the pose is not a 4x4 matrix of numbers. Estimate it again, or remove the frame.")
-    if not (np.abs(rows) < LARGEST_ENTRY).all():
-        raise InputError(f"{where}: the pose contains NaN, infinity or numbers beyond all use. Estimate it again.")
-    pose = np.eye(4)
-    pose[:3] = rows[:3]
-    if np.abs(rows[3:] - pose[3:][: len(rows) - 3]).max(initial=0.0) > EXACT:
-        # Positions below instead of beside the rotation are the mark of column-major matrices.
-        is_transposed = not rows[:3, 3].any() and abs(rows[3, 3] - 1.0) <= EXACT
-        mend = "Transpose the matrix." if is_transposed else "Write the matrix as camera to world, rows first."
-        raise InputError(f"{where}: the pose's last row is {_row(rows[3])} instead of 0 0 0 1. {mend}")
-    return pose
 
 
 def _straighten(poses: Float[np.ndarray, "cameras 4 4"], names: Sequence[str], source: object) -> list[str]:

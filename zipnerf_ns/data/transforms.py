@@ -7,17 +7,18 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import numpy as np
 from PIL import Image
 
 from nerfstudio.cameras.cameras import CAMERA_MODEL_TO_TYPE, CameraType
 
-from zipnerf_ns.data.checks import check_images, check_pose
+from zipnerf_ns.data.checks import check_images
+from zipnerf_ns.data.dataparsers.names import ImageFinder
 from zipnerf_ns.data.intrinsics import CAMERA_KEYS, find_intrinsics, find_model, read_statements
+from zipnerf_ns.data.poses import read_pose, read_similarity
 from zipnerf_ns.errors import InputError, shorten
 
 OPTIONAL_FILES = {
@@ -27,9 +28,6 @@ OPTIONAL_FILES = {
 """Files that a frame of Nerfstudio's format may name; its parser wants them of all frames or of none."""
 SPLITS = ("train", "val", "test")
 ORIENTATIONS = ("pca", "up", "vertical", "none")
-EXTENSIONS = (".png", ".jpg", ".jpeg", ".PNG", ".JPG", ".JPEG", ".webp", ".tif", ".tiff")
-"""Tried, in this order, where a name has none that is there; NeRF-synthetic scenes leave .png out."""
-REDUCED = (2, 4, 8)
 TOP_KEYS = CAMERA_KEYS | {
     "frames", "applied_transform", "orientation_override", "ply_file_path", *(f"{split}_filenames" for split in SPLITS)
 }  # fmt: skip
@@ -70,9 +68,9 @@ def read_transforms(path: Path, needs_images: bool = True) -> Transforms:
     result: dict[str, Any] = {"camera_model": models[0], "frames": []}
     for frame, own, model, size in zip(frames, statements, models, sizes, strict=True):
         read = {key: frame[key] for key in ("file_path", "downscale") if key in frame}
-        read["transform_matrix"] = np.asarray(frame["transform_matrix"], dtype=np.float64).tolist()
+        read["transform_matrix"] = read_pose(frame.get("transform_matrix"), frame["where"]).tolist()
         read |= find_intrinsics(own, top, model, size, frame["where"])
-        read |= {key: frame[key].replace("\\", "/") for key in OPTIONAL_FILES if frame.get(key) is not None}
+        read |= {key: frame[key] for key in OPTIONAL_FILES if frame.get(key)}
         result["frames"].append(read)
     result |= _read_top(path, meta, top)
     for key in ("applied_scale", "aabb_scale"):
@@ -107,23 +105,6 @@ def complete_splits(listed: Mapping[str, list[str]], names: Sequence[str]) -> di
     return {split: found[split] for split in SPLITS}
 
 
-def reduced_paths(path: Path, factor: int, prefix: str = "images_") -> Iterator[Path]:
-    """Where the image of a frame may be that is reduced by a factor, below the scene's folder, the likeliest first."""
-    folder = Path(f"{prefix}{factor}")
-    if not path.is_absolute():
-        yield folder.joinpath(*path.parts[1:])
-        yield folder / path
-    yield folder / path.name
-
-
-def is_file(path: Path) -> bool:
-    """Whether a file is there; names that no file can have are none."""
-    try:
-        return path.is_file()
-    except (OSError, ValueError):
-        return False
-
-
 def _read_json(path: Path) -> dict[str, Any]:
     def without_repeats(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
         found: dict[str, Any] = {}
@@ -137,7 +118,7 @@ def _read_json(path: Path) -> dict[str, Any]:
         meta = json.loads(path.read_text(encoding="utf-8-sig"), object_pairs_hook=without_repeats)
     except InputError:
         raise
-    except FileNotFoundError as error:
+    except (FileNotFoundError, NotADirectoryError) as error:
         raise InputError(f"{path} does not exist. Check --data, or run ns-process-data first.") from error
     except (OSError, ValueError, RecursionError) as error:
         raise InputError(f"{path} is not valid JSON ({error}). Write it again with ns-process-data.") from error
@@ -151,58 +132,43 @@ def _distinct_frames(path: Path, meta: Mapping[str, Any], needs_images: bool) ->
     if not isinstance(meta.get("frames"), list) or not meta["frames"]:
         raise InputError(f"{path}: no 'frames'. Run ns-process-data again, or list at least two images there.")
     found: dict[str, dict[str, Any]] = {}
-    repeated = []
+    images, repeated = ImageFinder(path.parent), []
     for index, frame in enumerate(meta["frames"]):
         name = frame.get("file_path") if isinstance(frame, dict) else None
         if not name or not isinstance(name, str):
             raise InputError(f"{path}: frame {index} has no 'file_path'. Give it the path of its image.")
         where = f"{path}: frame {index} ({name})"
-        check_pose(frame.get("transform_matrix"), where, rows=(4,))
         for key in OPTIONAL_FILES:
             if frame.get(key) is not None and not isinstance(frame[key], str):
                 raise InputError(f"{where}: '{key}' is {frame[key]}. It must be the path of a file.")
-        image = _find_image(path.parent, name, where, needs_images)
+        image, there = images.find(name)
+        if needs_images and there is None:
+            raise InputError(f"{where}: image {path.parent / image} is missing. Restore it or remove the frame.")
+        if needs_images:
+            check_images([there])
         first = found.setdefault(os.path.normpath(path.parent / image), {})
         if first and _statements(frame) != _statements(meta["frames"][first["index"]]):
             raise InputError(f"{where}: frame {first['index']} is of the same image and says other things. Remove one.")
         if first:
             repeated.append(name)
         else:
-            first |= {**frame, "file_path": image, "where": where, "index": index, "stated": name}
+            others = {key: images.find(frame[key])[0] for key in OPTIONAL_FILES if frame.get(key)}
+            first |= {**frame, **others, "file_path": image, "where": where, "index": index, "stated": name}
     frames = list(found.values())
     for key, mend in OPTIONAL_FILES.items():
         without = [str(frame["file_path"]) for frame in frames if not frame.get(key)]
         if 0 < len(without) < len(frames):
             raise InputError(f"{path}: '{key}' is missing for {shorten(without)}. {mend}")
+    warnings = []
     if repeated:
-        return frames, [f"{path}: {shorten(repeated)} is there in several frames; each image is used once."]
-    return frames, []
+        warnings.append(f"{path}: {shorten(repeated)} is there in several frames; each image is used once.")
+    if (path.parent / "masks").is_dir() and not frames[0].get("mask_path"):
+        warnings.append(f"{path.parent / 'masks'} is not used: give each frame the 'mask_path' of its mask.")
+    return frames, warnings
 
 
 def _statements(frame: Mapping[str, Any]) -> str:
     return repr({key: frame[key] for key in sorted(FRAME_KEYS & frame.keys()) if key != "file_path"})
-
-
-def _find_image(folder: Path, name: str, where: str, needs_images: bool) -> str:
-    """The name of a frame's image as it is on disk: slashes of Windows turned, an extension added."""
-    names = list(dict.fromkeys([name, name.replace("\\", "/")]))
-    for each in names:
-        for ending in ("", *EXTENSIONS):
-            there = next(filter(is_file, _places(folder, f"{each}{ending}")), None)
-            if there is not None:
-                if needs_images:
-                    check_images([there])
-                return f"{each}{ending}"
-    if needs_images:
-        raise InputError(f"{where}: image {folder / names[-1]} is missing. Restore it or remove the frame.")
-    return names[-1]
-
-
-def _places(folder: Path, name: str) -> Iterator[Path]:
-    yield folder / name
-    for factor in REDUCED:
-        for path in reduced_paths(Path(name), factor):
-            yield folder / path
 
 
 def _camera_models(
@@ -254,20 +220,8 @@ def _sizes(
 def _read_top(path: Path, meta: Mapping[str, Any], top: Mapping[str, Any]) -> dict[str, Any]:
     """What is said of the scene as a whole, beside cameras and splits."""
     result: dict[str, Any] = {}
-    applied = meta.get("applied_transform")
-    if applied is not None:
-        try:
-            matrix = np.asarray(applied, dtype=np.float64)
-        except (TypeError, ValueError, OverflowError):
-            matrix = np.zeros(0)
-        has_last_row = matrix.shape == (4, 4) and (matrix[3] == (0, 0, 0, 1)).all()
-        if matrix.shape != (3, 4) and not has_last_row:
-            raise InputError(
-                f"{path}: 'applied_transform' is no 3x4 matrix, nor a 4x4 one that ends in 0 0 0 1. Remove it."
-            )
-        if not np.isfinite(matrix).all() or abs(np.linalg.det(matrix[:3, :3])) < 1e-30:
-            raise InputError(f"{path}: 'applied_transform' cannot be inverted. Correct it, or remove it.")
-        result["applied_transform"] = matrix[:3].tolist()
+    if meta.get("applied_transform") is not None:
+        result["applied_transform"] = read_similarity(meta["applied_transform"], None, path)[0][:3].tolist()
     orientation = meta.get("orientation_override")
     if orientation is not None:
         if orientation not in ORIENTATIONS:

@@ -206,6 +206,11 @@ def checkpoints_in(folder: Path) -> dict[int, Path]:
     return {int(match[1]): path for match, path in named if match is not None}
 
 
+def checkpoint_of(folder: Path, step: int) -> Path:
+    """The file of a step's checkpoint in a folder."""
+    return folder / f"step-{step:09d}.ckpt"
+
+
 def source_of(config: Any) -> Path | None:
     """The checkpoint that a training is to go on from; None if it begins anew.
 
@@ -218,7 +223,7 @@ def source_of(config: Any) -> Path | None:
     if folder is None:
         return config.load_checkpoint
     if step is not None:
-        return folder / f"step-{step:09d}.ckpt"
+        return checkpoint_of(folder, step)
     found = checkpoints_in(folder)
     if not found:
         raise InputError(f"{folder} holds no checkpoint (step-*.ckpt). Give the run's nerfstudio_models folder.")
@@ -300,7 +305,7 @@ class ResumableTrainer(Trainer):
         self.checkpoints.submit(lambda: self._write_checkpoint(snapshot, step, keeps_few))
 
     def _write_checkpoint(self, snapshot: Snapshot, step: int, keeps_few: bool) -> None:
-        path = self.checkpoint_dir / f"step-{step:09d}.ckpt"
+        path = checkpoint_of(self.checkpoint_dir, step)
         # Unfinished, it lies beside the folder, not in it: ns-eval takes any file in there for a checkpoint. Under one
         # name, so that what a kill has left is written over.
         unfinished = self.checkpoint_dir.parent / ".checkpoint.unfinished"

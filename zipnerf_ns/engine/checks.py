@@ -73,7 +73,7 @@ def check_run(config: Any) -> None:
 
 
 def check_devices(machine: Any) -> None:
-    """Refuses more devices than there are, which Nerfstudio would find in each of the processes that it starts.
+    """Refuses a seed that is none, and more devices than there are, before Nerfstudio starts a process for each.
 
     Args:
         machine: its part of the trainer's configuration.
@@ -81,6 +81,8 @@ def check_devices(machine: Any) -> None:
         InputError: naming the option and the mend.
     """
     wanted, device = machine.num_devices, machine.device_type
+    if not 0 <= machine.seed < 2**31:
+        raise InputError(f"--machine.seed is {machine.seed}: it must be from 0 to {2**31 - 1}.")
     if device == "cuda" and not torch.cuda.is_available():
         raise InputError(
             "--machine.device-type cuda: torch finds no CUDA device. Install its driver or a torch built for CUDA "

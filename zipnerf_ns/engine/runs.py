@@ -6,6 +6,7 @@ written, as seen from where the training was started.
 
 from __future__ import annotations
 
+import dataclasses
 import os
 import sys
 from pathlib import Path, PurePath, PurePosixPath, PureWindowsPath
@@ -19,10 +20,10 @@ from nerfstudio.utils.decorators import check_main_thread
 from zipnerf_ns.data.trained import DATA_VARIABLE, TrainedData
 from zipnerf_ns.engine.checkpoints import checkpoints_in, load_checkpoint_file
 from zipnerf_ns.engine.checks import check_devices
-from zipnerf_ns.engine.messages import tell, tell_of_lost_processes
+from zipnerf_ns.engine.messages import FULL, tell, tell_of_lost_processes
 from zipnerf_ns.engine.parallel.processes import agree, join
 from zipnerf_ns.engine.safety.files import newest_whole
-from zipnerf_ns.errors import InputError
+from zipnerf_ns.errors import InputError, say
 
 
 class RunConfig(TrainerConfig):
@@ -31,13 +32,19 @@ class RunConfig(TrainerConfig):
     _folder: Path | None = None
     """Where the config.yml lies that was read to look at the run."""
 
+    def __post_init__(self) -> None:
+        if self.load_config is not None and not self.load_config.is_file():
+            raise InputError(f"--load-config {self.load_config} does not exist. Give the config.yml of a run.")
+
     def __setstate__(self, state: dict[str, Any]) -> None:
         """Restores what a file or a copy holds; whatever was moved is found anew."""
         self.__dict__.update(state)
-        path = _file_being_read()
+        path, command = _file_being_read(), _command_of_training()
         if path is not None:
             with tell(self):
                 self._find(path)
+        if command is not None:
+            self._take(command)
 
     def set_experiment_name(self) -> None:
         """By default the name of the data's folder, all of it: for Nerfstudio, what follows a dot is no part of it."""
@@ -76,14 +83,37 @@ class RunConfig(TrainerConfig):
         with tell(self):
             # Before Nerfstudio starts a process for each.
             check_devices(self.machine)
-            if not resumes_here and any(folder.glob("*.ckpt")):
+            if not resumes_here and checkpoints_in(folder):
                 raise InputError(
                     f"{folder} holds checkpoints of an earlier run. Resume it with --load-dir {folder}, "
                     "or choose another --timestamp or --experiment-name."
                 )
-            super().save_config()
+            try:
+                super().save_config()
+            except OSError as error:
+                if error.errno in FULL:
+                    raise
+                raise InputError(
+                    f"{folder.parent} cannot be written ({error.strerror}). Give another --output-dir."
+                ) from error
         if self.machine.num_devices * self.machine.num_machines > 1:
             tell_of_lost_processes(folder)
+
+    def _take(self, command: TrainerConfig) -> None:
+        """Takes what a command says beside ``--load-config``, all of which Nerfstudio drops.
+
+        Args:
+            command: what was made of the command: its method's defaults, but for what it says.
+        """
+        # Late, for it loads every method's entry point, this project's among them.
+        from nerfstudio.configs.method_configs import all_methods
+
+        path, method = command.load_config, command.method_name
+        command = dataclasses.replace(command, load_config=None)
+        taken = _take_changes(self, command, all_methods[method])
+        options = ", ".join(f"--{name.replace('_', '-')}" for name in taken)
+        said = f"besides, the command's {options}" if options else "all of the command is as usual"
+        say(f"Read {path} (method {self.method_name}); {said}.")
 
     def _find(self, path: Path) -> None:
         """Finds checkpoints and data.
@@ -157,6 +187,38 @@ def _file_being_read() -> Path | None:
             return Path(frame.f_locals["config_path"])
         frame = frame.f_back
     return None
+
+
+def _command_of_training() -> Any:
+    """What ``ns-train`` has made of its command while it reads a config.yml instead; None otherwise."""
+    frame = sys._getframe(1)
+    while frame is not None:
+        if frame.f_code.co_name == "main" and frame.f_globals.get("__name__") == "nerfstudio.scripts.train":
+            command = frame.f_locals["config"]
+            return command if command.load_config is not None else None
+        frame = frame.f_back
+    return None
+
+
+def _take_changes(kept: Any, given: Any, usual: Any) -> list[str]:
+    """Sets in a configuration what in another one is not as usual; the names of what was set.
+
+    Args:
+        kept: the configuration that is changed.
+        given, usual: of one type.
+    """
+    taken = []
+    for name in (field.name for field in dataclasses.fields(given)):
+        value, default = getattr(given, name), getattr(usual, name)
+        if value == default:
+            continue
+        inner = getattr(kept, name, None)
+        if dataclasses.is_dataclass(value) and type(value) is type(default) is type(inner):
+            taken += [f"{name}.{each}" for each in _take_changes(inner, value, default)]
+        else:
+            setattr(kept, name, value)
+            taken.append(name)
+    return taken
 
 
 def read_paths_of_other_systems() -> None:

@@ -11,13 +11,24 @@ from __future__ import annotations
 
 import argparse
 import importlib.util
+import shlex
 import sys
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
+import psutil
+from PIL import Image
+
+from zipnerf_ns.errors import shorten
+from zipnerf_ns.tools.reconstruction.sources import PHOTOS
+
 SEED = 0
 """Seed of COLMAP's random choices, so that the same photos give the same poses."""
+PROGRAM = "ns-process-data"
+TAKEN = frozenset({".jpg", ".jpeg", ".png", ".tif", ".tiff", ".cr2"})
+"""Endings of the photographs that it takes, in lower case."""
 MATCHERS = ("exhaustive_matcher", "sequential_matcher", "vocab_tree_matcher")
 
 
@@ -185,12 +196,49 @@ def check_paths(options: argparse.Namespace) -> None:
             )
 
 
+def check_originals(command: Sequence[str]) -> None:
+    """Refuses photographs of which nerfstudio has made others before it asks for features.
+
+    Args:
+        command: of ``ns-process-data``.
+    Raises:
+        CommandError: naming those that it passes over, or two whose sizes differ.
+    """
+    words = [part for word in command for part in (word.split("=", 1) if word.startswith("--") else [word])]
+    options = zip(words, words[1:], strict=False)
+    given = [Path(value) for option, value in options if option in ("--data", "--eval-data")]
+    photos = [path for folder in given for path in sorted(folder.rglob("[!.]*")) if path.suffix.lower() in PHOTOS]
+    use = f"Use python -m zipnerf_ns.tools.photos {shlex.join(map(str, given))} OUT, which takes each as it is."
+    if passed_over := [path.name for path in photos if path.suffix.lower() not in TAKEN]:
+        raise CommandError(f"{PROGRAM} passes over {shorten(passed_over)}, whose kind it does not read. {use}")
+    sizes: dict[tuple[int, int], str] = {}
+    for path in photos:
+        # What cannot be opened is for others to tell.
+        with suppress(OSError), Image.open(path) as image:
+            sizes.setdefault(image.size, f"{path.name} has {image.width}x{image.height}")
+    if len(sizes) > 1:
+        told = shorten(sizes.values())
+        raise CommandError(f"{PROGRAM} gives all photographs one size and one camera, but {told} pixels. {use}")
+
+
+def calling_command() -> list[str]:
+    """The command of ``ns-process-data`` that calls this one; empty if another does."""
+    with suppress(psutil.Error):
+        for process in psutil.Process().parents():
+            words = process.cmdline()
+            if any(Path(word).stem == PROGRAM for word in words[:2]):
+                return words
+    return []
+
+
 def main(arguments: Sequence[str] | None = None) -> int:
     """Carries out one command; 1 if it cannot be, with one line that says why."""
     options = make_parser().parse_args(rejoin(sys.argv[1:] if arguments is None else arguments))
     try:
         # First of all, for without it there is nothing else to mend.
         import_pycolmap()
+        if options.command == "feature_extractor":
+            check_originals(calling_command())
         check_paths(options)
         options.function(options)
     except CommandError as error:

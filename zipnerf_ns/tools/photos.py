@@ -186,7 +186,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options = make_parser().parse_args(arguments)
     try:
         print(make_scene(options.sources, options.out, options.masks, options.frames, options.lens))
-    except (InputError, CommandError) as error:
+    except (InputError, CommandError, OSError) as error:
         print(f"Error: {error}", file=sys.stderr)
         return 1
     except KeyboardInterrupt:

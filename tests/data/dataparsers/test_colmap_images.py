@@ -49,7 +49,7 @@ def test_photographs_are_reduced_and_cameras_with_them(scene, rounding, size):
     assert np.abs(dataset.get_numpy_image(0)[:8, :12] - squares).max() <= (0.5 if rounding == "floor" else 2.0)
 
 
-def test_what_is_there_is_taken_and_what_is_missing_is_written(scene):
+def test_what_is_there_is_taken_and_what_is_missing_is_written(scene, monkeypatch):
     """As after an interruption, or where somebody has reduced them otherwise; masks by their nearest pixel."""
     (scene / "masks").mkdir()
     for index in range(10):
@@ -57,10 +57,14 @@ def test_what_is_there_is_taken_and_what_is_missing_is_written(scene):
         mask[:16] = 255
         Image.fromarray(mask).save(scene / f"masks/frame_{index}.png")
     (scene / "images_4").mkdir()
-    Image.new("RGB", (12, 8), (7, 7, 7)).save(scene / "images_4/frame_1.png")
+    Image.new("RGB", (12, 8), (90, 90, 90)).save(scene / "images_4/frame_1.png")
+    lines: list[str] = []
+    monkeypatch.setattr("zipnerf_ns.data.dataparsers.reduction.say", lines.append)
     manager = make_datamanager(scene, ColmapDataParserConfig(masks_path=Path("masks")))
+    (line,) = lines
+    assert "images_4/frame_1.png: of 1 reduced images that were compared with their originals, 1 show" in line
     pictures = {path.name: index for index, path in enumerate(manager.train_dataset.image_filenames)}
-    assert (manager.train_dataset.get_numpy_image(pictures["frame_1.png"]) == 7).all()
+    assert (manager.train_dataset.get_numpy_image(pictures["frame_1.png"]) == 90).all()
     used = manager.train_dataset.get_data(0)["mask"][..., 0]
     assert used[:4].all() and not used[4:].any()
 

@@ -20,6 +20,7 @@ from _statements import (
 )
 
 from nerfstudio.data.dataparsers.colmap_dataparser import ColmapDataParserConfig
+from nerfstudio.data.utils import colmap_parsing_utils as colmap
 from nerfstudio.utils.rich_utils import CONSOLE
 
 from zipnerf_ns.errors import InputError
@@ -110,8 +111,6 @@ def test_a_colmap_model_is_refused(tmp_path, name):
 
 
 def test_two_forms_of_a_colmap_model_are_compared(tmp_path):
-    from nerfstudio.data.utils import colmap_parsing_utils as colmap
-
     scene = write_colmap(tmp_path / "scene")
     model = scene / "sparse/0"
     cameras, images, points = colmap.read_model(str(model), ".txt")
@@ -125,8 +124,14 @@ def test_two_forms_of_a_colmap_model_are_compared(tmp_path):
 def test_a_second_colmap_model_is_told(tmp_path):
     scene = write_colmap(tmp_path / "scene")
     shutil.copytree(scene / "sparse/0", scene / "sparse/1")
+    (scene / "sparse/1/images.txt").write_text("1 1 0 0 0 0 0 0 1 000.png\n\n")
+    shutil.copytree(scene / "sparse/1", scene / "sparse/2")
+    (scene / "sparse/2/images.txt").write_text("no model")
+    (scene / "masks").mkdir()
     with CONSOLE.capture() as said:
         make_datamanager(scene, ColmapDataParserConfig())
-    assert "sparse holds several models; 1 is not read" in said.get()
+    assert "0 with 12 images is read, 1 with 1, 2 with 0 not" in said.get()
+    assert "--colmap-path sparse/NUMBER" in said.get()
+    assert "masks is not used. Masks are read with --masks-path masks." in said.get()
 
 

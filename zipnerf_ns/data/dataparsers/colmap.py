@@ -15,9 +15,10 @@ from nerfstudio.data.utils import colmap_parsing_utils
 from nerfstudio.process_data.colmap_utils import parse_colmap_camera_params
 
 from zipnerf_ns.data.dataparsers.colmap_images import ReducingColmapDataParser
+from zipnerf_ns.data.dataparsers.names import is_file
 from zipnerf_ns.data.dataparsers.readers import Checked, tell
 from zipnerf_ns.data.intrinsics import find_intrinsics, read_statements
-from zipnerf_ns.data.transforms import SPLITS, complete_splits, is_file
+from zipnerf_ns.data.transforms import SPLITS, complete_splits
 from zipnerf_ns.errors import InputError, shorten
 
 MODEL_FOLDERS = ("sparse/0", "colmap/sparse/0", "sparse", "colmap/sparse", ".")
@@ -76,6 +77,11 @@ def find_model_folder(config: ColmapDataParserConfig) -> Path:
     return next((folder for folder in folders if _model_kind(config.data / folder)), config.colmap_path)
 
 
+def has_model(config: ColmapDataParserConfig) -> bool:
+    """Whether a scene has COLMAP's model where the parser finds it."""
+    return _model_kind(config.data / find_model_folder(config)) is not None
+
+
 def check_colmap(config: ColmapDataParserConfig, tells: bool = False) -> None:
     """Checks COLMAP's model and its cameras before Nerfstudio reads it.
 
@@ -93,11 +99,18 @@ def check_colmap(config: ColmapDataParserConfig, tells: bool = False) -> None:
             f"{folder} holds no COLMAP model (cameras.bin or cameras.txt). Give the folder of one scene with --data; "
             "a model elsewhere is named with --colmap-path."
         )
-    siblings = [path.name for path in sorted(folder.parent.glob("[0-9]*")) if path != folder and _model_kind(path)]
+    siblings = [path for path in sorted(folder.parent.glob("[0-9]*")) if path != folder and _model_kind(path)]
     if tells and chosen != config.colmap_path:
         tell(f"COLMAP's model is read from {folder}.")
     if tells and siblings:
-        tell(f"{folder.parent} holds several models; {shorten(siblings)} is not read: COLMAP could not join them.")
+        told = shorten(f"{path.name} with {_count_images(path)}" for path in siblings)
+        tell(
+            f"{folder.parent} holds several models, which COLMAP could not join: {chosen.name} with "
+            f"{_count_images(folder)} images is read, {told} not. Another is read with --colmap-path "
+            f"{chosen.parent.as_posix()}/NUMBER."
+        )
+    if tells and config.masks_path is None and (config.data / "masks").is_dir():
+        tell(f"{config.data / 'masks'} is not used. Masks are read with --masks-path masks.")
     models: dict[Any, str] = {}
     for number, camera in _read_model(folder, kind).items():
         where = f"{folder / f'cameras.{kind}'}: camera {number}"
@@ -168,6 +181,13 @@ def _read_file(folder: Path, name: str, kind: str) -> dict[int, Any]:
     if not found:
         raise InputError(f"{path} holds none: COLMAP placed no image. Choose another model with --colmap-path.")
     return found
+
+
+def _count_images(folder: Path) -> int:
+    try:
+        return len(_read_file(folder, "images", _model_kind(folder) or "bin"))
+    except InputError:
+        return 0
 
 
 def _has_points(folder: Path) -> bool:

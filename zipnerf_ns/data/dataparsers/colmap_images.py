@@ -14,6 +14,7 @@ from PIL import Image
 from nerfstudio.data.dataparsers.colmap_dataparser import MAX_AUTO_RESOLUTION, ColmapDataParser
 from nerfstudio.utils.rich_utils import CONSOLE, get_progress
 
+from zipnerf_ns.data.dataparsers.reduction import tell_of_others
 from zipnerf_ns.errors import InputError
 
 JPEG_QUALITY = 95
@@ -28,6 +29,7 @@ class ReducingColmapDataParser(ColmapDataParser):
     def _setup_downscale_factor(
         self, image_filenames: list[Path], mask_filenames: list[Path], depth_filenames: list[Path]
     ) -> Any:
+        is_first = self._downscale_factor is None
         factor = self._downscale_factor or self.config.downscale_factor or _automatic_factor(image_filenames[0])
         self._downscale_factor = factor
         if factor > 1:
@@ -38,6 +40,8 @@ class ReducingColmapDataParser(ColmapDataParser):
                 folder = self.config.data / path
                 reduced = folder.with_name(f"{folder.name}_{factor}")
                 pairs = [(original, reduced / original.relative_to(folder)) for original in originals]
+                if is_first:
+                    tell_of_others(pairs)
                 self._write_missing(pairs, reduced, resampling)
         return super()._setup_downscale_factor(image_filenames, mask_filenames, depth_filenames)
 

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import dataclasses
+import shlex
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
+
+from PIL import Image
 
 from nerfstudio.data.dataparsers.base_dataparser import DataParser, DataParserConfig
 from nerfstudio.data.dataparsers.blender_dataparser import BlenderDataParserConfig
@@ -14,7 +17,7 @@ from nerfstudio.data.dataparsers.instant_ngp_dataparser import InstantNGPDataPar
 from nerfstudio.data.dataparsers.nerfstudio_dataparser import NerfstudioDataParserConfig
 
 from zipnerf_ns.data.checks import check_train_split
-from zipnerf_ns.data.dataparsers.colmap import ColmapReader, check_colmap
+from zipnerf_ns.data.dataparsers.colmap import ColmapReader, check_colmap, has_model
 from zipnerf_ns.data.dataparsers.mipnerf360 import MipNerf360DataParser, MipNerf360DataParserConfig
 from zipnerf_ns.data.dataparsers.readers import (
     BlenderReader,
@@ -24,8 +27,9 @@ from zipnerf_ns.data.dataparsers.readers import (
     split_file,
     tell,
 )
+from zipnerf_ns.data.poses import check_poses
 from zipnerf_ns.data.transforms import read_transforms, transforms_file
-from zipnerf_ns.errors import shorten
+from zipnerf_ns.errors import InputError, shorten
 
 
 class SceneFormat(NamedTuple):
@@ -55,7 +59,28 @@ class SceneFormat(NamedTuple):
 
 def _check_transforms(config: DataParserConfig) -> None:
     path = transforms_file(config.data)
+    if not path.exists():
+        _check_other_format(path)
     check_train_split(len(_read_telling(path)), path)
+
+
+def _check_other_format(path: Path) -> None:
+    """Names the parser of a folder without transforms, or what finds poses for its photographs.
+
+    Raises:
+        InputError: if the folder is one of these.
+    """
+    data, found = path.parent, find_format(path.parent)
+    has_colmap = has_model(ColmapDataParserConfig(data=data))
+    if found is not None or has_colmap:
+        name = "colmap" if has_colmap else f"{found.name}-data"
+        raise InputError(f"{path} does not exist. Check --data, or end the command with {name} to read {data}.")
+    kinds = Image.registered_extensions()
+    if any(file.suffix.lower() in kinds for folder in (data, data / "images") for file in folder.glob("*")):
+        raise InputError(
+            f"{path} does not exist. Check --data, or find the poses of photographs first: "
+            f"python -m zipnerf_ns.tools.photos {shlex.quote(str(data))} OUT."
+        )
 
 
 def _check_blender(config: DataParserConfig) -> None:
@@ -71,11 +96,15 @@ def _check_colmap(config: ColmapDataParserConfig) -> None:
 
 
 def _read_telling(path: Path) -> list[dict[str, Any]]:
-    """The frames of a file whose images are all there; says what was chosen."""
+    """The frames of a file whose images are all there, and no pose of which is impossible; says what was chosen."""
     meta, warnings = read_transforms(path)
+    frames = meta["frames"]
+    check_poses(
+        [frame["transform_matrix"] for frame in frames], [frame["file_path"] for frame in frames], path, is_whole=False
+    )
     for warning in warnings:
         tell(warning)
-    return meta["frames"]
+    return frames
 
 
 def _names_points(data: Path) -> bool:

@@ -24,7 +24,9 @@ from nerfstudio.data.scene_box import SceneBox
 from nerfstudio.data.utils import dataparsers_utils
 from nerfstudio.utils.rich_utils import CONSOLE
 
-from zipnerf_ns.data.transforms import REDUCED, is_file, read_transforms, reduced_paths, transforms_file
+from zipnerf_ns.data.dataparsers.names import REDUCED, is_file, reduced_paths
+from zipnerf_ns.data.dataparsers.reduction import tell_of_others
+from zipnerf_ns.data.transforms import read_transforms, transforms_file
 from zipnerf_ns.errors import InputError, shorten
 
 
@@ -70,8 +72,12 @@ class NerfstudioReader(Checked, Nerfstudio):
 
     def _generate_dataparser_outputs(self, split: str = "train") -> DataparserOutputs:
         meta = load_from_json(transforms_file(self.config.data))
+        self._reduced: list[tuple[Path, Path]] = []
         with _given(meta):
-            return super()._generate_dataparser_outputs(split)
+            outputs = super()._generate_dataparser_outputs(split)
+        if split == "train":
+            tell_of_others(self._reduced)
+        return outputs
 
     def _get_fname(self, filepath: Path, data_dir: Path, downsample_folder_prefix: str = "images_") -> Path:
         """An image's file at the reduction that is read; Nerfstudio's own knows reduced ones by their bare names."""
@@ -86,7 +92,9 @@ class NerfstudioReader(Checked, Nerfstudio):
             return data_dir / filepath
         # Where none is there, the name of the likeliest is what is then said to be missing.
         likeliest = next(reduced_paths(filepath, self.downscale_factor, downsample_folder_prefix))
-        return reduced(self.downscale_factor) or data_dir / likeliest
+        found = reduced(self.downscale_factor) or data_dir / likeliest
+        self._reduced.append((data_dir / filepath, found))
+        return found
 
 
 class BlenderReader(Checked, Blender):

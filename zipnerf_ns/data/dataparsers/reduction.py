@@ -8,15 +8,22 @@ from __future__ import annotations
 
 import os
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
 from PIL import Image
 
-from zipnerf_ns.data.images import used_pixels
-from zipnerf_ns.errors import InputError
+from zipnerf_ns.data.images import brightness, used_pixels
+from zipnerf_ns.errors import InputError, say, shorten
+
+COMPARED = 4
+"""Reduced images that are compared with their originals."""
+SQUARES = 16
+"""Along each side of an image that is compared."""
+MOST_DIFFERENT = 8.0
+"""Of 255: more than filters and compression change of a square's brightness."""
 
 
 def reduce_image(image: Image.Image, scale: int) -> npt.NDArray[np.uint8]:
@@ -45,6 +52,38 @@ def _squares(pixels: npt.NDArray, scale: int) -> npt.NDArray:
 
 def _to_bytes(values: npt.NDArray[np.float32]) -> npt.NDArray[np.uint8]:
     return np.rint(values.clip(0.0, 255.0)).astype(np.uint8)
+
+
+def tell_of_others(pairs: Sequence[tuple[Path, Path]]) -> None:
+    """Says which reduced images show something else than their originals, as those of an earlier run may.
+
+    Args:
+        pairs: originals and reduced images; a few of them, spread over all, are looked at.
+    """
+    there = [pair for pair in pairs if pair[0].is_file() and pair[1].is_file()]
+    chosen = there[:: max(1, -(-len(there) // COMPARED))]
+    others = [str(reduced) for original, reduced in chosen if _difference(original, reduced) > MOST_DIFFERENT]
+    if others:
+        say(
+            f"{shorten(others)}: of {len(chosen)} reduced images that were compared with their originals, "
+            f"{len(others)} show something else. Remove the folder and reduce the images again, or read the full size."
+        )
+
+
+def _difference(first: Path, second: Path) -> float:
+    """Mean difference of two images' brightness, of 255, by squares; 0 where one cannot be decoded."""
+    try:
+        squares = []
+        for path in (first, second):
+            with Image.open(path) as image:
+                # JPEG is decoded small at once.
+                image.draft(None, (4 * SQUARES, 4 * SQUARES))
+                bright = brightness(image).resize((SQUARES, SQUARES), Image.Resampling.BOX)
+            squares.append(np.asarray(bright, dtype=np.float64))
+    except (OSError, ValueError):
+        # Whoever loads it will say so.
+        return 0.0
+    return float(np.abs(squares[0] - squares[1]).mean())
 
 
 def write_reduced(

@@ -124,7 +124,7 @@ class RunParser(DataParser):
         both.cameras.camera_to_worlds = move_cameras(similarity, both.cameras.camera_to_worlds)
         both.dataparser_transform, both.dataparser_scale = run.transform, run.scale
         both.scene_box = SceneBox(run.box)
-        train = run.outputs(run.train, data) if gone else _chosen(both, [at[key] for key in run.train.keys()])
+        train = run.outputs(run.train, data) if gone else chosen(both, [at[key] for key in run.train.keys()])
         # As they were, to the bit.
         train.cameras.camera_to_worlds = run.train.cameras.camera_to_worlds
         # A split that is listed apart from the one that was held out in training has none of that one's photos.
@@ -134,7 +134,7 @@ class RunParser(DataParser):
         held_out = held_out or [at[key] for key in keys if key not in trained]
         added = [key for key in at if key not in known]
         self._say_what_changed(data, gone, added, float(now.train.dataparser_scale))
-        return Splits(train, _chosen(both, held_out))
+        return Splits(train, chosen(both, held_out))
 
     def _check_frame(self, moved: Tensor, truth: Tensor, data: Path) -> None:
         degrees, shifts = pose_errors(moved, truth)
@@ -186,20 +186,20 @@ def _are_same(now: Views, then: Views) -> bool:
     return bool((first - second).abs().max() <= SAME_POSE * max(1.0, float(second.abs().max())))
 
 
-def _chosen(outputs: DataparserOutputs, indices: list[int]) -> DataparserOutputs:
+def chosen(outputs: DataparserOutputs, indices: list[int]) -> DataparserOutputs:
     """Some views of a dataparser's outputs, with what its lists say of each."""
     count = len(outputs.image_filenames)
 
-    def chosen(value: Any) -> Any:
+    def of_each(value: Any) -> Any:
         is_of_each = isinstance(value, list) and len(value) == count
         return [value[index] for index in indices] if is_of_each else value
 
     return dataclasses.replace(
         outputs,
-        image_filenames=chosen(outputs.image_filenames),
-        mask_filenames=chosen(outputs.mask_filenames),
+        image_filenames=of_each(outputs.image_filenames),
+        mask_filenames=of_each(outputs.mask_filenames),
         cameras=outputs.cameras[torch.tensor(indices, dtype=torch.long)],
-        metadata={name: chosen(value) for name, value in outputs.metadata.items()},
+        metadata={name: of_each(value) for name, value in outputs.metadata.items()},
     )
 
 

@@ -34,8 +34,10 @@ def load3(pointers, mask):
 def _locate(position, resolution):
     """Lower of the two cells around a coordinate, and how far towards the upper one it lies."""
     last = resolution - 1.0
-    # max comes before min so that a coordinate that is no number lands in the grid too.
-    cells = tl.minimum(tl.maximum(position * resolution - 0.5, 0.0), last)
+    # A coordinate that is no number stays none here, so that a divergence is seen in the features, and lands in the
+    # grid below, for the minimum of none and a number is that number.
+    cells = tl.maximum(position * resolution - 0.5, 0.0, propagate_nan=tl.PropagateNan.ALL)
+    cells = tl.minimum(cells, last, propagate_nan=tl.PropagateNan.ALL)
     lower = tl.minimum(tl.floor(cells), tl.maximum(last - 1.0, 0.0))
     return lower.to(tl.int32), cells - lower
 

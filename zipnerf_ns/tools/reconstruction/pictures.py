@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import os
 import shutil
+import struct
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import NamedTuple
 
@@ -53,7 +54,7 @@ def _naming(path: Path) -> Iterator[None]:
 
 
 def open_photo(path: Path) -> Image.Image:
-    """A photograph, not yet turned; its pixels are decoded when they are asked for, those of RAW files at once.
+    """A photograph, not yet turned; its pixels are decoded when they are asked for, those of RAW at once, upright.
 
     Raises:
         InputError: if it cannot be read.
@@ -65,7 +66,11 @@ def open_photo(path: Path) -> Image.Image:
 
             try:
                 with rawpy.imread(str(path)) as raw:
-                    return Image.fromarray(raw.postprocess(use_camera_wb=True))
+                    # Upright; all in one exposure, where LibRaw would brighten each by what it shows.
+                    pixels = raw.postprocess(use_camera_wb=True, no_auto_bright=True, adjust_maximum_thr=0.0)
+                image = Image.fromarray(pixels)
+                image.info["exif"] = _exif_of_raw(path)
+                return image
             except rawpy.LibRawError as error:
                 raise OSError(str(error)) from error
         if suffix in HEIF:
@@ -73,6 +78,19 @@ def open_photo(path: Path) -> Image.Image:
 
             pillow_heif.register_heif_opener()
         return Image.open(path)
+
+
+def _exif_of_raw(path: Path) -> bytes:
+    """What a RAW file tells of camera and lens, if it is laid out as TIFF, like most; not how it was held."""
+    read, kept = Image.Exif(), Image.Exif()
+    with suppress(SyntaxError, OSError, struct.error):
+        read.load(b"Exif\0\0" + path.read_bytes())
+    for tags, source, target in (
+        (_BODY_TAGS, read, kept),
+        (_LENS_TAGS, read.get_ifd(_EXIF_IFD), kept.get_ifd(_EXIF_IFD)),
+    ):
+        target.update({tag: source[tag] for tag in tags if tag in source})
+    return kept.tobytes()
 
 
 def identify(path: Path) -> tuple[tuple[int, int], str]:

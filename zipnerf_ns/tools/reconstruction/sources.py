@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -74,37 +74,55 @@ def find_sources(given: Sequence[Path], masks: Path | None = None) -> Sources:
             raise InputError(f"{path} is neither a photograph nor a video that can be read: {_endings()}.")
         # Photographs that a shell's star named one by one follow each other as those of their folder do.
         loose.setdefault(path if path.is_dir() else path.parent, []).extend(
-            sorted(path.iterdir(), key=natural_order) if path.is_dir() else [path]
+            # A Mac leaves ._IMG_1.jpg beside IMG_1.jpg on other disks.
+            sorted((each for each in path.glob("[!.]*") if not each.is_dir()), key=natural_order)
+            if path.is_dir()
+            else [path]
         )
     if masks is not None and not masks.is_dir():
         raise InputError(f"--masks {masks} is not a folder.")
     sequence = 0
+    mask_folders = {folder: [masks] if masks else [folder / MASKS, folder.parent / MASKS] for folder in loose}
+    named = {each: _by_stem(each) for folders in mask_folders.values() for each in folders}
     for folder, files in loose.items():
         images = [path for path in dict.fromkeys(files) if path.suffix.lower() in PHOTOS]
         developed = {path.stem for path in images if path.suffix.lower() not in RAW}
         twice = [path for path in images if path.suffix.lower() in RAW and path.stem in developed]
         passed_over += twice
         for path in sorted(set(images) - set(twice), key=natural_order):
-            mask = find_mask(path, [masks] if masks else [folder / MASKS, folder.parent / MASKS])
+            mask = find_mask(path, [named[each] for each in mask_folders[folder]])
             photos.append(Photo(path, unique_stem(path.stem, taken), sequence, mask))
         for path in (path for path in dict.fromkeys(files) if path.suffix.lower() in VIDEOS):
             sequence += 1
             videos.append((sequence, path))
         sequence += 1
     if not photos and not videos:
-        raise InputError(f"no photographs or videos in {shorten(map(str, given))}: {_endings()}.")
+        raise InputError(f"no photographs or videos directly in {shorten(map(str, given))}: {_endings()}.")
     if not videos and len(photos) < MIN_PHOTOS:
         raise InputError(f"{len(photos)} photographs are too few: {MIN_PHOTOS} at least, 50 to 200 for a good scene.")
-    if masks is not None and not any(photo.mask for photo in photos):
-        raise InputError(f"--masks {masks} has no mask of any photograph: {photos[0].stem}.png, for instance.")
+    unnamed = [folder for folder in named if named[folder] or folder == masks]
+    if unnamed and photos and not any(photo.mask for photo in photos):
+        raise InputError(
+            f"{unnamed[0]} has no mask of any photograph: {photos[0].path.stem}.png, for instance. Rename the masks, "
+            "or the folder if it holds none."
+        )
     require_readers([photo.path for photo in photos], bool(videos))
     return Sources(tuple(photos), tuple(videos), tuple(passed_over))
 
 
-def find_mask(photo: Path, folders: Iterable[Path]) -> Path | None:
-    """The mask of a photograph, named like it with its ending replaced by .png or followed by it."""
-    candidates = [folder / name for folder in folders for name in (f"{photo.stem}.png", f"{photo.name}.png")]
-    return next((path for path in candidates if path.is_file()), None)
+def _by_stem(folder: Path) -> dict[str, Path]:
+    """The images in a folder, which need not be there, by their names without endings, in lower case."""
+    return {path.stem.lower(): path for path in sorted(folder.glob("[!.]*")) if path.suffix.lower() in PLAIN}
+
+
+def find_mask(photo: Path, folders: Iterable[Mapping[str, Path]]) -> Path | None:
+    """The mask of a photograph, named like it without or with its ending, or with "_mask" after that.
+
+    Args:
+        folders: the images in each, by :func:`_by_stem`.
+    """
+    names = [f"{name}{end}".lower() for name in (photo.stem, photo.name) for end in ("", "_mask")]
+    return next((images[name] for images in folders for name in names if name in images), None)
 
 
 def unique_stem(stem: str, taken: set[str]) -> str:
@@ -131,7 +149,7 @@ def require_readers(paths: Sequence[Path], has_videos: bool) -> None:
     if ".avif" in endings and not features.check("avif"):
         missing.append(("AVIF", "'Pillow>=11.3'"))
     if endings & RAW and importlib.util.find_spec("rawpy") is None:
-        missing.append(("RAW", "rawpy"))
+        missing.append(("RAW", "'rawpy>=0.21,<1'"))
     if has_videos and importlib.util.find_spec("imageio_ffmpeg") is None:
         missing.append(("video", "'imageio-ffmpeg>=0.5,<1'"))
     if missing:
