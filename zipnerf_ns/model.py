@@ -40,7 +40,7 @@ from zipnerf_ns.render.pictures import blend, depths_of_nothing, evaluation_pict
 from zipnerf_ns.render.viewer import UNCHANGED, View, ViewerControls
 from zipnerf_ns.zipnerf import ZipNerf
 
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
 """Raised whenever a checkpoint's tensors change their meaning without changing their shape."""
 
 
