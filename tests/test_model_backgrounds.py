@@ -98,7 +98,7 @@ def test_empty_rays_have_a_finite_rgba():
 
 
 def test_transparent_truth_and_rendering_lie_over_the_same_random_colors():
-    model = make_model(tiny_config(far_plane=2.0)).train()
+    model = make_model(tiny_config(far_plane=2.0, rgb_loss="charbonnier")).train()
     bundle, batch = sphere_batch(40, 2, channels=4)
     batch["image"][:, 3] = uniform((40,), 3)
     outputs = model(bundle)

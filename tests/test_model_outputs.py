@@ -296,7 +296,7 @@ def test_the_viewer_changes_the_prefilter_of_its_own_pictures():
         return of.get_outputs_for_camera_ray_bundle(bundle)["rgb"]
 
     for mode in ("ipe", "none"):
-        other = make_model(tiny_config(prefilter=mode))
+        other = make_model(tiny_config(prefilter=mode, proposal_prefilter=mode))
         other.load_state_dict(model.state_dict())
         model.view.antialiasing.value = mode
         changed = in_viewer(rgb)

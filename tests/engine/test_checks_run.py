@@ -53,7 +53,7 @@ def nan_pose(folder: Path) -> None:
     [
         (missing_image, ("images/002.png", "missing", "Restore")),
         (unreadable_image, ("images/000.png", "cannot be read", "Replace")),
-        (nan_pose, ("transforms.json", "frame 2", "NaN", "estimate its pose again")),
+        (nan_pose, ("transforms.json", "frame 2", "NaN", "Estimate it again")),
     ],
 )
 def test_trainer_prints_one_line_and_ends(tmp_path, breaking, expected):
@@ -188,7 +188,7 @@ def test_checkpoint_that_is_incomplete_or_of_another_format(trained, tmp_path, p
     else:
         state["pipeline"]["_model.format_version"] += 1
     torch.save(state, path)
-    expected = ("networks",) if part == "optimizer" else ("format 2", "reads 1", "zipnerf-ns")
+    expected = ("networks",) if part == "optimizer" else ("format 3", "reads 2", "zipnerf-ns")
     assert_clear(said_when_started(resume(trained, tmp_path, load_checkpoint=path)), expected)
 
 

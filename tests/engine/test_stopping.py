@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +23,19 @@ pytestmark = pytest.mark.usefixtures("fresh_writers")
 
 HERE = [name for name in NAMES if hasattr(signal, name)]
 unix = pytest.mark.skipif(sys.platform == "win32", reason="signals of this kind are Unix's")
+
+
+@pytest.fixture(autouse=True)
+def handlers() -> Iterator[None]:
+    """What is usual, also where a shell's background or nohup would have signals ignored."""
+    numbers = [getattr(signal, name) for name in HERE]
+    before = [
+        signal.signal(number, signal.default_int_handler if number == signal.SIGINT else signal.SIG_DFL)
+        for number in numbers
+    ]
+    yield
+    for number, handler in zip(numbers, before, strict=True):
+        signal.signal(number, handler)
 
 
 @pytest.fixture(scope="module")

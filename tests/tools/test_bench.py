@@ -207,8 +207,9 @@ def test_the_loops_time_is_told_apart_from_evaluations_and_checkpoints(small: Be
 
     monkeypatch.setattr(steps, "timer", lambda: clock[0])
     monkeypatch.setattr(writer, "write_out_storage", write_out)
+    monkeypatch.setattr("zipnerf_ns.engine.trainer.log_step", takes(0.0))
     for name, method in (
-        ("train_iteration", takes(0.01, (None, {}, {}))), ("eval_iteration", evaluate), ("_log", takes(0.0)),
+        ("train_iteration", takes(0.01, (None, {}, {}))), ("eval_iteration", evaluate),
         ("begin_checkpoint", takes(0.1)), ("save_checkpoint", takes(0.0)),
     ):  # fmt: skip
         monkeypatch.setattr(trainer, name, method)
