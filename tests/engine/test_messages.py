@@ -98,18 +98,23 @@ def test_commands_are_quoted_as_the_machines_shell_takes_them(monkeypatch):
     assert command_line("ns-eval", "C:\\a run\\config.yml", "C:\\b") == 'ns-eval "C:\\a run\\config.yml" C:\\b'
 
 
-@pytest.mark.parametrize("at", [1, 4])
-def test_ctrl_c_ends_with_where_to_go_on(scene, tmp_path, at):
-    config = tiny_config(scene, tmp_path, steps=9, steps_per_save=2)
-    trainer = start(config)
+def fail_at(trainer: Any, at: int, error: BaseException) -> None:
+    """Lets a training fail before one of its steps."""
     iterate = trainer.train_iteration
 
     def iteration(step: int) -> Any:
         if step == at:
-            raise KeyboardInterrupt
+            raise error
         return iterate(step)
 
     trainer.train_iteration = iteration
+
+
+@pytest.mark.parametrize("at", [1, 4])
+def test_ctrl_c_ends_with_where_to_go_on(scene, tmp_path, at):
+    config = tiny_config(scene, tmp_path, steps=9, steps_per_save=2)
+    trainer = start(config)
+    fail_at(trainer, at, KeyboardInterrupt())
     with CONSOLE.capture() as said, pytest.raises(SystemExit) as ended:
         trainer.train()
     assert ended.value.code == 130
@@ -125,14 +130,7 @@ def test_ctrl_c_ends_with_where_to_go_on(scene, tmp_path, at):
 def test_a_gpu_that_fails_ends_with_where_to_go_on(scene, tmp_path, at):
     config = tiny_config(scene, tmp_path, steps=9, steps_per_save=2)
     trainer = start(config)
-    iterate = trainer.train_iteration
-
-    def iteration(step: int) -> Any:
-        if step == at:
-            raise RuntimeError("CUDA error: unspecified launch failure\nCUDA kernel errors might be ...")
-        return iterate(step)
-
-    trainer.train_iteration = iteration
+    fail_at(trainer, at, RuntimeError("CUDA error: unspecified launch failure\nCUDA kernel errors might be ..."))
     with CONSOLE.capture() as said, pytest.raises(SystemExit) as ended:
         trainer.train()
     assert ended.value.code == 1

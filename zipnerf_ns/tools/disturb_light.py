@@ -6,17 +6,15 @@ the built-in scene do with `--light changing`. Held-out photos stay as they are,
 
 from __future__ import annotations
 
-import sys
 from pathlib import Path
 from typing import Annotated
 
 import numpy as np
-import tyro
 from PIL import Image
 from tyro.conf import Positional, arg
 
 from zipnerf_ns.errors import InputError
-from zipnerf_ns.tools.disturb_poses import link_files, open_scene, write_transforms
+from zipnerf_ns.tools.disturb_poses import link_files, open_scene, write_scene, write_transforms
 from zipnerf_ns.tools.scene.light import draw_gains, relight
 
 RELIT = Path("relit")
@@ -74,13 +72,8 @@ def _relight_file(source: Path, target: Path, gains: np.ndarray) -> None:
 
 
 def main(arguments: list[str] | None = None) -> None:
-    """Reads the command line and writes the scene; what is wrong with the input ends with one line."""
-    try:
-        folder = tyro.cli(disturb_light, prog="python -m zipnerf_ns.tools.disturb_light", args=arguments)
-    except (InputError, OSError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        sys.exit(2)
-    print(f"Scene in changed light in {folder}: give it to Nerfstudio with --data {folder}")
+    """The command."""
+    write_scene(disturb_light, "disturb_light", "Scene in changed light", arguments)
 
 
 if __name__ == "__main__":

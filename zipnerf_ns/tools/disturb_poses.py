@@ -12,6 +12,7 @@ import json
 import math
 import shutil
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -131,14 +132,26 @@ def _bring(source: Path, target: Path) -> None:
         shutil.copytree(source, target) if source.is_dir() else shutil.copy2(source, target)
 
 
-def main(arguments: list[str] | None = None) -> None:
-    """Reads the command line and writes the scene; what is wrong with the input ends with one line."""
+def write_scene(disturb: Callable[..., Path], program: str, what: str, arguments: list[str] | None) -> None:
+    """Reads the command line and writes the scene; what is wrong with the input ends with one line.
+
+    Args:
+        disturb: writes it, with the command line's options as its arguments, and returns its folder.
+        program: the module that is run, in this package.
+        what: has been written, for the line that says where.
+        arguments: of the command line; the process's own if None.
+    """
     try:
-        folder = tyro.cli(disturb_scene, prog="python -m zipnerf_ns.tools.disturb_poses", args=arguments)
+        folder = tyro.cli(disturb, prog=f"python -m zipnerf_ns.tools.{program}", args=arguments)
     except (InputError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
         sys.exit(2)
-    print(f"Disturbed scene in {folder}: give it to Nerfstudio with --data {folder}")
+    print(f"{what} in {folder}: give it to Nerfstudio with --data {folder}")
+
+
+def main(arguments: list[str] | None = None) -> None:
+    """The command."""
+    write_scene(disturb_scene, "disturb_poses", "Disturbed scene", arguments)
 
 
 if __name__ == "__main__":

@@ -35,9 +35,23 @@ def config_of(scene: Path, output: Path, rays: int, **changes: Any) -> ZipNerfTr
     return config
 
 
+def noted_losses(trainer: ZipNerfTrainer) -> list[float]:
+    """A list that gets the loss of every step from now on."""
+    losses: list[float] = []
+    iterate = trainer.train_iteration
+
+    def iteration(step: int) -> Any:
+        result = iterate(step)
+        losses.append(float(result[0]))
+        return result
+
+    trainer.train_iteration = iteration
+    return losses
+
+
 def give_rays(trainer: ZipNerfTrainer, rank: int, count: int) -> list[float]:
     """Lets a process draw its share of rays that are numbered, with jitter that depends on the number alone."""
-    manager, losses = trainer.pipeline.datamanager, []
+    manager = trainer.pipeline.datamanager
     mine = slice(RAYS // count * rank, RAYS // count * (rank + 1))
     drawn = {"step": 0}
 
@@ -53,15 +67,7 @@ def give_rays(trainer: ZipNerfTrainer, rank: int, count: int) -> list[float]:
 
     manager.next_train = next_train
     trainer.pipeline.model.zipnerf.sampler._jitters = jitters.__get__(trainer.pipeline.model.zipnerf.sampler)
-    iterate = trainer.train_iteration
-
-    def iteration(step: int) -> Any:
-        result = iterate(step)
-        losses.append(float(result[0]))
-        return result
-
-    trainer.train_iteration = iteration
-    return losses
+    return noted_losses(trainer)
 
 
 def state_of(trainer: ZipNerfTrainer) -> dict[str, torch.Tensor]:
@@ -104,15 +110,7 @@ def test_two_processes_take_the_steps_of_one_with_all_their_rays(scene, tmp_path
 
 def train_on(rank: int, config: ZipNerfTrainerConfig) -> dict[str, Any]:
     trainer = start_one(rank, config)
-    begun, losses = state_of(trainer), []
-    iterate = trainer.train_iteration
-
-    def iteration(step: int) -> Any:
-        result = iterate(step)
-        losses.append(float(result[0]))
-        return result
-
-    trainer.train_iteration = iteration
+    begun, losses = state_of(trainer), noted_losses(trainer)
     trainer.train()
     rates = {name: adam.param_groups[0]["lr"] for name, adam in trainer.optimizers.optimizers.items()}
     return {"begun": begun, "ended": state_of(trainer), "losses": losses, "rates": rates}
