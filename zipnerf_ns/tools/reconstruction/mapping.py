@@ -32,6 +32,12 @@ ENOUGH_PLACED = 0.9
 MAPPERS = ("global", "incremental")
 VIEWS_FOR_CENTER = 30
 """Pictures of one camera from which on its principal point is refined; fewer may bend it."""
+OUTLIER, MIN_OUTLIER = 2.5, 1.0
+"""Mean errors, and pixels, beyond which an observation is left out of the last adjustment. On fox (270x480, 50
+photographs) this halves the cameras' errors: 0.048 for 0.101 degrees, 0.13 for 0.24% of their spread."""
+MIN_ANGLE = 1.5
+"""Degrees between the lines of sight to a point, COLMAP's."""
+ADJUSTMENTS = 2
 _CHUNK = 8
 _PAIRS_AT_ONCE = 100
 """How much is done between two movements of a progress bar."""
@@ -148,7 +154,9 @@ class Workshop:
                 f"compared, {len(matching)} show the same things. Each must show, sharply, much of what its "
                 "neighbors show."
             )
-        self._refine(model)
+        adjust(self.pycolmap, model)
+        # About the cameras' middle, and ten units wide: numbers that a person and float32 can hold.
+        model.normalize()
         return Placement(model, mapper, self._reasons(model, features, matching, together))
 
     def _map(self, name: str) -> Any | None:
@@ -168,23 +176,6 @@ class Workshop:
         for model in models:
             keep_whole(model)
         return max(models, key=_placed, default=None)
-
-    def _refine(self, model: Any) -> None:
-        taken: dict[int, int] = {}
-        for number in model.reg_image_ids():
-            camera = model.image(number).camera_id
-            taken[camera] = taken.get(camera, 0) + 1
-        if min(taken.values()) >= VIEWS_FOR_CENTER:
-            # By its parts, for pycolmap.bundle_adjustment cannot be kept from printing.
-            options = self.pycolmap.BundleAdjustmentOptions(refine_principal_point=True, print_summary=False)
-            config = self.pycolmap.BundleAdjustmentConfig()
-            for number in model.reg_image_ids():
-                config.add_image(number)
-            config.fix_gauge(self.pycolmap.BundleAdjustmentGauge.TWO_CAMS_FROM_WORLD)
-            self.pycolmap.create_default_bundle_adjuster(options, config, model).solve()
-            model.update_point_3d_errors()
-        # About the cameras' middle, and ten units wide: numbers that a person and float32 can hold.
-        model.normalize()
 
     def _reasons(
         self, model: Any, features: dict[str, int], matching: dict[Pair, int], together: list[list[int]]
@@ -223,6 +214,30 @@ class Workshop:
             return reading(database)
         finally:
             database.close()
+
+
+def adjust(pycolmap: Any, model: Any) -> None:
+    """Adjusts all cameras and points at once, without what a mapper let pass: it takes matches four pixels off.
+
+    Args:
+        pycolmap: the package.
+        model: its Reconstruction, changed in place; observations far from what the rest says are taken out.
+    """
+    images = model.reg_image_ids()
+    views = Counter(model.image(number).camera_id for number in images)
+    # By its parts, for pycolmap.bundle_adjustment cannot be kept from printing.
+    options = pycolmap.BundleAdjustmentOptions(
+        refine_principal_point=min(views.values()) >= VIEWS_FOR_CENTER, print_summary=False
+    )
+    config = pycolmap.BundleAdjustmentConfig()
+    for number in images:
+        config.add_image(number)
+    config.fix_gauge(pycolmap.BundleAdjustmentGauge.TWO_CAMS_FROM_WORLD)
+    for _ in range(ADJUSTMENTS):
+        limit = max(OUTLIER * model.compute_mean_reprojection_error(), MIN_OUTLIER)
+        pycolmap.ObservationManager(model).filter_all_points3D(limit, MIN_ANGLE)
+        pycolmap.create_default_bundle_adjuster(options, config, model).solve()
+        model.update_point_3d_errors()
 
 
 def keep_whole(model: Any) -> None:
