@@ -17,6 +17,7 @@ ROOT = Path(__file__).resolve().parents[1] / PACKAGE
 LAYERS: tuple[frozenset[str], ...] = (
     frozenset({"tools"}),
     frozenset({"config"}),
+    frozenset({"splats"}),
     frozenset({"engine"}),
     frozenset({"model"}),
     frozenset({"render", "model_config"}),
@@ -30,7 +31,7 @@ LAYERS: tuple[frozenset[str], ...] = (
     frozenset({""}),
 )
 """The first part of a module's name within the package; the package itself is the empty name."""
-FOLDERS = frozenset({"tools", "engine", "render", "data", "cameras", "kernels", "functional"})
+FOLDERS = frozenset({"tools", "splats", "engine", "render", "data", "cameras", "kernels", "functional"})
 FUNCTIONAL_MAY_IMPORT = frozenset({"torch", "jaxtyping", "numpy"})
 TRAINER_CONFIG_USERS = frozenset({"config", "engine"})
 LATE_UPWARDS = frozenset({(f"{PACKAGE}.model_config", f"{PACKAGE}.model")})

@@ -1,0 +1,1 @@
+"""Gaussians that look like a trained field and are drawn hundreds of times a second."""
