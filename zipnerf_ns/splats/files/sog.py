@@ -1,0 +1,180 @@
+"""PlayCanvas's .sog, version 2 (https://developer.playcanvas.com/user-manual/gaussian-splatting/formats/sog).
+
+A few lossless images whose pixels are Gaussians, sorted so that neighbors in space are neighbors in the images: 15 to
+20 bytes each with coefficients of degree 3, and a browser decodes them.
+"""
+
+from __future__ import annotations
+
+import io
+import json
+import math
+import zipfile
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from jaxtyping import Float, Int
+from PIL import Image, UnidentifiedImageError
+from torch import Tensor
+
+from zipnerf_ns.errors import InputError
+from zipnerf_ns.splats.files.clusters import codebook, palette
+from zipnerf_ns.splats.gaussians import Gaussians
+
+MOST_SH = 1 << 16
+"""Sets of coefficients above the constant that a label of two bytes can name."""
+PALETTE_COLUMNS = 64
+"""Of those sets in a row of their image."""
+LARGEST_FIRST = torch.tensor([[1, 2, 3], [0, 2, 3], [0, 1, 3], [0, 1, 2]])
+"""The parts that are stored of a quaternion, by the place of the largest, which is not."""
+
+
+def encode(gaussians: Gaussians) -> dict[str, bytes]:
+    """The files of a scene by their names, ``meta.json`` the first; Gaussians sorted along a space-filling curve.
+
+    Raises:
+        InputError: for coefficients above degree 3, which the format has no place for.
+    """
+    if gaussians.degree > 3:
+        raise InputError(f".sog holds coefficients up to degree 3, these are of degree {gaussians.degree}.")
+    places = gaussians.means.sign() * gaussians.means.abs().log1p()
+    scene = gaussians.select(morton_order(places))
+    places = scene.means.sign() * scene.means.abs().log1p()
+    low, high = places.min(dim=0).values, places.max(dim=0).values
+    fine = ((places - low) / (high - low).clamp(min=1e-12) * 65535.0).round().long()
+    largest = scene.quats.abs().argmax(dim=1)
+    signs = torch.where(scene.quats.gather(1, largest[:, None]) < 0.0, -1.0, 1.0)
+    smaller = (scene.quats * signs).gather(1, LARGEST_FIRST.to(largest.device)[largest])
+    tangled = ((smaller / math.sqrt(2.0) + 0.5) * 255.0).round().long().clamp(0, 255)
+    scales, scale_labels = codebook(scene.scales)
+    colors, color_labels = codebook(scene.sh[:, 0])
+    opacities = (torch.sigmoid(scene.opacities) * 255.0).round().long()
+    # As wide as high, in multiples of four.
+    width = 4 * math.ceil(math.sqrt(len(scene)) / 4.0)
+    meta: dict[str, Any] = {
+        "version": 2,
+        "asset": {"generator": "zipnerf-ns"},
+        "count": len(scene),
+        "means": {"mins": low.tolist(), "maxs": high.tolist(), "files": ["means_l.webp", "means_u.webp"]},
+        "scales": {"codebook": scales.tolist(), "files": ["scales.webp"]},
+        "quats": {"files": ["quats.webp"]},
+        "sh0": {"codebook": colors.tolist(), "files": ["sh0.webp"]},
+    }
+    images = {
+        "means_l.webp": _image(fine & 255, width),
+        "means_u.webp": _image(fine >> 8, width),
+        "scales.webp": _image(scale_labels, width),
+        "quats.webp": _image(torch.cat([tangled, largest[:, None] + 252], dim=1), width),
+        "sh0.webp": _image(torch.cat([color_labels, opacities[:, None]], dim=1), width),
+    }
+    if scene.antialiased:
+        meta["model"] = "antialiased"
+    if scene.degree:
+        rest = scene.sh[:, 1:]
+        size = min(MOST_SH, 2 ** int(math.log2(len(scene))))
+        sets, labels = palette(rest.flatten(1), size)
+        numbers, set_labels = codebook(sets.reshape(size, -1, 3))
+        files = ["shN_centroids.webp", "shN_labels.webp"]
+        meta["shN"] = {"count": size, "bands": scene.degree, "codebook": numbers.tolist(), "files": files}
+        images[files[0]] = _image(set_labels.reshape(-1, 3), PALETTE_COLUMNS * rest.shape[1])
+        images[files[1]] = _image(torch.stack([labels & 255, labels >> 8, torch.zeros_like(labels)], dim=1), width)
+    return {"meta.json": json.dumps(meta).encode(), **images}
+
+
+def write_sog(gaussians: Gaussians, path: Path) -> None:
+    """Writes Gaussians, rounded, into one file.
+
+    Raises:
+        InputError: as :func:`encode`.
+    """
+    files = encode(gaussians)
+    with zipfile.ZipFile(path, "w") as archive:
+        for name, data in files.items():
+            archive.writestr(name, data)
+
+
+def read_sog(path: Path) -> Gaussians:
+    """The Gaussians of a .sog of version 2.
+
+    Raises:
+        InputError: if it is none, or is cut off.
+    """
+    try:
+        with zipfile.ZipFile(path) as archive:
+            return decode(archive.read)
+    except (zipfile.BadZipFile, UnidentifiedImageError, KeyError, ValueError, IndexError, OSError) as error:
+        raise InputError(f"{path} is no .sog of version 2, or is cut off: {error}.") from error
+
+
+def decode(read: Callable[[str], bytes]) -> Gaussians:
+    """The Gaussians of a scene's files.
+
+    Args:
+        read: the content of a file by its name.
+    Raises:
+        ValueError, KeyError: for another version.
+    """
+    meta = json.loads(read("meta.json"))
+    if meta.get("version") != 2:
+        raise ValueError(f"its version is {meta.get('version')}")
+    count = meta["count"]
+
+    def pixels(part: str, file: int) -> Int[Tensor, "count channels"]:
+        image = Image.open(io.BytesIO(read(meta[part]["files"][file]))).convert("RGBA")
+        return torch.from_numpy(np.asarray(image).reshape(-1, 4).astype(np.int64))
+
+    def named(part: str, labels: Int[Tensor, "*shape"]) -> Float[Tensor, "*shape"]:
+        return torch.tensor(meta[part]["codebook"])[labels]
+
+    low, high = (torch.tensor(meta["means"][name]) for name in ("mins", "maxs"))
+    fine = pixels("means", 0)[:count, :3] | pixels("means", 1)[:count, :3] << 8
+    places = low + (high - low) * (fine / 65535.0)
+    packed = pixels("quats", 0)[:count]
+    smaller = (packed[:, :3] / 255.0 - 0.5) * math.sqrt(2.0)
+    largest = packed[:, 3] - 252
+    quats = torch.zeros(count, 4).scatter(1, LARGEST_FIRST[largest], smaller)
+    quats = quats.scatter(1, largest[:, None], (1.0 - smaller.square().sum(1, keepdim=True)).clamp(min=0.0).sqrt())
+    colors = pixels("sh0", 0)[:count]
+    sh = named("sh0", colors[:, None, :3])
+    if "shN" in meta:
+        terms = (meta["shN"]["bands"] + 1) ** 2 - 1
+        sets = named("shN", pixels("shN", 0)[: meta["shN"]["count"] * terms, :3]).reshape(-1, terms, 3)
+        labels = pixels("shN", 1)[:count]
+        sh = torch.cat([sh, sets[labels[:, 0] | labels[:, 1] << 8]], dim=1)
+    return Gaussians(
+        places.sign() * places.abs().expm1(),
+        torch.nn.functional.normalize(quats, dim=-1),
+        named("scales", pixels("scales", 0)[:count, :3]),
+        # An opacity of 0 or 1 has no logit: half a step from it.
+        torch.logit((colors[:, 3] / 255.0).clamp(0.5 / 255.0, 254.5 / 255.0)),
+        sh,
+        antialiased=meta.get("model") == "antialiased",
+    )
+
+
+def morton_order(places: Float[Tensor, "gaussians 3"]) -> Int[Tensor, "gaussians"]:
+    """Indices that sort places along Morton's curve, which rarely leaves a neighborhood."""
+    low, high = places.min(dim=0).values, places.max(dim=0).values
+    cells = ((places - low) / (high - low).clamp(min=1e-12) * 1023.0).long()
+    code = torch.zeros_like(cells[:, 0])
+    for bit in range(10):
+        for axis in range(3):
+            code |= (cells[:, axis] >> bit & 1) << (3 * bit + axis)
+    return code.argsort(stable=True)
+
+
+def _image(rows: Int[Tensor, "pixels channels"], width: int) -> bytes:
+    """A lossless image of pixels in rows of a width; opaque where there is no fourth channel."""
+    height = math.ceil(len(rows) / width)
+    pixels = np.zeros((height * width, 4), np.uint8)
+    pixels[:, 3] = 255
+    pixels[: len(rows), : rows.shape[1]] = rows.cpu().numpy()
+    data = io.BytesIO()
+    # Exact: colors of pixels that would be invisible are numbers, too.
+    Image.fromarray(pixels.reshape(height, width, 4)).save(
+        data, "WEBP", lossless=True, exact=True, quality=100, method=4
+    )
+    return data.getvalue()
