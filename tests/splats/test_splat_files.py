@@ -100,14 +100,13 @@ def test_spz_is_as_published(tmp_path: Path):
     write_gaussians(gaussians, tmp_path / "scene.spz")
     data = gzip.decompress((tmp_path / "scene.spz").read_bytes())
     assert struct.unpack("<IIIBBBB", data[:16]) == (0x5053474E, 3, 1, 1, 16, 1, 0)
-    # y and z change their signs, for up is up there.
-    fixed = b"".join(int(value * 2**16).to_bytes(3, "little", signed=True) for value in (1.5, 2.0, 0.25))
+    fixed = b"".join(int(value * 2**16).to_bytes(3, "little", signed=True) for value in (1.5, -2.0, -0.25))
     assert data[16:25] == fixed
     assert data[25] == 128 and list(data[26:29]) == [128, 166, 89] and list(data[29:32]) == [96, 0, 168]
-    # A half turn about x: x is the largest, then y, z and w, which are 0.
-    assert struct.unpack("<I", data[32:36])[0] & ~(1 << 29 | 1 << 19 | 1 << 9) == 0
-    # Functions of y and z change their signs with the axes, that of x does not; 5 bits are kept.
-    assert list(data[36:45]) == [64, 128, 96, 192, 112, 128, 255, 0, 128]
+    # w, the fourth, is the largest, and the others are 0.
+    assert struct.unpack("<I", data[32:36])[0] == 3 << 30
+    # Five bits are kept.
+    assert list(data[36:45]) == [192, 128, 160, 64, 144, 128, 255, 0, 128]
 
 
 def test_spz_quaternions_keep_nine_bits():

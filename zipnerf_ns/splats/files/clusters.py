@@ -39,7 +39,7 @@ def codebook(values: Float[Tensor, "*shape"], size: int = 256) -> tuple[Float[Te
         number = ends.diff()
         centers = torch.where(number > 0, sums[ends].diff() / number.clamp(min=1), centers).sort().values
     centers = centers.float()
-    return centers, torch.searchsorted((centers[1:] + centers[:-1]) / 2.0, values)
+    return centers, torch.searchsorted((centers[1:] + centers[:-1]) / 2.0, values.contiguous())
 
 
 def palette(

@@ -1,4 +1,7 @@
-"""Niantic's .spz, version 3 (https://github.com/nianticlabs/spz): columns of rounded numbers in one gzip stream."""
+"""Niantic's .spz, version 3 (https://github.com/nianticlabs/spz): columns of rounded numbers in one gzip stream.
+
+Axes stay as they are, as Niantic's own converter and PlayCanvas's leave them.
+"""
 
 from __future__ import annotations
 
@@ -13,7 +16,6 @@ import torch
 from jaxtyping import Float, UInt8
 
 from zipnerf_ns.errors import InputError
-from zipnerf_ns.functional.similarity import Similarity
 from zipnerf_ns.splats.gaussians import Gaussians
 
 HEADER = struct.Struct("<IIIBBBB")
@@ -26,9 +28,6 @@ SH_BITS = (5, 4)
 """Of a coefficient's eight bits those that are kept, in degree 1 and above: the rest is zero, and costs nothing."""
 SQRT_HALF = math.sqrt(0.5)
 
-TURN = Similarity(torch.tensor(1.0), torch.diag(torch.tensor([1.0, -1.0, -1.0])), torch.zeros(3))
-"""From a .ply's axes, y down and z forward, to those of .spz, y up and z backward; also back."""
-
 
 def write_spz(gaussians: Gaussians, path: Path) -> None:
     """Writes Gaussians rounded to about 20 bytes each, 64 before compression with coefficients of degree 3.
@@ -36,22 +35,23 @@ def write_spz(gaussians: Gaussians, path: Path) -> None:
     Raises:
         InputError: for positions that 24 bits cannot hold.
     """
-    scene = gaussians.moved(TURN)
-    reach = float(scene.means.abs().max()) if len(scene) else 1.0
+    reach = float(gaussians.means.abs().max()) if len(gaussians) else 1.0
     bits = min(MOST_FRACTIONAL_BITS, math.floor(math.log2((2**23 - 1) / max(reach, 1.0)))) if reach < 2**23 else -1
     if bits < 0:
         raise InputError(f"the scene reaches {reach:.3g} units from its origin: .spz holds up to 8,388,607.")
-    positions = _numbers(scene.means * 2.0**bits).astype("<i4")
-    opacities = torch.sigmoid(scene.opacities)
+    positions = _numbers(gaussians.means * 2.0**bits).astype("<i4")
+    opacities = torch.sigmoid(gaussians.opacities)
     columns = [
         positions.reshape(-1, 3, 1).view("u1")[:, :, :3],
         _bytes(opacities * 255.0),
-        _bytes((scene.sh[:, 0] * COLOR_SCALE + 0.5) * 255.0),
-        _bytes((scene.scales + 10.0) * 16.0),
-        pack_quaternions(scene.quats.detach().cpu().double().numpy()),
-        np.concatenate([_coefficients(scene.sh[:, 1:4], SH_BITS[0]), _coefficients(scene.sh[:, 4:], SH_BITS[1])], 1),
+        _bytes((gaussians.sh[:, 0] * COLOR_SCALE + 0.5) * 255.0),
+        _bytes((gaussians.scales + 10.0) * 16.0),
+        pack_quaternions(gaussians.quats.detach().cpu().double().numpy()),
+        np.concatenate(
+            [_coefficients(gaussians.sh[:, 1:4], SH_BITS[0]), _coefficients(gaussians.sh[:, 4:], SH_BITS[1])], 1
+        ),
     ]
-    header = HEADER.pack(MAGIC, VERSION, len(scene), scene.degree, bits, ANTIALIASED * scene.antialiased, 0)
+    header = HEADER.pack(MAGIC, VERSION, len(gaussians), gaussians.degree, bits, ANTIALIASED * gaussians.antialiased, 0)
     with gzip.open(path, "wb", compresslevel=9) as file:
         file.write(header + b"".join(column.tobytes() for column in columns))
 
@@ -93,8 +93,7 @@ def read_spz(path: Path) -> Gaussians:
         -np.log(255.0 / np.clip(opacities[:, 0], 0.5, 254.5) - 1.0),
         sh,
     ]
-    turned = Gaussians(*(torch.from_numpy(part.astype(np.float32)) for part in parts), bool(flags & ANTIALIASED))
-    return turned.moved(TURN)
+    return Gaussians(*(torch.from_numpy(part.astype(np.float32)) for part in parts), bool(flags & ANTIALIASED))
 
 
 def pack_quaternions(quats: Float[np.ndarray, "gaussians 4"]) -> UInt8[np.ndarray, "gaussians 4"]:
