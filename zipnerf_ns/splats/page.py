@@ -61,7 +61,8 @@ class StartView:
         """From outside, obliquely from above, at where most Gaussians are; z is up, as in Nerfstudio's frames."""
         middle = gaussians.means.median(dim=0).values
         reach = max(float((gaussians.means - middle).norm(dim=1).median()), 1e-6)
-        return cls(_vector(middle + reach * torch.tensor([0.0, -2.5, 1.25]).to(middle)), _vector(middle), (0, 0, 1))
+        position = middle + reach * torch.tensor([0.0, -2.5, 1.25]).to(middle)
+        return cls(_vector(position), _vector(middle), (0.0, 0.0, 1.0))
 
 
 class PageReport(NamedTuple):

@@ -23,15 +23,14 @@ const WHOLE_TEXTURE = `#version 300 es
 void main() { gl_Position = vec4(vec2(gl_VertexID & 1, gl_VertexID >> 1) * 4.0 - 1.0, 0.0, 1.0); }
 `;
 
-// Every Gaussian's color from where the eye is: one fragment each.
+// Half of every Gaussian's color from where the eye is, one fragment each: what lies behind others may be above 1.
 const colorShader = (bands) => `${DECODING}
 uniform sampler2D labels, sets;
 out vec4 result;
 const int TERMS = ${(bands + 1) ** 2 - 1};
 void main() {
   ivec2 at = ivec2(gl_FragCoord.xy);
-  vec4 codes = texelFetch(sh0, at, 0);
-  vec3 color = 0.5 + 0.28209479177387814 * decode(1, codes.rgb);
+  vec3 color = 0.5 + 0.28209479177387814 * decode(1, texelFetch(sh0, at, 0).rgb);
   ${bands > 0 ? `
   vec3 d = normalize(place(at) - eye);
   float x = d.x, y = d.y, z = d.z, xx = x * x, yy = y * y, zz = z * z;
@@ -47,7 +46,7 @@ void main() {
   ivec2 start = ivec2((set % 64) * TERMS, set / 64);
   for (int i = 0; i < TERMS; i++) color += basis[i] * decode(2, texelFetch(sets, start + ivec2(i, 0), 0).rgb);
   ` : ""}
-  result = vec4(clamp(color, 0.0, 1.0), codes.a);
+  result = vec4(0.5 * color, 1.0);
 }
 `;
 
@@ -90,7 +89,7 @@ void main() {
   float before = a * c - b * b;
   a += 0.3; // a pixel's filter
   c += 0.3;
-  color = texelFetch(colors, at, 0);
+  color = vec4(2.0 * texelFetch(colors, at, 0).rgb, texelFetch(sh0, at, 0).a);
   if (antialiased) color.a *= sqrt(max(0.0, before / max(a * c - b * b, 1e-10)));
   if (color.a < 1.0 / 255.0) return;
 

@@ -92,7 +92,7 @@ async function loadTextures(gl, meta, count) {
   const books = new Float32Array(3 * 256);
   [meta.scales, meta.sh0, meta.shN].forEach((part, row) => part && books.set(part.codebook.slice(0, 256), 256 * row));
   textures.codebooks = makeTexture(gl, gl.R32F, gl.RED, gl.FLOAT, books, 256, 3);
-  textures.colors = makeTexture(gl, gl.RGBA8, gl.RGBA, gl.UNSIGNED_BYTE, null, ...size);
+  textures.colors = makeTexture(gl, gl.RGB10_A2, gl.RGBA, gl.UNSIGNED_INT_2_10_10_10_REV, null, ...size);
   return { textures, size };
 }
 
