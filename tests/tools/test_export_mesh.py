@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import struct
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -62,6 +64,45 @@ def to_model(world: np.ndarray) -> np.ndarray:
     return SCALE * (world @ TRANSFORM[:, :3].numpy().T + TRANSFORM[:, 3].numpy())
 
 
+def load_model(path: Path) -> trimesh.Trimesh:
+    """The mesh of a file with z up, and colors as a screen is given them."""
+    if path.suffix != ".glb":
+        return trimesh.load(path, process=False, force="mesh")
+    tree, data = read_glb(path)
+    primitive = tree["meshes"][0]["primitives"][0]
+    parts = {name: accessed(tree, data, number) for name, number in primitive["attributes"].items()}
+    light = parts["COLOR_0"][:, :3] / 65535.0
+    colors = 255.0 * np.where(light <= 0.0031308, light * 12.92, 1.055 * light ** (1.0 / 2.4) - 0.055)
+    painted = {"vertex_colors": colors.round().astype(np.uint8), "vertex_normals": parts["NORMAL"]}
+    faces = accessed(tree, data, primitive["indices"]).reshape(-1, 3)
+    # Parents follow their children here: a vertex is turned by the mesh's node, and by all above it.
+    nodes, at = tree["nodes"], next(i for i, node in enumerate(tree["nodes"]) if "mesh" in node)
+    turn = np.eye(4)
+    while at is not None:
+        turn = np.array(nodes[at].get("matrix", np.eye(4).ravel())).reshape(4, 4).T @ turn
+        at = next((i for i, node in enumerate(nodes) if at in node.get("children", ())), None)
+    up = [[1.0, 0.0, 0.0], [0.0, 0.0, -1.0], [0.0, 1.0, 0.0]]
+    np.testing.assert_allclose(up @ turn[:3, :3], np.eye(3), atol=1e-12)
+    return trimesh.Trimesh(parts["POSITION"], faces, **painted, process=False)
+
+
+def read_glb(path: Path) -> tuple[dict, bytes]:
+    """The description and the numbers of a .glb, as its specification cuts it."""
+    content = path.read_bytes()
+    length = struct.unpack("<I", content[12:16])[0]
+    assert content[:4] == b"glTF" and struct.unpack("<II", content[4:12]) == (2, len(content))
+    return json.loads(content[20 : 20 + length]), content[28 + length :]
+
+
+def accessed(tree: dict, data: bytes, number: int) -> np.ndarray:
+    """The numbers of one of its accessors."""
+    accessor = tree["accessors"][number]
+    kind = {5123: "<u2", 5125: "<u4", 5126: "<f4"}[accessor["componentType"]]
+    width = {"SCALAR": 1, "VEC3": 3, "VEC4": 4}[accessor["type"]]
+    start = tree["bufferViews"][accessor["bufferView"]].get("byteOffset", 0) + accessor.get("byteOffset", 0)
+    return np.frombuffer(data, kind, accessor["count"] * width, start).reshape(-1, width)
+
+
 def test_a_mesh_lies_on_the_true_surface_in_the_worlds_frame(tmp_path, pipeline):
     path, report = export_mesh.export(pipeline, options(tmp_path, "--save-world-frame"))
     mesh = trimesh.load(path, process=False)
@@ -78,7 +119,7 @@ def test_a_mesh_lies_on_the_true_surface_in_the_worlds_frame(tmp_path, pipeline)
 @pytest.mark.parametrize("form", ["ply", "glb", "obj"])
 def test_every_format_holds_the_same_mesh_in_the_models_frame(tmp_path, pipeline, form):
     path, report = export_mesh.export(pipeline, options(tmp_path, "--output-format", form, "--resolution", "60"))
-    mesh = trimesh.load(path, process=False, force="mesh")
+    mesh = load_model(path)
     assert path.suffix == f".{form}" and mesh.is_watertight
     assert (len(mesh.vertices), len(mesh.faces)) == (report.vertices, report.faces)
     world, _ = export_mesh.export(pipeline, options(tmp_path, "--save-world-frame", "--resolution", "60"))
@@ -92,14 +133,55 @@ def test_every_format_holds_the_same_mesh_in_the_models_frame(tmp_path, pipeline
     assert (stored * (np.asarray(expected.vertex_normals) @ TRANSFORM[:, :3].numpy().T)).sum(-1).min() > 0.99
 
 
+def test_glb_is_shown_as_it_is(tmp_path, pipeline):
+    """No light is to be added to colors that hold the scene's, and every field is what glTF's readers insist on."""
+    path, _ = export_mesh.export(pipeline, options(tmp_path, "--output-format", "glb", "--resolution", "40"))
+    tree, data = read_glb(path)
+    (material,) = tree["materials"]
+    (primitive,) = tree["meshes"][0]["primitives"]
+    assert material["extensions"] == {"KHR_materials_unlit": {}} and tree["extensionsUsed"] == ["KHR_materials_unlit"]
+    assert material["pbrMetallicRoughness"]["metallicFactor"] == 0.0 and primitive["material"] == 0
+    assert set(primitive["attributes"]) == {"POSITION", "NORMAL", "COLOR_0"}
+    colors = tree["accessors"][primitive["attributes"]["COLOR_0"]]
+    assert (
+        colors["normalized"] is True and (accessed(tree, data, primitive["attributes"]["COLOR_0"])[:, 3] > 65534).all()
+    )
+    positions = accessed(tree, data, primitive["attributes"]["POSITION"])
+    place = tree["accessors"][primitive["attributes"]["POSITION"]]
+    np.testing.assert_allclose([place["min"], place["max"]], [positions.min(0), positions.max(0)], atol=1e-6)
+
+
+def test_fewer_triangles_are_the_same_surface(tmp_path, pipeline):
+    """Within the limit, closed as before, near the true surface, and painted with the field's colors there."""
+    most = 4000
+    chosen = options(tmp_path, "--save-world-frame", "--resolution", "90", "--max-triangles", str(most))
+    path, report = export_mesh.export(pipeline, chosen)
+    mesh = trimesh.load(path, process=False)
+    assert 0.9 * most < len(mesh.faces) <= most and (len(mesh.vertices), len(mesh.faces)) == report[:2]
+    assert report.watertight and mesh.is_watertight and mesh.is_winding_consistent and mesh.volume > 0.0
+    points, _ = trimesh.sample.sample_surface(mesh, 10_000, seed=0)
+    away = np.abs(surface_distance(points))
+    assert away.mean() < 0.004 and np.quantile(away, 0.99) < 0.02
+    truth = 255.0 * np.clip(0.5 + 0.25 * np.asarray(mesh.vertices), 0.0, 1.0)
+    assert np.abs(np.asarray(mesh.visual.vertex_colors)[:, :3] - truth).max() <= 1.01
+
+
+def test_a_mesh_within_the_limit_stays(tmp_path, pipeline):
+    """More triangles than there are change nothing."""
+    whole, report = export_mesh.export(pipeline, options(tmp_path, "--resolution", "40"))
+    content = whole.read_bytes()
+    again = options(tmp_path, "--resolution", "40", "--max-triangles", str(report.faces))
+    assert export_mesh.export(pipeline, again) == (whole, report) and whole.read_bytes() == content
+
+
 def test_a_mesh_in_map_coordinates_needs_a_format_that_holds_them(tmp_path, pipeline):
     """5,400 km north: float32 would have steps of half a unit; text has eight decimals."""
     chosen = options(tmp_path, "--save-world-frame", "--resolution", "60", "--output-format", "obj")
-    near = trimesh.load(export_mesh.export(pipeline, chosen)[0], process=False, force="mesh").vertices
+    near = load_model(export_mesh.export(pipeline, chosen)[0]).vertices
     shift, transform = np.array([412345.25, 5432109.75, 312.5]), TRANSFORM.double().clone()
     transform[:, 3] -= transform[:, :3] @ torch.from_numpy(shift)
     pipeline.datamanager.train_dataparser_outputs.dataparser_transform = transform
-    far = trimesh.load(export_mesh.export(pipeline, chosen)[0], process=False, force="mesh").vertices
+    far = load_model(export_mesh.export(pipeline, chosen)[0]).vertices
     np.testing.assert_allclose(far - shift, near, atol=1e-6)
     for form in ("ply", "glb"):
         with pytest.raises(InputError, match=f"that {form}, which holds float32.*Give --output-format obj"):
@@ -140,6 +222,7 @@ BAD_OPTIONS = [
     ("--density-threshold", "20", "--opacity-threshold", "0.5"),
     ("--least-share", "1.5"),
     ("--points-per-chunk", "0"),
+    ("--max-triangles", "3"),
     ("--output-format", "stl"),
 ]
 

@@ -3,7 +3,7 @@
 ``python -m zipnerf_ns.tools.export_mesh --load-config CONFIG --output-dir FOLDER`` runs marching cubes on the density,
 which ``ns-export marching-cubes`` does for signed distances only. Frame, scale and bounding box are those of
 ``ns-export``: the frame that the model was trained in, where the cameras lie within one unit of the origin, or with
-``--save-world-frame`` that of the data set.
+``--save-world-frame`` that of the data set. ``--output-format glb --max-triangles 200000`` is for phones and pages.
 """
 
 from __future__ import annotations
@@ -21,6 +21,7 @@ from jaxtyping import Float
 from zipnerf_ns.data.poses import rounds_too_much
 from zipnerf_ns.errors import InputError
 from zipnerf_ns.render.points import query_density, query_points
+from zipnerf_ns.tools.mesh.small import decimate, write_glb
 from zipnerf_ns.tools.mesh.surface import (
     MeshReport,
     VoxelGrid,
@@ -59,6 +60,7 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
         "--opacity-threshold", type=float, default=argparse.SUPPRESS, help="instead: opacity of a voxel there, 0 to 1"
     )
     add("--least-share", type=float, default=0.001, help="share of all faces that a separate surface needs to stay")
+    add("--max-triangles", type=int, help="fewer, placed where the mesh changes least; phones draw some 200,000")
     add("--save-world-frame", action="store_true", help="in the data set's frame and scale instead of the model's")
     add("--points-per-chunk", type=int, default=1 << 17, help="evaluated at once; fewer take less memory")
     options = parser.parse_args(arguments)
@@ -68,6 +70,8 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
         parser.error("--density-threshold must be positive")
     if not 0.0 <= options.least_share <= 1.0 or options.points_per_chunk < 1:
         parser.error("--least-share must lie between 0 and 1, and --points-per-chunk must be at least 1")
+    if options.max_triangles is not None and options.max_triangles < 4:
+        parser.error("--max-triangles must be at least 4")
     return options
 
 
@@ -127,6 +131,9 @@ def export(pipeline: Pipeline, options: argparse.Namespace) -> tuple[Path, MeshR
         model.device,
         lambda line: print(line, flush=True),
     )
+    if options.max_triangles is not None:
+        mesh, report = decimate(mesh, options.max_triangles, report)
+    # Painted afterwards: every vertex that is left shows the field's own color.
     paint(
         mesh,
         lambda points, views: query_points(model.field, points, views, std)[1],
@@ -143,8 +150,10 @@ def export(pipeline: Pipeline, options: argparse.Namespace) -> tuple[Path, MeshR
 
 def write_mesh(mesh: trimesh.Trimesh, path: Path) -> None:
     """Writes a mesh with normals and colors in the format of the file's name."""
-    normals = {"ply": "vertex_normal", "glb": "include_normals", "obj": "include_normals"}
-    mesh.export(path, **{normals[path.suffix[1:]]: True})
+    if path.suffix == ".glb":
+        write_glb(mesh, path)
+    else:
+        mesh.export(path, **{"vertex_normal" if path.suffix == ".ply" else "include_normals": True})
 
 
 def describe(mesh_path: Path, report: MeshReport) -> str:
