@@ -61,8 +61,8 @@ def slug(heading: str) -> str:
 
 
 def messages_of_the_source() -> str:
-    """Every string of the package's source, those parts of f-strings that are not computed, one a line."""
-    texts = []
+    """Every string of the package's source, those parts of f-strings that are not computed, one a line; its scripts."""
+    texts = [path.read_text() for path in (ROOT / "zipnerf_ns").rglob("*.js")]
     for path in (ROOT / "zipnerf_ns").rglob("*.py"):
         nodes = ast.walk(ast.parse(path.read_text()))
         texts += [node.value for node in nodes if isinstance(node, ast.Constant) and isinstance(node.value, str)]
