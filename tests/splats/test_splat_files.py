@@ -19,7 +19,7 @@ from plyfile import PlyData
 
 from zipnerf_ns.errors import InputError
 from zipnerf_ns.splats.files import read_gaussians, write_gaussians
-from zipnerf_ns.splats.files.clusters import codebook, palette
+from zipnerf_ns.splats.files.compact import codebook, palette
 from zipnerf_ns.splats.files.spz import pack_quaternions, unpack_quaternions
 from zipnerf_ns.splats.gaussians import Gaussians
 

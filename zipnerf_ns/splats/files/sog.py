@@ -21,7 +21,7 @@ from PIL import Image, UnidentifiedImageError
 from torch import Tensor
 
 from zipnerf_ns.errors import InputError
-from zipnerf_ns.splats.files.clusters import codebook, palette
+from zipnerf_ns.splats.files.compact import codebook, morton_order, palette
 from zipnerf_ns.splats.gaussians import Gaussians
 
 MOST_SH = 1 << 16
@@ -155,17 +155,6 @@ def decode(read: Callable[[str], bytes]) -> Gaussians:
         sh,
         antialiased=meta.get("model") == "antialiased",
     )
-
-
-def morton_order(places: Float[Tensor, "gaussians 3"]) -> Int[Tensor, "gaussians"]:
-    """Indices that sort places along Morton's curve, which rarely leaves a neighborhood."""
-    low, high = places.min(dim=0).values, places.max(dim=0).values
-    cells = ((places - low) / (high - low).clamp(min=1e-12) * 1023.0).long()
-    code = torch.zeros_like(cells[:, 0])
-    for bit in range(10):
-        for axis in range(3):
-            code |= (cells[:, axis] >> bit & 1) << (3 * bit + axis)
-    return code.argsort(stable=True)
 
 
 def _image(rows: Int[Tensor, "pixels channels"], width: int) -> bytes:
