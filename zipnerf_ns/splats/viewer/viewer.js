@@ -1,7 +1,8 @@
 // Draws a scene of Gaussians in PlayCanvas's SOG format (meta.json and its images) as gsplat does, with WebGL 2.
 //
-// The images are textures that the shaders decode: a Gaussian takes about 25 bytes of a phone's memory. When the camera
-// moves, colors are computed into a texture, and a worker, which runs this same file, sorts the Gaussians by depth.
+// The images are textures that the shaders decode: a Gaussian takes 28 bytes of a phone's graphics memory. When the
+// camera has moved, a worker, which runs this same file, sorts the Gaussians by depth, and their colors from there are
+// computed into a texture.
 "use strict";
 
 const NEAR = 0.01; // gsplat's near plane
@@ -192,7 +193,8 @@ function listen(canvas, orbit, focal, moved) {
   canvas.addEventListener("contextmenu", (event) => event.preventDefault());
   canvas.addEventListener("wheel", (event) => {
     event.preventDefault();
-    orbit.distance *= Math.exp(event.deltaY * (event.deltaMode ? 0.03 : 0.001));
+    // Lines, pixels, or a trackpad's pinch, which browsers tell as a wheel with Ctrl.
+    orbit.distance *= Math.exp(event.deltaY * (event.deltaMode ? 0.03 : event.ctrlKey ? 0.01 : 0.001));
     moved();
   }, { passive: false });
   canvas.addEventListener("dblclick", () => { orbit.reset(); moved(); });
@@ -250,7 +252,7 @@ async function show(canvas, status) {
 
   const orbit = new Orbit(view);
   const focal = () => 0.5 * Math.min(canvas.clientWidth, canvas.clientHeight) / Math.tan(view.fov * Math.PI / 360);
-  let seen = 0, sorting = false, stale = true, waiting = false;
+  let seen = 0, sorting = false, stale = true, recolor = false, waiting = false;
 
   function draw() {
     waiting = false;
@@ -262,12 +264,15 @@ async function show(canvas, status) {
     const pixels = Math.min(window.devicePixelRatio, MOST_PIXELS_PER_POINT);
     const [width, height] = [canvas.clientWidth, canvas.clientHeight].map((length) => Math.round(length * pixels));
     if (canvas.width !== width || canvas.height !== height) Object.assign(canvas, { width, height });
-    gl.useProgram(coloring.program);
-    gl.bindFramebuffer(gl.FRAMEBUFFER, colorTarget);
-    gl.viewport(0, 0, ...size);
-    gl.disable(gl.BLEND);
-    gl.uniform3fv(coloring.at("eye"), eye);
-    gl.drawArrays(gl.TRIANGLES, 0, 3);
+    if (recolor) {
+      gl.useProgram(coloring.program);
+      gl.bindFramebuffer(gl.FRAMEBUFFER, colorTarget);
+      gl.viewport(0, 0, ...size);
+      gl.disable(gl.BLEND);
+      gl.uniform3fv(coloring.at("eye"), eye);
+      gl.drawArrays(gl.TRIANGLES, 0, 3);
+      recolor = false;
+    }
     gl.useProgram(drawing.program);
     gl.bindFramebuffer(gl.FRAMEBUFFER, null);
     gl.viewport(0, 0, width, height);
@@ -284,7 +289,8 @@ async function show(canvas, status) {
   worker.onmessage = ({ data }) => {
     gl.bufferData(gl.ARRAY_BUFFER, data, gl.DYNAMIC_DRAW);
     seen = data.length;
-    sorting = false;
+    // Colors as often as that: they change slowly, and every camera that stands still has been sorted for.
+    [sorting, recolor] = [false, true];
     status.hidden = true;
     redraw();
   };
