@@ -30,8 +30,8 @@ METHODS = {"zipnerf", "zipnerf-big", "zipnerf-lite", "zipnerf-360", "zipnerf-ble
 
 IMPORT_NAMES = {"Pillow": "PIL", "PyYAML": "yaml", "scikit-image": "skimage"}
 """Distributions whose package has another name."""
-OPTIONAL_IMPORTS = {"imageio_ffmpeg", "pillow_heif", "pycolmap", "rawpy"}
-"""Imported where they are installed; extras of the distribution bring them, nerfstudio the last where it can be had."""
+OPTIONAL_IMPORTS = {"imageio_ffmpeg", "open3d", "pillow_heif", "pycolmap", "rawpy"}
+"""Imported where they are installed; extras of the distribution bring them, nerfstudio open3d and rawpy."""
 
 
 def page_commands() -> list[list[str]]:

@@ -95,7 +95,7 @@ def check_open3d_libraries() -> list[Finding]:
             state, detail = "ok", "found"
         except OSError:
             state, detail = "missing", f"apt-get install {package}"
-        findings.append(Finding(library, state, detail, "ns-export, ns-process-data"))
+        findings.append(Finding(library, state, detail, "ns-export, ns-process-data, export_mesh --max-triangles"))
     return findings
 
 

@@ -6,10 +6,10 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import open3d
 import trimesh
 from jaxtyping import Float
 
+from zipnerf_ns.errors import InputError
 from zipnerf_ns.tools.mesh.surface import MeshReport, drop_small_components
 
 UPRIGHT = np.array([[1.0, 0.0, 0.0, 0.0], [0.0, 0.0, 1.0, 0.0], [0.0, -1.0, 0.0, 0.0], [0.0, 0.0, 0.0, 1.0]])
@@ -23,9 +23,16 @@ def decimate(mesh: trimesh.Trimesh, most: int, report: MeshReport) -> tuple[trim
         mesh: any; one of fewer triangles stays as it is.
         most: triangles.
         report: of the mesh.
+    Raises:
+        InputError: where open3d does not load.
     """
     if len(mesh.faces) <= most:
         return mesh, report
+    # Late, for it needs libraries that other machines lack, and nothing else here does.
+    try:
+        import open3d
+    except (ImportError, OSError) as error:
+        raise InputError(f"--max-triangles needs open3d: {error}. `make check` says which library it lacks.") from error
     whole = open3d.geometry.TriangleMesh(
         open3d.utility.Vector3dVector(mesh.vertices), open3d.utility.Vector3iVector(mesh.faces)
     )
