@@ -21,6 +21,7 @@ def ball(count: int = 400, degree: int = 3, seed: int = 0, antialiased: bool = T
     quats = torch.cat([torch.zeros(count, 1), middle], dim=-1)
     size = 1.3 * count**-0.5
     scales = torch.tensor([size, size, size / 5.0]).log() + 0.3 * torch.randn(count, 3, generator=generator)
+    scales[::3] -= 3.0  # smaller than a pixel, where the anti-aliased mode shows
     color = 1.2 * torch.sin(torch.tensor([3.0, 4.0, 5.0]) * means.roll(1, 1)) + 0.3
     rest = 0.15 * torch.randn(count, (degree + 1) ** 2 - 1, 3, generator=generator)
     opacities = 2.0 + torch.randn(count, generator=generator)
