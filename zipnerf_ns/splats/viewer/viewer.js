@@ -10,32 +10,31 @@ const MOST_PIXELS_PER_POINT = 2; // finer screens are drawn coarser: the eye doe
 
 // ---------------------------------------------------------------------------------------------------------- sorting
 
-/** Indices of the Gaussians before the camera, the farthest first: a radix sort of the depths' bits. */
+/** Indices of the Gaussians before the camera, the farthest first: a radix sort of the depths' upper 24 bits. */
 function sortByDepth(places, eye, forward) {
   const total = places.length / 3;
   const depths = new Float32Array(total), keys = new Uint32Array(depths.buffer);
   const first = new Uint32Array(total);
-  const low = new Uint32Array(65537), high = new Uint32Array(65537);
+  const low = new Uint32Array(4097), high = new Uint32Array(4097);
   let count = 0;
-  for (let i = 0; i < total; i++) {
-    const depth = (places[3 * i] - eye[0]) * forward[0] + (places[3 * i + 1] - eye[1]) * forward[1] +
-                  (places[3 * i + 2] - eye[2]) * forward[2];
+  for (let i = 0, j = 0; i < total; i++, j += 3) {
+    const depth = (places[j] - eye[0]) * forward[0] + (places[j + 1] - eye[1]) * forward[1] +
+                  (places[j + 2] - eye[2]) * forward[2];
     if (depth <= NEAR) continue;
     depths[i] = depth;
     // Bits of positive numbers are ordered as the numbers are; turned around, the farthest has the smallest key.
-    keys[i] = ~keys[i];
-    low[(keys[i] & 65535) + 1]++;
-    high[(keys[i] >>> 16) + 1]++;
+    const key = keys[i] = ~keys[i] >>> 8;
+    low[(key & 4095) + 1]++;
+    high[(key >>> 12) + 1]++;
     first[count++] = i;
   }
-  for (let i = 0; i < 65536; i++) {
+  for (let i = 0; i < 4096; i++) {
     low[i + 1] += low[i];
     high[i + 1] += high[i];
   }
-  const second = new Uint32Array(count);
-  for (let i = 0; i < count; i++) second[low[keys[first[i]] & 65535]++] = first[i];
-  const order = new Uint32Array(count);
-  for (let i = 0; i < count; i++) order[high[keys[second[i]] >>> 16]++] = second[i];
+  const second = new Uint32Array(count), order = new Uint32Array(count);
+  for (let i = 0; i < count; i++) second[low[keys[first[i]] & 4095]++] = first[i];
+  for (let i = 0; i < count; i++) order[high[keys[second[i]] >>> 12]++] = second[i];
   return order;
 }
 
