@@ -105,7 +105,7 @@ def test_spz_is_as_published(tmp_path: Path):
     assert data[25] == 128 and list(data[26:29]) == [128, 166, 89] and list(data[29:32]) == [96, 0, 168]
     # w, the fourth, is the largest, and the others are 0.
     assert struct.unpack("<I", data[32:36])[0] == 3 << 30
-    # Five bits are kept.
+    # Seven bits are kept.
     assert list(data[36:45]) == [192, 128, 160, 64, 144, 128, 255, 0, 128]
 
 
