@@ -24,6 +24,7 @@ from zipnerf_ns.engine.runs import read_paths_of_other_systems
 from zipnerf_ns.engine.startup import spare_nerfstudio_its_look_at_the_stack, spare_viser_its_search_for_icons
 from zipnerf_ns.engine.trainer import ZipNerfTrainerConfig
 from zipnerf_ns.model_config import ZipNerfModelConfig
+from zipnerf_ns.splats.trainer import SplatTrainer, SplatTrainerConfig
 from zipnerf_ns.zipnerf import ProposalConfig
 
 spare_nerfstudio_its_look_at_the_stack()
@@ -150,4 +151,12 @@ zipnerf_blender = _protocol(
     far_plane=6.0,
     scene_bounds="box",
     background_color="white",
+)
+
+_of_zipnerf = {field.name: getattr(zipnerf.config, field.name) for field in dataclasses.fields(zipnerf.config)}
+zipnerf_splat = MethodSpecification(
+    config=SplatTrainerConfig(
+        **copy.deepcopy({**_of_zipnerf, "_target": SplatTrainer, "method_name": "zipnerf-splat"})
+    ),
+    description="zipnerf, then splats of it: a run of splatfacto that is drawn hundreds of times a second.",
 )

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 import numpy as np
 from jaxtyping import Float
@@ -166,12 +166,13 @@ def video_reduction(size: tuple[int, int], video_height: int) -> float:
     return height / top
 
 
-def load_run(config: Path, data: Path | None = None) -> Pipeline:
-    """The trained pipeline without its images.
+def load_run(config: Path, data: Path | None = None, test_mode: Literal["inference", "test"] = "inference") -> Pipeline:
+    """The trained pipeline, by default without its images.
 
     Args:
         config: of the run.
         data: where its data are now, if not where they are found from there.
+        test_mode: "test" for its photos, too.
     Raises:
         InputError: if there is no such run, nothing where the data are said to be, or more than a run's settings in
             its config.yml.
@@ -189,7 +190,7 @@ def load_run(config: Path, data: Path | None = None) -> Pipeline:
         run.pipeline.datamanager.data = data or run.pipeline.datamanager.data
         return run
 
-    return eval_setup(config, test_mode="inference", update_config_callback=with_data)[1]
+    return eval_setup(config, test_mode=test_mode, update_config_callback=with_data)[1]
 
 
 def data_frame(pipeline: Pipeline) -> tuple[Float[np.ndarray, "3 4"], float]:

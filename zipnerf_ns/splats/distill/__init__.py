@@ -1,0 +1,1 @@
+"""From a trained field to Gaussians: views of it, first points, and what fits them."""

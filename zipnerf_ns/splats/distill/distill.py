@@ -1,0 +1,179 @@
+"""From a trained field to Gaussians, within a time."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from zipnerf_ns.data.memory import room_on
+from zipnerf_ns.engine.checkpoints import load_checkpoint_file, seed_all
+from zipnerf_ns.engine.safety.files import write_whole
+from zipnerf_ns.errors import InputError
+from zipnerf_ns.splats.distill.fit import Fit, SplatConfig
+from zipnerf_ns.splats.distill.points import extent, first_gaussians
+from zipnerf_ns.splats.distill.views import (
+    Pinhole,
+    Target,
+    between,
+    field_picture,
+    photos,
+    training_cameras,
+)
+from zipnerf_ns.splats.gaussians import Gaussians
+from zipnerf_ns.splats.rasterizer import Gsplat, Rasterizer
+
+FIELD_SHARE = 0.25
+"""Of the time, for the field's pictures."""
+POINTS = 1_000_000
+"""Pixels at the most that first Gaussians are made of."""
+MEMORY_SHARE = 0.25
+"""Of a GPU's free memory, for the pictures that are fitted to; else they stay in main memory."""
+STEPS_PER_VIEW = 20
+"""Where steps are counted: one view of the field for so many."""
+
+
+class Stopped(Exception):
+    """It was asked to stop, and its state is saved."""
+
+
+class Scene(NamedTuple):
+    """What a run offers to Gaussians."""
+
+    model: Any
+    cameras: list[Pinhole]
+    """Of the training, in the order of the photos."""
+    photos: list[Target]
+    """Empty where they are not there."""
+    is_open: bool
+    """Whether photos show all there is behind things; else they are transparent."""
+    background: Tensor
+    """Behind transparent photos."""
+
+
+def scene_of(pipeline: Any) -> Scene:
+    """The scene of a run's pipeline.
+
+    Raises:
+        InputError: for cameras that no pinhole can stand for, or photos that cannot be decoded.
+    """
+    model, manager = pipeline.model.eval(), pipeline.datamanager
+    cameras, dataset, device = training_cameras(pipeline), manager.train_dataset, pipeline.model.device
+    appearance = model.zipnerf.appearance
+    gains = None if appearance is None else appearance.gains().detach()
+    found = [] if manager.lacks_photos() else list(photos(dataset, cameras, gains, device, "images"))
+    is_open = found[0].colors.shape[-1] == 3 if found else not bool(dataset.has_alpha)
+    return Scene(model, cameras, found, is_open, model.background.detach())
+
+
+def distill(
+    scene: Scene,
+    config: SplatConfig,
+    say: Callable[[str], object],
+    rasterizer: Rasterizer | None = None,
+    unfinished: Path | None = None,
+    resumes: bool = False,
+    stops: Callable[[], bool] = lambda: False,
+) -> Gaussians:
+    """Gaussians that look like a trained field, on its device.
+
+    Args:
+        scene: of the field.
+        config: the settings.
+        say: takes lines of progress.
+        rasterizer: draws Gaussians; gsplat's if not given, which must be ready.
+        unfinished: file that the state is written to at every tenth of the way, and removed at its end.
+        resumes: whether to go on from that file.
+        stops: whether to stop.
+    Raises:
+        InputError: if the field shows nothing, or there is nothing to go on from.
+        Stopped: if it was asked to.
+    """
+    begun, device = time.monotonic(), scene.model.device
+    state = None
+    if resumes:
+        if unfinished is None or not unfinished.is_file():
+            raise InputError(f"{unfinished} does not exist: there is nothing to resume. Leave --resume out.")
+        state = load_checkpoint_file(unfinished)
+    seed_all(config.seed)
+    rasterizer = rasterizer or Gsplat(config.antialiased, absgrad=config.strategy == "default")
+    center, radius = extent(scene.cameras)
+    new = between(scene.cameras, 2 * len(scene.cameras), np.random.default_rng(config.seed))
+    if state is None:
+        count = min(config.max_gaussians, POINTS)
+        draws = torch.Generator().manual_seed(config.seed)
+        first = first_gaussians(scene.model, [*scene.cameras, *new], count, config.sh_degree, scene.is_open, draws)
+        say(f"{len(first):,} first Gaussians, where the field has surfaces, after {time.monotonic() - begun:.0f} s.")
+    fields = field_views(scene, new, config, say, None if state is None else state["field_views"])
+    held = [*scene.photos, *fields]
+    if sum(target.colors.nbytes for target in held) < MEMORY_SHARE * room_on(device):
+        held = [
+            target._replace(
+                colors=target.colors.to(device), used=None if target.used is None else target.used.to(device)
+            )
+            for target in held
+        ]
+    seconds = config.seconds
+    if state is not None:
+        # Its numbers take the place of these.
+        first, seconds = Gaussians(*_empty(config.sh_degree, device), config.antialiased), state["seconds"]
+    elif seconds is not None:
+        seconds = max(seconds - (time.monotonic() - begun), 1.0)
+    background = scene.background if scene.is_open else None
+    own, shown = held[: len(scene.photos)], held[len(scene.photos) :]
+    fit = Fit(first, own, shown, config, rasterizer, center, radius, seconds, background)
+    if state is not None:
+        fit.load_state_dict(state)
+
+    def save() -> None:
+        if unfinished is not None:
+            kept = {**fit.state_dict(), "field_views": len(fields), "seconds": seconds}
+            unfinished.parent.mkdir(parents=True, exist_ok=True)
+            write_whole(kept, unfinished, unfinished.with_suffix(".tmp"))
+
+    if not fit.run(say, save, stops):
+        save()
+        raise Stopped
+    if unfinished is not None:
+        unfinished.unlink(missing_ok=True)
+    return fit.gaussians()
+
+
+def _empty(degree: int, device: torch.device) -> tuple[Tensor, ...]:
+    shapes = ((0, 3), (0, 4), (0, 3), (0,), (0, (degree + 1) ** 2, 3))
+    return tuple(torch.zeros(shape, device=device) for shape in shapes)
+
+
+def field_views(
+    scene: Scene, new: list[Pinhole], config: SplatConfig, say: Callable[[str], object], count: int | None = None
+) -> list[Target]:
+    """What the field shows of new views and of the training's, alternately; in main memory.
+
+    Args:
+        scene, config: as for :func:`distill`.
+        new: cameras between the training's.
+        say: takes a line at the end.
+        count: of views; by default what the settings say, or what a share of the time suffices for.
+    """
+    order = np.random.default_rng(config.seed).permutation(len(scene.cameras))
+    own = [scene.cameras[index] for index in order]
+    most = [each for pair in zip(new, own, strict=False) for each in pair] + new[len(own) :] or own
+    limit = None if config.seconds is None else FIELD_SHARE * config.seconds
+    if count is None:
+        count = config.field_views
+    if count is None and config.steps is not None:
+        count = config.steps // STEPS_PER_VIEW
+    if count is not None:
+        limit, most = None, most[:count]
+    begun, found = time.monotonic(), []
+    for pinhole in most:
+        if limit is not None and time.monotonic() - begun > limit:
+            break
+        found.append(Target(pinhole, field_picture(scene.model, pinhole, not scene.is_open).cpu(), None))
+    say(f"{len(found)} views rendered by the field, in {time.monotonic() - begun:.0f} s.")
+    return found

@@ -1,0 +1,323 @@
+"""Gaussians fitted to pictures: loss, schedule, density control and pruning."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import cache
+from typing import Any, Literal
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+from torch.nn.functional import conv2d
+
+from zipnerf_ns.engine.checkpoints import capture_rng, restore_rng
+from zipnerf_ns.engine.progress import format_duration
+from zipnerf_ns.errors import InputError
+from zipnerf_ns.render.metrics import SIGMA, STABILIZERS, WINDOW
+from zipnerf_ns.splats.distill.views import Target
+from zipnerf_ns.splats.gaussians import Gaussians
+from zipnerf_ns.splats.rasterizer import Rasterizer
+
+RATES = {"means": 1.6e-4, "scales": 5e-3, "quats": 1e-3, "opacities": 5e-2, "sh0": 2.5e-3, "shN": 2.5e-3 / 20}
+"""Learning rates of 3DGS; that of the means is multiplied by the cameras' extent, and falls to a hundredth."""
+REFINE_EVERY = 100
+"""Steps between changes of density."""
+REFINE_FROM, REFINE_UNTIL = 0.01, 0.5
+"""Shares of the whole between which density changes."""
+PRUNE_AT = (16 / 30, 24 / 30)
+"""Shares of the whole after which Gaussians that contribute little are dropped (RadSplat, 3.3)."""
+SMALL_UNTIL = 0.15
+"""Share of the whole in which pictures have half their size."""
+DEGREE_EVERY = 0.05
+"""Share of the whole after which another degree of the spherical harmonics is taken up."""
+SSIM_SHARE = 0.2
+"""Of the loss; the rest is the mean absolute difference (3DGS, equation 7)."""
+REGULARIZATION = 0.01
+"""Of the mean opacity and the mean standard deviation, for Gaussians that are not needed to vanish (3DGS-MCMC)."""
+GROWTH_GRADIENT = 8e-4
+"""Absolute gradient in the picture from which the default strategy divides a Gaussian, as splatfacto has it."""
+SECONDS_BETWEEN_LINES = 5.0
+
+
+@dataclass
+class SplatConfig:
+    """Settings of the way from a field to Gaussians."""
+
+    max_gaussians: int = 1_000_000
+    """Gaussians at the most. Phones carry 1.5 million."""
+    seconds: float | None = 120.0
+    """Time for it all but the compilation of gsplat; None: steps say it."""
+    steps: int | None = None
+    """Steps instead of seconds: the same ones again give the same Gaussians, but for the order of the GPU's sums."""
+    strategy: Literal["mcmc", "default"] = "mcmc"
+    """gsplat's control of density: mcmc moves what is not needed, default divides what is coarse."""
+    sh_degree: int = 3
+    """Degree of the spherical harmonics, in which colors depend on the view: 0 to 3."""
+    prune_below: float = 0.01
+    """Gaussians are dropped whose share of any pixel stays below this: 0.25 makes a light scene of the fewest."""
+    photo_share: float = 0.5
+    """Share of the steps that look at photographs; the others look at what the field shows."""
+    field_views: int | None = None
+    """Views that the field renders, between and at the cameras; None: what a quarter of the time suffices for."""
+    antialiased: bool = True
+    """Opacities that make up for the blur of small Gaussians. Viewers must know it, and most do."""
+    seed: int = 0
+    """Of all that is drawn at random."""
+
+    def __post_init__(self) -> None:
+        if self.steps is not None:
+            self.seconds = None
+        elif self.seconds is None:
+            raise InputError("give seconds or steps for the splats.")
+        for name in ("seconds", "steps"):
+            value = getattr(self, name)
+            if value is not None and not value > 0:
+                raise InputError(f"{name} is {value}: it must be positive.")
+        if self.max_gaussians < 2:
+            raise InputError(f"max_gaussians is {self.max_gaussians}: it must be at least 2.")
+        if not 0 <= self.sh_degree <= 3:
+            raise InputError(f"sh_degree is {self.sh_degree}: it must be 0 to 3.")
+        for name in ("prune_below", "photo_share"):
+            if not 0.0 <= getattr(self, name) <= 1.0:
+                raise InputError(f"{name} is {getattr(self, name)}: it must lie between 0 and 1.")
+        if self.field_views is not None and self.field_views < 0:
+            raise InputError(f"field_views is {self.field_views}: it must not be negative.")
+
+
+@cache
+def _window(device: torch.device) -> Tensor:
+    offsets = torch.arange(WINDOW, device=device) - WINDOW // 2
+    weights = torch.exp(-(offsets**2) / (2.0 * SIGMA**2))
+    return weights / weights.sum()
+
+
+def dissimilarity(rgb: Float[Tensor, "height width 3"], truth: Float[Tensor, "height width 3"]) -> Float[Tensor, ""]:
+    """One minus the mean structural similarity, with gradients: :func:`~zipnerf_ns.render.metrics.ssim` in float32."""
+    x, y = rgb.permute(2, 0, 1), truth.permute(2, 0, 1)
+    moments = torch.cat([x, y, x * x, y * y, x * y])[:, None]
+    weights = _window(rgb.device)
+    # Variances are differences of numbers that ten bits would not tell apart.
+    with torch.backends.cudnn.flags(enabled=True, allow_tf32=False):
+        moments = conv2d(conv2d(moments, weights.view(1, 1, 1, -1)), weights.view(1, 1, -1, 1))
+    mean_x, mean_y, square_x, square_y, product = moments[:, 0].split(3)
+    c1, c2 = STABILIZERS
+    means, squares = mean_x * mean_y, mean_x**2 + mean_y**2
+    structure = (2.0 * (product - means) + c2) / (square_x + square_y - squares + c2)
+    return 1.0 - ((2.0 * means + c1) / (squares + c1) * structure).mean()
+
+
+class Fit:
+    """Gaussians that are being fitted.
+
+    Args:
+        gaussians: the first ones.
+        photos, fields: what photographs and what the field show, each possibly empty, but not both.
+        config: the settings.
+        rasterizer: draws them.
+        center, extent: of the cameras' places.
+        seconds: what is left of the time; None where steps are counted.
+        background: behind transparent photos; None for one drawn at random at every step.
+    """
+
+    def __init__(
+        self,
+        gaussians: Gaussians,
+        photos: Sequence[Target],
+        fields: Sequence[Target],
+        config: SplatConfig,
+        rasterizer: Rasterizer,
+        center: Float[Tensor, "3"],
+        extent: float,
+        seconds: float | None,
+        background: Float[Tensor, "3"] | None = None,
+    ) -> None:
+        # Late, for gsplat is imported by those who use it.
+        from gsplat.strategy import DefaultStrategy, MCMCStrategy
+
+        self.config, self.photos, self.fields, self.rasterizer = config, photos, fields, rasterizer
+        self.device = gaussians.means.device
+        self.center, self.extent, self.seconds = center.to(self.device), extent, seconds
+        self.background = background
+        self.step, self.pruned, self.spent = 0, 0, 0.0
+        self._draws = torch.Generator().manual_seed(config.seed)
+        self._set(
+            {"means": gaussians.means, "scales": gaussians.scales, "quats": gaussians.quats,
+             "opacities": gaussians.opacities, "sh0": gaussians.sh[:, :1], "shN": gaussians.sh[:, 1:]}
+        )  # fmt: skip
+        if config.strategy == "mcmc":
+            self.strategy: Any = MCMCStrategy(cap_max=config.max_gaussians, refine_every=REFINE_EVERY)
+            self.state = self.strategy.initialize_state()
+        else:
+            # The sky is large, and opacities that are reset would take the time to come back.
+            self.strategy = DefaultStrategy(
+                grow_grad2d=GROWTH_GRADIENT, absgrad=True, prune_scale3d=math.inf, reset_every=1 << 30,
+                refine_every=REFINE_EVERY,
+            )  # fmt: skip
+            self.state = self.strategy.initialize_state(scene_scale=extent)
+        self.strategy.refine_stop_iter = 1 << 30
+
+    def _set(self, values: dict[str, Tensor]) -> None:
+        self.params = {name: nn.Parameter(value.detach().clone().contiguous()) for name, value in values.items()}
+        self.optimizers = {
+            name: torch.optim.Adam([value], lr=self._rate(name), eps=1e-15, fused=self.device.type == "cuda")
+            for name, value in self.params.items()
+        }
+
+    def _rate(self, name: str) -> float:
+        if name != "means":
+            return RATES[name]
+        return RATES[name] * self.extent * 0.01 ** min(self.share, 1.0)
+
+    @property
+    def share(self) -> float:
+        """How much of the whole is done."""
+        return self.spent / self.seconds if self.seconds is not None else self.step / self.config.steps
+
+    def gaussians(self) -> Gaussians:
+        """As they are now."""
+        values = {name: value.detach() for name, value in self.params.items()}
+        sh = torch.cat([values.pop("sh0"), values.pop("shN")], dim=1)
+        values["quats"] = nn.functional.normalize(values["quats"], dim=-1)
+        found = Gaussians(**values, sh=sh, antialiased=self.config.antialiased)
+        return found.select(found.finite())
+
+    def state_dict(self) -> dict[str, Any]:
+        """What :meth:`load_state_dict` goes on from."""
+        return {
+            "params": {name: value.detach() for name, value in self.params.items()},
+            "optimizers": {name: optimizer.state_dict() for name, optimizer in self.optimizers.items()},
+            "strategy": {key: value for key, value in self.state.items() if isinstance(value, Tensor)},
+            "counts": {"step": self.step, "pruned": self.pruned, "spent": self.spent},
+            "draws": self._draws.get_state(),
+            "rng": capture_rng(),
+        }
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Goes on from where another one was, of the same settings."""
+        vars(self).update(state["counts"])
+        self._set({name: value.to(self.device) for name, value in state["params"].items()})
+        for name, optimizer in self.optimizers.items():
+            optimizer.load_state_dict(state["optimizers"][name])
+        self.state.update({key: value.to(self.device) for key, value in state["strategy"].items()})
+        self._draws.set_state(state["draws"])
+        restore_rng(state["rng"])
+
+    def run(
+        self,
+        say: Callable[[str], object] = lambda line: None,
+        save: Callable[[], object] = lambda: None,
+        stops: Callable[[], bool] = lambda: False,
+    ) -> bool:
+        """Steps until the whole is done, or it is to stop; whether it is done.
+
+        Args:
+            say: takes a line of progress now and then.
+            save: is called at every tenth of the whole.
+            stops: whether to stop.
+        """
+        begun, before = time.monotonic(), self.spent
+        said, errors, saved = begun, [], int(10 * self.share)
+        while self.share < 1.0:
+            if stops():
+                return False
+            errors.append(self._take_step())
+            now = time.monotonic()
+            self.spent = before + now - begun
+            if now - said > SECONDS_BETWEEN_LINES:
+                said = now
+                say(self._describe(errors))
+                errors = []
+            if int(10 * self.share) > saved and self.share < 1.0:
+                saved = int(10 * self.share)
+                save()
+        if errors:
+            say(self._describe(errors))
+        return True
+
+    def _describe(self, errors: list[Tensor]) -> str:
+        psnr = -10.0 * math.log10(max(float(torch.stack(errors).mean()), 1e-10))
+        share = min(self.share, 1.0)
+        left = format_duration(self.spent * (1.0 / max(share, 1e-6) - 1.0))
+        return (
+            f"{share:4.0%}  step {self.step:,}  PSNR {psnr:.2f} dB of what it is fitted to  "
+            f"{len(self.params['means']):,} Gaussians  {left} left"
+        )
+
+    def _choose(self) -> Target:
+        is_photo = float(torch.rand((), generator=self._draws)) < self.config.photo_share
+        pool = (self.photos if is_photo else self.fields) or self.photos or self.fields
+        return pool[int(torch.randint(len(pool), (), generator=self._draws))]
+
+    def _take_step(self) -> Tensor:
+        """One update; the mean square error of its picture."""
+        share, target = self.share, self._choose()
+        self.optimizers["means"].param_groups[0]["lr"] = self._rate("means")
+        reduction = 2 if share < SMALL_UNTIL and min(target.colors.shape[:2]) >= 4 * WINDOW else 1
+        background = self.background
+        if background is None:
+            background = torch.rand(3, generator=self._draws)
+        background = background.to(self.device)
+        truth, used = target.picture(background, reduction, self.device)
+        degree = min(int(share / DEGREE_EVERY), self.config.sh_degree)
+        drawn = self.rasterizer.draw(self.params, target.pinhole.reduced(reduction), degree)
+        rgb = drawn.rgb + background * (1.0 - drawn.alpha)
+        if used is not None:
+            rgb = torch.lerp(truth, rgb, used)
+        if self.config.strategy == "default":
+            self.strategy.step_pre_backward(self.params, self.optimizers, self.state, self.step, drawn.info)
+        self._loss(rgb, truth).backward()
+        for optimizer in self.optimizers.values():
+            optimizer.step()
+            optimizer.zero_grad(set_to_none=True)
+        self._refine(share, drawn.info)
+        self.step += 1
+        if self.pruned < len(PRUNE_AT) and self.share >= PRUNE_AT[self.pruned]:
+            self.prune()
+            self.pruned += 1
+        return (rgb.detach() - truth).square().mean()
+
+    def _loss(self, rgb: Float[Tensor, "height width 3"], truth: Float[Tensor, "height width 3"]) -> Tensor:
+        loss = (1.0 - SSIM_SHARE) * (rgb - truth).abs().mean()
+        if min(rgb.shape[:2]) >= WINDOW:
+            loss = loss + SSIM_SHARE * dissimilarity(rgb, truth)
+        if self.config.strategy == "mcmc":
+            # Of what is far away sizes count as they are seen; else the sky's would be all of the mean.
+            distances = (self.params["means"].detach() - self.center).norm(dim=-1, keepdim=True)
+            sizes = self.params["scales"].exp() / (distances / self.extent).clamp_min(1.0)
+            loss = loss + REGULARIZATION * sizes.mean()
+            loss = loss + REGULARIZATION * self.params["opacities"].sigmoid().mean()
+        return loss
+
+    def _refine(self, share: float, info: dict[str, Any]) -> None:
+        strategy, count = self.strategy, len(self.params["means"])
+        is_full = self.config.strategy == "default" and count >= self.config.max_gaussians
+        # What the strategies count in steps is a share of the whole here.
+        strategy.refine_start_iter = -1 if share >= REFINE_FROM else 1 << 30
+        if share >= REFINE_UNTIL or is_full:
+            strategy.refine_stop_iter = self.step
+        arguments = (self.params, self.optimizers, self.state, self.step, info)
+        if self.config.strategy == "default":
+            strategy.step_post_backward(*arguments)
+        elif share < REFINE_UNTIL:
+            strategy.step_post_backward(*arguments, lr=self._rate("means"))
+
+    @torch.no_grad()
+    def prune(self) -> None:
+        """Drops what contributes little to every view there is, wherever something stays."""
+        from gsplat.strategy.ops import remove
+
+        largest = torch.zeros_like(self.params["opacities"])
+        for target in (*self.photos, *self.fields):
+            largest = torch.maximum(largest, self.rasterizer.largest_contributions(self.params, target.pinhole))
+        # The default strategy may have gone beyond the most at its last step.
+        excess = max(len(largest) - self.config.max_gaussians, 0)
+        least = max(self.config.prune_below, float(largest.sort().values[excess]))
+        dropped = largest < least
+        if 0 < int(dropped.sum()) < len(dropped):
+            remove(self.params, self.optimizers, {}, dropped)
+            if self.config.strategy == "default":
+                self.state.update(grad2d=None, count=None)

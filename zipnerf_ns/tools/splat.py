@@ -1,0 +1,93 @@
+"""Splats of a trained scene: ``python -m zipnerf_ns.tools.splat --load-config CONFIG``.
+
+Gaussians that look like the field and are drawn hundreds of times a second, by RadSplat (Niemeyer et al. 2024): they
+begin where the field has surfaces, and are fitted by gsplat to what the field and the photographs show. They are
+written as a run of splatfacto, which Nerfstudio's programs take as their own.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from pathlib import Path
+from typing import get_args, get_type_hints
+
+import torch
+
+from zipnerf_ns.engine.messages import print_unbroken
+from zipnerf_ns.engine.safety.stopping import StopRequests
+from zipnerf_ns.errors import InputError
+from zipnerf_ns.splats.distill.distill import Stopped
+from zipnerf_ns.splats.distill.fit import SplatConfig
+from zipnerf_ns.splats.making import UNFINISHED, make_splats
+from zipnerf_ns.splats.rasterizer import prepare_gsplat
+from zipnerf_ns.tools.programs import load_run
+
+
+def parse(arguments: list[str] | None) -> argparse.Namespace:
+    """The command line."""
+    usual = SplatConfig()
+    parser = argparse.ArgumentParser(
+        prog="python -m zipnerf_ns.tools.splat",
+        description="Makes splats of a trained scene: Gaussians that look like it and are drawn in milliseconds.",
+        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
+    )
+    add = parser.add_argument
+    add("--load-config", type=Path, required=True, help="config.yml of the run")
+    add("--data", type=Path, help="the run's data, where they are now")
+    add("--output-dir", type=Path, default=Path("outputs"), help="the splats' run is made within, as by ns-train")
+    add("--max-gaussians", type=int, default=usual.max_gaussians, help="at the most; phones carry 1.5 million")
+    add("--seconds", type=float, default=usual.seconds, help="for all but the compilation of gsplat")
+    add("--steps", type=int, help="instead of seconds: the same ones again give the same splats")
+    strategies = get_args(get_type_hints(SplatConfig)["strategy"])
+    add("--strategy", choices=strategies, default=usual.strategy, help="gsplat's control of density")
+    add("--sh-degree", type=int, default=usual.sh_degree, help="how much colors depend on the view, 0 to 3")
+    add("--prune-below", type=float, default=usual.prune_below,
+        help="least share of some pixel that a Gaussian needs to stay; 0.25 makes a light scene")  # fmt: skip
+    add("--photo-share", type=float, default=usual.photo_share, help="of the steps; the others look at the field")
+    add("--field-views", type=int, help="views that the field renders; by default what a quarter of the time takes")
+    add("--classic", action="store_true", help="not anti-aliased: for viewers that know nothing else")
+    add("--seed", type=int, default=usual.seed, help="of all that is drawn at random")
+    add("--resume", action="store_true", help="go on with what was stopped")
+    return parser.parse_args(arguments)
+
+
+def settings(options: argparse.Namespace) -> SplatConfig:
+    """The settings of a command line.
+
+    Raises:
+        InputError: if one cannot be.
+    """
+    names = ("max_gaussians", "seconds", "steps", "strategy", "sh_degree", "prune_below", "photo_share", "field_views")
+    chosen = {name: getattr(options, name) for name in names}
+    return SplatConfig(**chosen, antialiased=not options.classic, seed=options.seed)
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """The way from a run to splats; 0 if they were made."""
+    options = parse(arguments)
+    try:
+        config = settings(options)
+        prepare_gsplat(torch.device("cuda" if torch.cuda.is_available() else "cpu"), print_unbroken)
+        pipeline = load_run(options.load_config, options.data, test_mode="test")
+        if not hasattr(pipeline.model, "zipnerf"):
+            raise InputError(f"{options.load_config} is of another method: this makes splats of zipnerf-ns's models.")
+        experiment = options.load_config.absolute().parents[2].name
+        unfinished = options.load_config.parent / UNFINISHED
+        with StopRequests(is_alone=True) as stops:
+            try:
+                make_splats(
+                    pipeline, config, options.output_dir, experiment, unfinished, print_unbroken, options.resume,
+                    stops=lambda: stops.received is not None,
+                )  # fmt: skip
+            except Stopped:
+                print_unbroken("Stopped: the same command with --resume goes on.")
+                return stops.status
+    except InputError as error:
+        print(f"Error: {error}", file=sys.stderr)
+        return 1
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
