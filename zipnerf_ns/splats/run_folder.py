@@ -6,6 +6,7 @@ import copy
 from pathlib import Path
 from typing import Any
 
+import torch
 import yaml
 from torch import Tensor
 
@@ -64,4 +65,6 @@ def model_state(gaussians: Gaussians) -> dict[str, Tensor]:
         "features_dc": gaussians.sh[:, 0], "features_rest": gaussians.sh[:, 1:],
         "opacities": gaussians.opacities[:, None],
     }  # fmt: skip
-    return {f"_model.gauss_params.{name}": value.detach().cpu().contiguous() for name, value in values.items()}
+    state = {f"_model.gauss_params.{name}": value.detach().cpu().contiguous() for name, value in values.items()}
+    # A parameter of all of Nerfstudio's models, without values.
+    return {**state, "_model.device_indicator_param": torch.empty(0)}

@@ -12,8 +12,8 @@ import torch
 from torch import Tensor
 
 from zipnerf_ns.data.memory import room_on
-from zipnerf_ns.engine.checkpoints import load_checkpoint_file, seed_all
-from zipnerf_ns.engine.safety.files import write_whole
+from zipnerf_ns.engine.checkpoints import seed_all
+from zipnerf_ns.engine.safety.files import is_whole, write_whole
 from zipnerf_ns.errors import InputError
 from zipnerf_ns.splats.distill.fit import Fit, SplatConfig
 from zipnerf_ns.splats.distill.points import extent, first_gaussians
@@ -97,9 +97,9 @@ def distill(
     begun, device = time.monotonic(), scene.model.device
     state = None
     if resumes:
-        if unfinished is None or not unfinished.is_file():
-            raise InputError(f"{unfinished} does not exist: there is nothing to resume. Leave --resume out.")
-        state = load_checkpoint_file(unfinished)
+        if unfinished is None or not unfinished.is_file() or not is_whole(unfinished):
+            raise InputError(f"{unfinished} is absent or cut short: there is nothing to resume. Leave --resume out.")
+        state = torch.load(unfinished, map_location="cpu", weights_only=True)
     seed_all(config.seed)
     rasterizer = rasterizer or Gsplat(config.antialiased, absgrad=config.strategy == "default")
     center, radius = extent(scene.cameras)
