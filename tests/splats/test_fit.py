@@ -117,7 +117,7 @@ def test_transparent_pictures_teach_opacity():
     """Over a background of another color at every step, what is behind everything becomes transparent."""
     views = cameras(6)
     targets = pictures(true_gaussians(), views, with_alpha=True)
-    fit = make_fit(targets, steps=80, strategy="default")
+    fit = make_fit(targets, steps=120, strategy="default")
 
     def error() -> float:
         alphas = [TorchRasterizer().draw(fit.params, each.pinhole, 0).alpha for each in targets]
