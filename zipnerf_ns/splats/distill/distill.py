@@ -54,6 +54,8 @@ class Scene(NamedTuple):
     """Whether photos show all there is behind things; else they are transparent."""
     background: Tensor
     """Behind transparent photos."""
+    begun: float
+    """When it was asked for, by :func:`time.monotonic`: from then on the seconds count."""
 
 
 def scene_of(pipeline: Any) -> Scene:
@@ -62,13 +64,13 @@ def scene_of(pipeline: Any) -> Scene:
     Raises:
         InputError: for cameras that no pinhole can stand for, or photos that cannot be decoded.
     """
-    model, manager = pipeline.model.eval(), pipeline.datamanager
+    begun, model, manager = time.monotonic(), pipeline.model.eval(), pipeline.datamanager
     cameras, dataset, device = training_cameras(pipeline), manager.train_dataset, pipeline.model.device
     appearance = model.zipnerf.appearance
     gains = None if appearance is None else appearance.gains().detach()
     found = [] if manager.lacks_photos() else list(photos(dataset, cameras, gains, device, "images"))
     is_open = found[0].colors.shape[-1] == 3 if found else not bool(dataset.has_alpha)
-    return Scene(model, cameras, found, is_open, model.background.detach())
+    return Scene(model, cameras, found, is_open, model.background.detach(), begun)
 
 
 def distill(
@@ -94,7 +96,7 @@ def distill(
         InputError: if the field shows nothing, or there is nothing to go on from.
         Stopped: if it was asked to.
     """
-    begun, device = time.monotonic(), scene.model.device
+    device = scene.model.device
     state = None
     if resumes:
         if unfinished is None or not unfinished.is_file() or not is_whole(unfinished):
@@ -108,7 +110,8 @@ def distill(
         count = min(config.max_gaussians, POINTS)
         draws = torch.Generator().manual_seed(config.seed)
         first = first_gaussians(scene.model, [*scene.cameras, *new], count, config.sh_degree, scene.is_open, draws)
-        say(f"{len(first):,} first Gaussians, where the field has surfaces, after {time.monotonic() - begun:.0f} s.")
+        seconds = time.monotonic() - scene.begun
+        say(f"{len(first):,} first Gaussians, where the field has surfaces, after {seconds:.0f} s.")
     fields = field_views(scene, new, config, say, None if state is None else state["field_views"])
     held = [*scene.photos, *fields]
     if sum(target.colors.nbytes for target in held) < MEMORY_SHARE * room_on(device):
@@ -123,7 +126,7 @@ def distill(
         # Its numbers take the place of these.
         first, seconds = Gaussians(*_empty(config.sh_degree, device), config.antialiased), state["seconds"]
     elif seconds is not None:
-        seconds = max(seconds - (time.monotonic() - begun), 1.0)
+        seconds = max(seconds - (time.monotonic() - scene.begun), 1.0)
     background = scene.background if scene.is_open else None
     own, shown = held[: len(scene.photos)], held[len(scene.photos) :]
     fit = Fit(first, own, shown, config, rasterizer, center, radius, seconds, background)
