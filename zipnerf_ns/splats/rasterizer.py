@@ -23,8 +23,8 @@ from zipnerf_ns.splats.distill.views import Pinhole
 EXTENSION = "gsplat_cuda"
 """What gsplat compiles itself as at its first use."""
 SECONDS_BETWEEN_LINES = 15.0
-TILE_ROWS = 8
-"""Of a picture whose contributions are found at a time: some ten million of them, at 1,600 pixels of width."""
+TILE_ROWS = 4
+"""Of a picture whose contributions are found at a time: some five million of them, at 1,600 pixels of width."""
 WITHOUT = (
     "Without splats the field can be looked at (ns-viewer), rendered (ns-render), and exported as a mesh "
     "(python -m zipnerf_ns.tools.export_mesh) or a point cloud (ns-export pointcloud)."

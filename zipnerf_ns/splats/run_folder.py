@@ -33,6 +33,8 @@ def splatfacto_config(pipeline: Any, gaussians: Gaussians, output_dir: Path, exp
     of_field = pipeline.config.datamanager
     manager.dataparser = copy.deepcopy(of_field.dataparser)
     manager.data = config.data = of_field.data or of_field.dataparser.data
+    # What a checkpoint replaces; its points would be sent to a GPU, and all neighbors be found.
+    model.random_init, model.num_random = True, 100
     model.sh_degree = gaussians.degree
     model.rasterize_mode = "antialiased" if gaussians.antialiased else "classic"
     model.background_color = "white" if bool(pipeline.model.background.min() > 0.5) else "black"
