@@ -7,7 +7,10 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import torch
+
 from zipnerf_ns.engine.messages import VIEWED_HERE, command_line
+from zipnerf_ns.errors import InputError
 from zipnerf_ns.splats.distill.distill import distill, scene_of
 from zipnerf_ns.splats.distill.fit import SplatConfig
 from zipnerf_ns.splats.distill.quality import frames_per_second, measure
@@ -46,9 +49,18 @@ def make_splats(
         output_dir, experiment: the run's folder is ``OUTPUT_DIR/EXPERIMENT/splatfacto/TIME``.
         unfinished, resumes, stops: as for :func:`~zipnerf_ns.splats.distill.distill.distill`.
         say: takes lines.
+    Raises:
+        InputError: as that function does, and where the GPU's memory does not suffice.
+        Stopped: as that function does.
     """
     scene = scene_of(pipeline)
-    gaussians = distill(scene, config, say, None, unfinished, resumes, stops)
+    try:
+        gaussians = distill(scene, config, say, None, unfinished, resumes, stops)
+    except torch.cuda.OutOfMemoryError as error:
+        raise InputError(
+            f"the GPU's memory does not suffice for {config.max_gaussians:,} Gaussians beside the field: lower "
+            "--max-gaussians."
+        ) from error
     run = splatfacto_config(pipeline, gaussians, output_dir, experiment, datetime.now().strftime("%Y-%m-%d_%H%M%S"))
     path = write_run(run, pipeline, gaussians, run.max_num_iterations)
     rasterizer = Gsplat(gaussians.antialiased)

@@ -11,11 +11,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from zipnerf_ns.data.memory import room_on
+from zipnerf_ns.data.memory import check_room, room_on
 from zipnerf_ns.engine.checkpoints import seed_all
 from zipnerf_ns.engine.safety.files import is_whole, write_whole
 from zipnerf_ns.errors import InputError
-from zipnerf_ns.splats.distill.fit import Fit, SplatConfig
+from zipnerf_ns.splats.distill.fit import SECONDS_BETWEEN_LINES, Fit, SplatConfig
 from zipnerf_ns.splats.distill.points import extent, first_gaussians
 from zipnerf_ns.splats.distill.views import (
     Pinhole,
@@ -68,7 +68,13 @@ def scene_of(pipeline: Any) -> Scene:
     cameras, dataset, device = training_cameras(pipeline), manager.train_dataset, pipeline.model.device
     appearance = model.zipnerf.appearance
     gains = None if appearance is None else appearance.gains().detach()
-    found = [] if manager.lacks_photos() else list(photos(dataset, cameras, gains, device, "images"))
+    found = []
+    if not manager.lacks_photos():
+        pixels = sum(camera.width * camera.height for camera in cameras)
+        mend = "Train on fewer, or on reduced ones: --downscale-factor 2 (or 4, ...) at the end of the command."
+        what = f"{len(cameras)} photos, and as many pictures of the field, need"
+        check_room(what, 2 * pixels * dataset.channels, torch.device("cpu"), mend)
+        found = list(photos(dataset, cameras, gains, device, "images"))
     is_open = found[0].colors.shape[-1] == 3 if found else not bool(dataset.has_alpha)
     return Scene(model, cameras, found, is_open, model.background.detach(), begun)
 
@@ -173,10 +179,15 @@ def field_views(
         count = config.steps // STEPS_PER_VIEW
     if count is not None:
         limit, most = None, most[:count]
-    begun, found = time.monotonic(), []
+    begun, said, found = time.monotonic(), time.monotonic(), []
     for pinhole in most:
-        if limit is not None and time.monotonic() - begun > limit:
+        now = time.monotonic()
+        if limit is not None and now - begun > limit:
             break
+        if now - said > SECONDS_BETWEEN_LINES:
+            said = now
+            share = len(found) / len(most) if limit is None else (now - begun) / limit
+            say(f"{len(found)} views rendered by the field, {share:.0%} of them.")
         found.append(Target(pinhole, field_picture(scene.model, pinhole, not scene.is_open).cpu(), None))
     say(f"{len(found)} views rendered by the field, in {time.monotonic() - begun:.0f} s.")
     return found
