@@ -113,7 +113,8 @@ def distill(
     center, radius = extent(scene.cameras)
     new = between(scene.cameras, 2 * len(scene.cameras), np.random.default_rng(config.seed))
     if state is None:
-        count = min(config.max_gaussians, POINTS)
+        # The default strategy only adds, and needs room for it.
+        count = max(min(config.max_gaussians // (2 if config.strategy == "default" else 1), POINTS), 2)
         draws = torch.Generator().manual_seed(config.seed)
         first = first_gaussians(scene.model, [*scene.cameras, *new], count, config.sh_degree, scene.is_open, draws)
         seconds = time.monotonic() - scene.begun
