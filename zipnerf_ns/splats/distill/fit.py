@@ -23,7 +23,9 @@ from zipnerf_ns.splats.gaussians import Gaussians
 from zipnerf_ns.splats.rasterizer import Rasterizer
 
 RATES = {"means": 1.6e-4, "scales": 5e-3, "quats": 1e-3, "opacities": 5e-2, "sh0": 2.5e-3, "shN": 2.5e-3 / 20}
-"""Learning rates of 3DGS; that of the means is multiplied by the cameras' extent, and falls to a hundredth."""
+"""Learning rates of 3DGS; that of the means is multiplied by the cameras' extent."""
+FALL = {"means": 0.01}
+"""What rates have become at the end, of their first values; 1 for others."""
 REFINE_EVERY = 100
 """Steps between changes of density."""
 REFINE_FROM, REFINE_UNTIL = 0.01, 0.5
@@ -168,9 +170,8 @@ class Fit:
         }
 
     def _rate(self, name: str) -> float:
-        if name != "means":
-            return RATES[name]
-        return RATES[name] * self.extent * 0.01 ** min(self.share, 1.0)
+        rate = RATES[name] * (self.extent if name == "means" else 1.0)
+        return rate * FALL.get(name, 1.0) ** min(self.share, 1.0)
 
     @property
     def share(self) -> float:
@@ -255,7 +256,8 @@ class Fit:
     def _take_step(self) -> Tensor:
         """One update; the mean square error of its picture."""
         share, target = self.share, self._choose()
-        self.optimizers["means"].param_groups[0]["lr"] = self._rate("means")
+        for name, optimizer in self.optimizers.items():
+            optimizer.param_groups[0]["lr"] = self._rate(name)
         reduction = 2 if share < SMALL_UNTIL and min(target.colors.shape[:2]) >= 4 * WINDOW else 1
         background = self.background
         if background is None:
