@@ -103,7 +103,7 @@ def test_new_views_lie_between_neighbors():
 def test_reduced_cameras_see_squares_of_pixels():
     """At half the size a picture is the mean of four pixels, alpha first, and a point falls at half its place."""
     camera = circle(3)[0]
-    half = camera.reduced(2)
+    half = camera.halved
     point = torch.tensor([0.2, -0.1, 0.3, 1.0])
     places = []
     for each in (camera, half):
@@ -114,7 +114,7 @@ def test_reduced_cameras_see_squares_of_pixels():
     used = torch.ones(5, 6, 1, dtype=torch.bool)
     used[0, 0] = False
     background = torch.tensor([0.2, 0.5, 0.9])
-    rgb, counts = Target(camera, colors, used).picture(background, 2, torch.device("cpu"))
+    rgb, counts = Target(camera, colors, used).picture(background, is_halved=True)
     values = colors.double() / 255.0
     over = values[..., :3] * values[..., 3:] + background * (1.0 - values[..., 3:])
     assert rgb.shape == (2, 3, 3) and float(counts[0, 0]) == 0.75 and float(counts.sum()) == 5.75

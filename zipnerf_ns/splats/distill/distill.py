@@ -120,14 +120,9 @@ def distill(
         seconds = time.monotonic() - scene.begun
         say(f"{len(first):,} first Gaussians, where the field has surfaces, after {seconds:.0f} s.")
     fields = field_views(scene, new, config, say, None if state is None else state["field_views"])
-    held = [*scene.photos, *fields]
+    held = [target._replace(pinhole=target.pinhole.on(device)) for target in (*scene.photos, *fields)]
     if sum(target.colors.nbytes for target in held) < MEMORY_SHARE * room_on(device):
-        held = [
-            target._replace(
-                colors=target.colors.to(device), used=None if target.used is None else target.used.to(device)
-            )
-            for target in held
-        ]
+        held = [target.on(device) for target in held]
     seconds = config.seconds
     if state is not None:
         # Its numbers take the place of these.

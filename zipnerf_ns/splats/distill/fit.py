@@ -143,7 +143,7 @@ class Fit:
         self.config, self.photos, self.fields, self.rasterizer = config, photos, fields, rasterizer
         self.device = gaussians.means.device
         self.center, self.extent, self.seconds = center.to(self.device), extent, seconds
-        self.background = background
+        self.background = None if background is None else background.to(self.device)
         self.step, self.pruned, self.spent = 0, 0, 0.0
         self._draws = torch.Generator().manual_seed(config.seed)
         self._set(
@@ -258,14 +258,13 @@ class Fit:
         share, target = self.share, self._choose()
         for name, optimizer in self.optimizers.items():
             optimizer.param_groups[0]["lr"] = self._rate(name)
-        reduction = 2 if share < SMALL_UNTIL and min(target.colors.shape[:2]) >= 4 * WINDOW else 1
+        is_halved = share < SMALL_UNTIL and min(target.colors.shape[:2]) >= 4 * WINDOW
         background = self.background
         if background is None:
-            background = torch.rand(3, generator=self._draws)
-        background = background.to(self.device)
-        truth, used = target.picture(background, reduction, self.device)
+            background = torch.rand(3, generator=self._draws).to(self.device)
+        truth, used = target.picture(background, is_halved)
         degree = min(int(share / DEGREE_EVERY), self.config.sh_degree)
-        drawn = self.rasterizer.draw(self.params, target.pinhole.reduced(reduction), degree)
+        drawn = self.rasterizer.draw(self.params, target.pinhole.halved if is_halved else target.pinhole, degree)
         rgb = drawn.rgb + background * (1.0 - drawn.alpha)
         if used is not None:
             rgb = torch.lerp(truth, rgb, used)

@@ -66,7 +66,7 @@ def measure(pipeline: Any, gaussians: Gaussians, rasterizer: Rasterizer) -> Qual
     for index, target in enumerate(photos(dataset, cameras, None, model.device, "held-out images")):
         if index % every:
             continue
-        truth, used = target.picture(background, 1, model.device)
+        truth, used = target.picture(background)
         used = None if used is None else used > 0.5
         drawn = rasterizer.draw(named(gaussians), target.pinhole, gaussians.degree)
         of_splats.append(metrics(drawn.rgb + background * (1.0 - drawn.alpha), truth, used))
@@ -95,7 +95,7 @@ def frames_per_second(gaussians: Gaussians, cameras: list[Pinhole], rasterizer: 
         camera = cameras[index * len(cameras) // FRAMES]
         gain = WIDTH / max(camera.width, camera.height)
         wide = {"cx": WIDTH / 2, "cy": HEIGHT / 2, "width": WIDTH, "height": HEIGHT}
-        chosen.append(dataclasses.replace(camera, fx=gain * camera.fx, fy=gain * camera.fy, **wide))
+        chosen.append(dataclasses.replace(camera, fx=gain * camera.fx, fy=gain * camera.fy, **wide).on(device))
     # The first ones set up what the others find.
     for camera in chosen[:5]:
         rasterizer.draw(params, camera, gaussians.degree)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Iterator
+from functools import cached_property
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -26,7 +27,7 @@ NEIGHBORS = 4
 """Cameras nearest to one, between which and it new views are taken."""
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True, eq=False)
 class Pinhole:
     """A camera without distortion."""
 
@@ -39,7 +40,7 @@ class Pinhole:
     width: int
     height: int
 
-    @property
+    @cached_property
     def viewmat(self) -> Float[Tensor, "4 4"]:
         """World to camera, OpenCV's axes."""
         rotation = (self.pose[:, :3] * self.pose.new_tensor([1.0, -1.0, -1.0])).T
@@ -47,15 +48,20 @@ class Pinhole:
         matrix[:3, :3], matrix[:3, 3] = rotation, -rotation @ self.pose[:, 3]
         return matrix
 
-    @property
+    @cached_property
     def intrinsics(self) -> Float[Tensor, "3 3"]:
         """Camera to pixels, whose centers are at .5."""
         return self.pose.new_tensor([[self.fx, 0.0, self.cx], [0.0, self.fy, self.cy], [0.0, 0.0, 1.0]])
 
-    def reduced(self, factor: int) -> Pinhole:
-        """The camera whose pixels are squares of this one's; a rest at the right and below is cut off."""
-        numbers = {name: getattr(self, name) / factor for name in ("fx", "fy", "cx", "cy")}
-        return dataclasses.replace(self, **numbers, width=self.width // factor, height=self.height // factor)
+    @cached_property
+    def halved(self) -> Pinhole:
+        """The camera whose pixels are two by two of this one's; a rest at the right and below is cut off."""
+        numbers = {name: getattr(self, name) / 2 for name in ("fx", "fy", "cx", "cy")}
+        return dataclasses.replace(self, **numbers, width=self.width // 2, height=self.height // 2)
+
+    def on(self, device: torch.device) -> Pinhole:
+        """The same with its pose on a device."""
+        return dataclasses.replace(self, pose=self.pose.to(device))
 
     def camera(self) -> Cameras:
         """The same for Nerfstudio."""
@@ -71,21 +77,27 @@ class Target(NamedTuple):
     used: Bool[Tensor, "height width 1"] | None
     """Pixels that count; None for all."""
 
+    def on(self, device: torch.device) -> Target:
+        """The same with all its tensors on a device."""
+        used = None if self.used is None else self.used.to(device)
+        return Target(self.pinhole.on(device), self.colors.to(device), used)
+
     def picture(
-        self, background: Float[Tensor, "3"], reduction: int, device: torch.device
+        self, background: Float[Tensor, "3"], is_halved: bool = False
     ) -> tuple[Float[Tensor, "rows columns 3"], Float[Tensor, "rows columns 1"] | None]:
-        """Colors in [0, 1] over a background, and how much of each pixel counts, at a reduced size."""
-        values = self.colors.to(device, non_blocking=True).float() / 255.0
+        """Colors in [0, 1] over a background, and how much of each pixel counts, on the background's device."""
+        device = background.device
+        values = self.colors.to(device).float() / 255.0
         alpha = values[..., 3:] if values.shape[-1] == 4 else None
         rgb = values if alpha is None else values[..., :3] * alpha + background * (1.0 - alpha)
-        used = None if self.used is None else self.used.to(device, non_blocking=True).float()
-        if reduction > 1:
-            rgb, used = (None if each is None else _reduce(each, reduction) for each in (rgb, used))
+        used = None if self.used is None else self.used.to(device).float()
+        if is_halved:
+            rgb, used = (None if each is None else _halved(each) for each in (rgb, used))
         return rgb, used
 
 
-def _reduce(picture: Float[Tensor, "height width channels"], factor: int) -> Float[Tensor, "rows columns channels"]:
-    return avg_pool2d(picture.permute(2, 0, 1)[None], factor)[0].permute(1, 2, 0)
+def _halved(picture: Float[Tensor, "height width channels"]) -> Float[Tensor, "rows columns channels"]:
+    return avg_pool2d(picture.permute(2, 0, 1)[None], 2)[0].permute(1, 2, 0)
 
 
 def pinholes(cameras: Cameras, poses: Float[Tensor, "cameras 3 4"]) -> list[Pinhole]:
