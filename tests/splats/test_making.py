@@ -3,19 +3,23 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 import re
 from pathlib import Path
 
+import numpy as np
 import pytest
-from _scenes import checkpoint, start, tiny_config, write_scene
+from _scenes import checkpoint, load, start, tiny_config, write_scene
 from _torch_rasterizer import TorchRasterizer
 
 from zipnerf_ns.config import zipnerf, zipnerf_splat
 from zipnerf_ns.splats import making, trainer
 from zipnerf_ns.splats.distill import distill
 from zipnerf_ns.splats.distill.fit import SplatConfig
+from zipnerf_ns.splats.files import read_gaussians
 from zipnerf_ns.splats.trainer import SplatTrainer, SplatTrainerConfig
 from zipnerf_ns.tools import splat
+from zipnerf_ns.tools.export_mesh import to_world_frame
 
 SETTINGS = SplatConfig(steps=8, max_gaussians=30, sh_degree=0, strategy="default", field_views=1)
 OPTIONS = "--steps 8 --max-gaussians 30 --sh-degree 0 --strategy default --field-views 1".split()
@@ -51,8 +55,15 @@ def test_a_training_ends_with_splats_and_the_command_makes_others(tmp_path, with
     assert said.index("Training Finished") < said.index("first Gaussians") < said.index("To train longer")
 
     run = config.get_base_dir() / "config.yml"
-    assert splat.main(["--load-config", str(run), "--output-dir", str(tmp_path / "again"), *OPTIONS]) == 0
+    files = ["--export", str(tmp_path / "a.ply"), "--world-frame", "--web", str(tmp_path / "page")]
+    assert splat.main(["--load-config", str(run), "--output-dir", str(tmp_path / "again"), *OPTIONS, *files]) == 0
     (again,) = (tmp_path / "again" / "scene" / "splatfacto").glob("*/config.yml")
+    frame = json.loads((again.parent / "dataparser_transforms.json").read_text())
+    state = load(next((again.parent / "nerfstudio_models").glob("*.ckpt")))["pipeline"]
+    means = state["_model.gauss_params.means"].double().numpy()
+    expected = to_world_frame(means, np.array(frame["transform"]), frame["scale"])
+    np.testing.assert_allclose(read_gaussians(tmp_path / "a.ply").means.numpy(), expected, rtol=1e-4, atol=1e-4)
+    assert (tmp_path / "page" / "index.html").is_file()
     for path in (first, again):
         assert list((path.parent / "nerfstudio_models").glob("step-*.ckpt"))
         assert (path.parent / "dataparser_transforms.json").is_file()

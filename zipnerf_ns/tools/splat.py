@@ -8,20 +8,26 @@ written as a run of splatfacto, which Nerfstudio's programs take as their own.
 from __future__ import annotations
 
 import argparse
+import dataclasses
+import math
 import sys
 from pathlib import Path
-from typing import get_args, get_type_hints
+from typing import Any, get_args, get_type_hints
 
 import torch
 
 from zipnerf_ns.engine.messages import print_unbroken
 from zipnerf_ns.engine.safety.stopping import StopRequests
 from zipnerf_ns.errors import InputError
+from zipnerf_ns.functional.similarity import Similarity
 from zipnerf_ns.splats.distill.distill import Stopped
 from zipnerf_ns.splats.distill.fit import SplatConfig
+from zipnerf_ns.splats.files import WRITERS, write_gaussians
+from zipnerf_ns.splats.gaussians import Gaussians
 from zipnerf_ns.splats.making import UNFINISHED, make_splats
+from zipnerf_ns.splats.page import StartView, write_page
 from zipnerf_ns.splats.rasterizer import prepare_gsplat
-from zipnerf_ns.tools.programs import load_run
+from zipnerf_ns.tools.programs import data_frame, load_run
 
 
 def parse(arguments: list[str] | None) -> argparse.Namespace:
@@ -49,7 +55,14 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
     add("--classic", action="store_true", help="not anti-aliased: for viewers that know nothing else")
     add("--seed", type=int, default=usual.seed, help="of all that is drawn at random")
     add("--resume", action="store_true", help="go on with what was stopped")
-    return parser.parse_args(arguments)
+    add("--export", type=Path, nargs="+", default=[], metavar="FILE", help=f"also as files: {', '.join(WRITERS)}")
+    add("--world-frame", action="store_true", help="files in the data set's frame and scale, not in the field's")
+    add("--web", type=Path, metavar="FOLDER", help="also as a page that any web server hands out")
+    options = parser.parse_args(arguments)
+    for path in options.export:
+        if path.suffix not in WRITERS:
+            parser.error(f"--export {path} is in no format that is written here: {', '.join(WRITERS)}")
+    return options
 
 
 def settings(options: argparse.Namespace) -> SplatConfig:
@@ -61,6 +74,41 @@ def settings(options: argparse.Namespace) -> SplatConfig:
     names = ("max_gaussians", "seconds", "steps", "strategy", "sh_degree", "prune_below", "photo_share", "field_views")
     chosen = {name: getattr(options, name) for name in names}
     return SplatConfig(**chosen, antialiased=not options.classic, seed=options.seed)
+
+
+def export(gaussians: Gaussians, pipeline: Any, options: argparse.Namespace) -> None:
+    """Writes the files and the page that are asked for, and says what they are.
+
+    Args:
+        gaussians: in the field's frame.
+        pipeline: of the field.
+        options: of :func:`parse`.
+    """
+    names = ("means", "quats", "scales", "opacities", "sh")
+    gaussians = dataclasses.replace(gaussians, **{name: getattr(gaussians, name).cpu() for name in names})
+    in_frame = gaussians.moved(to_world(pipeline)) if options.world_frame else gaussians
+    for path in options.export:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        write_gaussians(in_frame, path)
+        print_unbroken(f"{path}: {path.stat().st_size / 1e6:.1f} MB")
+    if options.web is not None:
+        cameras = pipeline.datamanager.train_dataset.cameras
+        narrow = torch.atan(torch.minimum(cameras.width / cameras.fx, cameras.height / cameras.fy) / 2.0).median()
+        start = StartView.of_cameras(cameras.camera_to_worlds, 2.0 * math.degrees(float(narrow)))
+        background = pipeline.model.background.tolist()
+        report = write_page(gaussians, options.web, start, title=options.web.name, background=background)
+        print_unbroken(
+            f"{options.web}: a page of {report.gaussians:,} Gaussians, {report.size / 1e6:.1f} MB. To look at it: "
+            f"python -m http.server --directory {options.web}, then http://localhost:8000"
+        )
+
+
+def to_world(pipeline: Any) -> Similarity:
+    """From the field's frame to the data set's: the inverse of what the dataparser did to poses."""
+    transform, scale = (torch.as_tensor(value) for value in data_frame(pipeline))
+    # First its rotation and shift, then its scale.
+    back = transform[:, :3].T
+    return Similarity(1.0 / scale.double(), back, -back @ transform[:, 3])
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -76,13 +124,14 @@ def main(arguments: list[str] | None = None) -> int:
         unfinished = options.load_config.parent / UNFINISHED
         with StopRequests(is_alone=True) as stops:
             try:
-                make_splats(
+                made = make_splats(
                     pipeline, config, options.output_dir, experiment, unfinished, print_unbroken, options.resume,
                     stops=lambda: stops.received is not None,
                 )  # fmt: skip
             except Stopped:
                 print_unbroken("Stopped: the same command with --resume goes on.")
                 return stops.status
+        export(made.gaussians, pipeline, options)
     except InputError as error:
         print(f"Error: {error}", file=sys.stderr)
         return 1
