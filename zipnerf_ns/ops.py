@@ -30,7 +30,9 @@ class CameraOps(NamedTuple):
     """Rays of cameras, from each pixel's camera, row and column."""
     image_rays: Callable[[Tensor, int, int, int], CameraRays]
     """Rays of one camera, from its picture's width, the first pixel and the one after the last, row by row."""
-    drawn_rays: Callable[[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor | None], tuple[Tensor, Tensor, CameraRays]]
+    drawn_rays: Callable[
+        [Tensor, Tensor, Tensor, Tensor, Tensor, Tensor | None, bool], tuple[Tensor, Tensor, CameraRays]
+    ]
     """Indices, colors and rays of cameras and numbers drawn from a store of pixels."""
 
 

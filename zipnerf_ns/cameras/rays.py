@@ -42,6 +42,7 @@ class Pixels(Protocol):
     offsets: Tensor
     widths: Tensor
     allowed: Tensor | None
+    is_gathered: bool
 
     def draw(self, num_rays: int) -> Tensor:
         """Numbers of pixels, or of entries of ``allowed`` where there is one."""
@@ -95,8 +96,9 @@ class PixelRays(nn.Module):
             batch = {key: _send(value, self.device) for key, value in pixels.sample(num_rays).items()}
             return self(batch["indices"]), batch
         indices, image, rays = self._ops.cameras.drawn_rays(
-            self._packed, pixels.draw(num_rays), pixels.colors, pixels.offsets, pixels.widths, pixels.allowed
-        )
+            self._packed, pixels.draw(num_rays), pixels.colors, pixels.offsets, pixels.widths, pixels.allowed,
+            pixels.is_gathered,
+        )  # fmt: skip
         return to_bundle(rays, self._cameras, indices[:, :1]), {"image": image, "indices": indices}
 
 

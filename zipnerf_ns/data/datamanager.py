@@ -16,6 +16,7 @@ from nerfstudio.cameras.rays import RayBundle
 from nerfstudio.data.datamanagers.base_datamanager import VanillaDataManager, VanillaDataManagerConfig
 from nerfstudio.data.dataparsers.nerfstudio_dataparser import NerfstudioDataParserConfig
 from nerfstudio.data.utils.dataloaders import FixedIndicesEvalDataloader, RandIndicesEvalDataloader
+from nerfstudio.engine.callbacks import TrainingCallback, TrainingCallbackAttributes
 from nerfstudio.utils.rich_utils import CONSOLE
 
 from zipnerf_ns.cameras.rays import PixelRays
@@ -24,6 +25,7 @@ from zipnerf_ns.data.dataparsers.exact import exact
 from zipnerf_ns.data.dataparsers.formats import format_of, with_reader
 from zipnerf_ns.data.dataparsers.multiscale import source_config
 from zipnerf_ns.data.dataparsers.run import chosen, parser_of_run
+from zipnerf_ns.data.disk.window import PixelsConfig, Window, open_pixels
 from zipnerf_ns.data.images import CheckedDataset, read_all
 from zipnerf_ns.data.metadata import SCENE_HINTS, SceneHints, area_weights, find_scales
 from zipnerf_ns.data.pixels import PixelStore, Thumbnails
@@ -39,13 +41,17 @@ class ZipNerfDataManagerConfig(VanillaDataManagerConfig):
     _target: type = field(default_factory=lambda: ZipNerfDataManager)
     """Datamanager class."""
     images_on_gpu: bool = True
-    """Keep the training pixels (8 bits a channel) on the GPU; turn off if they do not fit."""
+    """Draw the training pixels (8 bits a channel) on the GPU; False draws them in main memory, which is slower."""
+    pixels: PixelsConfig = field(default_factory=PixelsConfig)
+    """Where training pixels come from: memory, or a disk."""
     ray_implementation: Literal["auto", "triton", "torch"] = "auto"
     """What draws pixels and generates their rays: triton (CUDA), torch (anywhere), auto (the faster that runs here)."""
     scale_weighting: Literal["even", "area"] = "even"
     """Weights of the loss for data with several scales: even (every pixel the same) or area (every scale the same)."""
     trained: tyro.conf.Suppress[Any] = None
     """What the checkpoint that is loaded knows of its data (TrainedData); None for a new training."""
+    beside_pixels: tyro.conf.Suppress[int] = 0
+    """Bytes that the rest of the training needs where it runs."""
 
 
 class ZipNerfDataManager(VanillaDataManager[CheckedDataset]):
@@ -258,13 +264,21 @@ class ZipNerfDataManager(VanillaDataManager[CheckedDataset]):
         A trainer asks for it, for it may measure on views of the test split, as programs do that train nothing.
         """
         if self._has_store and self.pixels is None:
-            self.pixels = PixelStore.load(self.train_dataset, self.device if self.config.images_on_gpu else "cpu")
-            CONSOLE.log(f"Training on {len(self.pixels):,} pixels of {len(self.train_dataset)} images.")
+            self.pixels = self._load_pixels(self.train_dataset, is_trained_on=True)
+            CONSOLE.log(f"Training on {len(self.train_dataset)} images: {self.pixels.describe()}.", highlight=False)
 
-    def _load_pixels(self, dataset: CheckedDataset) -> PixelStore:
+    def _load_pixels(self, dataset: CheckedDataset, is_trained_on: bool = False) -> PixelStore:
         # Of other programs only exports draw from it, and look at the rays alone.
-        on_gpu = self.config.images_on_gpu and self.test_mode == "val"
-        return PixelStore.load(dataset, self.device if on_gpu else "cpu")
+        on_gpu = self.config.images_on_gpu and (is_trained_on or self.test_mode == "val")
+        device, data = self.device if on_gpu else "cpu", Path(self.config.dataparser.data)
+        return open_pixels(dataset, device, self.config.pixels, data, self.config.beside_pixels if on_gpu else 0)
+
+    def get_training_callbacks(self, attributes: TrainingCallbackAttributes) -> list[TrainingCallback]:
+        """Nerfstudio's, and where pixels come from a disk what replaces those that are drawn from."""
+        callbacks = super().get_training_callbacks(attributes)
+        if isinstance(self.pixels, Window):
+            callbacks += self.pixels.callbacks(self.get_train_rays_per_batch(), self.config.pixels.keep)
+        return callbacks
 
     def _make_rays(self, cameras: Cameras) -> PixelRays:
         try:

@@ -75,6 +75,12 @@ class CheckedDataset(InputDataset):
         """Of every image: 3, or 4 with alpha."""
         return 4 if self.has_alpha else 3
 
+    @property
+    def is_masked(self) -> bool:
+        """Whether :meth:`used` leaves some pixels out."""
+        has_masks = self._dataparser_outputs.mask_filenames is not None and not self.ignore_masks
+        return has_masks or self.crop_radius is not None
+
     def get_numpy_image(self, image_idx: int) -> npt.NDArray[np.uint8]:
         """The image as ``[height, width, 3 or 4]``.
 
@@ -114,19 +120,33 @@ class CheckedDataset(InputDataset):
             raise ValueError(f"image_type={image_type!r} is unknown: choose 'uint8' or 'float32'.")
         image = self.get_image_uint8(image_idx) if image_type == "uint8" else self.get_image_float32(image_idx)
         data = {"image_idx": image_idx, "image": image}
-        if self._dataparser_outputs.mask_filenames is not None:
-            used = read_mask(self._dataparser_outputs.mask_filenames[image_idx], self.scale_factor)
-            if self.mask_color is not None:
-                white = 255.0 if image_type == "uint8" else 1.0
-                # Opaque, where there is alpha.
-                paint = white * torch.tensor([*self.mask_color, 1.0][: image.shape[-1]])
-                data["image"] = torch.where(used, image, paint.to(image.dtype))
-            if not self.ignore_masks:
-                data["mask"] = used
-        if self.crop_radius is not None:
-            circle = _circle(image.shape[0], image.shape[1], self.crop_radius)
-            data["mask"] = data["mask"] & circle if "mask" in data else circle
+        if self._dataparser_outputs.mask_filenames is not None and self.mask_color is not None:
+            white = 255.0 if image_type == "uint8" else 1.0
+            # Opaque, where there is alpha.
+            paint = white * torch.tensor([*self.mask_color, 1.0][: image.shape[-1]])
+            data["image"] = torch.where(self._read_mask(image_idx), image, paint.to(image.dtype))
+        used = self.used(image_idx)
+        if used is not None:
+            data["mask"] = used
         return {**data, **self.get_metadata(data)}
+
+    def used(self, image_idx: int) -> Bool[Tensor, "height width 1"] | None:
+        """Which pixels of an image its mask and a fisheye's circle leave; ``None`` where there is neither.
+
+        Raises:
+            InputError: if the mask cannot be decoded.
+        """
+        used = None
+        if self._dataparser_outputs.mask_filenames is not None and not self.ignore_masks:
+            used = self._read_mask(image_idx)
+        if self.crop_radius is not None:
+            width, height = self.sizes[image_idx]
+            circle = _circle(height, width, self.crop_radius)
+            used = circle if used is None else used & circle
+        return used
+
+    def _read_mask(self, image_idx: int) -> Bool[Tensor, "height width 1"]:
+        return read_mask(self._dataparser_outputs.mask_filenames[image_idx], self.scale_factor)
 
 
 def read_all(dataset: CheckedDataset, description: str) -> Iterator[dict[str, Any]]:

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
+import numpy.typing as npt
 import torch
 from jaxtyping import Int, UInt8
 from PIL import Image
@@ -13,11 +15,15 @@ from torch import Tensor
 from nerfstudio.data.datasets.base_dataset import InputDataset
 
 from zipnerf_ns.data.images import GRAY, NOTHING_USED, CheckedDataset, read_all
-from zipnerf_ns.data.memory import check_room
+from zipnerf_ns.data.memory import GIB, check_room
 from zipnerf_ns.errors import InputError
 
 IN_MAIN_MEMORY = "--pipeline.datamanager.images-on-gpu"
-"""The option that says where training pixels lie."""
+"""The option that says on which side training pixels lie."""
+ON_DISK = "--pipeline.datamanager.pixels.where disk"
+"""What to give for pixels that no memory holds."""
+THUMBNAIL_SIDE = 100
+"""Pixels along a thumbnail's shorter side: what Nerfstudio's viewer shows."""
 
 
 @dataclass
@@ -31,7 +37,9 @@ class PixelStore:
     widths: Int[Tensor, "images"]
     """Width of each image, pixels."""
     allowed: Int[Tensor, "_"] | None
-    """Pixels that the masks leave, or ``None`` for all."""
+    """Pixels that are drawn from, as those that the masks leave, or ``None`` for all."""
+    is_gathered: bool = False
+    """Whether ``colors`` are of the entries of ``allowed``, one each, and not of all pixels."""
 
     @classmethod
     def load(cls, dataset: CheckedDataset, device: torch.device | str) -> "PixelStore":
@@ -40,22 +48,22 @@ class PixelStore:
         Raises:
             InputError: if masks leave no pixel, or the device has no room for them: known before any is read.
         """
-        device, sizes, channels = torch.device(device), dataset.sizes, dataset.channels
+        device, channels = torch.device(device), dataset.channels
         what = f"the pixels of {len(dataset)} images need"
-        mend = f"Keep them in main memory: {IN_MAIN_MEMORY} False."
+        mend = f"Keep them in main memory, {IN_MAIN_MEMORY} False, or on disk, {ON_DISK}."
         if device.type == "cpu":
-            mend = "Take fewer, or read them reduced: --downscale-factor 2 (or 4, ...) at the end of the command."
-        widths = torch.tensor([width for width, _ in sizes])
-        ends = (widths * torch.tensor([height for _, height in sizes])).cumsum(0)
-        offsets = torch.cat([ends.new_zeros(1), ends[:-1]])
-        check_room(what, int(ends[-1]) * channels + offsets.nbytes + widths.nbytes, device, mend)
-        colors = torch.empty(int(ends[-1]), channels, dtype=torch.uint8, device=device)
-        masks: list[Tensor] = []
+            mend = f"Keep them on disk, {ON_DISK}, or read them reduced, --downscale-factor 2 at the command's end."
+        offsets, widths, count = places(dataset.sizes)
+        check_room(what, count * channels + offsets.nbytes + widths.nbytes, device, mend)
+        colors = torch.empty(count, channels, dtype=torch.uint8, device=device)
+        ends = [*offsets[1:].tolist(), count]
+        masks: list[npt.NDArray[np.uint8]] = []
         for index, data in enumerate(read_all(dataset, f"Reading {len(dataset)} images")):
             colors[offsets[index] : ends[index]] = data["image"].reshape(-1, channels)
             if "mask" in data:
-                masks.append(data["mask"].reshape(-1).bool())
-        allowed = _number(masks) if masks else None
+                # Eight pixels a byte, for they lie beside all colors.
+                masks.append(np.packbits(data["mask"].numpy()))
+        allowed = _number(masks, offsets, ends) if masks else None
         if allowed is not None:
             check_room(what, allowed.nbytes, device, mend)
         store = cls(colors, offsets, widths, allowed)
@@ -83,18 +91,15 @@ class PixelStore:
         """Number of pixels that are drawn from."""
         return len(self.colors) if self.allowed is None else len(self.allowed)
 
-    def thumbnail(self, index: int, side: int) -> UInt8[Tensor, "height width channels"]:
-        """An image reduced to ``side`` pixels along its shorter side; smaller ones stay."""
+    def describe(self) -> str:
+        """How many pixels there are, and where."""
+        return f"{len(self):,} pixels on {self.colors.device}, {self.num_bytes / GIB:.2f} GiB"
+
+    def thumbnail(self, index: int) -> UInt8[Tensor, "height width channels"]:
+        """An image made small; see :func:`thumbnail`."""
         begin, width = int(self.offsets[index]), int(self.widths[index])
         end = int(self.offsets[index + 1]) if index + 1 < len(self.offsets) else len(self.colors)
-        image = self.colors[begin:end].view(-1, width, self.colors.shape[1])
-        shorter = min(image.shape[:2])
-        # Most pixels are left where they are: two along a side suffice for each that is shown.
-        step = max(shorter // (2 * side), 1)
-        picture = Image.fromarray(image[::step, ::step].cpu().numpy())
-        scale = min(side / shorter, 1.0)
-        size = [round(scale * pixels) for pixels in (width, image.shape[0])]
-        return torch.from_numpy(np.array(picture.resize(size, Image.Resampling.BOX)))
+        return thumbnail(self.colors[begin:end].view(-1, width, self.colors.shape[1]))
 
     def draw(self, num_rays: int) -> Int[Tensor, "rays"]:
         """Numbers of pixels, or of entries of ``allowed`` where there is one: uniform, with replacement."""
@@ -108,7 +113,7 @@ class PixelStore:
         local = flat - self.offsets[image]
         width = self.widths[image]
         indices = torch.stack([image, torch.div(local, width, rounding_mode="floor"), local % width], dim=-1)
-        return {"image": self.colors[flat].float() / 255.0, "indices": indices}
+        return {"image": self.colors[drawn if self.is_gathered else flat].float() / 255.0, "indices": indices}
 
 
 class Thumbnails:
@@ -119,9 +124,6 @@ class Thumbnails:
         store: of the dataset's images.
     """
 
-    SIDE = 100
-    """Pixels along the shorter side: what Nerfstudio's viewer shows."""
-
     def __init__(self, dataset: InputDataset, store: PixelStore) -> None:
         self.cameras, self.scene_box, self._store = dataset.cameras, dataset.scene_box, store
 
@@ -129,25 +131,59 @@ class Thumbnails:
         return len(self.cameras)
 
     def __getitem__(self, index: int) -> dict[str, Tensor]:
-        return {"image": self._store.thumbnail(index, self.SIDE).float() / 255.0}
+        return {"image": self._store.thumbnail(index).float() / 255.0}
 
 
-def _number(masks: list[Tensor]) -> Int[Tensor, "_"]:
-    """The numbers of the pixels that masks leave; takes each out of the list.
+def num_bytes_of(dataset: CheckedDataset) -> int:
+    """Memory that a dataset's pixels take, if its masks leave all of them."""
+    count = sum(width * height for width, height in dataset.sizes)
+    return count * (dataset.channels + (number_type(count).itemsize if dataset.is_masked else 0))
 
+
+def places(sizes: Sequence[tuple[int, int]]) -> tuple[Int[Tensor, "images"], Int[Tensor, "images"], int]:
+    """First pixel and width of each image, and the number of pixels, where images lie one after the other.
+
+    Args:
+        sizes: width and height of each.
+    """
+    counts = torch.tensor([width * height for width, height in sizes])
+    return counts.cumsum(0) - counts, torch.tensor([width for width, _ in sizes]), int(counts.sum())
+
+
+def number_type(num_pixels: int) -> torch.dtype:
+    """The smaller type of two that has a number for each of so many pixels: it takes more memory than the colors."""
+    return torch.int32 if num_pixels < 2**31 else torch.int64
+
+
+def thumbnail_size(width: int, height: int) -> tuple[int, int]:
+    """Width and height of an image's thumbnail."""
+    scale = min(THUMBNAIL_SIDE / min(width, height), 1.0)
+    return round(scale * width), round(scale * height)
+
+
+def thumbnail(image: UInt8[Tensor, "height width channels"]) -> UInt8[Tensor, "small_height small_width channels"]:
+    """An image reduced to 100 pixels along its shorter side; smaller ones stay."""
+    # Most pixels are left where they are: two along a side suffice for each that is shown.
+    step = max(min(image.shape[:2]) // (2 * THUMBNAIL_SIDE), 1)
+    picture = Image.fromarray(image[::step, ::step].cpu().numpy())
+    return torch.from_numpy(np.array(picture.resize(thumbnail_size(*image.shape[1::-1]), Image.Resampling.BOX)))
+
+
+def _number(masks: list[npt.NDArray[np.uint8]], begins: Int[Tensor, "images"], ends: list[int]) -> Int[Tensor, "_"]:
+    """The numbers of the pixels that masks of eight pixels a byte leave.
+
+    Args:
+        begins, ends: of the images.
     Raises:
         InputError: if that is none.
     """
-    used, total = sum(int(mask.sum()) for mask in masks), sum(len(mask) for mask in masks)
+    used = sum(int(np.unpackbits(mask).sum()) for mask in masks)
     if used == 0:
         raise InputError(NOTHING_USED)
-    # The numbers are larger than the colors that they name: half of that, where it suffices.
-    numbers = torch.empty(used, dtype=torch.int32 if total < 2**31 else torch.int64)
-    pixel = place = 0
-    masks.reverse()
-    while masks:
-        mask = masks.pop()
-        found = mask.nonzero()[:, 0]
-        numbers[place : place + len(found)] = found + pixel
-        pixel, place = pixel + len(mask), place + len(found)
+    numbers = torch.empty(used, dtype=number_type(ends[-1]))
+    place = 0
+    for mask, begin, end in zip(masks, begins.tolist(), ends, strict=True):
+        found = np.flatnonzero(np.unpackbits(mask, count=end - begin)) + begin
+        numbers[place : place + len(found)] = torch.from_numpy(found)
+        place += len(found)
     return numbers

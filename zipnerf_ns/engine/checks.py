@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 import torch
 
 from zipnerf_ns.data.memory import GIB, limit_memory, room_on
-from zipnerf_ns.data.pixels import IN_MAIN_MEMORY
+from zipnerf_ns.data.pixels import IN_MAIN_MEMORY, ON_DISK
 from zipnerf_ns.engine.checkpoints import load_checkpoint_file, source_of
 from zipnerf_ns.engine.optimizers import DecayingAdam, WarmupLogDecayConfig
 from zipnerf_ns.errors import InputError, say
@@ -47,8 +47,8 @@ FEWEST_RAYS, SMALLEST_TABLE = 256, 12
 """Fewer rays a step, and smaller tables (log2), are not proposed."""
 
 
-def check_run(config: Any) -> None:
-    """Refuses settings of a training that cannot work together, or not here.
+def check_run(config: Any) -> int:
+    """Refuses settings of a training that cannot work together, or not here; gives what :func:`check_memory` does.
 
     Args:
         config: the trainer's.
@@ -67,9 +67,9 @@ def check_run(config: Any) -> None:
     check_config(config.pipeline.model)
     explain_implementation(config.pipeline.model, device)
     _check_share(config.pipeline.gpu_memory, device)
-    check_memory(config, device)
     _check_tracker(config)
     _warn_of_disk(config)
+    return check_memory(config, device)
 
 
 def check_devices(machine: Any) -> None:
@@ -279,8 +279,8 @@ def _step_memory(model: ZipNerfModelConfig, num_rays: int, ops: Ops, device: tor
     return max(kept + colors + briefly, kept + corners) + (GPU_BYTES if device.type == "cuda" else 0)
 
 
-def check_memory(config: Any, device: torch.device, held: int = 0, pixels: int = 0) -> None:
-    """Refuses a training that the device has no memory for, with what would fit.
+def check_memory(config: Any, device: torch.device, held: int = 0, pixels: int = 0) -> int:
+    """Refuses a training that the device has no memory for, with what would fit; else gives what it needs.
 
     Args:
         config: the trainer's.
@@ -293,7 +293,7 @@ def check_memory(config: Any, device: torch.device, held: int = 0, pixels: int =
     model, num_rays = config.pipeline.model, config.pipeline.datamanager.train_num_rays_per_batch
     needed, room = training_memory(model, num_rays, pixels, device), room_on(device) + held
     if sum(needed) <= room:
-        return
+        return sum(needed)
     values = table_values(model)
     largest = max(values, key=lambda name: values[name])
     log2 = named_grids(model)[largest].log2_hashmap_size
@@ -306,7 +306,7 @@ def check_memory(config: Any, device: torch.device, held: int = 0, pixels: int =
     mends = [
         _first("--pipeline.datamanager.train-num-rays-per-batch", num_rays, fewer, lambda n: fits(n, log2, pixels)),
         _first(f"--pipeline.model.{largest}.log2-hashmap-size", log2, smaller, lambda n: fits(num_rays, n, pixels)),
-        f"{IN_MAIN_MEMORY} False (now True)" if pixels and fits(num_rays, log2, 0) else None,
+        f"{ON_DISK}, or {IN_MAIN_MEMORY} False (now True)" if pixels and fits(num_rays, log2, 0) else None,
     ]
     if mends == [None] * 3:
         both = [pair for pair in zip(fewer, smaller, strict=False) if fits(*pair, 0)][:1]

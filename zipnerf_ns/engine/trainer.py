@@ -83,10 +83,10 @@ class ZipNerfTrainer(ResumableTrainer):
     def setup(self, test_mode: Any = "val") -> None:
         """Nerfstudio's set-up; what is wrong with settings or input is told in one line."""
         with tell(self.config):
-            check_run(self.config)
+            manager = self.config.pipeline.datamanager
+            manager.beside_pixels = check_run(self.config)
             checkpoint = source_of(self.config)
-            trained = None if checkpoint is None else read_trained(checkpoint, resumes=True)
-            self.config.pipeline.datamanager.trained = trained
+            manager.trained = None if checkpoint is None else read_trained(checkpoint, resumes=True)
             super().setup(test_mode)
             self.pipeline.datamanager.hold_pixels()
             check_room_to_train(self)

@@ -171,20 +171,25 @@ def drawn_rays_kernel(
     num_images,
     num_rays,
     HAS_ALLOWED: tl.constexpr,
+    IS_GATHERED: tl.constexpr,
     STEPS: tl.constexpr,
     CHANNELS: tl.constexpr,
     BLOCK: tl.constexpr,
 ):
     """What ``data.pixels.PixelStore.sample`` says of drawn pixels, and their rays.
 
-    ``drawn`` counts the store's pixels, or the entries of ``allowed``. Written are camera, row and column as [rays, 3]
+    ``drawn`` counts the store's pixels, or the entries of ``allowed``, whose colors alone ``colors`` has where it
+    IS_GATHERED. Written are camera, row and column as [rays, 3]
     and colors in [0, 1] as [rays, CHANNELS]. STEPS is the number of bits of the last image's number.
     """
     rays = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
     mask = rays < num_rays
-    pixel = tl.load(drawn + rays, mask=mask, other=0)
+    place = tl.load(drawn + rays, mask=mask, other=0)
+    pixel = place
     if HAS_ALLOWED:
-        pixel = tl.load(allowed + pixel, mask=mask, other=0).to(tl.int64)
+        pixel = tl.load(allowed + place, mask=mask, other=0).to(tl.int64)
+    if not IS_GATHERED:
+        place = pixel
     camera = _image_of(pixel, starts, num_images, mask, STEPS)
     # Within an image 32 bits suffice, and divide faster.
     within = (pixel - tl.load(starts + camera, mask=mask, other=0)).to(tl.int32)
@@ -193,6 +198,6 @@ def drawn_rays_kernel(
     column = within - row * width
     _store3(indices + rays * 3, (camera.to(tl.int64), row.to(tl.int64), column.to(tl.int64)), mask)
     for channel in tl.static_range(CHANNELS):
-        value = tl.load(colors + pixel * CHANNELS + channel, mask=mask, other=0).to(tl.float32)
+        value = tl.load(colors + place * CHANNELS + channel, mask=mask, other=0).to(tl.float32)
         tl.store(image_colors + rays * CHANNELS + channel, tl.div_rn(value, 255.0), mask=mask)
     _write_rays(cameras, camera, column, row, (origins, directions, areas, norms), rays, mask)

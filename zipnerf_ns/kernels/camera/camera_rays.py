@@ -53,13 +53,14 @@ def drawn_rays(
     starts: Int[Tensor, "cameras"],
     widths: Int[Tensor, "cameras"],
     allowed: Int[Tensor, "_"] | None,
+    is_gathered: bool = False,
 ) -> tuple[Int[Tensor, "rays 3"], Float[Tensor, "rays channels"], CameraRays]:
     """Camera, row and column, color in [0, 1] and ray of pixels drawn from a store (``data.pixels.PixelStore``).
 
     Args:
         cameras: as ``cameras.rays.pack`` makes them, one an image of the store.
         drawn: numbers of pixels of the store, or of entries of ``allowed``.
-        colors, starts, widths, allowed: the store's, on the cameras' device.
+        colors, starts, widths, allowed, is_gathered: the store's, on the cameras' device.
     """
     rays, programs = _empty_rays(len(drawn), cameras.device)
     indices = torch.empty(len(drawn), 3, dtype=torch.int64, device=cameras.device)
@@ -68,8 +69,8 @@ def drawn_rays(
         drawn_rays_kernel[(programs,)](
             cameras, drawn, drawn if allowed is None else allowed, starts, widths, colors, indices, image, *rays,
             len(starts), len(drawn),
-            HAS_ALLOWED=allowed is not None, STEPS=(len(starts) - 1).bit_length(), CHANNELS=colors.shape[1],
-            BLOCK=BLOCK,
+            HAS_ALLOWED=allowed is not None, IS_GATHERED=is_gathered, STEPS=(len(starts) - 1).bit_length(),
+            CHANNELS=colors.shape[1], BLOCK=BLOCK,
         )  # fmt: skip
     return indices, image, rays
 
