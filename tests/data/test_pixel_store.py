@@ -7,6 +7,7 @@ import threading
 import weakref
 import zlib
 from collections.abc import Callable
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -17,9 +18,10 @@ from PIL import Image
 from nerfstudio.data.scene_box import OrientedBox
 from nerfstudio.exporter import exporter_utils
 
-from zipnerf_ns.data import checks, images
+from zipnerf_ns.data import checks, datamanager, images
 from zipnerf_ns.data.checks import check_images
 from zipnerf_ns.data.datamanager import ZipNerfDataManager
+from zipnerf_ns.data.disk.window import PixelsConfig
 from zipnerf_ns.data.images import CheckedDataset, read_all
 from zipnerf_ns.data.pixels import PixelStore, Thumbnails
 from zipnerf_ns.errors import InputError
@@ -162,11 +164,11 @@ def test_what_other_programs_read_stays_in_main_memory(tmp_path, monkeypatch):
     manager = make_datamanager(write_scene(tmp_path / "scene"), test_mode="test")
     asked = []
 
-    def load(dataset: CheckedDataset, device: str) -> PixelStore:
+    def load(dataset: CheckedDataset, device: str, config: PixelsConfig, data: Path, beside: int) -> PixelStore:
         asked.append(device)
         return two_images()
 
-    monkeypatch.setattr(PixelStore, "load", load)
+    monkeypatch.setattr(datamanager, "open_pixels", load)
     manager.device = "cuda"
     for manager.test_mode in ("test", "val"):
         manager._load_pixels(manager.train_dataset)

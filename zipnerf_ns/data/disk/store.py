@@ -35,8 +35,8 @@ PIECE_BYTES, FEWEST_PIECES = 2**24, 256
 """What is read in one go, and how many pieces there are at least: few of a small capture are much of it."""
 WRITING_ROOM, WRITING_BYTES = 3 * 2**29, 16
 """Bytes of main memory for images on their way to the disk, and what a pixel of them takes."""
-PIECES_AT_ONCE = 32
-"""Of an image, that are gathered together."""
+PIXELS_AT_ONCE = 2**17
+"""Of an image, that are sorted together: with what names them they stay in a processor's cache."""
 MANIFEST, PIXELS, CHECKS, LOCK = "store.json", "pixels.bin", "checks.bin", "lock"
 """The store's files: whose pixels they are; all pieces, then thumbnails; checksums; held while it is written."""
 
@@ -73,10 +73,10 @@ class DiskStore:
         """Bytes of a pixel's color."""
         return self._dataset.channels
 
-    @property
-    def num_bytes(self) -> int:
-        """What the store takes on disk."""
-        return self._thumbnails[-1] + 4 * (self.order.num_pieces + 1) * len(self._dataset)
+    def __str__(self) -> str:
+        """Where it is, and what it takes there."""
+        num_bytes = self._thumbnails[-1] + 4 * (self.order.num_pieces + 1) * len(self._dataset)
+        return f"{self.folder} ({num_bytes / GIB:.1f} GiB)"
 
     def read(
         self, piece: int, colors: UInt8[np.ndarray, "length channels"], numbers: Int[np.ndarray, "length"]
@@ -138,11 +138,9 @@ class DiskStore:
         self._checks = rows
         # A row of nothing has another checksum than the zero that it ends with.
         absent = [index for index, row in enumerate(rows) if zlib.crc32(row[:-1]) != row[-1]]
-        where = f"{self.folder} ({self.num_bytes / GIB:.1f} GiB)"
         if absent:
-            say(f"Writing the pixels of {len(absent)} images to {where}, once. The folder can be deleted at any time.")
+            say(f"Writing the pixels of {len(absent)} images to {self}, once. The folder can be deleted at any time.")
             self._write(absent)
-        say(f"Pixels are read from {where}.")
 
     def _lay_out(self, counts: list[int]) -> None:
         """Where everything is.
@@ -242,23 +240,26 @@ class DiskStore:
         Args:
             colors, numbers: of the image's pixels, of which the first ones are in the range.
         """
-        order = self.order
-        first, last = begin // order.num_pieces, (end - 1) // order.num_pieces
-        runs = np.arange(first, last + 1)
-        for start in range(0, order.num_pieces, PIECES_AT_ONCE):
-            pieces = np.arange(start, min(start + PIECES_AT_ONCE, order.num_pieces))
+        order, pieces = self.order, np.arange(self.order.num_pieces)
+        first, last = begin // len(pieces), (end - 1) // len(pieces)
+        parts = [(self._color_place, colors)] if numbers is None else [
+            (self._color_place, colors), (self._number_place, numbers[:, None])
+        ]  # fmt: skip
+        sorted_parts = [np.empty((len(pieces), last + 1 - first, part.shape[1]), part.dtype) for _, part in parts]
+        # A few runs at a time, which the processor's cache holds.
+        for start in range(first, last + 1, at_once := max(PIXELS_AT_ONCE // len(pieces), 1)):
+            runs = np.arange(start, min(start + at_once, last + 1))
             # Those of the first and the last run may be others' pixels, which are not written.
-            at = (order.places(pieces[:, None], runs) + (runs * order.num_pieces - begin)).clip(0, end - begin - 1)
-            firsts, lasts = order.before(np.array([begin]), pieces), order.before(np.array([end]), pieces)
-            for piece, own, low, high in zip(pieces.tolist(), at, firsts.tolist(), lasts.tolist(), strict=True):
-                own = own[low - first : high - first]
-                parts = [(self._color_place(piece) + low * self.channels, np.take(colors, own, axis=0))]
-                if numbers is not None:
-                    parts.append((self._number_place(piece) + low * numbers.itemsize, np.take(numbers, own)))
-                for place, part in parts:
-                    row[piece] = zlib.crc32(part, int(row[piece]))
-                    file.seek(place)
-                    write_fully(file, part)
+            at = (order.places(pieces[:, None], runs) + (runs * len(pieces) - begin)).clip(0, end - begin - 1)
+            for (_, part), result in zip(parts, sorted_parts, strict=True):
+                result[:, start - first : start - first + len(runs)] = np.take(part, at, axis=0)
+        lows, highs = order.before(np.array([begin]), pieces), order.before(np.array([end]), pieces)
+        for piece, low, high in zip(pieces.tolist(), lows.tolist(), highs.tolist(), strict=True):
+            for (place, _), result in zip(parts, sorted_parts, strict=True):
+                own = result[piece, low - first : high - first]
+                row[piece] = zlib.crc32(own, int(row[piece]))
+                file.seek(place(piece) + low * result.itemsize * result.shape[2])
+                write_fully(file, own)
 
     def _fill(self, piece: int, colors: npt.NDArray[np.uint8], numbers: npt.NDArray[Any]) -> None:
         with open(self.folder / PIXELS, "rb", buffering=0) as file:

@@ -116,7 +116,7 @@ class Window(PixelStore):
     def describe(self) -> str:
         """How many pixels there are, and where."""
         buffer = f"{self.num_bytes / GIB:.2f} GiB of them at a time on {self.colors.device}"
-        return f"{self.store.order.num_pixels:,} pixels in {self.store.folder}, {buffer}"
+        return f"{self.store.order.num_pixels:,} pixels in {self.store}, {buffer}"
 
     def callbacks(self, num_rays: int, keep: bool) -> list[TrainingCallback]:
         """What a training calls before each step, and at its end.
