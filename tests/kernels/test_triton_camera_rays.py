@@ -179,13 +179,18 @@ def make_store(sizes: list[tuple[int, int]], channels: int) -> PixelStore:
     [[(6, 4)], [(6, 4), (5, 9)], [(24, 16), (10, 30), (33, 7), (1, 1), (5, 5)], [(3, 2)] * 17],
     ids=lambda sizes: f"{len(sizes)} images",
 )
-@pytest.mark.parametrize("mask", [None, torch.int32, torch.int64], ids=["all", "mask", "wide mask"])
-def test_drawn_pixels_equal_the_stores_own_sample(sizes, channels, mask):
+@pytest.mark.parametrize(
+    ("mask", "is_gathered"),
+    [(None, False), (torch.int32, False), (torch.int64, False), (torch.int32, True), (torch.int64, True)],
+    ids=["all", "mask", "wide mask", "gathered", "wide gathered"],
+)
+def test_drawn_pixels_equal_the_stores_own_sample(sizes, channels, mask, is_gathered):
     cameras = make_cameras([PERSPECTIVE, FISHEYE] * len(sizes))[: len(sizes)]
     store = make_store(sizes, channels)
     if mask is not None:
         kept = torch.arange(0, len(store.colors), 3, device=DEVICE)
-        store = PixelStore(store.colors, store.offsets, store.widths, kept.to(mask))
+        colors = store.colors[kept] if is_gathered else store.colors
+        store = PixelStore(colors, store.offsets, store.widths, kept.to(mask), is_gathered)
     generator = PixelRays(cameras, DEVICE, "triton")
     torch.manual_seed(4)
     bundle, batch = generator.sample(store, 200)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import dataclasses
+from itertools import product
 from typing import Any, get_args
 
 import torch
@@ -103,12 +104,15 @@ def _bundle(rays: int = RAYS) -> RayBundle:
 
 
 def _draw_rays() -> None:
-    """What the datamanager and pictures ask of cameras, for images with alpha and without, masked or not."""
+    """What the datamanager and pictures ask of cameras: images with alpha and without, masked or not, or on disk."""
     rays, pixels = PixelRays(_cameras(), DEVICE, "triton"), PHOTOS * SIDE**2
+    places = torch.arange(PHOTOS) * SIDE**2, torch.full([PHOTOS], SIDE)
+    numbers = [torch.zeros(pixels, dtype=dtype) for dtype in (torch.int32, torch.int64)]
     for channels in (3, 4):
         colors = torch.zeros(pixels, channels, dtype=torch.uint8)
-        for allowed in (None, torch.zeros(pixels, dtype=torch.int32), torch.zeros(pixels, dtype=torch.int64)):
-            rays.sample(PixelStore(colors, torch.arange(PHOTOS) * SIDE**2, torch.full([PHOTOS], SIDE), allowed), RAYS)
+        rays.sample(PixelStore(colors, *places, None), RAYS)
+        for allowed, is_gathered in product(numbers, (False, True)):
+            rays.sample(PixelStore(colors, *places, allowed, is_gathered), RAYS)
     ImageRays(_cameras()[:1], DEVICE, None, "triton").bundle(0, RAYS)
 
 

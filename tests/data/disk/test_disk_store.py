@@ -21,7 +21,7 @@ from zipnerf_ns.data.pixels import PixelStore
 from zipnerf_ns.errors import InputError
 
 SIZES = [(24, 16), (10, 30), (33, 7), (24, 16), (5, 5), (48, 20)]
-"""2,284 pixels are trained on, in 256 pieces, whose last run is filled with some of the first."""
+"""2,284 pixels are trained on, in 45 pieces, whose last run is filled with some of the first."""
 
 
 def make_dataset(scene: Path, **options: Any) -> CheckedDataset:
@@ -109,10 +109,10 @@ def test_an_interrupted_writing_goes_on(tmp_path, monkeypatch, written):
     monkeypatch.setattr(CheckedDataset, "get_data", fail)
     with pytest.raises(InputError, match="image 3"):
         DiskStore(dataset, tmp_path)
-    assert written == [0, 1, 2]
+    assert {0, 1, 2} <= set(written) <= {0, 1, 2, 4, 5}
     monkeypatch.setattr(CheckedDataset, "get_data", get_data)
     store = DiskStore(dataset, tmp_path)
-    assert written == [0, 1, 2, 3, 4, 5]
+    assert sorted(written) == [0, 1, 2, 3, 4, 5]
     # As if killed while the fifth row of checksums was written.
     os.truncate(store.folder / CHECKS, 4 * (store.order.num_pieces + 1) * 4 + 100)
     assert_holds_all(DiskStore(dataset, tmp_path), dataset)
@@ -127,7 +127,7 @@ def test_what_was_altered_is_written_anew(tmp_path, written, capfd, is_masked):
     dataset = make_dataset(scene)
     store = DiskStore(dataset, tmp_path)
     written.clear()
-    for place in (5, store._number_place(200) + 1 if is_masked else store._color_place(200) + 1):
+    for place in (5, (store._number_place if is_masked else store._color_place)(store.order.num_pieces - 1) + 1):
         with open(store.folder / PIXELS, "r+b") as file:
             file.seek(place)
             byte = file.read(1)[0]
@@ -137,12 +137,12 @@ def test_what_was_altered_is_written_anew(tmp_path, written, capfd, is_masked):
     assert written and "Pixels of 1 images in" in capfd.readouterr().out
     # Cut off while it is open, and before.
     written.clear()
-    os.truncate(store.folder / PIXELS, store._color_place(100))
+    os.truncate(store.folder / PIXELS, store._color_place(store.order.num_pieces // 2))
     assert_holds_all(store, dataset)
     assert len(written) >= len([index for index in range(6) if not is_masked or index != 2])
     os.truncate(store.folder / PIXELS, 1000)
     assert_holds_all(DiskStore(dataset, tmp_path), dataset)
-    assert "was cut short: it is written anew" in " ".join(capfd.readouterr().out.split())
+    assert "was cut short: it is written anew" in " ".join(capfd.readouterr().out.replace("errors.py:39", "").split())
 
 
 def test_a_disk_that_forgets_is_given_up(tmp_path, monkeypatch):

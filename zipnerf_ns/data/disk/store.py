@@ -31,8 +31,9 @@ from zipnerf_ns.errors import InputError, say
 
 FORMAT = 1
 """To be raised when what is written changes."""
-PIECE_BYTES, FEWEST_PIECES = 2**24, 256
-"""What is read in one go, and how many pieces there are at least: few of a small capture are much of it."""
+PIECE_BYTES, FEWEST_PIECES, SHORTEST = 2**24, 256, 50
+"""What is read in one go; how many pieces there are of captures that are not tiny: few would be much of a small one;
+and a piece's least pixels: the last of it may be one that another piece has, too."""
 WRITING_ROOM, WRITING_BYTES = 3 * 2**29, 16
 """Bytes of main memory for images on their way to the disk, and what a pixel of them takes."""
 PIXELS_AT_ONCE = 2**17
@@ -155,7 +156,8 @@ class DiskStore:
         self._number_bytes = self.number_type.itemsize
         record = self.channels + self._number_bytes * self._has_numbers
         pixels = int(self._ends[-1])
-        self.order = Order(pixels, min(max(FEWEST_PIECES, pixels * record // PIECE_BYTES), pixels))
+        num_pieces = min(max(FEWEST_PIECES, pixels * record // PIECE_BYTES), pixels // SHORTEST)
+        self.order = Order(pixels, max(num_pieces, 1))
         sizes = [width * height * self.channels for width, height in self._thumbnail_sizes()]
         ranges = [(index, each) for index in range(len(counts)) for each in self._ranges(index)]
         self._owners, self._bounds = [index for index, _ in ranges], np.array([each for _, each in ranges])
