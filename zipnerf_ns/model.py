@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -42,6 +42,19 @@ from zipnerf_ns.zipnerf import ZipNerf
 
 FORMAT_VERSION = 2
 """Raised whenever a checkpoint's tensors change their meaning without changing their shape."""
+
+
+class Asked(NamedTuple):
+    """A picture that is to be rendered: enough for any process with the model."""
+
+    source: Cameras | RayBundle
+    """A camera, or flat rays."""
+    obb_box: OrientedBox | None = None
+    """A crop of a camera's rays."""
+    names: tuple[str, ...] | None = None
+    """Outputs that cost more, which alone are rendered; None for all others."""
+    view: View = UNCHANGED
+    """The viewer's differences."""
 
 
 class ZipNerfModel(Model):
@@ -84,6 +97,8 @@ class ZipNerfModel(Model):
         self.metrics = ImageMetrics(config.lpips_weights)
         self.monitor = CollisionMonitor(config.collision_check_steps)
         self.chunk_limit = ChunkLimit()
+        # What renders a picture together with other processes, from what is asked and its number of rays.
+        self.shared: Callable[[Asked, int], dict[str, Tensor]] | None = None
 
     def _is_background_white(self, hints: SceneHints | None) -> bool:
         if self.config.background_color == "auto":
@@ -251,47 +266,53 @@ class ZipNerfModel(Model):
             return torch.cat([outputs[output_name], alpha], dim=-1)
         return straight_alpha(outputs[output_name], alpha, background)
 
-    @torch.no_grad()
     def get_outputs_for_camera(self, camera: Cameras, obb_box: OrientedBox | None = None) -> dict[str, Tensor]:
         """A whole picture ``[height, width, channels]``, its rays generated chunk by chunk."""
-        rays = ImageRays(camera, self.device, obb_box, self.config.implementation)
-        return self._picture(rays.bundle, len(rays), (rays.height, rays.width))
+        height, width = int(camera.height), int(camera.width)
+        return self._picture(lambda **asked: Asked(camera, obb_box, **asked), height * width, (height, width))
 
-    @torch.no_grad()
     def get_outputs_for_camera_ray_bundle(self, camera_ray_bundle: RayBundle) -> dict[str, Tensor]:
         """A whole picture from its rays, in chunks."""
         flat = camera_ray_bundle.flatten()
-        return self._picture(
-            lambda start, end: flat[start:end].to(self.device), len(flat), camera_ray_bundle.origins.shape[:-1]
-        )
+        return self._picture(lambda **asked: Asked(flat, **asked), len(flat), camera_ray_bundle.origins.shape[:-1])
 
-    def _picture(
-        self, bundle: Callable[[int, int], RayBundle], num_rays: int, shape: Sequence[int]
-    ) -> Outputs:
+    @torch.no_grad()
+    def render_part(self, asked: Asked, start: int, end: int) -> dict[str, Tensor]:
+        """Outputs ``[rays, channels]`` of some of a picture's rays, from the first number up to the second."""
+
+        def render(rays: RayBundle) -> dict[str, Tensor]:
+            outputs = self._render(rays, asked.view)
+            return outputs if asked.names is None else {name: outputs[name] for name in asked.names}
+
+        source, most = asked.source, self.config.eval_num_rays_per_chunk
+        if isinstance(source, Cameras):
+            bundle = ImageRays(source, self.device, asked.obb_box, self.config.implementation).bundle
+        else:
+            bundle = lambda first, last: source[first:last].to(self.device)  # noqa: E731
+        with evaluating(self):
+            return render_in_chunks(
+                render, self.device, self.uses_kernels, lambda first, last: bundle(start + first, start + last),
+                end - start, most if asked.names is None else most // EXTRA_COST, self.chunk_limit,
+            )  # fmt: skip
+
+    def _picture(self, asked: Callable[..., Asked], num_rays: int, shape: Sequence[int]) -> Outputs:
         """A picture of so many rays, with the outputs that cost more deferred, or in the viewer as it asks.
 
         The viewer looks outputs up when training has gone on already: there none can be left for later.
         """
         view = self.view.read()
 
-        def rendered(names: Sequence[str] | None, most: int) -> dict[str, Tensor]:
-            def render(rays: RayBundle) -> dict[str, Tensor]:
-                outputs = self._render(rays, view)
-                return outputs if names is None else {name: outputs[name] for name in names}
-
-            with evaluating(self), torch.no_grad():
-                parts = render_in_chunks(
-                    render, self.device, self.uses_kernels, bundle, num_rays, most, self.chunk_limit
-                )
+        def rendered(names: tuple[str, ...] | None) -> dict[str, Tensor]:
+            share = self.shared or (lambda what, count: self.render_part(what, 0, count))
+            parts = share(asked(names=names, view=view), num_rays)
             return {name: output.view(*shape, -1) for name, output in parts.items()}
 
-        most = self.config.eval_num_rays_per_chunk
-        outputs = Outputs(depths_of_nothing(rendered(None, most)))
+        outputs = Outputs(depths_of_nothing(rendered(None)))
         if view.extra_outputs:
-            outputs.update(rendered(list(EXTRA_OUTPUTS), most // EXTRA_COST))
+            outputs.update(rendered(tuple(EXTRA_OUTPUTS)))
         elif view is UNCHANGED:
             for name in EXTRA_OUTPUTS:
-                outputs.defer(name, lambda name=name: rendered([name], most // EXTRA_COST)[name])
+                outputs.defer(name, lambda name=name: rendered((name,))[name])
         return outputs
 
     def load_state_dict(self, state_dict: Mapping[str, Any], strict: bool = True, assign: bool = False) -> Any:

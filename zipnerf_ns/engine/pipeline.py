@@ -16,12 +16,15 @@ from torch import Tensor
 
 from nerfstudio.cameras.cameras import Cameras
 from nerfstudio.pipelines.base_pipeline import VanillaPipeline, VanillaPipelineConfig
+from nerfstudio.utils.comms import get_rank
 from nerfstudio.utils.rich_utils import CONSOLE, get_progress
 
 from zipnerf_ns.cameras.held_out import describe, drift, moved_bundle, moved_camera, refine
 from zipnerf_ns.data.memory import limit_memory
 from zipnerf_ns.data.metadata import find_scales, mean_metrics, means_by_scale
 from zipnerf_ns.engine.messages import quiet_dependencies, tell_in_any_program
+from zipnerf_ns.engine.parallel.pictures import SharedPictures
+from zipnerf_ns.engine.parallel.processes import join_to_look
 from zipnerf_ns.errors import InputError
 from zipnerf_ns.functional.similarity import Similarity
 
@@ -65,9 +68,23 @@ class ZipNerfPipeline(VanillaPipeline):
         # Here, for every program makes a pipeline.
         quiet_dependencies()
         tell_in_any_program()
+        # A training has joined before.
+        self._is_shared = join_to_look()
         limit_memory(torch.device(device), config.gpu_memory)
         # Of several processes Nerfstudio would have torch exchange the gradients, which the trainer does.
         super().__init__(config, device, *args, **{**kwargs, "world_size": 1})
+
+    def load_pipeline(self, loaded_state: dict[str, Any], step: int) -> None:
+        """Loads a checkpoint; of several processes that look at a run, all but the first then render for that one.
+
+        Args:
+            loaded_state: the checkpoint's part.
+            step: of the training.
+        """
+        super().load_pipeline(loaded_state, step)
+        if self._is_shared:
+            pictures = SharedPictures(self.model)
+            pictures.lead() if get_rank() == 0 else pictures.follow()
 
     def get_eval_loss_dict(self, step: int) -> tuple[Any, dict[str, Any], dict[str, Any]]:
         """Outputs, losses and metrics of a batch of held-out pixels.

@@ -43,15 +43,38 @@ def join(machine: Any) -> None:
     Raises:
         InputError: if the configuration asks for processes beside them, or there are fewer GPUs.
     """
-    is_joined = is_dist_avail_and_initialized()
-    if is_joined or "TORCHELASTIC_RUN_ID" not in os.environ or int(os.environ["WORLD_SIZE"]) == 1:
+    if not _is_to_join():
         return
     if machine.num_devices * machine.num_machines > 1:
         raise InputError(
             "torchrun has started a process for each GPU already: leave out --machine.num-devices and "
             "--machine.num-machines, or torchrun."
         )
-    is_cuda, here = machine.device_type == "cuda", int(os.environ["LOCAL_RANK"])
+    is_cuda = machine.device_type == "cuda"
+    _join(is_cuda, "nccl" if is_cuda else "gloo")
+
+
+def join_to_look() -> bool:
+    """Joins the processes that torchrun has started to look at a run; whether it has started any.
+
+    Raises:
+        InputError: if there are fewer GPUs.
+    """
+    if not _is_to_join():
+        return False
+    is_cuda = torch.cuda.is_available()
+    _join(is_cuda, "cpu:gloo,cuda:nccl" if is_cuda else "gloo")
+    return True
+
+
+def _is_to_join() -> bool:
+    """Whether torchrun has started this process among others, which it has not joined yet."""
+    is_joined = is_dist_avail_and_initialized()
+    return not is_joined and "TORCHELASTIC_RUN_ID" in os.environ and int(os.environ["WORLD_SIZE"]) > 1
+
+
+def _join(is_cuda: bool, backend: str) -> None:
+    here = int(os.environ["LOCAL_RANK"])
     if is_cuda and here >= torch.cuda.device_count():
         count, found = os.environ["LOCAL_WORLD_SIZE"], torch.cuda.device_count()
         raise InputError(f"torchrun --nproc-per-node {count}: there are {found} GPUs here. Give {found}.")
@@ -59,7 +82,7 @@ def join(machine: Any) -> None:
         torch.cuda.set_device(here)
     if here > 0:
         mute()
-    dist.init_process_group("nccl" if is_cuda else "gloo", timeout=PAUSE)
+    dist.init_process_group(backend, timeout=PAUSE)
 
 
 def place(local_rank: int, world_size: int, machine: Any) -> tuple[int, int]:
