@@ -49,8 +49,10 @@ def write_fully(file: FileIO, values: npt.NDArray[Any]) -> None:
 
 
 def read_fully(file: FileIO, place: int, values: npt.NDArray[Any]) -> None:
-    """Reads an array's bytes; where the file ends before, the rest stays what it was."""
+    """Reads an array's bytes; where the file ends before, the rest is zeros."""
     file.seek(place)
-    left = memoryview(values.reshape(-1).view(np.uint8))
+    whole = values.reshape(-1).view(np.uint8)
+    left = memoryview(whole)
     while left and (count := file.readinto(left)):
         left = left[count:]
+    whole[len(whole) - len(left) :] = 0
