@@ -271,7 +271,8 @@ class ZipNerfDataManager(VanillaDataManager[CheckedDataset]):
         # Of other programs only exports draw from it, and look at the rays alone.
         on_gpu = self.config.images_on_gpu and (is_trained_on or self.test_mode == "val")
         device, data = self.device if on_gpu else "cpu", Path(self.config.dataparser.data)
-        return open_pixels(dataset, device, self.config.pixels, data, self.config.beside_pixels if on_gpu else 0)
+        beside = self.config.beside_pixels if on_gpu and is_trained_on else 0
+        return open_pixels(dataset, device, self.config.pixels, data, beside)
 
     def get_training_callbacks(self, attributes: TrainingCallbackAttributes) -> list[TrainingCallback]:
         """Nerfstudio's, and where pixels come from a disk what replaces those that are drawn from."""
@@ -313,10 +314,7 @@ class ZipNerfDataManager(VanillaDataManager[CheckedDataset]):
         return bundle, batch
 
     def next_eval(self, step: int) -> tuple[RayBundle, dict]:
-        """A batch of held-out rays and their pixels, drawn uniformly from all that the masks leave.
-
-        The first call reads the held-out images, as that may never come.
-        """
+        """A batch of held-out rays and their pixels, drawn uniformly from all the masks leave: read when asked for."""
         if self.config.eval_num_images_to_sample_from != -1:
             return super().next_eval(step)
         if self.eval_pixels is None:

@@ -11,8 +11,8 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from _scenes import make_datamanager, named_pixels, read_meta, write_meta, write_scene
-from PIL import Image
+from _disk import SIZES, mask_some
+from _scenes import make_datamanager, write_scene
 
 from zipnerf_ns.data.disk import store as stores
 from zipnerf_ns.data.disk.store import CHECKS, MANIFEST, PIXELS, DiskStore
@@ -20,23 +20,9 @@ from zipnerf_ns.data.images import CheckedDataset
 from zipnerf_ns.data.pixels import PixelStore
 from zipnerf_ns.errors import InputError
 
-SIZES = [(24, 16), (10, 30), (33, 7), (24, 16), (5, 5), (48, 20)]
-"""2,284 pixels are trained on, in 45 pieces, whose last run is filled with some of the first."""
-
 
 def make_dataset(scene: Path, **options: Any) -> CheckedDataset:
     return make_datamanager(scene, test_mode="test", **options).train_dataset
-
-
-def mask_some(scene: Path) -> None:
-    """Masks for all images, of which one leaves nothing."""
-    (scene / "masks").mkdir()
-    meta = read_meta(scene)
-    for index, frame in enumerate(meta["frames"]):
-        used = named_pixels(0, frame["w"], frame["h"])[..., 1] % 3 == 1
-        frame["mask_path"] = f"masks/{index}.png"
-        Image.fromarray((used * (index != 2) * 255).astype(np.uint8)).save(scene / frame["mask_path"])
-    write_meta(scene, meta)
 
 
 def read_all_pieces(store: DiskStore) -> tuple[torch.Tensor, torch.Tensor]:

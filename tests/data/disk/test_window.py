@@ -7,8 +7,8 @@ from typing import Any
 
 import pytest
 import torch
+from _disk import SIZES, mask_some
 from _scenes import checkpoint, load, make_datamanager, tiny_config, train, write_scene
-from test_disk_store import SIZES, mask_some
 
 from zipnerf_ns.data.datamanager import ZipNerfDataManager
 from zipnerf_ns.data.disk import window

@@ -9,7 +9,7 @@ import shutil
 import zlib
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from io import FileIO
 from pathlib import Path
 from typing import Any
@@ -105,10 +105,11 @@ class DiskStore:
         return torch.from_numpy(small.reshape(height, width, self.channels))
 
     def remove(self) -> None:
-        """Takes the store from the disk; what else lies in its folder stays."""
-        for name in (MANIFEST, PIXELS, CHECKS, LOCK):
-            (self.folder / name).unlink(missing_ok=True)
-        self.folder.rmdir()
+        """Takes the store from the disk, if no other process has; what else lies in its folder stays."""
+        with suppress(OSError):
+            for name in (MANIFEST, PIXELS, CHECKS, LOCK):
+                (self.folder / name).unlink(missing_ok=True)
+            self.folder.rmdir()
 
     def _prepare(self, identity: dict[str, Any]) -> None:
         """Makes the store whole, and says where it is."""
