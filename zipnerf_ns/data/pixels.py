@@ -22,6 +22,8 @@ IN_MAIN_MEMORY = "--pipeline.datamanager.images-on-gpu"
 """The option that says on which side training pixels lie."""
 ON_DISK = "--pipeline.datamanager.pixels.where disk"
 """What to give for pixels that no memory holds."""
+BYTES_AT_ONCE = 2**16
+"""Of a mask of eight pixels a byte that are taken apart together: their numbers take 64 times as much."""
 THUMBNAIL_SIDE = 100
 """Pixels along a thumbnail's shorter side: what Nerfstudio's viewer shows."""
 
@@ -63,6 +65,8 @@ class PixelStore:
             if "mask" in data:
                 # Eight pixels a byte, for they lie beside all colors.
                 masks.append(np.packbits(data["mask"].numpy()))
+            # Not while the next one is decoded.
+            del data
         allowed = _number(masks, offsets, ends) if masks else None
         if allowed is not None:
             check_room(what, allowed.nbytes, device, mend)
@@ -183,7 +187,9 @@ def _number(masks: list[npt.NDArray[np.uint8]], begins: Int[Tensor, "images"], e
     numbers = torch.empty(used, dtype=number_type(ends[-1]))
     place = 0
     for mask, begin, end in zip(masks, begins.tolist(), ends, strict=True):
-        found = np.flatnonzero(np.unpackbits(mask, count=end - begin)) + begin
-        numbers[place : place + len(found)] = torch.from_numpy(found)
-        place += len(found)
+        for first in range(0, len(mask), BYTES_AT_ONCE):
+            part = mask[first : first + BYTES_AT_ONCE]
+            found = np.flatnonzero(np.unpackbits(part, count=min(8 * len(part), end - begin - 8 * first)))
+            numbers[place : place + len(found)] = torch.from_numpy(found).add_(begin + 8 * first)
+            place += len(found)
     return numbers
