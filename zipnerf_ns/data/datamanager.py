@@ -272,7 +272,7 @@ class ZipNerfDataManager(VanillaDataManager[CheckedDataset]):
         on_gpu = self.config.images_on_gpu and (is_trained_on or self.test_mode == "val")
         device, data = self.device if on_gpu else "cpu", Path(self.config.dataparser.data)
         beside = self.config.beside_pixels if on_gpu and is_trained_on else 0
-        return open_pixels(dataset, device, self.config.pixels, data, beside)
+        return open_pixels(dataset, device, self.config.pixels, data, beside, self.local_rank == 0)
 
     def get_training_callbacks(self, attributes: TrainingCallbackAttributes) -> list[TrainingCallback]:
         """Nerfstudio's, and where pixels come from a disk what replaces those that are drawn from."""

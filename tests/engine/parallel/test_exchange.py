@@ -10,6 +10,7 @@ import torch
 from _scenes import checkpoint, load, start, tiny_config, train, write_scene
 from _together import results, start_one, together
 
+from zipnerf_ns.data.disk.window import PixelsConfig
 from zipnerf_ns.engine.trainer import ZipNerfTrainer, ZipNerfTrainerConfig
 from zipnerf_ns.sampler import IntervalSampler
 
@@ -147,3 +148,20 @@ def test_checkpoints_go_from_two_processes_to_one_and_back(scene, tmp_path):
     factors = {"networks": 2.0**0.5, "camera_opt": 8.0}
     expected = {name: rate * factors.get(name, 1.0) for name, rate in last.items()}
     assert third[0]["rates"] == pytest.approx(expected)
+
+
+def train_from_disk(rank: int, config: ZipNerfTrainerConfig) -> tuple[dict[str, torch.Tensor], list[int]]:
+    trainer = start_one(rank, config)
+    trainer.train()
+    return state_of(trainer), trainer.pipeline.datamanager.pixels.allowed.tolist()
+
+
+def test_processes_share_a_store_on_disk_and_read_what_is_theirs(scene, tmp_path):
+    """It is written once, read from other places, and deleted at the end."""
+    config = config_of(scene, tmp_path, 16)
+    config.pipeline.datamanager.pixels = PixelsConfig("disk", folder=tmp_path / "stores", buffer=1e-9, keep=False)
+    ended = together(tmp_path / "logs", train_from_disk, config)
+    (first, its_pixels), (second, others) = results(ended)
+    assert_same(first, second)
+    assert len(its_pixels) == len(others) and not set(its_pixels) & set(others)
+    assert sum("Writing the pixels" in each.said for each in ended) == 1 and not list(tmp_path.glob("stores/*"))

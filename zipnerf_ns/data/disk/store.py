@@ -6,6 +6,7 @@ import hashlib
 import json
 import os
 import shutil
+import time
 import zlib
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -38,6 +39,8 @@ WRITING_ROOM, WRITING_BYTES = 3 * 2**29, 16
 """Bytes of main memory for images on their way to the disk, and what a pixel of them takes."""
 PIXELS_AT_ONCE = 2**17
 """Of an image, that are sorted together: with what names them they stay in a processor's cache."""
+PAUSE = 0.5
+"""Seconds after which a process looks again whether another one has written the store."""
 MANIFEST, PIXELS, CHECKS, LOCK = "store.json", "pixels.bin", "checks.bin", "lock"
 """The store's files: whose pixels they are; all pieces, then thumbnails; checksums; held while it is written."""
 
@@ -52,11 +55,12 @@ class DiskStore:
     Args:
         dataset: whose images they are.
         root: folder that stores lie in.
+        writes: whether this process writes what is not there, or waits until another one has.
     Raises:
         InputError: if masks leave no pixel, an image cannot be decoded, or the disk does not take the pixels.
     """
 
-    def __init__(self, dataset: CheckedDataset, root: Path) -> None:
+    def __init__(self, dataset: CheckedDataset, root: Path, writes: bool = True) -> None:
         self._dataset = dataset
         self.offsets, self.widths, count = places(dataset.sizes)
         self.number_type = number_type(count)
@@ -66,8 +70,11 @@ class DiskStore:
             self.folder.mkdir(parents=True, exist_ok=True)
             if foreign := {path.name for path in self.folder.iterdir()} - {MANIFEST, PIXELS, CHECKS, LOCK}:
                 raise InputError(f"{self.folder} holds {min(foreign)}, which is not of a store of pixels. {ELSEWHERE}")
-            with locked(self.folder / LOCK):
-                self._prepare(identity)
+            while True:
+                with locked(self.folder / LOCK):
+                    if self._prepare(identity, writes):
+                        return
+                time.sleep(PAUSE)
 
     @property
     def channels(self) -> int:
@@ -111,8 +118,8 @@ class DiskStore:
                 (self.folder / name).unlink(missing_ok=True)
             self.folder.rmdir()
 
-    def _prepare(self, identity: dict[str, Any]) -> None:
-        """Makes the store whole, and says where it is."""
+    def _prepare(self, identity: dict[str, Any], writes: bool) -> bool:
+        """Whether the store is whole, after it has been made so if that is this process's part."""
         manifest = self.folder / MANIFEST
         try:
             written = json.loads(manifest.read_text(encoding="utf-8"))
@@ -121,6 +128,8 @@ class DiskStore:
             counts = None
         is_new = counts is None
         if is_new:
+            if not writes:
+                return False
             counts = self._count()
         if sum(counts) == 0:
             raise InputError(NOTHING_USED)
@@ -128,6 +137,8 @@ class DiskStore:
         size = self._thumbnails[-1]
         pixels, checks = self.folder / PIXELS, self.folder / CHECKS
         if is_new or not pixels.is_file() or pixels.stat().st_size != size or not checks.is_file():
+            if not writes:
+                return False
             if not is_new:
                 say(f"{self.folder} was cut short: it is written anew.")
             for name in (CHECKS, PIXELS, MANIFEST):
@@ -140,9 +151,10 @@ class DiskStore:
         self._checks = rows
         # A row of nothing has another checksum than the zero that it ends with.
         absent = [index for index, row in enumerate(rows) if zlib.crc32(row[:-1]) != row[-1]]
-        if absent:
+        if absent and writes:
             say(f"Writing the pixels of {len(absent)} images to {self}, once. The folder can be deleted at any time.")
             self._write(absent)
+        return writes or not absent
 
     def _lay_out(self, counts: list[int]) -> None:
         """Where everything is.

@@ -166,7 +166,12 @@ class Window(PixelStore):
 
 
 def open_pixels(
-    dataset: CheckedDataset, device: torch.device | str, config: PixelsConfig, data: Path, beside: int = 0
+    dataset: CheckedDataset,
+    device: torch.device | str,
+    config: PixelsConfig,
+    data: Path,
+    beside: int = 0,
+    writes: bool = True,
 ) -> PixelStore:
     """A dataset's pixels, where they are to lie.
 
@@ -174,6 +179,7 @@ def open_pixels(
         device: where they are to be drawn.
         data: the data's folder, or a file in it.
         beside: bytes that the rest of the training needs on the device.
+        writes: whether this process, of several on a machine, is the one that writes a store.
     Raises:
         InputError: if they cannot lie there.
     """
@@ -183,7 +189,7 @@ def open_pixels(
     if config.where == "memory" or (config.where == "auto" and fits):
         return PixelStore.load(dataset, device)
     folder = config.folder or (data.parent if data.is_file() else data) / ".zipnerf-pixels"
-    store = DiskStore(dataset, folder.absolute())
+    store = DiskStore(dataset, folder.absolute(), writes)
     piece = store.order.length * (store.channels + store.number_type.itemsize)
     num_pieces = max(int(min(config.buffer * GIB, max(room, 0) / 2) / piece), FEWEST_PIECES)
     check_room("a buffer of pixels needs", num_pieces * piece, device, "End what else uses it.")
