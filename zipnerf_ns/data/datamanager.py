@@ -25,7 +25,7 @@ from zipnerf_ns.data.dataparsers.exact import exact
 from zipnerf_ns.data.dataparsers.formats import format_of, with_reader
 from zipnerf_ns.data.dataparsers.multiscale import source_config
 from zipnerf_ns.data.dataparsers.run import chosen, parser_of_run
-from zipnerf_ns.data.disk.window import PixelsConfig, Window, open_pixels
+from zipnerf_ns.data.disk.window import PixelsConfig, moving_on, open_pixels
 from zipnerf_ns.data.images import CheckedDataset, read_all
 from zipnerf_ns.data.metadata import SCENE_HINTS, SceneHints, area_weights, find_scales
 from zipnerf_ns.data.pixels import PixelStore, Thumbnails
@@ -276,10 +276,8 @@ class ZipNerfDataManager(VanillaDataManager[CheckedDataset]):
 
     def get_training_callbacks(self, attributes: TrainingCallbackAttributes) -> list[TrainingCallback]:
         """Nerfstudio's, and where pixels come from a disk what replaces those that are drawn from."""
-        callbacks = super().get_training_callbacks(attributes)
-        if isinstance(self.pixels, Window):
-            callbacks += self.pixels.callbacks(self.get_train_rays_per_batch(), self.config.pixels.keep)
-        return callbacks
+        moving = moving_on(lambda: self.pixels, self.get_train_rays_per_batch(), self.config.pixels.keep)
+        return [*super().get_training_callbacks(attributes), *moving]
 
     def _make_rays(self, cameras: Cameras) -> PixelRays:
         try:

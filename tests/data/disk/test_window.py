@@ -127,6 +127,11 @@ def test_a_training_from_disk_resumes_with_the_same_bits(tmp_path):
     trainer, losses = train(whole)
     pixels = trainer.pipeline.datamanager.pixels
     assert pixels.store.order.length == 51 and pixels._held == range(8 * 40 // 51, 8 * 40 // 51 + 8)
+    # Also where it is measured on other views, and pixels are read last.
+    other = config(tmp_path / "other").setup()
+    other.setup("test")
+    other.train()
+    assert other.pipeline.datamanager.pixels._held == pixels._held
     resumed = config(tmp_path / "resumed", load_checkpoint=checkpoint(whole, 4))
     resumed.pipeline.datamanager.pixels.keep = False
     trainer, continued = train(resumed, seed=99)

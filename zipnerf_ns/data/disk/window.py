@@ -6,6 +6,7 @@ order of work: a step sees it whole or not at all. Which pieces are there follow
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -118,19 +119,6 @@ class Window(PixelStore):
         buffer = f"{self.num_bytes / GIB:.2f} GiB of them at a time on {self.colors.device}"
         return f"{self.store.order.num_pixels:,} pixels in {self.store}, {buffer}"
 
-    def callbacks(self, num_rays: int, keep: bool) -> list[TrainingCallback]:
-        """What a training calls before each step, and at its end.
-
-        Args:
-            num_rays: of a step.
-            keep: the store for later trainings.
-        """
-        before, after = TrainingCallbackLocation.BEFORE_TRAIN_ITERATION, TrainingCallbackLocation.AFTER_TRAIN
-        return [
-            TrainingCallback([before], lambda step: self.advance(step * num_rays)),
-            TrainingCallback([after], lambda step: self.close(keep)),
-        ]
-
     def close(self, keep: bool) -> None:
         """Ends reading; without ``keep``, deletes the store."""
         self._thread.shutdown(cancel_futures=True)
@@ -163,6 +151,27 @@ class Window(PixelStore):
         piece = (number + num_pieces * get_rank() // get_world_size()) % num_pieces
         colors, numbers = self._buffers[number % 2]
         self.store.read(piece, colors.numpy(), numbers.numpy())
+
+
+def moving_on(pixels: Callable[[], PixelStore | None], num_rays: int, keep: bool) -> list[TrainingCallback]:
+    """What moves a window, if pixels come from one: before each step of a training, and at its end.
+
+    Args:
+        pixels: gives those that are drawn from; they may not be there before the first step.
+        num_rays: of a step.
+        keep: the store for later trainings.
+    """
+
+    def advance(step: int) -> None:
+        if isinstance(window := pixels(), Window):
+            window.advance(step * num_rays)
+
+    def close(step: int) -> None:
+        if isinstance(window := pixels(), Window):
+            window.close(keep)
+
+    before, after = TrainingCallbackLocation.BEFORE_TRAIN_ITERATION, TrainingCallbackLocation.AFTER_TRAIN
+    return [TrainingCallback([before], advance), TrainingCallback([after], close)]
 
 
 def open_pixels(
