@@ -94,10 +94,10 @@ def test_what_fits_into_memory_is_kept_there(tmp_path, monkeypatch):
     for room, kind in ((1.09 * needed + 50, Window), (1.11 * needed + 50, PixelStore)):
         monkeypatch.setattr(window, "room_on", lambda device, room=room: room)
         assert type(window.open_pixels(dataset, "cpu", PixelsConfig(), data, beside=50)) is kind
-    found = window.open_pixels(dataset, "cpu", PixelsConfig("disk", folder=tmp_path / "there", keep=False), data)
+    found = window.open_pixels(dataset, "cpu", PixelsConfig("disk", folder=tmp_path / "there"), data)
     folder = found.store.folder
     assert folder.parent == tmp_path / "there" and len(list((data / ".zipnerf-pixels").rglob("pixels.bin"))) == 1
-    found.close(keep=False)
+    found.remove()
     assert not folder.exists()
 
 

@@ -119,11 +119,10 @@ class Window(PixelStore):
         buffer = f"{self.num_bytes / GIB:.2f} GiB of them at a time on {self.colors.device}"
         return f"{self.store.order.num_pixels:,} pixels in {self.store}, {buffer}"
 
-    def close(self, keep: bool) -> None:
-        """Ends reading; without ``keep``, deletes the store."""
+    def remove(self) -> None:
+        """Ends reading, and deletes the store."""
         self._thread.shutdown(cancel_futures=True)
-        if not keep:
-            self.store.remove()
+        self.store.remove()
 
     def _place(self, number: int) -> None:
         """Copies a piece to its place in the window, and has the next one read meanwhile."""
@@ -166,12 +165,12 @@ def moving_on(pixels: Callable[[], PixelStore | None], num_rays: int, keep: bool
         if isinstance(window := pixels(), Window):
             window.advance(step * num_rays)
 
-    def close(step: int) -> None:
-        if isinstance(window := pixels(), Window):
-            window.close(keep)
+    def end(step: int) -> None:
+        if isinstance(window := pixels(), Window) and not keep:
+            window.remove()
 
     before, after = TrainingCallbackLocation.BEFORE_TRAIN_ITERATION, TrainingCallbackLocation.AFTER_TRAIN
-    return [TrainingCallback([before], advance), TrainingCallback([after], close)]
+    return [TrainingCallback([before], advance), TrainingCallback([after], end)]
 
 
 def open_pixels(
