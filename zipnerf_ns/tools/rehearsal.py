@@ -84,7 +84,7 @@ def rehearse(method: str, variation: str) -> None:
     config = copy.deepcopy(METHODS[method])
     changes = variations(config.pipeline.model)[variation]
     config.pipeline.model = dataclasses.replace(config.pipeline.model, implementation="triton", **changes)
-    model = ZipNerfModel(config.pipeline.model, SceneBox(torch.tensor([[-1.0] * 3, [1.0] * 3])), PHOTOS)
+    model = ZipNerfModel(config.pipeline.model, SceneBox(torch.tensor([[-1.0] * 3, [1.0] * 3])), PHOTOS).to(DEVICE)
     _draw_rays()
     _train(model, config)
     model.eval()
@@ -100,7 +100,7 @@ def _cameras() -> Cameras:
 
 
 def _bundle(rays: int = RAYS) -> RayBundle:
-    return PixelRays(_cameras(), DEVICE, "triton")(torch.zeros(rays, 3, dtype=torch.int64))
+    return PixelRays(_cameras(), DEVICE, "triton")(torch.arange(rays)[:, None] % torch.tensor([PHOTOS, SIDE, SIDE]))
 
 
 def _draw_rays() -> None:
