@@ -14,7 +14,11 @@ from torch.optim.adam import adam
 from zipnerf_ns.functional.hash_grid import HashGrid, mean_square_per_level
 
 HALF_SCALE = 256.0
-"""Factor on the half-precision copy: values of 1e-6 are still normal numbers, values up to 255 still finite."""
+"""Factor on the half-precision copy: values of 1e-6 are still normal numbers, values up to 255 below its largest."""
+LARGEST_HALF = 65504.0
+"""Largest number of float16, which stands in the copy for all that is larger: infinities would be no colors."""
+LARGEST_GRADIENT = 1e19
+"""From here on a gradient counts as one that is not finite: its square is not, either."""
 
 
 class Summary(NamedTuple):
@@ -50,9 +54,9 @@ def decayed_adam_(updates: Sequence[TableUpdate], lr: float, betas: tuple[float,
     """One step of Adam, in place, on ``grad + decay * table``, level by level (Zip-NeRF's hash decay, section 5).
 
     Autograd so never sees a dense gradient for the decay, and every row is decayed whether or not a ray touched it.
-    Where a gradient is not finite it counts as zero: the moments would otherwise keep it for ever, and the table with
-    them. Gradients are only read. This function *defines* the operation; the kernel in ``zipnerf_ns.kernels`` computes
-    the same, faster.
+    Where a gradient is not finite, or its square is not, it counts as zero: the moments would otherwise keep it for
+    ever, and the table with them. Gradients are only read. This function *defines* the operation; the kernel in
+    ``zipnerf_ns.kernels`` computes the same, faster.
 
     Args:
         updates: tables, their moments and half-precision copies, written.
@@ -69,7 +73,7 @@ def decayed_adam_(updates: Sequence[TableUpdate], lr: float, betas: tuple[float,
             for tensor in (_as_rows(part, grid) for part in (table, grad, exp_avg, exp_avg_sq))
         )
         decayed = [
-            torch.nan_to_num(g, 0.0, 0.0, 0.0).add_(p, alpha=coefficient)
+            torch.where(g.abs() < LARGEST_GRADIENT, g, 0.0).add_(p, alpha=coefficient)
             for g, p, coefficient in zip(grads, values, decay, strict=True)
         ]
         # The number of the step before this one, once a level, for torch counts it up in place.
@@ -94,7 +98,9 @@ def summarize(table: Float[Tensor, "*table"], grid: HashGrid, half: Float16[Tens
     """
     values = table.detach()
     mean_square = mean_square_per_level(_as_rows(values, grid), grid)
-    return Summary(mean_square, half if half is None else torch.mul(values, HALF_SCALE, out=half))
+    if half is not None:
+        torch.mul(values, HALF_SCALE, out=half).clamp_(-LARGEST_HALF, LARGEST_HALF)
+    return Summary(mean_square, half)
 
 
 def decay_coefficients(grid: HashGrid, mult: float) -> tuple[float, ...]:

@@ -85,7 +85,8 @@ def precondition(
     gram = motion_gram(directions, 0.5 / nearest, 1.0 / (3.0 * nearest.square()))
     diagonal = torch.diagonal(gram, dim1=-2, dim2=-1)
     values, vectors = torch.linalg.eigh(gram + torch.diag_embed((damping * diagonal).clamp_min(LEAST)))
-    roots = values.sqrt()[:, None, :]
+    # Directions of float32 are a little longer or shorter than one, which leaves what is not seen a little below zero.
+    roots = values.clamp_min(LEAST).sqrt()[:, None, :]
     matrix, inverse = ((vectors * scale) @ vectors.transpose(1, 2) for scale in (1.0 / roots, roots))
     whitened = (inverse @ similarity_motions(centered)).flatten(0, 1)
     basis, sizes, _ = torch.linalg.svd(whitened, full_matrices=False)

@@ -18,9 +18,11 @@ def cone_radius(pixel_area: Float[Tensor, "*batch"]) -> Float[Tensor, "*batch"]:
     """Radius of a pixel's cone at distance 1 along the unit direction (mip-NeRF, section 3.1).
 
     2/sqrt(12) makes the disc's variance that of the square pixel. ``pixel_area`` is nerfstudio's: the area of the
-    pixel's footprint between unit directions.
+    pixel's footprint between unit directions. Where it is zero, so is the radius, which has no slope there.
     """
-    return torch.sqrt(pixel_area) * (2.0 / math.sqrt(12.0))
+    least = torch.finfo(pixel_area.dtype).tiny
+    root = torch.where(pixel_area < least, 0.0, torch.sqrt(pixel_area.clamp_min(least)))
+    return root * (2.0 / math.sqrt(12.0))
 
 
 def pinhole_cones(

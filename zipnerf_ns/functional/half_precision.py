@@ -19,6 +19,8 @@ LARGEST_COTANGENT = 256.0
 """What the largest cotangent is scaled to, at most: the layers may raise it 250 times, and what is 2^-22 of it still
 has all its digits."""
 LARGEST_SCALE = 2.0**100
+LARGEST_RESULT = 2.0**14
+"""Largest result of a product in float16: a layer adds up to three of them, and their sum is still a number."""
 
 
 class _Scale:
@@ -74,23 +76,37 @@ class _HalfLinear(torch.autograd.Function):
     """x W^T + b in half precision; the gradients of W and b, sums over all rows, in float32."""
 
     @staticmethod
-    def forward(ctx: Any, x: Tensor, w: Tensor, b: Tensor | None) -> Tensor:
-        w_half = w.to(x.dtype)
-        ctx.save_for_backward(x, w_half)
-        return F.linear(x, w_half, None if b is None else b.to(x.dtype))
+    def forward(ctx: Any, x: Tensor, w: Tensor, b: Tensor | None, dtype: torch.dtype) -> Tensor:
+        x_half, w_half = _narrowed(x, dtype), _narrowed(w, dtype)
+        ctx.save_for_backward(x_half, w_half)
+        ctx.dtype = x.dtype
+        return _cut_off(F.linear(x_half, w_half, None if b is None else _narrowed(b, dtype)), LARGEST_RESULT)
 
     @staticmethod
     def backward(ctx: Any, v: Tensor) -> tuple[Tensor | None, ...]:
         x, w = ctx.saved_tensors
         v_b = v.sum(dim=0, dtype=torch.float32) if ctx.needs_input_grad[2] else None
-        return v @ w, transposed_product(v, x), v_b
+        return _cut_off(v @ w, LARGEST_RESULT).to(ctx.dtype), transposed_product(v, x), v_b, None
 
 
 def linear(x: Tensor, w: Tensor, b: Tensor | None, dtype: torch.dtype | None) -> Tensor:
-    """x W^T + b with operands, and so the result, of ``dtype``; as ``w`` is where that is None."""
+    """x W^T + b with operands, and so the result, of ``dtype``; as ``w`` is where that is None.
+
+    What float16 does not hold is cut off on the way, and its gradient goes on.
+    """
     if dtype is None:
         return F.linear(x.to(w.dtype), w, b)
-    return _HalfLinear.apply(x.to(dtype), w, b)
+    return _HalfLinear.apply(x, w, b, dtype)
+
+
+def _narrowed(x: Tensor, dtype: torch.dtype) -> Tensor:
+    """An operand in half precision."""
+    return x if x.dtype is dtype else _cut_off(x.to(dtype), torch.finfo(dtype).max)
+
+
+def _cut_off(values: Tensor, most: float) -> Tensor:
+    """Numbers of float16 that are at most so large, changed in place: infinity times zero would be no number."""
+    return values.clamp_(-most, most) if values.dtype is torch.float16 else values
 
 
 def transposed_product(a: Tensor, b: Tensor) -> Tensor:

@@ -19,6 +19,7 @@ import triton.language as tl
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from zipnerf_ns.functional import adam
 from zipnerf_ns.functional.adam import HALF_SCALE, Summary, TableUpdate
 from zipnerf_ns.functional.hash_grid import HashGrid
 
@@ -28,6 +29,8 @@ NUM_WARPS = 8
 """Warps a program: a lane then moves two vectors of 16 bytes in each direction, which keeps the memory busy."""
 SUM_BLOCK = 1024
 """Chunks whose sums are added at once."""
+LARGEST_GRADIENT = tl.constexpr(adam.LARGEST_GRADIENT)
+LARGEST_HALF = tl.constexpr(adam.LARGEST_HALF)
 VECTOR = 4
 """Values that a lane moves at once: 16 bytes of float32, so that the half-precision copy needs no exchange of lanes."""
 
@@ -73,8 +76,8 @@ def adam_kernel(
     if UPDATE:
         decay = tl.load(decays + tl.load(chunk + 2))
         g = tl.load(grad + start + lanes, mask=mask, other=0.0)
-        # What is not finite counts as zero: the moments would keep it.
-        g = tl.where(tl.abs(g) < float("inf"), g, 0.0) + decay * p
+        # What is not finite, or its square is not, counts as zero: the moments would keep it.
+        g = tl.where(tl.abs(g) < LARGEST_GRADIENT, g, 0.0) + decay * p
         m = tl.load(exp_avg + start + lanes, mask=mask, other=0.0)
         v = tl.load(exp_avg_sq + start + lanes, mask=mask, other=0.0)
         m += take_exp_avg * (g - m)
@@ -87,7 +90,9 @@ def adam_kernel(
         tl.store(exp_avg_sq + start + lanes, v, mask=written)
         tl.store(table + start + lanes, p, mask=written)
     if HALF:
-        tl.store(half + start + lanes, (p * half_scale).to(tl.float16), mask=mask)
+        # A value that is no number stays none, so that a divergence is seen.
+        h = tl.clamp(p * half_scale, -LARGEST_HALF, LARGEST_HALF, propagate_nan=tl.PropagateNan.ALL)
+        tl.store(half + start + lanes, h.to(tl.float16), mask=mask)
     # Lanes beyond the chunk may hold 0/0.
     squares = tl.where(mask, p * p, 0.0)
     tl.store(sums + first_chunk + program, tl.sum(squares, axis=0))
