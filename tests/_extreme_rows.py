@@ -1,183 +1,60 @@
 """What each function of ``functional/`` may be given, one row a function: its documented domain to its ends.
 
-Numbers are float32 unless a row says otherwise, as everywhere in a step. Bounds below float32's own have their reason
-beside them.
+The kernels are given the same as their twins; the camera's, whose twin is Nerfstudio's, have rows of their own.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import Any, get_args
 from unittest.mock import patch
 
 import torch
-from _extremes import LARGEST, Draw, Row, public_functions
-from _networks import random_weights
+from _extreme_inputs import (
+    LARGE,
+    WORLD,
+    aabb,
+    anywhere,
+    cameras,
+    cone_encode,
+    cone_gaussians,
+    cones,
+    density_mlp,
+    drawn,
+    drawn_pixels,
+    features,
+    gaussians,
+    grid,
+    histogram,
+    interlevel,
+    intervals,
+    linspline,
+    lookup,
+    marched,
+    multisamples,
+    network,
+    on_tdist,
+    packed_cameras,
+    pinhole,
+    pixels,
+    poses,
+    queries,
+    radiance_mlp,
+    radius,
+    rendered,
+    samples,
+    similar,
+    table,
+    turns,
+    updates,
+    weighed,
+)
+from _extremes import LARGEST, Row, public_functions
 from torch import Tensor
-from torch.utils import _pytree as tree
 
 from zipnerf_ns.functional import half_precision, mlp, normals
-from zipnerf_ns.functional.adam import TableUpdate
-from zipnerf_ns.functional.cones import Cones, HalfTable, Lookup
-from zipnerf_ns.functional.hash_grid import HashGrid, Level, Prefilter, make_hash_grid
-from zipnerf_ns.functional.numerics import MAX_EXPONENT
-from zipnerf_ns.functional.similarity import Similarity
-
-WORLD = 1e13
-"""Coordinates of the farthest point: far 1e10 in a scene of scale 1e3."""
-OPAQUE = 3.3e6
-"""exp(MAX_EXPONENT): the largest density that a field gives."""
-LARGE = 1e18
-"""Its square, and a few hundred of these together, are still numbers of float32."""
-WIDEST = 0.6
-"""Radius at distance 1 of a cone of Nerfstudio's own test rays, whose pixel has an area of 1."""
-FRONT = torch.tensor([[1.0, 0.0, 0.0], [0.0, 1.0, 0.0], [0.0, 0.0, 1.0]])
-
-
-def grid(draw: Draw, features: int | None = None) -> HashGrid:
-    """Dense and hashed levels, one of a single cell."""
-    return make_hash_grid(3, draw.pick(1, 2, 3), draw.pick(9, 2**15), 5, features or draw.pick(1, 2, 4, 8))
-
-
-def table(draw: Draw, grid: HashGrid, high: float = LARGE, leaf: bool = False) -> Tensor:
-    return draw.numbers(grid.num_entries, grid.features_per_level, low=-high, high=high, leaf=leaf)
-
-
-def samples(draw: Draw, leaf: bool = True) -> tuple[Tensor, Tensor]:
-    """Positions in the unit cube and outside, and stds; in a box a thousandth wide, the world is 1e16."""
-    count, high = draw.pick(1, 6), WORLD / 1e-3
-    return (
-        draw.numbers(draw.rays, count, 3, low=-high, high=high, leaf=leaf),
-        draw.numbers(draw.rays, count, low=0.0, high=high, leaf=leaf),
-    )
-
-
-def lookup(draw: Draw, shape: HashGrid) -> Lookup:
-    levels = len(shape.levels)
-    bandwidths = draw.pick(None, draw.numbers(levels, low=1e-6, high=1e6))
-    dtype = draw.pick(torch.float32, torch.bfloat16)
-    return Lookup(shape, draw.pick(*get_args(Prefilter)), 1.0, bandwidths, draw.pick(None, 0, 1, levels), dtype)
-
-
-def aabb(draw: Draw) -> Tensor:
-    """Boxes from a thousandth to a thousand units wide, not all centered."""
-    size = draw.pick(1e-3, 1.0, 1e3)
-    return torch.tensor([[-1.0, -0.5, -2.0], [1.0, 0.25, -1.0]]) * size + draw.pick(0.0, size)
-
-
-def cones(draw: Draw, leaf: bool = False) -> Cones:
-    return Cones(
-        draw.numbers(draw.rays, 3, low=-1e3, high=1e3, leaf=leaf),
-        draw.directions(draw.rays, leaf=leaf),
-        draw.numbers(draw.rays, 1, low=0.0, high=WIDEST),
-        draw.tdist(draw.rays, draw.bins),
-        draw.pick(None, (2.0 * draw.uniform(draw.rays, draw.bins)).float().clamp(max=1.9999999)),
-        draw.pick(None, aabb(draw)),
-    )
-
-
-def cone_encode(draw: Draw) -> Sequence[Any]:
-    shape = grid(draw)
-    scales = draw.numbers(len(shape.levels), low=0.0, high=1e6)
-    values, half = table(draw, shape, 1e6, leaf=True), None
-    if draw.pick(True, False):
-        half = HalfTable(values.detach().clamp(-255.0, 255.0).mul(256.0).half(), 256.0)
-    return values, cones(draw, leaf=draw.pick(True, False)), scales, lookup(draw, shape), half
-
-
-def updates(draw: Draw) -> list[TableUpdate]:
-    found = []
-    for shape in (grid(draw, 1), grid(draw)):
-        values = table(draw, shape)
-        square = table(draw, shape).abs()
-        first = square * (2.0 * draw.uniform(*values.shape) - 1.0).float()
-        half = draw.pick(None, torch.zeros(values.shape, dtype=torch.float16))
-        decay = tuple(draw.pick(0.0, 0.1) / level.size for level in shape.levels)
-        step = draw.pick(1, 2, 10**6)
-        skips = draw.pick(None, torch.zeros(()), torch.ones(()))
-        gradient = table(draw, shape, LARGEST)
-        found.append(TableUpdate(values, gradient, first, square.square(), step, shape, decay, half, skips))
-    return found
-
-
-def intervals(draw: Draw, leaf: bool = False) -> tuple[Tensor, Tensor]:
-    """Starts and ends."""
-    tdist = draw.tdist(draw.rays, draw.bins)
-    return tdist[:, :-1].detach().requires_grad_(leaf), tdist[:, 1:].detach().requires_grad_(leaf)
-
-
-def radius(draw: Draw, leaf: bool = False) -> Tensor:
-    return draw.numbers(draw.rays, 1, low=0.0, high=WIDEST, leaf=leaf)
-
-
-def cone_gaussians(draw: Draw) -> Sequence[Any]:
-    origins = draw.numbers(draw.rays, 3, low=-1e3, high=1e3, leaf=True)
-    return origins, draw.directions(draw.rays, leaf=True), *intervals(draw, True), radius(draw, True)
-
-
-def multisamples(draw: Draw) -> Sequence[Any]:
-    rotation = draw.numbers(draw.rays, draw.bins, low=-7.0, high=7.0)
-    return *cone_gaussians(draw), rotation, draw.uniform(draw.rays, draw.bins) < 0.5
-
-
-def gaussians(draw: Draw, high: float) -> Sequence[Any]:
-    """Means, directions and variances."""
-    mean = draw.numbers(draw.rays, 3, low=-high, high=high, leaf=True)
-    variances = (draw.numbers(draw.rays, low=0.0, high=high * high, leaf=True) for _ in range(2))
-    return mean, draw.directions(draw.rays, leaf=True), *variances
-
-
-def anywhere(draw: Draw) -> Tensor:
-    """Points whose distance from the origin is a number of float32, also times a cotangent."""
-    return draw.numbers(draw.rays, 3, low=-LARGEST / 1e3, high=LARGEST / 1e3, leaf=True)
-
-
-def poses(draw: Draw, count: int, high: float = WORLD) -> Tensor:
-    """Cameras turned all ways, and now and then all in one place."""
-    around = draw.directions(count)
-    turned = torch.linalg.qr(FRONT + draw.pick(0.0, 1e-4, 1.0) * around[:, None] * around[:, :, None])[0]
-    place = draw.numbers(count, 3, 1, low=-high, high=high)
-    return torch.cat([turned, draw.pick(place, place[:1].expand_as(place))], dim=-1)
-
-
-def pinhole(draw: Draw) -> Sequence[Any]:
-    focal = draw.numbers(2, low=1e-3, high=1e6)
-    pixels = draw.numbers(draw.rays, 2, low=0.0, high=1e5, leaf=True)
-    return poses(draw, draw.rays).requires_grad_(), pixels, focal, draw.numbers(2, low=0.0, high=1e5)
-
-
-def network(draw: Draw) -> mlp.RadianceWeights:
-    """Weights that are zero, tiny, ordinary or large, by the parameter."""
-    torch.manual_seed(draw.pick(0, 1, 2))
-    weights = random_weights(8, 32, 64, draw.pick(2, 3, 4))
-
-    def scaled(value: Tensor) -> Tensor:
-        return (value.detach() * draw.pick(0.0, 1e-30, 1.0, 1.0, 1.0, 30.0)).requires_grad_()
-
-    return tree.tree_map(scaled, weights)
-
-
-def precision(draw: Draw) -> str:
-    return draw.pick(*get_args(mlp.Precision))
-
-
-def features(draw: Draw, rows: int) -> Tensor:
-    """Up to what float16 holds, and so more than tables with decay ever reach."""
-    half = torch.finfo(torch.float16).max
-    dtype = draw.pick(torch.float32, torch.bfloat16)
-    return draw.numbers(rows, 8, low=-half, high=half, dtype=dtype, leaf=True)
-
-
-def density_mlp(draw: Draw) -> Sequence[Any]:
-    weights = network(draw)
-    head = weights.hidden, weights.hidden_bias, weights.density, weights.density_bias
-    return features(draw, draw.rays * draw.bins), *head, draw.pick(-1.0, 0.0, 30.0), precision(draw)
-
-
-def radiance_mlp(draw: Draw) -> Sequence[Any]:
-    view = mlp.encode_directions(draw.directions(draw.rays)).requires_grad_()
-    rows = features(draw, draw.rays * draw.bins)
-    return rows, view, network(draw), draw.pick(-1.0, 30.0), draw.pick(0.0, 1e-3), precision(draw)
+from zipnerf_ns.functional.hash_grid import Level, Prefilter
+from zipnerf_ns.ops import TORCH_OPS, triton_ops
 
 
 def with_half(name: str) -> Callable[..., Any]:
@@ -197,68 +74,6 @@ def call_scaled(inputs: Tensor, dtype: torch.dtype) -> tuple[Tensor, ...]:
 
 def call_normals(positions: Tensor, scale: Tensor) -> Tensor:
     return normals.density_normals(lambda x: (x.square().sum(dim=-1) * scale).exp().clamp(max=LARGEST), positions)
-
-
-def marched(draw: Draw, high: float = OPAQUE) -> Sequence[Any]:
-    """Densities, fenceposts, and which rays see anything."""
-    density = draw.numbers(draw.rays, draw.bins, low=0.0, high=high, leaf=True)
-    return density, draw.tdist(draw.rays, draw.bins), draw.uniform(draw.rays, 1) < 0.8
-
-
-def rendered(draw: Draw) -> Sequence[Any]:
-    dtype = draw.pick(torch.float32, torch.bfloat16, torch.float16)
-    return *marched(draw), draw.numbers(draw.rays, draw.bins, 3, low=-1.0, high=2.0, dtype=dtype, leaf=True)
-
-
-def histogram(draw: Draw, bins: int | None = None, leaf: bool = False) -> tuple[Tensor, Tensor]:
-    bins = bins or draw.bins
-    return draw.sdist(draw.rays, bins=bins), draw.weights(draw.rays, bins, leaf=leaf)
-
-
-def drawn(draw: Draw) -> Sequence[Any]:
-    near, far = (torch.full((draw.rays, 1), limit) for limit in draw.limits())
-    anneal = draw.pick(0.0, 1e-3, 0.5, 1.0, torch.tensor(0.3))
-    jitter = draw.pick(None, draw.numbers(draw.rays, 1, low=0.0, high=1.0 - 2.0**-24))
-    return *draw.pick((None, None), histogram(draw)), draw.pick(2, 3, 33), jitter, anneal, near, far
-
-
-def interlevel(draw: Draw) -> Sequence[Any]:
-    (s_prop, w_prop), (s_main, w_main) = histogram(draw, leaf=True), histogram(draw, draw.pick(1, 5, 32))
-    return w_prop, s_prop, w_main, s_main, draw.pick(1e-6, 0.003, 0.03, 1.0), draw.pick(1e-7, 1e-5)
-
-
-def on_tdist(draw: Draw, leaf: bool = True) -> tuple[Tensor, Tensor]:
-    return draw.tdist(draw.rays, draw.bins), draw.weights(draw.rays, draw.bins, leaf=leaf)
-
-
-def weighed(draw: Draw) -> Sequence[Any]:
-    return draw.weights(draw.rays, draw.bins, leaf=True), *intervals(draw)
-
-
-def similar(draw: Draw) -> Similarity:
-    around = poses(draw, 1)[0, :, :3].double()
-    return Similarity(torch.tensor(draw.pick(1e-3, 1.0, 1e3)).double(), around, torch.full((3,), 5.0).double())
-
-
-def linspline(draw: Draw) -> tuple[Tensor, Tensor]:
-    knots = draw.sdist(draw.rays, bins=draw.bins)
-    return knots, draw.numbers(draw.rays, draw.bins + 1, low=-LARGE, high=LARGE, leaf=True)
-
-
-def queries(draw: Draw, low: float = -2.0, high: float = 3.0) -> Tensor:
-    return draw.numbers(draw.rays, 9, low=low, high=high).sort(dim=-1).values
-
-
-def turns(draw: Draw) -> Sequence[Any]:
-    """Rotation vectors of up to many turns, and what is turned."""
-    rays = (draw.rays, 3)
-    return draw.numbers(*rays, low=-1e3, high=1e3, leaf=True), draw.numbers(*rays, low=-WORLD, high=WORLD, leaf=True)
-
-
-def cameras(draw: Draw) -> tuple[Tensor, Tensor]:
-    """At least one, and where its pixels look."""
-    count = max(draw.rays, 1)
-    return poses(draw, count)[:, :, 3], draw.directions(count, draw.pick(1, 5))
 
 
 ROWS: dict[str, Row] = {
@@ -352,7 +167,7 @@ ROWS: dict[str, Row] = {
     )),
     "normals.normal_colors": Row(lambda draw: (draw.directions(draw.rays, leaf=True),)),
     "numerics.bounded_exp": Row(lambda draw: (draw.numbers(draw.rays, 9, leaf=True),)),
-    "numerics.log_lerp": Row(lambda draw: (draw.pick(-1.0, 0.0, 0.5, 2.0), draw.pick(1e-30, 1.0), draw.pick(1e30, 1.0))),
+    "numerics.log_lerp": Row(lambda draw: (draw.pick(-1.0, 0.0, 0.5, 2.0), draw.pick(1e-30, 1.0), 1e30)),
     "ray_march.draw_intervals": Row(drawn),
     "ray_march.density_to_weights": Row(marched),
     "ray_march.render": Row(rendered),
@@ -361,10 +176,14 @@ ROWS: dict[str, Row] = {
     "ray_march.median_and_mean_distance": Row(lambda draw: on_tdist(draw)[::-1]),
     "similarity.align_cameras": Row(lambda draw: (poses(draw, 3), poses(draw, 3))),
     "similarity.move_cameras": Row(lambda draw: (similar(draw), poses(draw, draw.rays))),
-    "similarity.move_rays": Row(lambda draw: (similar(draw), poses(draw, draw.rays)[:, :, 3], draw.directions(draw.rays))),
+    "similarity.move_rays": Row(lambda draw: (
+        similar(draw), poses(draw, draw.rays)[:, :, 3], draw.directions(draw.rays)
+    )),
     "similarity.pose_errors": Row(lambda draw: (poses(draw, draw.rays), poses(draw, draw.rays))),
     "similarity.angle": Row(lambda draw: (poses(draw, 1)[0, :, :3],)),
-    "spacing.power_ladder": Row(lambda draw: (draw.numbers(draw.rays, 4, low=0.0, high=1e38), draw.pick(-1.5, -0.25, 0.5))),
+    "spacing.power_ladder": Row(lambda draw: (
+        draw.numbers(draw.rays, 4, low=0.0, high=1e38), draw.pick(-1.5, -0.25, 0.5)
+    )),
     "spacing.s_to_t": Row(lambda draw: (draw.sdist(draw.rays, bins=draw.bins), *drawn(draw)[-2:])),
     "spacing.distortion_distance": Row(lambda draw: (draw.tdist(draw.rays, draw.bins),)),
     "stepfun.sample_intervals": Row(lambda draw: (*histogram(draw), *drawn(draw)[2:5])),
@@ -378,16 +197,22 @@ ROWS: dict[str, Row] = {
 }  # fmt: skip
 """By module.name."""
 
+NAMES = {function: name for name, function in public_functions()}
+OPERATIONS = {NAMES[twin]: field for field, twin in TORCH_OPS._asdict().items() if twin in NAMES}
+"""Fields of ``Ops`` by the names of their rows: whatever has a kernel besides the camera and the look-up of points."""
+KERNEL_ROWS: dict[str, Row] = {
+    **{name: ROWS[name] for name in (*OPERATIONS, "hash_grid.hash_encode")},
+    "camera.camera_rays": Row(lambda draw: (packed_cameras(draw), pixels(draw))),
+    "camera.image_rays": Row(lambda draw: (packed_cameras(draw)[:1], draw.pick(1, 10**4), 5, draw.pick(5, 140))),
+    "camera.drawn_rays": Row(drawn_pixels),
+}
+
 
 def kernels() -> dict[str, Callable[..., Any]]:
-    """Kernels by the names of what they compute."""
+    """All kernels by the names of their rows; imports triton."""
     from zipnerf_ns.kernels.encode.hash_encode import hash_encode
-    from zipnerf_ns.ops import TORCH_OPS, triton_ops
 
-    names = {function: name for name, function in public_functions()}
     ops = triton_ops()
-    found = {
-        names[twin]: getattr(ops, field)
-        for field, twin in TORCH_OPS._asdict().items() if twin in names
-    }  # fmt: skip
-    return {**found, "hash_grid.hash_encode": hash_encode}
+    found = {name: getattr(ops, field) for name, field in OPERATIONS.items()}
+    cameras = {f"camera.{name}": kernel for name, kernel in ops.cameras._asdict().items()}
+    return {**found, "hash_grid.hash_encode": hash_encode, **cameras}

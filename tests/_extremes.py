@@ -153,9 +153,10 @@ def fault(function: Callable[..., Any], arguments: Sequence[Any], seed: int) -> 
     if not outputs or not leaves:
         return None
     generator = torch.Generator().manual_seed(seed)
-    cotangents = [torch.randn(out.shape, generator=generator) * (seed % 2 or torch.rand(out.shape) < 0.5)
-                  for out in outputs]  # fmt: skip
-    cotangents = [v.to(out.device, out.dtype) for v, out in zip(cotangents, outputs, strict=True)]
+    cotangents = []
+    for out in outputs:
+        v, kept = torch.randn(out.shape, generator=generator), torch.rand(out.shape, generator=generator) < 0.5
+        cotangents.append((v * kept if seed % 2 else v).to(out.device, out.dtype))
     for number, gradient in enumerate(torch.autograd.grad(outputs, leaves, cotangents, materialize_grads=True)):
         if not torch.isfinite(gradient).all():
             return f"gradient of leaf {number}: {gradient.flatten()[:8].tolist()} of shape {tuple(gradient.shape)}"
@@ -180,7 +181,7 @@ def faults(
 
 def main() -> int:
     """Prints each function with its cases, and a sum; 1 if one did not end well."""
-    from _extreme_rows import ROWS, kernels
+    from _extreme_rows import KERNEL_ROWS, ROWS, kernels
 
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--cases", type=int, default=200, help="of each function")
@@ -193,7 +194,7 @@ def main() -> int:
     for name, function in functions.items():
         if options.only not in name:
             continue
-        row = ROWS[name]
+        row = {**ROWS, **KERNEL_ROWS}[name]
         call = function if options.kernels else row.call or function
         found = faults(call, row, range(options.cases), device)
         tried, ended_well = tried + options.cases, ended_well + options.cases - len(found)

@@ -103,8 +103,8 @@ def test_a_step_that_is_marked_changes_nothing():
         assert torch.equal(summary.half, (table.hash_table.detach() * 256.0).half())
 
 
-@pytest.mark.parametrize("bad", [float("nan"), float("inf"), -float("inf")])
-def test_a_gradient_that_is_not_finite_counts_as_zero(bad):
+@pytest.mark.parametrize("bad", [float("nan"), float("inf"), -float("inf"), 2e19])
+def test_a_gradient_that_is_not_finite_or_its_square_counts_as_zero(bad):
     spoilt, cleared = (new_table(two_levels()) for _ in range(2))
     memories, summaries = [], []
     for table, value in ((spoilt, bad), (cleared, 0.0)):
@@ -146,6 +146,13 @@ def test_a_copy_of_small_values_keeps_eleven_bits():
     large = table.abs() > 1e-6
     assert large.any()
     torch.testing.assert_close((half.float() / 256.0)[large], table[large], rtol=2.0**-11, atol=0.0)
+
+
+def test_a_copy_of_values_that_float16_does_not_hold_has_its_largest():
+    table, memory = values((13, 2), 3), torch.empty(13, 2, dtype=torch.float16)
+    table[0], table[1, 0] = torch.tensor([1e3, -1e30]), torch.nan
+    half = summarize(table, two_levels(), memory).half
+    assert half[0].tolist() == [65504.0, -65504.0] and half[1, 0].isnan() and torch.isfinite(half[2:]).all()
 
 
 def test_the_coefficients_are_the_gradient_of_half_the_sum_of_the_mean_squares():

@@ -126,6 +126,14 @@ def test_one_camera_alone_has_nothing_to_correct():
     torch.testing.assert_close(whole.remove_gauge(values), torch.zeros_like(values))
 
 
+def test_a_camera_that_looks_in_one_direction_only_is_preconditioned():
+    """Of float32, which makes a unit vector longer than one by up to 1e-7."""
+    direction = torch.tensor([1.0, 1e-3, 0.0])
+    assert direction.double().square().sum() > 1.0 + 1e-7
+    whole = precondition(torch.zeros(1, 3), direction.expand(1, 4, 3))
+    assert all(torch.isfinite(part).all() for part in whole)
+
+
 def test_cameras_in_one_place_are_preconditioned():
     """As of a panorama: a change of scale moves none of them."""
     positions, directions = world()

@@ -58,6 +58,12 @@ def test_cone_radius_gives_the_disc_the_variance_of_the_square():
     assert cone_radius(torch.zeros(2)).tolist() == [0.0, 0.0]
 
 
+def test_a_pixel_without_area_has_no_slope():
+    """As far away from the principal point as float32 tells neighbors apart no more: cameras' poses meet zero there."""
+    _, (v_area,) = gradients(cone_radius, [torch.tensor([0.0, 1e-45, 1e-4])], 0)
+    assert v_area[:2].tolist() == [0.0, 0.0] and v_area[2] != 0.0
+
+
 @pytest.mark.parametrize("focal", [50.0, 400.0])
 def test_cone_radius_has_the_variance_of_nerfstudios_own_pixel(focal):
     size = 65

@@ -8,7 +8,7 @@ from _networks import named_leaves, random_weights
 from torch import Tensor
 
 from zipnerf_ns.functional import mlp
-from zipnerf_ns.functional.half_precision import LARGEST_COTANGENT, linear, scaled_cotangents
+from zipnerf_ns.functional.half_precision import LARGEST_COTANGENT, LARGEST_RESULT, linear, scaled_cotangents
 
 TOLERANCE = 5e-3
 """Relative L2: 2^-11 an operand through four layers."""
@@ -62,6 +62,24 @@ def test_sums_over_rows_may_exceed_what_float16_holds():
     b = torch.zeros(3, requires_grad=True)
     linear(x, w, b, torch.float16).backward(torch.full((4096, 3), 20.0, dtype=torch.float16))
     assert torch.equal(w.grad, torch.full((3, 2), 4096 * 600.0)) and torch.equal(b.grad, torch.full((3,), 4096 * 20.0))
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_what_float16_does_not_hold_is_cut_off_and_can_come_back(dtype):
+    """Operands, results and cotangents; infinity would be no number in the layer above."""
+    x = torch.tensor([[1e5, -1e5], [300.0, 300.0]], dtype=dtype, requires_grad=True)
+    w = torch.tensor([[200.0, 200.0], [1.0, -1.0]], requires_grad=True)
+    out = linear(x, w, torch.tensor([1e6, 0.0]), torch.float16)
+    assert out.dtype == torch.float16 and out[1].tolist() == [LARGEST_RESULT, 0.0]
+    assert torch.isfinite(out).all() and torch.isfinite(out[:, :1] + out[:, :1] + out[:, :1]).all()
+    out.backward(torch.full((2, 2), 6e4, dtype=torch.float16))
+    assert x.grad.dtype == dtype and torch.isfinite(x.grad).all() and (x.grad[:, 0] > 0.0).all()
+    assert torch.isfinite(w.grad).all()
+
+
+def test_a_number_that_is_none_stays_none():
+    x = torch.tensor([[torch.nan, 1.0]])
+    assert linear(x, torch.ones(1, 2), None, torch.float16).isnan().all()
 
 
 def test_inside_the_network_the_largest_cotangent_is_near_its_bound():

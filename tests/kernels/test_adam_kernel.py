@@ -168,8 +168,8 @@ def test_extreme_gradients():
 
 
 @runs_kernels
-@pytest.mark.parametrize("bad", [float("nan"), float("inf"), -float("inf")])
-def test_a_gradient_that_is_not_finite_counts_as_zero(bad):
+@pytest.mark.parametrize("bad", [float("nan"), float("inf"), -float("inf"), 2e19])
+def test_a_gradient_that_is_not_finite_or_its_square_counts_as_zero(bad):
     spoilt, cleared, twin = (on_device(odd_grid(1)) for _ in range(3))
     memories, summaries = [], []
     for part, value, table in ((kernels, bad, spoilt), (kernels, 0.0, cleared), (twins, bad, twin)):
@@ -183,6 +183,19 @@ def test_a_gradient_that_is_not_finite_counts_as_zero(bad):
         assert torch.equal(found, expected)
         torch.testing.assert_close(found, truth, rtol=1e-5, atol=1e-8)
     assert_same_summary(summaries[0], summaries[2])
+
+
+@runs_kernels
+def test_a_copy_of_values_that_float16_does_not_hold_has_its_largest():
+    table = on_device(two_levels())
+    with torch.no_grad():
+        table.hash_table[0], table.hash_table[1, 0] = torch.tensor([1e3, -1e30], device=DEVICE), torch.nan
+    found, truth = (
+        part.summarize(table.hash_table, table.grid, torch.empty(13, 2, dtype=torch.float16, device=DEVICE)).half
+        for part in (kernels, twins)
+    )
+    assert found[0].tolist() == [65504.0, -65504.0] and found[1, 0].isnan()
+    assert torch.equal(found.nan_to_num(0.0), truth.nan_to_num(0.0))
 
 
 @runs_kernels

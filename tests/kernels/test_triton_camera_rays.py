@@ -241,3 +241,16 @@ def test_a_store_in_main_memory_feeds_a_generator_on_the_gpu():
     expected = store.sample(200)
     assert all(batch[key].device.type == "cuda" and torch.equal(batch[key].cpu(), expected[key]) for key in expected)
     assert_rays_equal(bundle, PixelRays(cameras, DEVICE, "torch")(expected["indices"]))
+
+
+@runs_kernels
+def test_where_a_lens_bends_light_as_none_does_there_are_rays():
+    """Where Newton's steps leave float32 they are those without distortion."""
+    packed = torch.zeros(2, 24)
+    packed[:, [0, 5, 10]] = 1.0
+    packed[:, 12:16] = torch.tensor([5e-3, 5e-3, 50.0, 50.0])
+    packed[0, 16:20] = 0.1
+    indices = torch.cartesian_prod(torch.arange(2), torch.arange(0, 40, 9), torch.arange(0, 40, 9))
+    rays = kernels.camera_rays(packed.to(DEVICE), indices.to(DEVICE))
+    assert all(torch.isfinite(part).all() for part in rays)
+    assert torch.equal(*rays.directions.chunk(2))

@@ -9,6 +9,7 @@ import torch
 from _rays import make_bundle
 from torch import Tensor, nn
 
+from zipnerf_ns.errors import say_once
 from zipnerf_ns.render import chunks as rendering
 from zipnerf_ns.render.chunks import MIN_CHUNK, ChunkLimit, rays_that_fit, render_in_chunks
 
@@ -107,6 +108,14 @@ def test_memory_that_runs_out_halfway_costs_only_the_rays_of_that_chunk():
     outputs = render_in_chunks(model, CPU, False, shrinking, 2000, 500, ChunkLimit())
     assert model.tried == [500, 500, 500, 256, 256, 256, 232]
     assert_whole(outputs, picture)
+
+
+def test_that_it_did_not_fit_is_said_once(capsys):
+    say_once.cache_clear()
+    for _ in range(2):
+        render(StubModel(fits=300), 3000, 1800)
+    said = capsys.readouterr().out
+    assert said.count("memory ran out") == 1 and "smaller chunks" in said
 
 
 def test_what_did_not_fit_is_remembered_for_the_next_picture():

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from nerfstudio.cameras.rays import RayBundle
 
 from zipnerf_ns.data.memory import room_on
+from zipnerf_ns.errors import say_once
 
 KERNEL_BYTES_PER_RAY = 32_768
 """What a ray of the paper's sizes needs while the kernels render it, with a margin of two."""
@@ -87,6 +88,7 @@ def render_in_chunks(
         if outputs is None:
             # Not while the error is handled: it keeps alive what the failed chunk held, and nothing would be freed.
             torch.cuda.empty_cache()
+            say_once("The GPU's memory ran out while a picture was rendered: it goes on in smaller chunks of rays.")
             limit.halve(tried)
             chunk = min(chunk, limit.rays)
             continue

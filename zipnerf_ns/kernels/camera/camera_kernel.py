@@ -16,6 +16,8 @@ CAMERA_FIELDS = tl.constexpr(24)
 NEWTON_STEPS = tl.constexpr(10)
 MIN_DETERMINANT = tl.constexpr(1e-3)
 """Steps and smallest determinant of nerfstudio.cameras.camera_utils.radial_and_tangential_undistort."""
+MOST = tl.constexpr(1e18)
+"""Focal lengths off the axis, beyond which nothing was found."""
 PI = tl.constexpr(3.1415927410125732)
 MIN_NORM = tl.constexpr(8.881784197001252e-16)
 """The least length that Nerfstudio divides a direction by."""
@@ -44,7 +46,9 @@ def _undistort(x_distorted, y_distorted, lens):
         step_y = (error_y * x_by_x - error_x * x_by_y) * inverse
         x += step_x
         y += step_y
-    return x, y
+    # Of a lens that bends light there as none does, the steps leave what float32 holds.
+    is_found = (tl.abs(x) < MOST) & (tl.abs(y) < MOST)
+    return tl.where(is_found, x, x_distorted), tl.where(is_found, y, y_distorted)
 
 
 @triton.jit

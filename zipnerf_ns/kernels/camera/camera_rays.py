@@ -1,8 +1,9 @@
 """Rays through pixels of perspective and fisheye cameras, with lens distortion or without, in one launch each.
 
 The twin is Nerfstudio's own ``Cameras.generate_rays``: some two hundred torch operations, a handful of which wait for
-the device. The rays are its rays to float32 rounding, with one exception: at the very center of a fisheye it divides
-zero by zero, where the kernels give the optical axis. Nothing here has a gradient.
+the device. The rays are its rays to float32 rounding, with two exceptions: at the very center of a fisheye it divides
+zero by zero, where the kernels give the optical axis; and where no point is found that a lens would move to a pixel,
+it gives no numbers, and the kernels the ray as without distortion. Nothing here has a gradient.
 """
 
 from __future__ import annotations
