@@ -186,17 +186,17 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--cases", type=int, default=200, help="of each function")
     parser.add_argument("--kernels", action="store_true", help="the kernels instead of functional/")
+    parser.add_argument("--first", type=int, default=0, help="number of the first case")
     parser.add_argument("--only", default="", help="functions whose names contain this")
     options = parser.parse_args()
     functions = kernels() if options.kernels else dict(public_functions())
     device = torch.device("cuda" if options.kernels and torch.cuda.is_available() else "cpu")
+    functions = {name: function for name, function in functions.items() if options.only in name}
     tried = ended_well = 0
     for name, function in functions.items():
-        if options.only not in name:
-            continue
         row = {**ROWS, **KERNEL_ROWS}[name]
         call = function if options.kernels else row.call or function
-        found = faults(call, row, range(options.cases), device)
+        found = faults(call, row, range(options.first, options.first + options.cases), device)
         tried, ended_well = tried + options.cases, ended_well + options.cases - len(found)
         print(f"{name}: {options.cases - len(found)} of {options.cases}", *(f"  seed {s}: {w}" for s, w in found[:3]),
               sep="\n", flush=True)  # fmt: skip

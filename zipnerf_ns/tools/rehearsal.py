@@ -84,7 +84,10 @@ def rehearse(method: str, variation: str) -> None:
     config = copy.deepcopy(METHODS[method])
     changes = variations(config.pipeline.model)[variation]
     config.pipeline.model = dataclasses.replace(config.pipeline.model, implementation="triton", **changes)
-    model = ZipNerfModel(config.pipeline.model, SceneBox(torch.tensor([[-1.0] * 3, [1.0] * 3])), PHOTOS).to(DEVICE)
+    box = SceneBox(torch.tensor([[-1.0] * 3, [1.0] * 3]))
+    # A GPU that is not here cannot be asked for its memory.
+    device = DEVICE if torch.cuda.is_available() else "cpu"
+    model = ZipNerfModel(config.pipeline.model, box, PHOTOS, device=device).to(DEVICE)
     _draw_rays()
     _train(model, config)
     model.eval()
@@ -106,10 +109,10 @@ def _bundle(rays: int = RAYS) -> RayBundle:
 def _draw_rays() -> None:
     """What the datamanager and pictures ask of cameras: images with alpha and without, masked or not, or on disk."""
     rays, pixels = PixelRays(_cameras(), DEVICE, "triton"), PHOTOS * SIDE**2
-    places = torch.arange(PHOTOS) * SIDE**2, torch.full([PHOTOS], SIDE)
-    numbers = [torch.zeros(pixels, dtype=dtype) for dtype in (torch.int32, torch.int64)]
+    places = torch.arange(PHOTOS, device=DEVICE) * SIDE**2, torch.full([PHOTOS], SIDE, device=DEVICE)
+    numbers = [torch.zeros(pixels, dtype=dtype, device=DEVICE) for dtype in (torch.int32, torch.int64)]
     for channels in (3, 4):
-        colors = torch.zeros(pixels, channels, dtype=torch.uint8)
+        colors = torch.zeros(pixels, channels, dtype=torch.uint8, device=DEVICE)
         rays.sample(PixelStore(colors, *places, None), RAYS)
         for allowed, is_gathered in product(numbers, (False, True)):
             rays.sample(PixelStore(colors, *places, allowed, is_gathered), RAYS)
@@ -120,7 +123,7 @@ def _train(model: ZipNerfModel, config: ZipNerfTrainerConfig) -> None:
     """A step halfway through the training."""
     model.train()
     model.zipnerf.set_progress(0.5)
-    outputs, batch = model.get_outputs(_bundle()), {"image": torch.zeros(RAYS, 3)}
+    outputs, batch = model.get_outputs(_bundle()), {"image": torch.zeros(RAYS, 3, device=DEVICE)}
     sum(model.get_loss_dict(outputs, batch).values()).backward()
     groups = model.get_param_groups()
     # Cameras are corrected by torch alone.
@@ -134,7 +137,7 @@ def _render(model: ZipNerfModel, rays: int) -> None:
     outputs = model.get_outputs(_bundle(rays))
     for name in EXTRA_OUTPUTS:
         outputs.get(name)
-    points = torch.zeros(rays, 3)
+    points = torch.zeros(rays, 3, device=DEVICE)
     query_points(model.field, points, points, 0.1)
     query_density(model.field, points, 0.1)
 

@@ -148,7 +148,7 @@ def _run(command: Sequence[str], environment: dict[str, str]) -> tuple[int, str]
 
 
 def launch_all(methods: Sequence[str], compiles: bool) -> None:
-    """All kernels of some methods on this machine's GPU, and last the one with faults.
+    """All kernels of some methods on this machine's GPU, and where they need not be compiled, last the one with faults.
 
     Args:
         methods: as in ns-train.
@@ -159,11 +159,15 @@ def launch_all(methods: Sequence[str], compiles: bool) -> None:
         for method in methods:
             rehearsal.rehearse(method, rehearsal.AS_CONFIGURED)
 
-    with torch.device(rehearsal.DEVICE):
-        for pending in compile_ahead(launch, torch.device(rehearsal.DEVICE)) if compiles else []:
-            pending.result()
-        launch()
+    for pending in compile_ahead(launch, torch.device(rehearsal.DEVICE)) if compiles else []:
+        pending.result()
+    launch()
     torch.cuda.synchronize()
+    if not compiles:
+        _launch_fault()
+
+
+def _launch_fault() -> None:
     # In CUDA's own language: in Triton's nobody can forget to wait.
     planted = torch.cuda._compile_kernel(SOURCE, PLANTED)
     values, sums = (torch.empty(64, device=rehearsal.DEVICE) for _ in range(2))
