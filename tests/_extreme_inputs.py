@@ -127,7 +127,7 @@ def gaussians(draw: Draw, high: float) -> Sequence[Any]:
 
 def anywhere(draw: Draw) -> Tensor:
     """Points whose distance from the origin is a number of float32, also times a cotangent."""
-    return draw.numbers(draw.rays, 3, low=-LARGEST / 1e3, high=LARGEST / 1e3, leaf=True)
+    return draw.numbers(draw.rays, 3, low=-LARGEST / 1e4, high=LARGEST / 1e4, leaf=True)
 
 
 def poses(draw: Draw, count: int, high: float = WORLD) -> Tensor:

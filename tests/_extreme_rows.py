@@ -100,7 +100,9 @@ ROWS: dict[str, Row] = {
     )),
     "cones.cone_encode": Row(cone_encode),
     "contraction.contract": Row(lambda draw: (anywhere(draw),)),
-    "contraction.contract_points": Row(lambda draw: (anywhere(draw), draw.numbers(draw.rays, low=0.0, leaf=True))),
+    "contraction.contract_points": Row(lambda draw: (
+        anywhere(draw), draw.numbers(draw.rays, low=0.0, high=LARGEST / 1e4, leaf=True)
+    )),
     "contraction.contract_cone_gaussians": Row(lambda draw: gaussians(draw, WORLD)),
     "contraction.box_points": Row(lambda draw: (
         draw.numbers(draw.rays, 3, low=-WORLD, high=WORLD, leaf=True),

@@ -141,7 +141,7 @@ def to_device(arguments: Sequence[Any], device: torch.device) -> Any:
 def fault(function: Callable[..., Any], arguments: Sequence[Any], seed: int) -> str | None:
     """What is not finite of a call's results, of what it wrote into its arguments, or of its gradients; None if all is.
 
-    Cotangents are random numbers; every other case has some zeros among them.
+    Cotangents are random numbers, large and small; every other case has some zeros among them.
     """
     results = function(*arguments)
     written = [value for value in tree.tree_leaves((results, arguments)) if isinstance(value, Tensor)]
@@ -156,6 +156,7 @@ def fault(function: Callable[..., Any], arguments: Sequence[Any], seed: int) -> 
     cotangents = []
     for out in outputs:
         v, kept = torch.randn(out.shape, generator=generator), torch.rand(out.shape, generator=generator) < 0.5
+        v = v * (1.0, 1e-9, 1e-40, 100.0)[seed % 4]
         cotangents.append((v * kept if seed % 2 else v).to(out.device, out.dtype))
     for number, gradient in enumerate(torch.autograd.grad(outputs, leaves, cotangents, materialize_grads=True)):
         if not torch.isfinite(gradient).all():
