@@ -36,7 +36,8 @@ OPTIONS: dict[str, tuple[str, ...]] = {
     "initcheck": (),
 }
 """The sanitizer's tools, and what they are told: of calls that torch makes to try whether they work nothing is said."""
-BRIEFLY = ("--show-backtrace", "no", "--print-limit", "10000")
+COMMON = ("--show-backtrace", "no", "--print-limit", "10000", "--launch-timeout", "0")
+"""Of all tools; they wait however long Nerfstudio takes to be imported."""
 DEFAULT_METHODS = ("zipnerf", "zipnerf-lite")
 """Six look-ups an interval and one, four features a level and two: between them every kernel."""
 LAUNCH, ANEW, COMPILED = "--launch", "anew", "compiled"
@@ -128,7 +129,7 @@ def check(sanitizer: str, tools: Sequence[str], methods: Sequence[str], logs: Pa
         codes = Counter(path.stem for path in Path(cache).rglob("*.cubin"))
 
         def run(tool: str) -> Report:
-            _, said = _run([sanitizer, "--tool", tool, *OPTIONS[tool], *BRIEFLY, *command, COMPILED], environment)
+            _, said = _run([sanitizer, "--tool", tool, *OPTIONS[tool], *COMMON, *command, COMPILED], environment)
             if logs is not None:
                 logs.mkdir(parents=True, exist_ok=True)
                 (logs / f"{tool}.txt").write_text(said)
