@@ -160,8 +160,9 @@ def launch_all(methods: Sequence[str], compiles: bool) -> None:
         for method in methods:
             rehearsal.rehearse(method, rehearsal.AS_CONFIGURED)
 
-    for pending in compile_ahead(launch, torch.device(rehearsal.DEVICE)) if compiles else []:
-        pending.result()
+    if compiles:
+        for pending in compile_ahead(launch, torch.device(rehearsal.DEVICE, torch.cuda.current_device())):
+            pending.result()
     launch()
     torch.cuda.synchronize()
     if not compiles:
