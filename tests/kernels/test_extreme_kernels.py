@@ -5,8 +5,6 @@ Where they are interpreted, they also touch no memory but their tensors', and us
 
 from __future__ import annotations
 
-import contextlib
-
 import pytest
 import torch
 import triton
@@ -15,7 +13,6 @@ from _extreme_rows import KERNEL_ROWS, kernels
 from _extremes import faults
 from _interpreter import needs_interpreter, run_under_the_interpreter, runs_kernels
 from _twins import DEVICE, INTERPRETED
-from _watched import watched
 
 CASES = 60 if DEVICE.type == "cuda" else 3
 """Of each kernel; the interpreter takes up to a second for one. ``_extremes.py --kernels`` tries more."""
@@ -24,8 +21,7 @@ CASES = 60 if DEVICE.type == "cuda" else 3
 @runs_kernels
 @pytest.mark.parametrize("name", KERNEL_ROWS)
 def test_values_and_gradients_are_finite(name):
-    with watched() if INTERPRETED else contextlib.nullcontext():
-        assert faults(kernels()[name], KERNEL_ROWS[name], range(CASES), DEVICE) == []
+    assert faults(kernels()[name], KERNEL_ROWS[name], range(CASES), DEVICE) == []
 
 
 @runs_kernels
@@ -43,15 +39,15 @@ def add_one(values, sums, count, N: tl.constexpr):
 
 @pytest.mark.skipif(not INTERPRETED, reason="on a GPU, compute-sanitizer watches")
 def test_overruns_and_what_nobody_wrote_are_seen():
-    with watched():
-        values, sums = torch.ones(5), torch.zeros(5)
-        add_one[(1,)](values, sums, 5, N=8)
-        assert sums.tolist() == [2.0] * 5
-        for short in ((values[:4].clone(), sums), (values, sums[:4].clone())):
-            with pytest.raises(Exception, match="places outside of the kernel's tensors"):
-                add_one[(1,)](*short, 5, N=8)
-        add_one[(1,)](torch.empty(5), sums, 5, N=8)
-        assert sums.isnan().all()
+    """By the watch that all tests of this folder are under."""
+    values, sums = torch.ones(5), torch.zeros(5)
+    add_one[(1,)](values, sums, 5, N=8)
+    assert sums.tolist() == [2.0] * 5
+    for short in ((values[:4].clone(), sums), (values, sums[:4].clone())):
+        with pytest.raises(Exception, match="places outside of the kernel's tensors"):
+            add_one[(1,)](*short, 5, N=8)
+    add_one[(1,)](torch.empty(5), sums, 5, N=8)
+    assert sums.isnan().all()
 
 
 @needs_interpreter
