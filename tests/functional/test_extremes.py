@@ -7,7 +7,7 @@ import torch
 from _extreme_rows import ROWS
 from _extremes import LARGEST, Draw, fault, faults, public_functions
 
-CASES = 18
+CASES = 12
 """Of each function; ``python tests/_extremes.py --cases 500`` tries more."""
 FUNCTIONS = dict(public_functions())
 

@@ -32,7 +32,7 @@ class _Watch:
 
     def __init__(self, real: Any) -> None:
         self._real = real
-        self._begins = self._ends = np.zeros(0, np.uint64)
+        self._ranges: set[tuple[int, int]] = set()
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._real, name)
@@ -40,15 +40,16 @@ class _Watch:
     def begin(self, arguments: list[Any]) -> None:
         """A launch with these arguments."""
         storages = [value.untyped_storage() for value in arguments if isinstance(value, Tensor)]
-        ranges = sorted({(storage.data_ptr(), storage.data_ptr() + storage.nbytes()) for storage in storages})
-        self._begins, self._ends = (np.array(ends, np.uint64) for ends in zip(*ranges, strict=True))
+        self._ranges = {(storage.data_ptr(), storage.data_ptr() + storage.nbytes()) for storage in storages}
 
     def _check(self, pointers: np.ndarray, mask: np.ndarray, size: int, what: str) -> None:
-        active = pointers[np.broadcast_to(mask.astype(bool), pointers.shape)].astype(np.uint64)
-        which = np.searchsorted(self._begins, active, side="right") - 1
-        inside = (which >= 0) & (active + np.uint64(size) <= self._ends[which])
-        if not inside.all():
-            raise IndexError(f"{what} {int((~inside).sum())} places outside of the kernel's tensors")
+        active = pointers if mask.all() else pointers[mask.astype(bool)]
+        if active.size == 0:
+            return
+        first, end = int(active.min()), int(active.max()) + size
+        # All of an access is in one tensor.
+        if not any(begin <= first and end <= last for begin, last in self._ranges):
+            raise IndexError(f"{what} places outside of the kernel's tensors")
 
     def load(self, pointers: np.ndarray, mask: np.ndarray, other: np.ndarray, dtype: Any) -> np.ndarray:
         self._check(pointers, mask, np.dtype(dtype).itemsize, "reads")
@@ -67,7 +68,7 @@ class _Watch:
 def watched() -> Iterator[None]:
     """Within it an interpreted kernel that touches other memory than its tensors' raises, and new tensors hold garbage.
 
-    An overrun from one of a kernel's tensors into another one is not seen.
+    An access that lies in another one of the kernel's tensors as a whole is not seen.
     """
     watch, garbage = _Watch(interpreter._interpreter), Garbage()
     prepare, run_backward = interpreter.GridExecutor._init_args_hst, torch.autograd._engine_run_backward
