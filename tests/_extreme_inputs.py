@@ -260,5 +260,6 @@ def drawn_pixels(draw: Draw) -> Sequence[Any]:
     images = max(draw.rays, 1)
     colors = (256.0 * draw.uniform(6 * images, draw.pick(3, 4))).to(torch.uint8)
     numbers, starts = (6.0 * images * draw.uniform(draw.rays)).long(), 6 * torch.arange(images)
-    allowed = draw.pick(None, torch.arange(6 * images).flip(0))
-    return packed_cameras(draw), numbers, colors, starts, torch.full((images,), 3), allowed
+    everywhere = torch.arange(6 * images).flip(0)
+    allowed = draw.pick((None, False), (everywhere, False), (everywhere.int(), True))
+    return packed_cameras(draw), numbers, colors, starts, torch.full((images,), 3), *allowed
