@@ -41,6 +41,10 @@ class Rays(NamedTuple):
     """False for rays with nothing to see (a crop or a scene box that they miss); their limits are placeholders."""
     camera_indices: Int[Tensor, "rays 1"] | None = None
     """Training image of each ray."""
+    times: Float[Tensor, "rays 1"] | None = None
+    """Middle of the moment in which each ray sees, from 0 to 1; None where nothing is known of time."""
+    shutter: float = 0.0
+    """Length of that moment, in the same unit."""
 
     @classmethod
     def between(

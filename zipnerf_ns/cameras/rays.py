@@ -241,7 +241,11 @@ def _send(value: Tensor, device: torch.device) -> Tensor:
 
 
 def rays_of_bundle(
-    ray_bundle: RayBundle, near_plane: float, far_plane: float, aabb: Float[Tensor, "2 3"] | None = None
+    ray_bundle: RayBundle,
+    near_plane: float,
+    far_plane: float,
+    aabb: Float[Tensor, "2 3"] | None = None,
+    shutter: float = 0.0,
 ) -> Rays:
     """The rays of a bundle of any shape, with unit directions; the bundle itself is left as it is.
 
@@ -253,6 +257,7 @@ def rays_of_bundle(
         ray_bundle: ``nears`` and ``fars`` may be missing, or equal where a crop is missed.
         near_plane, far_plane: world units.
         aabb: the box of a bounded scene, world frame.
+        shutter: length of the moment in which a ray with a time sees.
     """
     origins, directions = ray_bundle.origins.reshape(-1, 3), ray_bundle.directions.reshape(-1, 3)
     directions = directions / torch.linalg.vector_norm(directions, dim=-1, keepdim=True).clamp_min(1e-12)
@@ -271,7 +276,7 @@ def rays_of_bundle(
         near = torch.maximum(near, slabs.amin(dim=0).amax(dim=-1, keepdim=True))
         far = torch.minimum(far, slabs.amax(dim=0).amin(dim=-1, keepdim=True))
     valid = far > near
-    indices = ray_bundle.camera_indices
+    indices, times = ray_bundle.camera_indices, ray_bundle.times
     return Rays(
         origins,
         directions,
@@ -280,4 +285,6 @@ def rays_of_bundle(
         torch.where(valid, far, near_plane + 1.0),
         valid,
         None if indices is None else indices.reshape(-1, 1),
+        None if times is None else times.reshape(-1, 1),
+        shutter,
     )

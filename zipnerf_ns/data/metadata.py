@@ -35,6 +35,9 @@ class SceneHints:
     """What shows through where there is nothing."""
     longest_side: int
     """Longest side of a training image, pixels."""
+    time_step: float | None = None
+    """Time between one moment of the training and the next, of the whole time, which is 1; None where nothing is said of
+    time."""
 
 
 def find_hints(metadata: Mapping[str, Any] | None) -> SceneHints | None:
