@@ -91,7 +91,7 @@ def test_impossible_grids_are_refused_by_name(argument, value, match):
 
 
 def test_primes_are_instant_ngps():
-    assert HASH_PRIMES == (1, 2654435761, 805459861)
+    assert HASH_PRIMES == (1, 2654435761, 805459861, 3674653429)
 
 
 @pytest.mark.parametrize("level", LEVELS, ids=LEVEL_NAMES)

@@ -29,6 +29,12 @@ class Cones(NamedTuple):
     reverse their order. ``None`` reverses every other interval and turns it by 30 degrees, as evaluation does."""
     aabb: Float[Tensor, "2 3"] | None
     """Box of a bounded scene, world frame; ``None`` for contracted space."""
+    times: Float[Tensor, "rays 1"] | None = None
+    """Middles of the moments in which the rays see, 0 to 1; for grids that change with time."""
+    shifts: Float[Tensor, "intervals 3"] | None = None
+    """Of each interval, ray by ray: added to where its samples lie in the unit cube, not to their extents."""
+    shutter: float = 0.0
+    """Length of the moments."""
 
 
 class Lookup(NamedTuple):
@@ -61,7 +67,7 @@ def cones_in_cube(
         cones: the intervals; the result counts them ray by ray.
         one_lookup: the cone's own Gaussian (its std is the root of its trace) instead of six multisamples.
     """
-    origins, directions, radius, tdist, turns, aabb = cones
+    origins, directions, radius, tdist, turns, aabb, _, shifts, _ = cones
     starts, ends = tdist[:, :-1], tdist[:, 1:]
     if one_lookup:
         mean, t_var, r_var = frustum.cone_gaussians(origins, directions, starts, ends, radius)
@@ -70,7 +76,7 @@ def cones_in_cube(
             positions, stds = contraction.contract_cone_gaussians(mean, along, t_var, r_var)
         else:
             positions, stds = contraction.box_cone_gaussians(mean, along, t_var, r_var, aabb)
-        return positions.reshape(-1, 1, 3), stds.reshape(-1, 1)
+        return _shifted(positions.reshape(-1, 1, 3), shifts), stds.reshape(-1, 1)
     if turns is None:
         reverse = (torch.arange(starts.shape[-1], device=starts.device) % 2 == 1).expand(starts.shape)
         rotation = reverse.to(starts.dtype) * (math.pi / 6.0)
@@ -82,7 +88,14 @@ def cones_in_cube(
         points, stds = contraction.contract_points(points, stds)
     else:
         points, stds = contraction.box_points(points, stds, aabb)
-    return points.reshape(-1, frustum.NUM_MULTISAMPLES, 3), stds.reshape(-1, frustum.NUM_MULTISAMPLES)
+    points = _shifted(points.reshape(-1, frustum.NUM_MULTISAMPLES, 3), shifts)
+    return points, stds.reshape(-1, frustum.NUM_MULTISAMPLES)
+
+
+def _shifted(
+    positions: Float[Tensor, "intervals samples 3"], shifts: Float[Tensor, "intervals 3"] | None
+) -> Float[Tensor, "intervals samples 3"]:
+    return positions if shifts is None else positions + shifts[:, None]
 
 
 def separate_intervals(cones: Cones) -> Cones:
@@ -100,7 +113,17 @@ def separate_intervals(cones: Cones) -> Cones:
         torch.stack([cones.tdist[:, :-1], cones.tdist[:, 1:]], dim=-1).reshape(-1, 2),
         turns.reshape(-1, 1),
         cones.aabb,
+        None if cones.times is None else cones.times.repeat_interleave(bins, dim=0),
+        cones.shifts,
+        cones.shutter,
     )
+
+
+def interval_times(cones: Cones, grid: HashGrid) -> Float[Tensor, "intervals"] | None:
+    """The time of each interval, where rays have times and the grid changes with them."""
+    if cones.times is None or not grid.is_timed:
+        return None
+    return cones.times[:, 0].repeat_interleave(cones.tdist.shape[1] - 1)
 
 
 def channels(
@@ -134,6 +157,7 @@ def cone_encode(
     """
     positions, stds = cones_in_cube(cones, lookup.prefilter != "multisample")
     per_level, weights = hash_encode(
-        table, positions, stds, lookup.grid, lookup.prefilter, lookup.bandwidths, lookup.num_active
-    )
+        table, positions, stds, lookup.grid, lookup.prefilter, lookup.bandwidths, lookup.num_active,
+        interval_times(cones, lookup.grid), cones.shutter,
+    )  # fmt: skip
     return channels(per_level, weights, weight_scales, lookup)

@@ -110,7 +110,7 @@ def scatter(v_table, rows, values, columns, mask, ROW: tl.constexpr, WIDE: tl.co
 
 @triton.jit
 @no_type_check
-def times(sums, v):
+def products(sums, v):
     """Outer product of each corner's weight sum with the features' cotangent."""
     values = ()
     for corner in tl.static_range(8):

@@ -61,11 +61,11 @@ def differs(a, b):
 
 @triton.jit
 @no_type_check
-def corner_rows(cell, level, XOR: tl.constexpr):
+def corner_rows(cell, level, XOR: tl.constexpr, knot=None):
     """Rows within the level of the eight cells, x fastest; see functional.hash_grid.level_corners.
 
     XOR: every level here is hashed, or dense with a power of two cells a side, whose sums carry nothing and so are
-    exclusive ors too.
+    exclusive ors too. ``knot``: what the cell in time adds to a row's number, where there is time.
     """
     i, j, k = cell
     resolution, _, y_step, z_step, mask = level
@@ -77,6 +77,8 @@ def corner_rows(cell, level, XOR: tl.constexpr):
     for side in tl.static_range(4):
         y = y1 if side & 1 else y0
         z = z1 if side & 2 else z0
+        if knot is not None:
+            z = z ^ knot if XOR else tl.where(mask < 0, z + knot, z ^ knot)
         if XOR:
             hashed = (y ^ z) & mask
             rows = rows + ((i & mask) ^ hashed, (right & mask) ^ hashed)
@@ -85,3 +87,23 @@ def corner_rows(cell, level, XOR: tl.constexpr):
             rows = rows + (tl.where(mask < 0, i + dense, (i ^ hashed) & mask),)
             rows = rows + (tl.where(mask < 0, right + dense, (right ^ hashed) & mask),)
     return rows
+
+
+@triton.jit
+@no_type_check
+def load_times(times, first, lanes, mask, per_ray):
+    """The time of each lane's interval; its ray is that of ``cones.prepare``."""
+    first_ray = first // per_ray
+    ray = (lanes + (first - first_ray * per_ray).to(tl.int32)) // per_ray
+    return tl.load(times + first_ray + ray, mask=mask, other=0.0)
+
+
+@triton.jit
+@no_type_check
+def locate_knots(time, knots, index):
+    """What the two cells in time add to a row's number, see :func:`corner_rows`, and the weights of their features."""
+    count = tl.load(knots + index * 2)
+    step = tl.load(knots + index * 2 + 1)
+    lower, share = _locate(time, count.to(tl.float32))
+    upper = tl.minimum(lower + 1, count - 1)
+    return (lower * step, upper * step), (1.0 - share, share)

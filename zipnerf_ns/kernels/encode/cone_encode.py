@@ -14,7 +14,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from zipnerf_ns.functional import hash_grid
-from zipnerf_ns.functional.cones import Cones, HalfTable, Lookup, channels, cones_in_cube
+from zipnerf_ns.functional.cones import Cones, HalfTable, Lookup, channels, cones_in_cube, interval_times
 from zipnerf_ns.functional.frustum import NUM_MULTISAMPLES
 from zipnerf_ns.kernels.encode import launch
 from zipnerf_ns.kernels.encode.hash_encode import _check, _unit_bandwidths, hash_encode
@@ -57,17 +57,20 @@ def tuned_cone_encode(
     if torch.are_deterministic_algorithms_enabled() or weight_scales.requires_grad:
         positions, stds = cones_in_cube(cones, one_lookup)
         per_level, weights = hash_encode(
-            table, positions, stds, lookup.grid, lookup.prefilter, lookup.bandwidths, lookup.num_active
-        )
+            table, positions, stds, lookup.grid, lookup.prefilter, lookup.bandwidths, lookup.num_active,
+            interval_times(cones, lookup.grid), cones.shutter,
+        )  # fmt: skip
         return channels(per_level, weights, weight_scales, lookup)
     _check(table, lookup.grid, lookup.prefilter)
+    hash_grid.check_times(cones.times, lookup.grid)
     half = half if tuning.half_table else None
-    still = Cones(*(None if tensor is None else tensor.detach() for tensor in cones))
+    still = Cones(*(value.detach() if isinstance(value, Tensor) else value for value in cones))
     encoded = _ConeEncode.apply(table, still, weight_scales, lookup, half, tuning)
-    if not any(tensor is not None and tensor.requires_grad for tensor in cones):
+    if not any(isinstance(value, Tensor) and value.requires_grad for value in cones):
         return encoded
     positions, stds = (samples.float() for samples in cones_in_cube(cones, one_lookup))
-    return _FollowSamples.apply(encoded, positions, stds, table.detach(), weight_scales, lookup, half, tuning)
+    moments = interval_times(still, lookup.grid), cones.shutter
+    return _FollowSamples.apply(encoded, positions, stds, moments, table.detach(), weight_scales, lookup, half, tuning)
 
 
 class _ConeEncode(torch.autograd.Function):
@@ -82,7 +85,7 @@ class _ConeEncode(torch.autograd.Function):
         bandwidths, options = _bandwidths(lookup, table.device), _options(lookup, tuning)
         samples = NUM_MULTISAMPLES if lookup.prefilter == "multisample" else 1
         with launching("cone_encode", table):
-            source = launch.cones_source(*cones, samples)
+            source = launch.cones_source(cones, samples)
             values, gain = _read_values(table, lookup, half)
             out = launch.cone_forward(values, source, bandwidths, weight_scales, gain, lookup.dtype, options)
         ctx.save_for_backward(table)
@@ -104,26 +107,26 @@ class _FollowSamples(torch.autograd.Function):
 
     @staticmethod
     def forward(
-        ctx: Any, encoded: Tensor, positions: Tensor, stds: Tensor, table: Tensor, weight_scales: Tensor,
-        lookup: Lookup, half: HalfTable | None, tuning: Tuning,
+        ctx: Any, encoded: Tensor, positions: Tensor, stds: Tensor, moments: tuple[Tensor | None, float],
+        table: Tensor, weight_scales: Tensor, lookup: Lookup, half: HalfTable | None, tuning: Tuning,
     ) -> Tensor:  # fmt: skip
         values, gain = _read_values(table, lookup, half)
         ctx.save_for_backward(positions.contiguous(), stds.contiguous(), values, weight_scales)
-        ctx.rest = gain, lookup, tuning
+        ctx.rest = gain, moments, lookup, tuning
         return encoded.view_as(encoded)
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, v_channels: Tensor) -> tuple[Tensor | None, ...]:
         positions, stds, values, weight_scales = ctx.saved_tensors
-        gain, lookup, tuning = ctx.rest
+        gain, moments, lookup, tuning = ctx.rest
         levels, features = len(lookup.grid.levels), lookup.grid.features_per_level
         v_features = (v_channels[:, : levels * features].float() * gain).unflatten(1, (levels, features))
         v_weights = v_channels[:, levels * features :].float() * (2.0 * weight_scales)
-        samples = launch.Samples(positions, stds, _bandwidths(lookup, stds.device))
+        samples = launch.Samples(positions, stds, _bandwidths(lookup, stds.device), *moments)
         with launching("cone_encode", values):
             v_samples = launch.sample_gradients(values, samples, v_features, v_weights, _options(lookup, tuning))
-        return v_channels, *v_samples, None, None, None, None, None
+        return v_channels, *v_samples, *[None] * 6
 
 
 def _options(lookup: Lookup, tuning: Tuning) -> launch.Options:

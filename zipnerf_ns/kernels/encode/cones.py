@@ -181,13 +181,13 @@ def _gaussian(o, d, start, end, radius, box, PREFILTER: tl.constexpr, BOXED: tl.
 @triton.jit
 @no_type_check
 def prepare(
-    origins, directions, radius, tdist, turns, aabb, first, lanes, mask, per_ray,
+    origins, directions, radius, tdist, turns, aabb, shifts, first, lanes, mask, per_ray,
     SAMPLES: tl.constexpr, CONES: tl.constexpr, BOXED: tl.constexpr, TURNED: tl.constexpr,
 ):  # fmt: skip
     """What every sample of each lane's interval needs, whatever the level; ``sample_of`` makes samples of it.
 
     Without CONES ``origins`` are the positions of samples in memory, ``directions`` their stds, and nothing else is
-    read. ``first`` is the program's first interval of all rays' ``per_ray`` each, ``lanes`` count from it.
+    read. ``shifts`` are the cones', or None. ``first`` is the program's first interval of all rays' ``per_ray`` each, ``lanes`` count from it.
     """
     if CONES:
         first_ray = first // per_ray
@@ -210,6 +210,8 @@ def prepare(
         else:
             shape = (start, end, cone_radius)
         source = (origin, direction, shape, box)
+        if shifts is not None:
+            source = (origin, direction, shape, box, load3(shifts + (first + lanes) * 3, mask))
     else:
         source = (origins + first * (SAMPLES * 3), directions + first * SAMPLES, lanes * SAMPLES, mask)
     return source
@@ -218,15 +220,18 @@ def prepare(
 @triton.jit
 @no_type_check
 def sample_of(
-    source, sample, SAMPLES: tl.constexpr, PREFILTER: tl.constexpr, CONES: tl.constexpr, BOXED: tl.constexpr
-):
+    source, sample, SAMPLES: tl.constexpr, PREFILTER: tl.constexpr, CONES: tl.constexpr, BOXED: tl.constexpr,
+    SHIFTED: tl.constexpr = False,
+):  # fmt: skip
     """A sample of each lane's interval: its position, and its extent; see ``extent_of``."""
     if CONES:
-        origin, direction, shape, box = source
+        origin, direction, shape, box = source[0], source[1], source[2], source[3]
         if SAMPLES == 6:
             point, extent = _multisample(origin, direction, shape, sample, box, PREFILTER, BOXED)
         else:
             point, extent = _gaussian(origin, direction, shape[0], shape[1], shape[2], box, PREFILTER, BOXED)
+        if SHIFTED:
+            point = (point[0] + source[4][0], point[1] + source[4][1], point[2] + source[4][2])
     else:
         positions, stds, offset, mask = source
         point = load3(positions + (offset + sample) * 3, mask)

@@ -37,6 +37,8 @@ def hash_encode(
     prefilter: Prefilter = "multisample",
     bandwidths: Float[Tensor, "levels"] | None = None,
     num_active: int | None = None,
+    times: Float[Tensor, "intervals"] | None = None,
+    shutter: float = 0.0,
 ) -> tuple[Float[Tensor, "intervals levels features"], Float[Tensor, "intervals levels"]]:
     """Prefiltered features: per level the mean over samples of weight * trilinear(position) (Zip-NeRF, eq. 4-5).
 
@@ -48,7 +50,7 @@ def hash_encode(
         RuntimeError: if the kernels cannot run on the table's device; the message says what to install.
     """
     tuning = default_tuning(grid.features_per_level)
-    return tuned_hash_encode(table, positions, stds, grid, prefilter, bandwidths, num_active, tuning)
+    return tuned_hash_encode(table, positions, stds, grid, prefilter, bandwidths, num_active, tuning, times, shutter)
 
 
 def tuned_hash_encode(
@@ -60,6 +62,8 @@ def tuned_hash_encode(
     bandwidths: Float[Tensor, "levels"] | None,
     num_active: int | None,
     tuning: Tuning,
+    times: Float[Tensor, "intervals"] | None = None,
+    shutter: float = 0.0,
 ) -> tuple[Float[Tensor, "intervals levels features"], Float[Tensor, "intervals levels"]]:
     """:func:`hash_encode` with its launches chosen by the caller, for benchmarks and tests."""
     _check(table, grid, prefilter)
@@ -67,8 +71,9 @@ def tuned_hash_encode(
     if bandwidths is None:
         bandwidths = _unit_bandwidths(len(grid.levels), table.device)
     # Under autocast positions may come in half precision, in which fine levels have no cells to tell apart.
-    samples = positions.float(), stds.float(), bandwidths.float()
-    return _HashEncode.apply(table, *samples, Options(grid, prefilter, active, tuning))
+    samples = positions.float(), stds.float(), bandwidths.float(), None if times is None else times.float()
+    hash_grid.check_times(times, grid)
+    return _HashEncode.apply(table, *samples, shutter, Options(grid, prefilter, active, tuning))
 
 
 def _check(table: Tensor, grid: HashGrid, prefilter: str) -> None:
@@ -91,15 +96,16 @@ def _unit_bandwidths(num_levels: int, device: torch.device) -> Float[Tensor, "le
 def _deterministic_table_gradient(table: Tensor, samples: Samples, v_features: Tensor, options: Options) -> Tensor:
     """The table's gradient by the torch twin, whose scatter torch makes deterministic when asked to."""
     grid, prefilter, num_active, _ = options
-    positions, stds, bandwidths = samples
+    positions, stds, bandwidths, times, shutter = samples
     v_table = torch.zeros_like(table)
     for start in range(0, len(stds), DETERMINISTIC_CHUNK):
         chunk = slice(start, start + DETERMINISTIC_CHUNK)
         leaf = table.detach().requires_grad_()
         with torch.enable_grad():
             features, _ = hash_grid.hash_encode(
-                leaf, positions[chunk], stds[chunk], grid, prefilter, bandwidths, num_active
-            )
+                leaf, positions[chunk], stds[chunk], grid, prefilter, bandwidths, num_active,
+                None if times is None else times[chunk], shutter,
+            )  # fmt: skip
         v_table += torch.autograd.grad(features, leaf, v_features[chunk])[0]
     return v_table
 
@@ -109,14 +115,16 @@ class _HashEncode(torch.autograd.Function):
 
     @staticmethod
     def forward(
-        ctx: Any, table: Tensor, positions: Tensor, stds: Tensor, bandwidths: Tensor, options: Options
-    ) -> tuple[Tensor, Tensor]:
+        ctx: Any, table: Tensor, positions: Tensor, stds: Tensor, bandwidths: Tensor, times: Tensor | None,
+        shutter: float, options: Options,
+    ) -> tuple[Tensor, Tensor]:  # fmt: skip
         table = table.contiguous()
-        samples = Samples(positions.contiguous(), stds.contiguous(), bandwidths.contiguous())
+        tensors = (None if each is None else each.contiguous() for each in (positions, stds, bandwidths, times))
+        samples = Samples(*tensors, shutter)
         with launching("cone_encode", table):
             features, weights = launch.forward(table, samples, options)
-        ctx.save_for_backward(table, *samples)
-        ctx.options = options
+        ctx.save_for_backward(table, *samples[:4])
+        ctx.options, ctx.shutter = options, shutter
         # An absent cotangent must not become a tensor of zeros to be read and scattered.
         ctx.set_materialize_grads(False)
         if options.prefilter == "none" or not ctx.needs_input_grad[2]:
@@ -127,7 +135,7 @@ class _HashEncode(torch.autograd.Function):
     @once_differentiable
     def backward(ctx: Any, v_features: Tensor | None, v_weights: Tensor | None) -> tuple[Tensor | None, ...]:
         table, *saved = ctx.saved_tensors
-        samples, needed = Samples(*saved), ctx.needs_input_grad
+        samples, needed = Samples(*saved, ctx.shutter), ctx.needs_input_grad
         v_table, v_samples = None, (None, None)
         with launching("cone_encode", table):
             if needed[0] and v_features is not None:
@@ -136,4 +144,4 @@ class _HashEncode(torch.autograd.Function):
                 v_table = gradient(table, samples, v_features, ctx.options)
             if any(needed[1:3]) and not (v_features is None and v_weights is None):
                 v_samples = launch.sample_gradients(table, samples, v_features, v_weights, ctx.options)
-        return v_table, *(v if need else None for v, need in zip(v_samples, needed[1:3], strict=True)), None, None
+        return v_table, *(v if need else None for v, need in zip(v_samples, needed[1:3], strict=True)), *[None] * 4

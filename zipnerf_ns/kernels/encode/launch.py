@@ -10,7 +10,8 @@ import triton
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from zipnerf_ns.functional.hash_grid import HASH_PRIMES, HashGrid
+from zipnerf_ns.functional.cones import Cones
+from zipnerf_ns.functional.hash_grid import HASH_PRIMES, HashGrid, shutter_weights
 from zipnerf_ns.kernels.device import describe
 from zipnerf_ns.kernels.encode.access import WINDOW
 from zipnerf_ns.kernels.encode.sample_kernel import sample_kernel
@@ -40,6 +41,8 @@ class Samples(NamedTuple):
     positions: Tensor
     stds: Tensor
     bandwidths: Tensor
+    times: Tensor | None = None
+    shutter: float = 0.0
 
 
 class Source(NamedTuple):
@@ -55,6 +58,11 @@ class Source(NamedTuple):
     cones: bool
     boxed: bool
     turned: bool
+    shifts: Tensor | None = None
+    """Of the cones' intervals."""
+    times: Tensor | None = None
+    """Of the cones' rays, or of the samples' intervals."""
+    shutter: float = 0.0
 
 
 class Target(NamedTuple):
@@ -72,19 +80,21 @@ class Target(NamedTuple):
 def points_source(samples: Samples) -> Source:
     """Samples that are read from memory."""
     stds = samples.stds
-    return Source((samples.positions, stds, stds, stds, stds, stds), len(stds), 1, stds.shape[1], False, False, False)
+    return Source(
+        (samples.positions, stds, stds, stds, stds, stds), len(stds), 1, stds.shape[1], False, False, False, None,
+        samples.times, samples.shutter,
+    )  # fmt: skip
 
 
-def cones_source(
-    origins: Tensor, directions: Tensor, radius: Tensor, tdist: Tensor, turns: Tensor | None,
-    aabb: Tensor | None, samples: int,
-) -> Source:  # fmt: skip
+def cones_source(cones: Cones, samples: int) -> Source:
     """Samples that the kernels make from cones; an absent tensor's pointer is never followed."""
+    origins, directions, radius, tdist, turns, aabb, times, shifts, shutter = cones
     rays, edges = tdist.shape
     tensors = (origins, directions, radius, tdist, tdist if turns is None else turns, tdist if aabb is None else aabb)
     return Source(
         tuple(tensor.float().contiguous() for tensor in tensors),
         rays * (edges - 1), edges - 1, samples, True, aabb is not None, turns is not None,
+        *(None if tensor is None else tensor.float().contiguous() for tensor in (shifts, times)), shutter,
     )  # fmt: skip
 
 
@@ -127,7 +137,8 @@ def _look_up(
         parts.append((tuning.forward.fine, num_active, levels, False))
     for launch, begin, end, read in parts:
         forward_kernel[_programs(launch, source.intervals, end - begin, features)](
-            table, *source.tensors, level_constants(grid, table.device), bandwidths,
+            table, *source.tensors, source.shifts, *_moments(source.times, source.shutter, grid),
+            level_constants(grid, table.device), bandwidths,
             target.features, target.weights, bandwidths if weight_scales is None else weight_scales,
             source.intervals, source.per_ray, begin, end, *target[2:], gain / source.samples,
             SAMPLES=source.samples, ROW=features, COLUMNS=min(features, MAX_COLUMNS), PREFILTER=prefilter,
@@ -158,7 +169,7 @@ def _scatter(
     options: Options,
 ) -> Tensor:  # fmt: skip
     grid, prefilter, num_active, tuning = options
-    features, copies = grid.features_per_level, tuning.backward.copies
+    features, copies = grid.features_per_level, 1 if grid.is_timed else tuning.backward.copies
     coarse = [level for level in grid.levels if copies > 1 and level.resolution <= COPIED_UP_TO]
     values = sum(level.size for level in coarse) * features
     copy_size = triton.cdiv(values, WINDOW.value)
@@ -168,7 +179,8 @@ def _scatter(
     has_windows = features == 1 and _has_windows(grid) and describe(table.device).capability >= VECTOR_ATOMICS
     for launch, begin, end in _parts(tuning.backward, grid, num_active) if source.intervals else []:
         backward_kernel[_programs(launch, source.intervals, end - begin, features)](
-            v_table, *source.tensors, level_constants(grid, table.device), bandwidths,
+            v_table, *source.tensors, source.shifts, *_moments(source.times, source.shutter, grid),
+            level_constants(grid, table.device), bandwidths,
             v_features, source.intervals, source.per_ray, begin, end, *strides,
             len(coarse), copy_size, gain,
             SAMPLES=source.samples, ROW=features, COLUMNS=min(features, MAX_COLUMNS), PREFILTER=prefilter,
@@ -187,7 +199,7 @@ def sample_gradients(
 ) -> tuple[Tensor, Tensor]:
     """Cotangents of positions and stds from those of features and mean weights, either of them absent."""
     grid, prefilter, num_active, _ = options
-    positions, stds, bandwidths = samples
+    positions, stds, bandwidths, times, shutter = samples
     levels, features = len(grid.levels), grid.features_per_level
     programs = triton.cdiv(len(stds), SAMPLE_BLOCK)
     v_positions, v_stds = torch.empty_like(positions), torch.empty_like(stds)
@@ -196,7 +208,7 @@ def sample_gradients(
     w = stds if v_weights is None else v_weights.float()
     if programs:
         sample_kernel[(programs,)](
-            table, positions, stds, level_constants(grid, table.device), bandwidths, v, w,
+            table, positions, stds, *_moments(times, shutter, grid), level_constants(grid, table.device), bandwidths, v, w,
             v_positions, v_stds, len(stds), levels, num_active,
             step, stride, w.stride(0), w.stride(1),
             SAMPLES=stds.shape[1], ROW=features, PREFILTER=prefilter, XOR=_is_xor(grid, 0, levels),
@@ -220,6 +232,24 @@ def level_constants(grid: HashGrid, device: torch.device) -> Int[Tensor, "levels
             steps = [prime - 2**32 if prime >= 2**31 else prime for prime in HASH_PRIMES[1:]]
         rows.append([n, level.offset, *steps, -1 if level.is_dense else level.size - 1])
     return torch.tensor(rows, dtype=torch.int32, device=device)
+
+
+def _moments(times: Tensor | None, shutter: float, grid: HashGrid) -> tuple[Tensor | None, ...]:
+    """Times, knots and shutter weights as the kernels take them; none of them where nothing changes with time."""
+    if times is None or not grid.is_timed:
+        return None, None, None
+    return times, *_moment_constants(shutter, grid, times.device)
+
+
+@lru_cache(maxsize=64)
+def _moment_constants(
+    shutter: float, grid: HashGrid, device: torch.device
+) -> tuple[Int[Tensor, "levels 2"], Float[Tensor, "levels"]]:
+    """Knots of each level with the multiplier of a row's number, and the shutter's weights, on the device once."""
+    prime = HASH_PRIMES[3] - 2**32
+    rows = [[level.knots, level.resolution**3 if level.is_dense else prime] for level in grid.levels]
+    weights = torch.tensor(shutter_weights(shutter, grid), dtype=torch.float32, device=device)
+    return torch.tensor(rows, dtype=torch.int32, device=device), weights
 
 
 @lru_cache(maxsize=64)

@@ -10,7 +10,7 @@ from typing import no_type_check
 import triton
 import triton.language as tl
 
-from zipnerf_ns.kernels.encode.cells import corner_rows, differs, load3, load_level, locate3
+from zipnerf_ns.kernels.encode.cells import corner_rows, differs, load3, load_level, locate3, locate_knots
 from zipnerf_ns.kernels.encode.prefilter import weight_and_slope
 
 
@@ -39,12 +39,28 @@ def _slope_in_cube(position, slope, resolution):
 
 @triton.jit
 @no_type_check
-def _corner_values(values, rows, v, columns, mask, ROW: tl.constexpr):
-    """Each corner's row times the features' cotangent; 0 where masked."""
+def _values_of_rows(values, rows, v, columns, mask, ROW: tl.constexpr):
+    """Each row times the features' cotangent; 0 where masked."""
     corners = ()
     for corner in tl.static_range(8):
         row = tl.load(values + (rows[corner][:, None] * ROW + columns), mask=mask[:, None], other=0.0)
         corners = corners + (tl.sum(row * v, axis=1),)
+    return corners
+
+
+@triton.jit
+@no_type_check
+def _corner_values(values, cell, level, moment, v, columns, mask, XOR: tl.constexpr, ROW: tl.constexpr):
+    """Each corner's features, between the two knots where there is time, times their cotangent; 0 where masked."""
+    if moment is None:
+        corners = _values_of_rows(values, corner_rows(cell, level, XOR), v, columns, mask, ROW)
+    else:
+        knots, shares = moment
+        low = _values_of_rows(values, corner_rows(cell, level, XOR, knots[0]), v, columns, mask, ROW)
+        high = _values_of_rows(values, corner_rows(cell, level, XOR, knots[1]), v, columns, mask, ROW)
+        corners = ()
+        for corner in tl.static_range(8):
+            corners = corners + (shares[0] * low[corner] + shares[1] * high[corner],)
     return corners
 
 
@@ -65,6 +81,9 @@ def sample_kernel(
     table,
     positions,
     stds,
+    times,
+    knots,
+    shutter_weights,
     levels,
     bandwidths,
     v_features,
@@ -89,8 +108,9 @@ def sample_kernel(
     """Cotangents of the positions and stds of BLOCK intervals' samples.
 
     ``v_features`` and ``v_weights`` are indexed as features and weights are in ``forward_kernel``; one of them may be
-    absent.
+    absent. ``times`` is None where levels do not change with time, and so are then ``knots`` and ``shutter_weights``.
     """
+    TIMED: tl.constexpr = times is not None
     numbers = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
     mask = numbers < intervals
     columns = tl.arange(0, ROW)[None, :]
@@ -102,21 +122,32 @@ def sample_kernel(
         std = tl.load(stds + numbers * SAMPLES + sample, mask=mask, other=0.0)
         xs, ys, zs, extents = xs + (x,), ys + (y,), zs + (z,), extents + (std,)
         v_xs, v_ys, v_zs, v_extents = v_xs + (zero,), v_ys + (zero,), v_zs + (zero,), v_extents + (zero,)
+    if TIMED:
+        time = tl.load(times + numbers, mask=mask, other=0.0)
     for index in range(0, num_levels):
         level = load_level(levels, index)
         resolution = level[0].to(tl.float32)
         bandwidth = tl.load(bandwidths + index)
+        if TIMED:
+            moment = locate_knots(time, knots, index)
+            shutter_weight = tl.load(shutter_weights + index)
+        else:
+            moment = None
         v_mean = zero
         if HAS_WEIGHTS:
             source = v_weights + numbers * weight_step + index * weight_stride.to(tl.int64)
             v_mean += tl.load(source, mask=mask, other=0.0)
+            if TIMED:
+                v_mean *= shutter_weight
         if HAS_FEATURES:
             active = mask & (index < num_active)
             source = v_features + (numbers * step + index * stride.to(tl.int64))[:, None] * ROW + columns
             v = tl.load(source, mask=active[:, None], other=0.0)
+            if TIMED:
+                v *= shutter_weight
             values = table + level[1].to(tl.int64) * ROW
             cell, _ = locate3((xs[0], ys[0], zs[0]), resolution)
-            corners = _corner_values(values, corner_rows(cell, level, XOR), v, columns, active, ROW)
+            corners = _corner_values(values, cell, level, moment, v, columns, active, XOR, ROW)
         by_xs, by_ys, by_zs, by_extents = (), (), (), ()
         for sample in tl.static_range(SAMPLES):
             weight, by_std = weight_and_slope(extents[sample], resolution, bandwidth, PREFILTER)
@@ -124,7 +155,7 @@ def sample_kernel(
             if HAS_FEATURES:
                 here, fraction = locate3((xs[sample], ys[sample], zs[sample]), resolution)
                 moved = active & differs(cell, here)
-                others = _corner_values(values, corner_rows(here, level, XOR), v, columns, moved, ROW)
+                others = _corner_values(values, here, level, moment, v, columns, moved, XOR, ROW)
                 corners = _replace(corners, others, moved)
                 cell = here
                 value, by_x, by_y, by_z = _trilinear(corners, fraction)

@@ -12,8 +12,17 @@ from typing import no_type_check
 import triton
 import triton.language as tl
 
-from zipnerf_ns.kernels.encode.access import WINDOW, block_of, columns_of, first_value, gather, scatter, sum_runs, times
-from zipnerf_ns.kernels.encode.cells import corner_rows, differs, load_level, locate3
+from zipnerf_ns.kernels.encode.access import (
+    WINDOW,
+    block_of,
+    columns_of,
+    first_value,
+    gather,
+    products,
+    scatter,
+    sum_runs,
+)
+from zipnerf_ns.kernels.encode.cells import corner_rows, differs, load_level, load_times, locate3, locate_knots
 from zipnerf_ns.kernels.encode.cones import prepare, sample_of
 from zipnerf_ns.kernels.encode.prefilter import level_scale, prefilter_weight
 
@@ -49,6 +58,43 @@ def _continue_run(sums, shares, moved):
     return merged
 
 
+@triton.jit
+@no_type_check
+def _gather(
+    values, cell, level, moment, sums, columns, mask,
+    XOR: tl.constexpr, ROW: tl.constexpr, WIDE: tl.constexpr, MASKED: tl.constexpr,
+):  # fmt: skip
+    """What the corners of a cell give; where there is time, between its two knots."""
+    if moment is None:
+        total = gather(values, corner_rows(cell, level, XOR), sums, columns, mask, ROW, WIDE, MASKED)
+    else:
+        knots, shares = moment
+        total = shares[0][:, None] * gather(
+            values, corner_rows(cell, level, XOR, knots[0]), sums, columns, mask, ROW, WIDE, MASKED
+        )
+        total += shares[1][:, None] * gather(
+            values, corner_rows(cell, level, XOR, knots[1]), sums, columns, mask, ROW, WIDE, MASKED
+        )
+    return total
+
+
+@triton.jit
+@no_type_check
+def _scatter(
+    target, cell, level, moment, values, columns, mask, XOR: tl.constexpr, ROW: tl.constexpr, WIDE: tl.constexpr
+):
+    """The transpose of ``_gather``, for each corner's values."""
+    if moment is None:
+        scatter(target, corner_rows(cell, level, XOR), values, columns, mask, ROW, WIDE)
+    else:
+        knots, shares = moment
+        for side in tl.static_range(2):
+            scaled = ()
+            for corner in tl.static_range(8):
+                scaled = scaled + (shares[side][:, None] * values[corner],)
+            scatter(target, corner_rows(cell, level, XOR, knots[side]), scaled, columns, mask, ROW, WIDE)
+
+
 @triton.jit(do_not_specialize=[
     "intervals", "per_ray", "begin", "end", "step", "stride", "channel_stride", "weight_step", "weight_stride"
 ])  # fmt: skip
@@ -61,6 +107,10 @@ def forward_kernel(
     tdist,
     turns,
     aabb,
+    shifts,
+    times,
+    knots,
+    shutter_weights,
     levels,
     bandwidths,
     features,
@@ -97,28 +147,38 @@ def forward_kernel(
     A table row has ROW values, of which a program reads COLUMNS. Feature k of an interval at a level is found at
     interval * step + level * stride + k * channel_stride, its weight at interval * weight_step + level * weight_stride.
     Without READ the features are zeros. SCALED stores weight features, (2w - 1) * weight_scales[level], not weights.
+    ``times`` is None where levels do not change with time, and so are then ``knots`` and ``shutter_weights``.
     """
+    SHIFTED: tl.constexpr = shifts is not None
+    TIMED: tl.constexpr = times is not None
     first = block_of(ROW, COLUMNS).to(tl.int64) * BLOCK
     lanes = tl.arange(0, BLOCK)
     mask = lanes < intervals - first
     columns = columns_of(ROW, COLUMNS)
     source = prepare(
-        origins, directions, radius, tdist, turns, aabb, first, lanes, mask, per_ray, SAMPLES, CONES, BOXED, TURNED
-    )
+        origins, directions, radius, tdist, turns, aabb, shifts, first, lanes, mask, per_ray, SAMPLES, CONES, BOXED,
+        TURNED,
+    )  # fmt: skip
+    if TIMED:
+        time = load_times(times, first, lanes, mask, per_ray)
     begin += tl.program_id(1) * LEVELS
     for index in range(begin, tl.minimum(begin + LEVELS, end)):
         level = load_level(levels, index)
         resolution = level[0].to(tl.float32)
         scale = level_scale(bandwidths, index, resolution, PREFILTER)
+        if TIMED:
+            moment = locate_knots(time, knots, index)
+        else:
+            moment = None
         values = table + first_value(level, ROW, WIDE)
         total = tl.zeros([BLOCK, COLUMNS], tl.float32)
-        point, extent = sample_of(source, 0, SAMPLES, PREFILTER, CONES, BOXED)
+        point, extent = sample_of(source, 0, SAMPLES, PREFILTER, CONES, BOXED, SHIFTED)
         mean = prefilter_weight(extent, scale, PREFILTER)
         if READ:
             cell, fraction = locate3(point, resolution)
             sums = _corner_weights(fraction, mean)
         for sample in range(1, SAMPLES):
-            point, extent = sample_of(source, sample, SAMPLES, PREFILTER, CONES, BOXED)
+            point, extent = sample_of(source, sample, SAMPLES, PREFILTER, CONES, BOXED, SHIFTED)
             weight = prefilter_weight(extent, scale, PREFILTER)
             mean += weight
             if READ:
@@ -131,16 +191,19 @@ def forward_kernel(
                 else:
                     is_needed = True
                 if is_needed:
-                    rows = corner_rows(cell, level, XOR)
-                    total += gather(values, rows, sums, columns, moved, ROW, WIDE, MERGE)
+                    total += _gather(values, cell, level, moment, sums, columns, moved, XOR, ROW, WIDE, MERGE)
                 sums = _continue_run(sums, shares, moved) if MERGE else shares
                 cell = here
         if READ:
-            total += gather(values, corner_rows(cell, level, XOR), sums, columns, mask, ROW, WIDE, False)
+            total += _gather(values, cell, level, moment, sums, columns, mask, XOR, ROW, WIDE, False)
         target = features + first * step + index * stride.to(tl.int64)
         offsets = (lanes * step)[:, None] + columns * channel_stride
-        tl.store(target + offsets, total * table_scale, mask=mask[:, None])
         mean *= 1.0 / SAMPLES
+        if TIMED:
+            shutter_weight = tl.load(shutter_weights + index)
+            total *= shutter_weight
+            mean *= shutter_weight
+        tl.store(target + offsets, total * table_scale, mask=mask[:, None])
         if SCALED:
             mean = (2.0 * mean - 1.0) * tl.load(weight_scales + index)
         target = weights + first * weight_step + index * weight_stride.to(tl.int64)
@@ -159,6 +222,10 @@ def backward_kernel(
     tdist,
     turns,
     aabb,
+    shifts,
+    times,
+    knots,
+    shutter_weights,
     levels,
     bandwidths,
     v_features,
@@ -196,6 +263,8 @@ def backward_kernel(
     same reason the ``copied`` first levels have COPIES gradients, one behind the other, ``copy_size`` windows each: the
     table's own is the last, and blocks take turns.
     """
+    SHIFTED: tl.constexpr = shifts is not None
+    TIMED: tl.constexpr = times is not None
     block = block_of(ROW, COLUMNS)
     first = block.to(tl.int64) * BLOCK
     copy = (block % COPIES).to(tl.int64) * copy_size * WINDOW
@@ -204,8 +273,11 @@ def backward_kernel(
     mask = lanes < remaining
     columns = columns_of(ROW, COLUMNS)
     source = prepare(
-        origins, directions, radius, tdist, turns, aabb, first, lanes, mask, per_ray, SAMPLES, CONES, BOXED, TURNED
-    )
+        origins, directions, radius, tdist, turns, aabb, shifts, first, lanes, mask, per_ray, SAMPLES, CONES, BOXED,
+        TURNED,
+    )  # fmt: skip
+    if TIMED:
+        time = load_times(times, first, lanes, mask, per_ray)
     if ALONG_RAY:
         previous, following = tl.maximum(lanes - 1, 0), tl.minimum(lanes + 1, BLOCK - 1)
         is_last = lanes + 1 >= remaining
@@ -221,11 +293,16 @@ def backward_kernel(
         # Intervals behind a surface, or whose loss is saturated, send back exact zeros.
         live = mask & (tl.max((v != 0.0).to(tl.int32), axis=1) > 0)
         v *= gain * (1.0 / SAMPLES)
-        point, extent = sample_of(source, 0, SAMPLES, PREFILTER, CONES, BOXED)
+        if TIMED:
+            moment = locate_knots(time, knots, index)
+            v *= tl.load(shutter_weights + index)
+        else:
+            moment = None
+        point, extent = sample_of(source, 0, SAMPLES, PREFILTER, CONES, BOXED, SHIFTED)
         cell, fraction = locate3(point, resolution)
         sums = _corner_weights(fraction, prefilter_weight(extent, scale, PREFILTER))
         for sample in range(1, SAMPLES):
-            point, extent = sample_of(source, sample, SAMPLES, PREFILTER, CONES, BOXED)
+            point, extent = sample_of(source, sample, SAMPLES, PREFILTER, CONES, BOXED, SHIFTED)
             here, fraction = locate3(point, resolution)
             shares = _corner_weights(fraction, prefilter_weight(extent, scale, PREFILTER))
             moved = differs(cell, here)
@@ -235,15 +312,19 @@ def backward_kernel(
             else:
                 is_needed = True
             if is_needed:
-                rows = corner_rows(cell, level, XOR)
-                scatter(target, rows, times(sums, v), columns, writes, ROW, WIDE)
+                _scatter(target, cell, level, moment, products(sums, v), columns, writes, XOR, ROW, WIDE)
             sums = _continue_run(sums, shares, moved) if MERGE else shares
             cell = here
-        values = times(sums, v)
+        values = products(sums, v)
         if ALONG_RAY:
             key = _key(cell)
             # Nothing comes before the first lane, so it need not be a head.
-            head = tl.broadcast_to((tl.gather(key, previous, 0) != key)[:, None], [BLOCK, COLUMNS])
-            live = mask & ((tl.gather(key, following, 0) != key) | is_last)
-            values = sum_runs(head.to(tl.int32), values)
-        scatter(target, corner_rows(cell, level, XOR), values, columns, live, ROW, WIDE)
+            begins = tl.gather(key, previous, 0) != key
+            ends = (tl.gather(key, following, 0) != key) | is_last
+            if TIMED:
+                # A run has one time, and so one share of each knot.
+                begins |= tl.gather(time, previous, 0) != time
+                ends |= tl.gather(time, following, 0) != time
+            live = mask & ends
+            values = sum_runs(tl.broadcast_to(begins[:, None], [BLOCK, COLUMNS]).to(tl.int32), values)
+        _scatter(target, cell, level, moment, values, columns, live, XOR, ROW, WIDE)

@@ -167,7 +167,7 @@ def _piece(part: str, name: str, ops: Ops, operation: str, arguments: tuple[Any,
     leaves, sectors = [tensor for tensor in reads if tensor.requires_grad], Sectors
     if operation == "cone_encode":
         _, cones, _, lookup, _ = alone
-        reads = [tensor for tensor in cones if tensor is not None]
+        reads = [value for value in cones if isinstance(value, Tensor)]
         sectors = partial(count_sectors, lookup.grid, lookup.prefilter, cones)
     run = partial(getattr(ops, operation), *alone)
     return Piece(part, name, run, reads, leaves, 2.0 * _num_products(operation, alone), sectors)
