@@ -229,7 +229,7 @@ def level_constants(grid: HashGrid, device: torch.device) -> Int[Tensor, "levels
         if level.is_dense:
             steps = [n, n * n] if n > 1 else [0, 0]
         else:
-            steps = [prime - 2**32 if prime >= 2**31 else prime for prime in HASH_PRIMES[1:]]
+            steps = [prime - 2**32 if prime >= 2**31 else prime for prime in HASH_PRIMES[1:3]]
         rows.append([n, level.offset, *steps, -1 if level.is_dense else level.size - 1])
     return torch.tensor(rows, dtype=torch.int32, device=device)
 

@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from zipnerf_ns.functional.cones import Cones, cones_in_cube
+from zipnerf_ns.functional.cones import Cones, cones_in_cube, interval_times
 from zipnerf_ns.functional.hash_grid import HashGrid, Prefilter, level_corners
 from zipnerf_ns.tools.benchmark.timing import median_ms
 
@@ -98,10 +98,15 @@ def count_sectors(grid: HashGrid, prefilter: Prefilter, cones: Cones) -> Sectors
     touched = [torch.zeros(-(-level.size // rows_per_sector), device=cones.origins.device) for level in grid.levels]
     per_ray = 0
     for start in range(0, len(cones.origins), COUNTED_RAYS):
-        some = Cones(*(t if t is None else t[start : start + COUNTED_RAYS] for t in cones[:-1]), cones.aabb)
+        part = slice(start, start + COUNTED_RAYS)
+        # Shifted intervals touch about as much as where they would lie unshifted.
+        *shape, times = (t if t is None else t[part] for t in (*cones[:5], cones.times))
+        some = Cones(*shape, cones.aabb, times)
         positions, _ = cones_in_cube(some, prefilter != "multisample")
+        times = interval_times(some, grid)
+        times = None if times is None else times.repeat_interleave(positions.shape[1])
         for level, seen in zip(grid.levels, touched, strict=True):
-            rows, _ = level_corners(positions.flatten(0, 1), level)
+            rows, _ = level_corners(positions.flatten(0, 1), level, times)
             sectors = (rows // rows_per_sector).reshape(len(some.origins), -1).sort(dim=1).values
             seen[sectors.flatten().long()] = 1.0
             per_ray += len(sectors) + int((sectors[:, 1:] != sectors[:, :-1]).sum())
