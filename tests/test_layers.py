@@ -31,7 +31,9 @@ LAYERS: tuple[frozenset[str], ...] = (
     frozenset({""}),
 )
 """The first part of a module's name within the package; the package itself is the empty name."""
-FOLDERS = frozenset({"tools", "splats", "engine", "render", "data", "cameras", "kernels", "functional"})
+FOLDERS = frozenset(
+    {"tools", "splats", "engine", "render", "encoding", "data", "cameras", "kernels", "functional"}
+)
 FUNCTIONAL_MAY_IMPORT = frozenset({"torch", "jaxtyping", "numpy"})
 TRAINER_CONFIG_USERS = frozenset({"config", "engine"})
 LATE_UPWARDS = frozenset({(f"{PACKAGE}.model_config", f"{PACKAGE}.model")})

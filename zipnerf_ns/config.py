@@ -18,6 +18,7 @@ from zipnerf_ns.cameras.camera_adam import CameraAdamConfig
 from zipnerf_ns.data.datamanager import ZipNerfDataManagerConfig
 from zipnerf_ns.data.dataparsers.mipnerf360 import MipNerf360DataParserConfig
 from zipnerf_ns.encoding import HashGridConfig
+from zipnerf_ns.encoding.moving import MotionConfig
 from zipnerf_ns.engine.optimizers import DecayingAdamConfig, WarmupLogDecayConfig
 from zipnerf_ns.engine.pipeline import ZipNerfPipelineConfig
 from zipnerf_ns.engine.runs import read_paths_of_other_systems
@@ -119,6 +120,15 @@ zipnerf_lite = _method(
     num_rays=1024,
     num_steps=5_000,
     network_lr=0.005,
+)
+
+
+zipnerf_dynamic = _method(
+    "zipnerf-dynamic",
+    "Zip-NeRF with time, for scenes that move: photos need times.",
+    ZipNerfModelConfig(motion=MotionConfig("both")),
+    num_rays=8192,
+    num_steps=20_000,
 )
 
 

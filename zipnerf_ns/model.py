@@ -199,8 +199,7 @@ class ZipNerfModel(Model):
 
     def feature_sizes(self) -> dict[str, float]:
         """Root mean square of the features of each hash level, by ``GRID/level_INDEX``; waits for the device."""
-        fields = zip(named_grids(self.config), self.zipnerf.fields, strict=True)
-        return feature_sizes(dict(fields))
+        return feature_sizes(dict(zip(named_grids(self.config), self.zipnerf.tables(), strict=True)))
 
     def _with_background(self, outputs: dict[str, Any], batch: dict[str, Any]) -> tuple[Tensor, Tensor]:
         """Rendered and true colors over the same background, drawn at random in training.

@@ -140,6 +140,10 @@ def _check_combinations(config: ZipNerfModelConfig) -> None:
             f"progressive_levels begins with {MIN_ACTIVE_LEVELS} levels and grid.num_levels is "
             f"{config.grid.num_levels}: raise num_levels, or leave progressive_levels out."
         )
+    others = {"implementation tcnn": config.implementation == "tcnn", "progressive_levels": config.progressive_levels,
+              f"ipe_bandwidth {config.ipe_bandwidth}": config.ipe_bandwidth != "one"}  # fmt: skip
+    for name in (name for name, is_set in others.items() if is_set and config.motion.kind != "none"):
+        raise InputError(f"motion.kind {config.motion.kind} does not go with {name}: leave one of them out.")
     if config.implementation == "tcnn":
         for name, grid in named_grids(config).items():
             prefilter = config.prefilter if name == "grid" else config.proposal_prefilter
@@ -149,9 +153,18 @@ def _check_combinations(config: ZipNerfModelConfig) -> None:
 
 
 def named_grids(config: ZipNerfModelConfig) -> dict[str, HashGridConfig]:
-    """The hash grids of a model by their names in its configuration, in the order of the rounds."""
-    proposals = {f"proposals.{index}.grid": proposal.grid for index, proposal in enumerate(config.proposals)}
-    return {**proposals, "grid": config.grid}
+    """The hash grids of a model by their names in its configuration, in the order of ``ZipNerf.tables``."""
+    grids: dict[str, HashGridConfig] = {}
+    for index, proposal in enumerate(config.proposals):
+        grids[f"proposals.{index}.grid"] = proposal.grid
+        if config.motion.kind != "none":
+            grids[f"proposals.{index}.moving_grid"] = proposal.moving_grid
+    grids["grid"] = config.grid
+    if config.motion.is_blended:
+        grids["motion.grid"] = config.motion.grid
+    if config.motion.is_deformed:
+        grids["motion.deformation"] = config.motion.deformation
+    return grids
 
 
 def explain_implementation(config: ZipNerfModelConfig, device: torch.device) -> None:

@@ -21,6 +21,7 @@ from torch import Tensor, nn
 from zipnerf_ns import losses
 from zipnerf_ns.cameras.appearance import Appearance, clipped
 from zipnerf_ns.encoding import AntiAliasedHashEncoding, HashGridConfig, TcnnHashEncoding
+from zipnerf_ns.encoding.moving import MotionConfig, MovingGridConfig, MovingHashEncoding
 from zipnerf_ns.field import Precision, Radiance, ZipNerfDensityField, ZipNerfField
 from zipnerf_ns.functional.adam import decay_coefficients
 from zipnerf_ns.functional.gradient_scaling import near_camera_scaling, scale_gradient
@@ -48,6 +49,8 @@ class ProposalConfig:
     """Width of the hidden layer."""
     blur_halfwidth: float = 0.03
     """Half-width of the box blur in the interlevel loss, in normalized ray distance (0.03 then 0.003 in Zip-NeRF)."""
+    moving_grid: MovingGridConfig = field(default_factory=lambda: MovingGridConfig(6, 1, 16, 512, 19))
+    """Hash grid of what changes with time; of use only with motion."""
 
 
 def paper_proposals() -> tuple[ProposalConfig, ...]:
@@ -79,6 +82,9 @@ class ZipNerfConfig:
     precision: Precision = "bfloat16"
     """Number format of matrix products on CUDA: bfloat16, float16 (what it is on GPUs without bfloat16: RTX 20, T4),
     float32; density and prefilter weights are always float32."""
+
+    motion: MotionConfig = field(default_factory=MotionConfig)
+    """Whether and how the scene moves."""
 
     hidden_dim: int = 64
     """Width of the density network's hidden layer."""
@@ -163,11 +169,14 @@ class ZipNerf(nn.Module):
         super().__init__()
         self.config = config
         self.register_buffer("aabb", aabb, persistent=False)
+        early = config.proposal_prefilter
         *encodings, last = [
-            self._make_encoding(grid, prefilter, bandwidth)
-            for grid, prefilter in (*((p.grid, config.proposal_prefilter) for p in config.proposals),
-                                    (config.grid, config.prefilter))
-        ]  # fmt: skip
+            self._make_encoding(grid, prefilter, bandwidth, moves)
+            for grid, prefilter, moves in (
+                *((p.grid, early, config.motion.of_proposal(p.moving_grid, early)) for p in config.proposals),
+                (config.grid, config.prefilter, config.motion),
+            )
+        ]
         self.proposal_networks = nn.ModuleList(
             ZipNerfDensityField(encoding, aabb, proposal.hidden_dim, config.precision)
             for encoding, proposal in zip(encodings, config.proposals, strict=True)
@@ -182,12 +191,16 @@ class ZipNerf(nn.Module):
         self.register_buffer("anneal", torch.ones(()), persistent=False)
 
     def _make_encoding(
-        self, grid: HashGridConfig, prefilter: Prefilter, bandwidth: float
+        self, grid: HashGridConfig, prefilter: Prefilter, bandwidth: float, motion: MotionConfig
     ) -> AntiAliasedHashEncoding:
         encoding_type = TcnnHashEncoding if self.config.implementation == "tcnn" else AntiAliasedHashEncoding
         bandwidths = None if bandwidth == 1.0 else (bandwidth,) * grid.num_levels
-        encoding = encoding_type(grid, prefilter, bandwidths)
-        encoding.decay = decay_coefficients(encoding.grid, self.config.hash_decay_mult)
+        if motion.kind == "none":
+            encoding = encoding_type(grid, prefilter, bandwidths)
+        else:
+            encoding = MovingHashEncoding(grid, motion, prefilter)
+        for table in encoding.tables():
+            table.decay = decay_coefficients(table.grid, self.config.hash_decay_mult)
         return encoding
 
     @property
@@ -204,7 +217,7 @@ class ZipNerf(nn.Module):
         """
         ops = resolve_ops(self.config.implementation, self.anneal.device)
         if self.sampler.ops is not ops:
-            for part in (self.sampler, *(network.encoding for network in self.fields)):
+            for part in (self.sampler, *self.tables()):
                 part.ops = ops
         return ops
 
@@ -215,8 +228,8 @@ class ZipNerf(nn.Module):
         return self
 
     def tables(self) -> list[HashTable]:
-        """The hash table of every round, the rendered one's last; an optimizer that decays them is given these."""
-        return [network.encoding for network in self.fields]
+        """The hash tables of every round, the rendered one's last; an optimizer that decays them is given these."""
+        return [table for network in self.fields for table in network.encoding.tables()]
 
     def parameter_groups(self) -> tuple[list[nn.Parameter], list[nn.Parameter]]:
         """Hash tables, and networks: they take different learning rates; the appearance, in neither, takes a third."""
@@ -297,7 +310,7 @@ class ZipNerf(nn.Module):
         rgb_loss = losses.color_loss(self.config.rgb_loss, prediction, target, ray_weights)
         return {"rgb_loss": rgb_loss, **losses.regularizers(
             self.config.loss_multipliers, ops, rendering.rounds, [p.blur_halfwidth for p in self.config.proposals],
-            [network.encoding.mean_squares_to_decay() for network in self.fields],
+            [table.mean_squares_to_decay() for table in self.tables()],
             per_level, rgb_loss if self.config.proposal_catchup else None, departures,
         )}  # fmt: skip
 

@@ -127,15 +127,15 @@ def test_it_draws_no_random_numbers_and_keeps_no_graph(said):
 
 def test_sizes_are_those_of_the_features_that_are_read():
     """A table whose level l holds l + 1 everywhere has features of ten times that."""
-    fields = {name: ZipNerfDensityField(AntiAliasedHashEncoding(TINY_GRID)) for name in ("proposals.0.grid", "grid")}
-    first = feature_sizes(fields)
-    assert list(first) == [f"{name}/level_{level}" for name in fields for level in range(4)]
+    tables = {name: AntiAliasedHashEncoding(TINY_GRID) for name in ("proposals.0.grid", "grid")}
+    first = feature_sizes(tables)
+    assert list(first) == [f"{name}/level_{level}" for name in tables for level in range(4)]
     # Uniform in +-1e-4: their root mean square is that over the root of 3.
     assert all(size == pytest.approx(1e-4 / math.sqrt(3.0), rel=0.1) for size in first.values())
-    encoding = fields["grid"].encoding
+    encoding = tables["grid"]
     with torch.no_grad():
         for index, level in enumerate(encoding.grid.levels):
             encoding.hash_table[level.offset : level.offset + level.size] = (-1.0) ** index * (index + 1.0)
-    second = feature_sizes(fields)
+    second = feature_sizes(tables)
     assert [second[f"grid/level_{level}"] for level in range(4)] == pytest.approx([10.0, 20.0, 30.0, 40.0])
     assert second["proposals.0.grid/level_0"] == first["proposals.0.grid/level_0"]

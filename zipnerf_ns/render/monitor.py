@@ -9,7 +9,7 @@ from torch import Tensor
 
 from nerfstudio.utils.rich_utils import CONSOLE
 
-from zipnerf_ns.encoding import TABLE_GAIN, HashGridConfig
+from zipnerf_ns.encoding import TABLE_GAIN, AntiAliasedHashEncoding, HashGridConfig
 from zipnerf_ns.field import ZipNerfDensityField
 from zipnerf_ns.functional.cones import Cones, cones_in_cube
 from zipnerf_ns.functional.hash_grid import HASH_PRIMES, HashGrid
@@ -44,19 +44,19 @@ def collision_shares(positions: Tensor, grid: HashGrid) -> Tensor:
 
 
 @torch.no_grad()
-def feature_sizes(fields: Mapping[str, ZipNerfDensityField]) -> dict[str, float]:
+def feature_sizes(tables: Mapping[str, AntiAliasedHashEncoding]) -> dict[str, float]:
     """Root mean square of each hash level's features as they are read, before any prefilter weight.
 
     The optimizer has left the sums that this takes; reading them waits for the device.
 
     Args:
-        fields: by the names of their grids.
+        tables: by the names of their grids.
     Returns:
         By ``GRID/level_INDEX``.
     """
     sizes = {}
-    for name, field in fields.items():
-        levels = (TABLE_GAIN * field.encoding.summary().mean_square.sqrt()).tolist()
+    for name, table in tables.items():
+        levels = (TABLE_GAIN * table.summary().mean_square.sqrt()).tolist()
         sizes.update({f"{name}/level_{index}": size for index, size in enumerate(levels)})
     return sizes
 

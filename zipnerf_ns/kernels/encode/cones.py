@@ -187,7 +187,8 @@ def prepare(
     """What every sample of each lane's interval needs, whatever the level; ``sample_of`` makes samples of it.
 
     Without CONES ``origins`` are the positions of samples in memory, ``directions`` their stds, and nothing else is
-    read. ``shifts`` are the cones', or None. ``first`` is the program's first interval of all rays' ``per_ray`` each, ``lanes`` count from it.
+    read. ``shifts`` are the cones', or None. ``first`` is the program's first interval of all rays' ``per_ray`` each,
+    ``lanes`` count from it.
     """
     if CONES:
         first_ray = first // per_ray

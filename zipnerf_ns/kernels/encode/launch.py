@@ -208,8 +208,8 @@ def sample_gradients(
     w = stds if v_weights is None else v_weights.float()
     if programs:
         sample_kernel[(programs,)](
-            table, positions, stds, *_moments(times, shutter, grid), level_constants(grid, table.device), bandwidths, v, w,
-            v_positions, v_stds, len(stds), levels, num_active,
+            table, positions, stds, *_moments(times, shutter, grid), level_constants(grid, table.device), bandwidths,
+            v, w, v_positions, v_stds, len(stds), levels, num_active,
             step, stride, w.stride(0), w.stride(1),
             SAMPLES=stds.shape[1], ROW=features, PREFILTER=prefilter, XOR=_is_xor(grid, 0, levels),
             HAS_FEATURES=v_features is not None, HAS_WEIGHTS=v_weights is not None, BLOCK=SAMPLE_BLOCK,

@@ -85,6 +85,10 @@ class AntiAliasedHashEncoding(HashTable):
         """Features and weight features of all levels."""
         return len(self.grid.levels) * (self.grid.features_per_level + 1)
 
+    def tables(self) -> list[HashTable]:
+        """All tables that are read."""
+        return [self]
+
     @property
     def reads_half(self) -> bool:
         """Whether the table is read from a copy in half precision, where channels are of half precision."""
@@ -133,8 +137,8 @@ class AntiAliasedHashEncoding(HashTable):
 
     def prefilter_weights(self, channels: Float[Tensor, "intervals channels"]) -> Float[Tensor, "intervals levels"]:
         """The prefilter's weight of every level, in [0, 1], read from the weight features among the channels."""
-        levels = len(self.grid.levels)
-        return 0.5 + 0.5 * channels[:, -levels:].float() / self.weight_scales()
+        levels, features = len(self.grid.levels), self.grid.features_per_level
+        return 0.5 + 0.5 * channels[:, levels * features :][:, :levels].float() / self.weight_scales()
 
     def per_level(self, channels: Float[Tensor, "intervals channels"]) -> Float[Tensor, "intervals levels features"]:
         """The features among the channels, by level: a view."""

@@ -1,0 +1,148 @@
+"""The encoding of scenes that move: what stands still in one hash table, what changes in others over space and time."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Literal
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from zipnerf_ns.encoding import AntiAliasedHashEncoding, HashGridConfig
+from zipnerf_ns.functional.cones import Cones
+from zipnerf_ns.functional.hash_grid import HashGrid, Prefilter, make_hash_grid
+from zipnerf_ns.hash_table import HashTable
+
+SHIFT_DIM = 64
+"""Width of the network that makes shifts of features."""
+SHIFT_SCALE = 0.1
+"""What it gives is in multiples of this part of the unit cube's side, four tenths of a world unit."""
+
+
+@dataclass
+class MovingGridConfig(HashGridConfig):
+    """Shape of one multiresolution hash grid over space and time."""
+
+    num_levels: int = 8
+    """Levels of the grid, coarse to fine."""
+    max_res: int = 2048
+    """Cells along each side of the contracted scene at the finest level."""
+    log2_hashmap_size: int = 20
+    """Log2 of the most table entries a level may have; coarser levels that fit are stored without hashing."""
+    base_knots: int = 4
+    """Moments from the first to the last time that the coarsest level holds, between which it is interpolated."""
+    max_knots: int = 32
+    """Moments that the finest level holds; more than half as many as there are in the data learn noise."""
+
+    def make(self) -> HashGrid:
+        """The grid of this configuration; ValueError names the field that makes none."""
+        return make_hash_grid(
+            self.num_levels, self.base_res, self.max_res, self.log2_hashmap_size, self.features_per_level,
+            self.base_knots, self.max_knots,
+        )  # fmt: skip
+
+
+@dataclass
+class MotionConfig:
+    """How a scene moves."""
+
+    kind: Literal["none", "blend", "deform", "both"] = "none"
+    """blend (a second hash grid over space and time, by a learned mask: for several cameras), deform (the grid is read
+    at where things once were: for one moving camera), both, or none (it stands still)."""
+    grid: MovingGridConfig = field(default_factory=MovingGridConfig)
+    """Hash grid over space and time of the rendered round; of use only with blend and both."""
+    deformation: MovingGridConfig = field(default_factory=lambda: MovingGridConfig(5, 4, 8, 128, 19))
+    """Hash grid over space and time that says where things were; of use only with deform and both."""
+    prefilter: Prefilter = "ipe"
+    """Anti-aliasing of the rendered round's grid over space and time."""
+
+    @property
+    def is_blended(self) -> bool:
+        """Whether there is a grid over space and time beside the still one."""
+        return self.kind in ("blend", "both")
+
+    @property
+    def is_deformed(self) -> bool:
+        """Whether the still grid is read at other places than where intervals are."""
+        return self.kind in ("deform", "both")
+
+    def of_proposal(self, grid: MovingGridConfig, prefilter: Prefilter) -> MotionConfig:
+        """What a proposal round knows of motion: where something is at which time, however it got there."""
+        return MotionConfig("none" if self.kind == "none" else "blend", grid, prefilter=prefilter)
+
+
+class MovingHashEncoding(AntiAliasedHashEncoding):
+    """The encoding of a scene that moves: a still grid with what changes beside it, or read at where things once were.
+
+    Its own table, the still one, has no time. A second grid over space and time gives channels behind the still ones,
+    times a mask that is read from those (Masked Space-Time Hash Encoding, NeurIPS 2023), so that what stands still
+    takes no rows of it. A third one, from whose features a small network makes a shift of each interval, moves where
+    the still table is read (D-NeRF, CVPR 2021).
+
+    Args:
+        config: the still grid's shape.
+        motion: the others.
+        prefilter: of the still grid, see :class:`AntiAliasedHashEncoding`.
+    Raises:
+        ValueError: for a grid that cannot be built.
+    """
+
+    def __init__(self, config: HashGridConfig, motion: MotionConfig, prefilter: Prefilter = "multisample") -> None:
+        super().__init__(config, prefilter)
+        self.moving = self.deformation = None
+        if motion.is_blended:
+            self.moving = AntiAliasedHashEncoding(motion.grid, motion.prefilter)
+            self.mask_layer = nn.Linear(super().get_out_dim(), 1)
+        if motion.is_deformed:
+            self.deformation = AntiAliasedHashEncoding(motion.deformation, "ipe")
+            self.shift_layers = nn.Sequential(
+                nn.Linear(self.deformation.get_out_dim(), SHIFT_DIM), nn.ReLU(), nn.Linear(SHIFT_DIM, 3)
+            )
+            nn.init.zeros_(self.shift_layers[2].weight)
+            nn.init.zeros_(self.shift_layers[2].bias)
+
+    def get_out_dim(self) -> int:
+        """Features and weight features of all levels, the still ones first."""
+        return super().get_out_dim() + (0 if self.moving is None else self.moving.get_out_dim())
+
+    def tables(self) -> list[HashTable]:
+        """The still table, and those over space and time."""
+        return [self, *(table for table in (self.moving, self.deformation) if table is not None)]
+
+    def forward(
+        self,
+        cones: Cones,
+        num_active: int | None = None,
+        prefilter: Prefilter | None = None,
+        dtype: torch.dtype = torch.float32,
+        is_frozen: bool = False,
+    ) -> Float[Tensor, "intervals channels"]:
+        """Channels of each interval, those of the grid over space and time last; see the base class."""
+        read_at = cones if self.deformation is None else cones._replace(shifts=self.shifts(cones, is_frozen))
+        still = super().forward(read_at, num_active, prefilter, dtype, is_frozen)
+        if self.moving is None:
+            return still
+        moving = self.moving(cones, self._active_moving(num_active), prefilter, dtype, is_frozen)
+        # Channel by channel in memory, as the kernels write and read them.
+        return torch.cat([still.t(), (moving * self.mask(still).to(dtype)).t()]).t()
+
+    def mask(self, channels: Float[Tensor, "intervals channels"]) -> Float[Tensor, "intervals 1"]:
+        """How much of what changes is seen in each interval, 0 to 1, of its still channels, which come first."""
+        weight, bias = self.mask_layer.weight, self.mask_layer.bias
+        with torch.autocast(channels.device.type, enabled=False):
+            raw = channels[:, : weight.shape[1]] @ weight.t().to(channels.dtype)
+            return torch.sigmoid(raw.float() + bias)
+
+    def shifts(self, cones: Cones, is_frozen: bool = False) -> Float[Tensor, "intervals 3"]:
+        """From where each interval is to where the still table is read for it, in sides of the unit cube."""
+        with torch.autocast(cones.tdist.device.type, enabled=False):
+            # In float32: a cell of the finest level is a ten-thousandth of the cube.
+            return SHIFT_SCALE * self.shift_layers(self.deformation(cones, is_frozen=is_frozen))
+
+    def _active_moving(self, num_active: int | None) -> int | None:
+        """Levels of the grid over space and time that are no finer than the still ones in use."""
+        if num_active is None:
+            return None
+        finest = max((level.resolution for level in self.grid.levels[: max(num_active, 0)]), default=0)
+        return sum(level.resolution <= finest for level in self.moving.grid.levels)
