@@ -50,6 +50,7 @@ KEYS = (
     "fl_x", "fl_y", "cx", "cy", "w", "h", "k1", "k4", "p1", "k6", "distortion_params", "camera_model", "is_fisheye",
     "camera_angle_x", "fisheye_crop_radius", "transform_matrix", "file_path", "mask_path", "applied_transform",
     "applied_scale", "aabb_scale", "orientation_override", "train_filenames", "test_filenames", "ply_file_path",
+    "time", "timestamp",
 )  # fmt: skip
 
 

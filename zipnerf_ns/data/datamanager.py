@@ -28,6 +28,7 @@ from zipnerf_ns.data.dataparsers.run import chosen, parser_of_run
 from zipnerf_ns.data.disk.window import PixelsConfig, moving_on, open_pixels
 from zipnerf_ns.data.images import CheckedDataset, read_all
 from zipnerf_ns.data.metadata import SCENE_HINTS, SceneHints, area_weights, find_scales
+from zipnerf_ns.data.moving.times import check_times, settle_time_step
 from zipnerf_ns.data.pixels import PixelStore, Thumbnails
 from zipnerf_ns.data.poses import check_scale
 from zipnerf_ns.data.trained import GIVE_DATA, TrainedData
@@ -48,6 +49,8 @@ class ZipNerfDataManagerConfig(VanillaDataManagerConfig):
     """What draws pixels and generates their rays: triton (CUDA), torch (anywhere), auto (the faster that runs here)."""
     scale_weighting: Literal["even", "area"] = "even"
     """Weights of the loss for data with several scales: even (every pixel the same) or area (every scale the same)."""
+    uses_time: tyro.conf.Suppress[bool] = False
+    """Whether the model asks when a photo was taken; the pipeline says so."""
     trained: tyro.conf.Suppress[Any] = None
     """What the checkpoint that is loaded knows of its data (TrainedData); None for a new training."""
     beside_pixels: tyro.conf.Suppress[int] = 0
@@ -92,6 +95,8 @@ class ZipNerfDataManager(VanillaDataManager[CheckedDataset]):
         self.eval_pixels: PixelStore | None = None
         self.image_weights: Tensor | None = None
         super().__init__(config, *args, **kwargs)
+        # The viewer offers a moment to choose where the model knows moments, whatever the data say.
+        self.includes_time = self.config.uses_time
         if not self._is_inference and not self._is_set_up:
             # Whoever leaves the set-up out wants each photo, as ns-render dataset does.
             self.train_dataset, self.eval_dataset = map(self._with_photos, (self.train_dataset, self.eval_dataset))
@@ -150,6 +155,7 @@ class ZipNerfDataManager(VanillaDataManager[CheckedDataset]):
             bounded=scene_format is not None and scene_format.is_bounded,
             background="white" if background == "white" else "black",
             longest_side=int(max(cameras.width.max(), cameras.height.max())),
+            time_step=settle_time_step(outputs, self.config.dataparser.data, self.config.uses_time),
         )
         if not self._is_inference:
             space = float(box[1].max()) if outputs.metadata[SCENE_HINTS].bounded else 1.0
@@ -182,6 +188,8 @@ class ZipNerfDataManager(VanillaDataManager[CheckedDataset]):
     def create_eval_dataset(self) -> CheckedDataset:
         """The held-out images, checked."""
         dataset = super().create_eval_dataset()
+        if self.config.uses_time and len(dataset) > 0:
+            check_times(dataset._dataparser_outputs, self.config.dataparser.data)
         if self._is_inference or self.lacks_photos(dataset):
             return self._prepared(dataset, False)
         if len(dataset) == 0:

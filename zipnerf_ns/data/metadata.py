@@ -36,8 +36,7 @@ class SceneHints:
     longest_side: int
     """Longest side of a training image, pixels."""
     time_step: float | None = None
-    """Time between one moment of the training and the next, of the whole time, which is 1; None where nothing is said of
-    time."""
+    """Time from one moment of the training to the next, where all of it is 1; None where none is said of the photos."""
 
 
 def find_hints(metadata: Mapping[str, Any] | None) -> SceneHints | None:

@@ -23,7 +23,9 @@ DATA_VARIABLE = "ZIPNERF_DATA"
 GIVE_DATA = f"Say where they are now: {DATA_VARIABLE}=FOLDER before the command, or --data where it has that option."
 Key = tuple[str, int]
 """What tells a view from others: its file, and which of the views of that file it is."""
-CAMERA_FIELDS = ("camera_to_worlds", "fx", "fy", "cx", "cy", "width", "height", "distortion_params", "camera_type")
+CAMERA_FIELDS = (
+    "camera_to_worlds", "fx", "fy", "cx", "cy", "width", "height", "distortion_params", "camera_type", "times"
+)  # fmt: skip
 
 
 class Views(NamedTuple):
@@ -110,7 +112,9 @@ class TrainedData:
         """
 
         def views(part: dict[str, Any]) -> Views:
-            fields = {name: None if part[name] is None else part[name].clone() for name in CAMERA_FIELDS}
+            # Older checkpoints know no times.
+            tensors = {name: part.get(name) for name in CAMERA_FIELDS}
+            fields = {name: None if value is None else value.clone() for name, value in tensors.items()}
             return Views(list(part["names"]), Cameras(**fields, metadata=dict(part["metadata"]) or None))
 
         return cls(

@@ -18,6 +18,7 @@ from nerfstudio.cameras.cameras import CAMERA_MODEL_TO_TYPE, CameraType
 from zipnerf_ns.data.checks import check_images
 from zipnerf_ns.data.dataparsers.names import ImageFinder
 from zipnerf_ns.data.intrinsics import CAMERA_KEYS, find_intrinsics, find_model, read_statements
+from zipnerf_ns.data.moving.times import TIME_FAULT, TIME_KEYS, read_times
 from zipnerf_ns.data.poses import read_pose, read_similarity
 from zipnerf_ns.errors import InputError, shorten
 
@@ -31,9 +32,9 @@ ORIENTATIONS = ("pca", "up", "vertical", "none")
 TOP_KEYS = CAMERA_KEYS | {
     "frames", "applied_transform", "orientation_override", "ply_file_path", *(f"{split}_filenames" for split in SPLITS)
 }  # fmt: skip
-FRAME_KEYS = CAMERA_KEYS | {"file_path", "transform_matrix", "downscale", *OPTIONAL_FILES}
+FRAME_KEYS = CAMERA_KEYS | {"file_path", "transform_matrix", "downscale", *TIME_KEYS, *OPTIONAL_FILES}
 WITHOUT_EFFECT = {
-    "colmap_im_id", "sharpness", "rotation", "timestamp", "name", "id", "n_frames", "version", "comment", "note",
+    "colmap_im_id", "sharpness", "rotation", "name", "id", "n_frames", "version", "comment", "note",
     "demo_scene", "sample_seed", "light_gains",
 }  # fmt: skip
 """Keys that nothing reads and nothing is lost with."""
@@ -72,6 +73,11 @@ def read_transforms(path: Path, needs_images: bool = True) -> Transforms:
         read |= find_intrinsics(own, top, model, size, frame["where"])
         read |= {key: frame[key] for key in OPTIONAL_FILES if frame.get(key)}
         result["frames"].append(read)
+    times = read_times(frames, path, path.stem.removeprefix("transforms_") not in SPLITS)
+    for read, time in zip(result["frames"], times.values or [], strict=False):
+        read["time"] = time
+    if times.fault is not None:
+        result[TIME_FAULT] = times.fault
     result |= _read_top(path, meta, top)
     for key in ("applied_scale", "aabb_scale"):
         if key in top:

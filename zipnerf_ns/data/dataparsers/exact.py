@@ -27,6 +27,7 @@ from nerfstudio.cameras import camera_utils
 from nerfstudio.data.dataparsers.base_dataparser import DataParserConfig, DataparserOutputs
 from nerfstudio.data.dataparsers.blender_dataparser import BlenderDataParserConfig
 from nerfstudio.data.dataparsers.colmap_dataparser import ColmapDataParserConfig
+from nerfstudio.data.dataparsers.dnerf_dataparser import DNeRFDataParserConfig
 from nerfstudio.data.dataparsers.instant_ngp_dataparser import InstantNGPDataParserConfig
 from nerfstudio.data.dataparsers.nerfstudio_dataparser import NerfstudioDataParserConfig
 
@@ -34,7 +35,9 @@ from zipnerf_ns.data.metadata import FRAME_KEY
 from zipnerf_ns.data.poses import PoseSet, check_axes, check_poses, read_similarity, rounds_too_much
 from zipnerf_ns.errors import InputError, say
 
-JSON_PARSERS = (NerfstudioDataParserConfig, BlenderDataParserConfig, InstantNGPDataParserConfig)
+JSON_PARSERS = (
+    NerfstudioDataParserConfig, BlenderDataParserConfig, DNeRFDataParserConfig, InstantNGPDataParserConfig
+)  # fmt: skip
 """Parsers whose frames are read by their module's ``load_from_json``."""
 _orient = camera_utils.auto_orient_and_center_poses
 OLD_TRANSFORM = [[0, 1, 0, 0], [1, 0, 0, 0], [0, 0, -1, 0]]
@@ -140,7 +143,7 @@ class ExactPoses:
             source,
             is_centered=center != "none",
             is_whole=self._split == "train",
-            views=[frame.get(FRAME_KEY, 1) for frame in frames],
+            views=[(frame.get(FRAME_KEY, 1), frame.get("time")) for frame in frames],
         )
         orientation = meta.get("orientation_override", getattr(config, "orientation_method", "none"))
         check_axes(poses.matrices, orientation, center, source)

@@ -13,6 +13,8 @@ from PIL import Image
 from nerfstudio.data.dataparsers.base_dataparser import DataParser, DataParserConfig
 from nerfstudio.data.dataparsers.blender_dataparser import BlenderDataParserConfig
 from nerfstudio.data.dataparsers.colmap_dataparser import ColmapDataParserConfig
+from nerfstudio.data.dataparsers.dnerf_dataparser import DNeRFDataParserConfig
+from nerfstudio.data.dataparsers.dycheck_dataparser import DycheckDataParserConfig
 from nerfstudio.data.dataparsers.instant_ngp_dataparser import InstantNGPDataParserConfig
 from nerfstudio.data.dataparsers.nerfstudio_dataparser import NerfstudioDataParserConfig
 
@@ -22,11 +24,13 @@ from zipnerf_ns.data.dataparsers.mipnerf360 import MipNerf360DataParser, MipNerf
 from zipnerf_ns.data.dataparsers.readers import (
     BlenderReader,
     Checked,
+    DNeRFReader,
     InstantNGPReader,
     NerfstudioReader,
     split_file,
     tell,
 )
+from zipnerf_ns.data.moving.dycheck import DycheckReader, check_dycheck
 from zipnerf_ns.data.poses import check_poses
 from zipnerf_ns.data.transforms import read_transforms, transforms_file
 from zipnerf_ns.errors import InputError, shorten
@@ -130,6 +134,8 @@ FORMATS = (
 """The formats that a folder shows; the first whose marker is there is a scene's."""
 ASKED_FOR = (
     SceneFormat("instant-ngp", "", InstantNGPDataParserConfig, InstantNGPReader, _check_transforms),
+    SceneFormat("dnerf", "", DNeRFDataParserConfig, DNeRFReader, _check_blender, is_bounded=True),
+    SceneFormat("dycheck", "", DycheckDataParserConfig, DycheckReader, check_dycheck),
     SceneFormat("colmap", "", ColmapDataParserConfig, ColmapReader, _check_colmap, reads_reduced=True),
 )
 """Formats that are read where their parser is named: their folders look like others'."""

@@ -12,20 +12,25 @@ from typing import Any
 
 import numpy as np
 import torch
+from jaxtyping import Float
 from PIL import Image
+from torch import Tensor
 
 from nerfstudio.cameras.cameras import CAMERA_MODEL_TO_TYPE, Cameras
 from nerfstudio.data.dataparsers import nerfstudio_dataparser
 from nerfstudio.data.dataparsers.base_dataparser import DataParserConfig, DataparserOutputs
 from nerfstudio.data.dataparsers.blender_dataparser import Blender
+from nerfstudio.data.dataparsers.dnerf_dataparser import DNeRF
 from nerfstudio.data.dataparsers.instant_ngp_dataparser import InstantNGP
 from nerfstudio.data.dataparsers.nerfstudio_dataparser import Nerfstudio
 from nerfstudio.data.scene_box import SceneBox
 from nerfstudio.data.utils import dataparsers_utils
+from nerfstudio.utils.colors import get_color
 from nerfstudio.utils.rich_utils import CONSOLE
 
 from zipnerf_ns.data.dataparsers.names import REDUCED, is_file, reduced_paths
 from zipnerf_ns.data.dataparsers.reduction import tell_of_others
+from zipnerf_ns.data.moving.times import TIME_FAULT
 from zipnerf_ns.data.transforms import read_transforms, transforms_file
 from zipnerf_ns.errors import InputError, shorten
 
@@ -68,15 +73,19 @@ class Checked:
 
 
 class NerfstudioReader(Checked, Nerfstudio):
-    """Nerfstudio's own format."""
+    """Nerfstudio's own format, with the frames' times."""
 
     def _generate_dataparser_outputs(self, split: str = "train") -> DataparserOutputs:
         meta = load_from_json(transforms_file(self.config.data))
         self._reduced: list[tuple[Path, Path]] = []
+        self._named: dict[Path, Path] = {}
         with _given(meta):
             outputs = super()._generate_dataparser_outputs(split)
         if split == "train":
             tell_of_others(self._reduced)
+        frames = {Path(frame["file_path"]): frame for frame in meta["frames"]}
+        outputs.cameras.times = _times([frames[self._named[path]] for path in outputs.image_filenames])
+        outputs.metadata.update(_faults(meta))
         return outputs
 
     def _get_fname(self, filepath: Path, data_dir: Path, downsample_folder_prefix: str = "images_") -> Path:
@@ -88,12 +97,14 @@ class NerfstudioReader(Checked, Nerfstudio):
 
         if self.downscale_factor is None:
             self.downscale_factor = self.config.downscale_factor or _fitting_factor(data_dir / filepath, reduced)
+        self._named[data_dir / filepath] = filepath
         if self.downscale_factor == 1:
             return data_dir / filepath
         # Where none is there, the name of the likeliest is what is then said to be missing.
         likeliest = next(reduced_paths(filepath, self.downscale_factor, downsample_folder_prefix))
         found = reduced(self.downscale_factor) or data_dir / likeliest
         self._reduced.append((data_dir / filepath, found))
+        self._named[found] = filepath
         return found
 
 
@@ -101,14 +112,17 @@ class BlenderReader(Checked, Blender):
     """The layout of the NeRF-synthetic scenes, with any lens and any kind of image."""
 
     def _generate_dataparser_outputs(self, split: str = "train") -> DataparserOutputs:
-        meta = load_from_json(split_file(self.data, split))
-        points = self.config.ply_path
-        return DataparserOutputs(
-            **_outputs(meta, meta["frames"], self.data, self.scale_factor),
-            alpha_color=self.alpha_color_tensor,
-            scene_box=SceneBox(aabb=torch.tensor([[-1.5] * 3, [1.5] * 3])),
-            metadata={} if points is None else self._load_3D_points(self.data / points),
-        )
+        outputs, points = _read_split(self, split, self.alpha_color_tensor), self.config.ply_path
+        if points is not None:
+            outputs.metadata.update(self._load_3D_points(self.data / points))
+        return outputs
+
+
+class DNeRFReader(Checked, DNeRF):
+    """The layout of the D-NeRF scenes: that of the NeRF-synthetic ones, with the frames' times."""
+
+    def _generate_dataparser_outputs(self, split: str = "train") -> DataparserOutputs:
+        return _read_split(self, split, None if self.alpha_color is None else get_color(self.alpha_color))
 
 
 class InstantNGPReader(Checked, InstantNGP):
@@ -170,7 +184,29 @@ def make_cameras(meta: Mapping[str, Any], frames: Sequence[Mapping[str, Any]], s
         height=sizes[:, 1:],
         distortion_params=distortion if distortion.any() else None,
         camera_type=CAMERA_MODEL_TO_TYPE[meta["camera_model"]],
+        times=_times(frames),
         metadata={key: meta[key] for key in ("fisheye_crop_radius",) if key in meta},
+    )
+
+
+def _times(frames: Sequence[Mapping[str, Any]]) -> Float[Tensor, "frames 1"] | None:
+    """When frames were taken, from 0 to 1; None where nothing is said of it that can be used."""
+    if not frames or "time" not in frames[0]:
+        return None
+    return torch.tensor([frame["time"] for frame in frames], dtype=torch.float32)[:, None]
+
+
+def _faults(meta: Mapping[str, Any]) -> dict[str, str]:
+    return {key: meta[key] for key in (TIME_FAULT,) if key in meta}
+
+
+def _read_split(parser: Blender | DNeRF, split: str, background: Tensor | None) -> DataparserOutputs:
+    """One of the files of a NeRF-synthetic scene."""
+    meta = load_from_json(split_file(parser.data, split))
+    return DataparserOutputs(
+        **_outputs(meta, meta["frames"], parser.data, parser.scale_factor),
+        alpha_color=background,
+        scene_box=SceneBox(aabb=torch.tensor([[-1.5] * 3, [1.5] * 3])),
     )
 
 
@@ -185,6 +221,7 @@ def _outputs(
         "mask_filenames": masks or None,
         "dataparser_transform": torch.tensor(meta.get("applied_transform", torch.eye(4)[:3].tolist())),
         "dataparser_scale": scale * meta.get("applied_scale", 1.0),
+        "metadata": _faults(meta),
     }
 
 

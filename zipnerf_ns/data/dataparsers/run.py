@@ -65,7 +65,6 @@ class RunParser(DataParser):
     def __init__(self, config: DataParserConfig, source: DataParser | None, run: TrainedData, held_out: str) -> None:
         super().__init__(config)
         self.source, self.run, self.held_out = source, run, held_out
-        self.includes_time = getattr(source, "includes_time", False)
 
     @property
     def downscale_factor(self) -> Any:

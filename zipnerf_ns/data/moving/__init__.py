@@ -1,0 +1,1 @@
+"""Data of scenes that move: when each photo was taken, and formats that say so."""
