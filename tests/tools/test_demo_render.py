@@ -8,7 +8,7 @@ from _true_scene import cast_rays, surface_distance
 
 from zipnerf_ns.tools.scene import render as demo_render
 from zipnerf_ns.tools.scene.render import Pinhole, radiance, render_view, straight_alpha
-from zipnerf_ns.tools.scene.world import bodies
+from zipnerf_ns.tools.scene.world import Backdrop, Moment, bodies
 
 WIDTH, HEIGHT, FOCAL = 64, 48, 60.0
 
@@ -77,10 +77,11 @@ def test_ground_counts_only_when_asked():
     np.testing.assert_allclose(surface_distance(points)[2], -0.05)
 
 
-@pytest.mark.parametrize("rgba, far", [(False, False), (True, False), (False, True)])
-def test_culling_changes_nothing(monkeypatch: pytest.MonkeyPatch, rgba: bool, far: bool):
+@pytest.mark.parametrize("backdrop", [True, False, "far", Moment(0.45)])
+def test_culling_changes_nothing(monkeypatch: pytest.MonkeyPatch, backdrop: Backdrop):
     """Without the frustum test and the choice of neighbors, bit for bit the same picture comes out."""
-    world = bodies("far" if far else not rgba)
+    world = bodies(backdrop)
+    kind = {"rgba": not backdrop, "far": backdrop == "far", "time": getattr(backdrop, "time", None)}
 
     def all_neighbors(backdrop, index, points):
         others = [other for other in range(len(world)) if other != index and world[other].casts]
@@ -89,12 +90,11 @@ def test_culling_changes_nothing(monkeypatch: pytest.MonkeyPatch, rgba: bool, fa
     monkeypatch.setattr(demo_render, "_RAYS_PER_TILE", 144)
     for pose in (POSE, camera(130.0, 25.0, 2.4)):
         pinhole = Pinhole(FOCAL / 2, FOCAL / 2, WIDTH / 4, HEIGHT / 4, WIDTH // 2, HEIGHT // 2)
-        arguments = (pose, pinhole, 1, 5, rgba, far)
-        culled = render_view(*arguments)
+        culled = render_view(pose, pinhole, 1, 5, **kind)
         with monkeypatch.context() as patch:
             patch.setattr(demo_render, "_candidates", lambda origin, corners, backdrop: list(range(len(world))))
             patch.setattr(demo_render, "_neighbors", all_neighbors)
-            np.testing.assert_array_equal(render_view(*arguments), culled)
+            np.testing.assert_array_equal(render_view(pose, pinhole, 1, 5, **kind), culled)
 
 
 def test_pixel_is_the_mean_over_its_square():

@@ -5,7 +5,8 @@ an analytic scene over the pixel's square, in the values that are stored, so eac
 truth. `transforms.json` describes the full-resolution pictures, `transforms_multiscale.json` all four scales as
 separate frames (pass the file itself as `--data`). The scene is always the same; the seed moves cameras and samples.
 With `--light changing` every training photo has an exposure and a white balance of its own, which its frame states as
-`light_gains`; held-out photos are in the light that is their mean.
+`light_gains`; held-out photos are in the light that is their mean. With `--motion` things move, and every frame has its
+`time`: one camera walks about them and takes a picture at each moment, or eight stand still and all of them do.
 """
 
 from __future__ import annotations
@@ -13,7 +14,6 @@ from __future__ import annotations
 import argparse
 import functools
 import json
-import math
 import multiprocessing
 import os
 import tempfile
@@ -27,6 +27,17 @@ from typing import Literal, NamedTuple, get_args
 import numpy as np
 from PIL import Image
 
+from zipnerf_ns.tools.scene.cameras import (
+    DOME,
+    LOW_DOME,
+    NUM_FIXED,
+    beside_pose,
+    between_pose,
+    dome_pose,
+    fixed_pose,
+    scene_pinhole,
+    walking_pose,
+)
 from zipnerf_ns.tools.scene.light import draw_gains, relight
 from zipnerf_ns.tools.scene.render import Pinhole, render_view, straight_alpha
 
@@ -35,14 +46,16 @@ DOWNSCALES = (1, 2, 4, 8)
 
 _SETTINGS_KEY = "demo_scene"
 _VERSION = 1
-_FIELD_OF_VIEW = math.radians(55)
-_DOME, _LOW_DOME = (8.0, 52.0), (5.0, 16.0)
 _STOPS = 0.8
 
 Light = Literal["even", "changing"]
 """Whether training photos are in one light, or each has its own exposure and white balance."""
 Detail = Literal["near", "far"]
 """Whether fine structure is on the still life alone, or also far away."""
+Motion = Literal["none", "one-camera", "eight-cameras"]
+"""Whether things move, and how many cameras see them at a moment."""
+NUM_VIEWS: dict[Motion, tuple[int, int]] = {"none": (48, 8), "one-camera": (96, 12), "eight-cameras": (256, 12)}
+"""Views to train on and held out where no number is asked for."""
 
 
 @dataclass(frozen=True)
@@ -58,6 +71,7 @@ class _Settings:
     rgba: bool
     light: Light = "even"
     detail: Detail = "near"
+    motion: Motion = "none"
     version: int = _VERSION
     """Version of the scene's contents: raised when a change here changes the pictures."""
 
@@ -74,6 +88,16 @@ class _Settings:
             raise ValueError(f"seed is {self.seed}, and must not be negative")
         if self.rgba and self.detail == "far":
             raise ValueError("rgba leaves out all that is far: give one of the two")
+        if self.motion != "none":
+            if self.rgba or self.detail == "far":
+                raise ValueError("things move in front of the near backdrop alone: give neither rgba nor detail far")
+            if self.num_train % self.cameras or self.num_train < 2 * self.cameras:
+                raise ValueError(f"num_train is {self.num_train}: give {self.cameras} for each of two moments or more")
+
+    @property
+    def cameras(self) -> int:
+        """Training pictures that are taken at one moment of the moving scene."""
+        return NUM_FIXED if self.motion == "eight-cameras" else 1
 
 
 class _View(NamedTuple):
@@ -83,6 +107,8 @@ class _View(NamedTuple):
     seed: int
     gains: np.ndarray | None = None
     """Of linear light, red, green and blue; none where light is even."""
+    time: float | None = None
+    """From 0 to 1; none where nothing moves."""
 
 
 def write_scene(
@@ -90,23 +116,27 @@ def write_scene(
     *,
     width: int = 256,
     height: int = 192,
-    num_train: int = 48,
-    num_test: int = 8,
+    num_train: int | None = None,
+    num_test: int | None = None,
     samples_per_pixel: int = 64,
     seed: int = 0,
     rgba: bool = False,
     light: Light = "even",
     detail: Detail = "near",
+    motion: Motion = "none",
     workers: int = 1,
 ) -> Path:
     """Writes the scene into the folder `output` and returns it; a folder with the same settings is left as it is.
 
     Args:
         width, height: of the full-resolution pictures; both must divide by 8.
+        num_train, num_test: views; by default as many as suit the motion, see NUM_VIEWS.
         rgba: the still life alone, on a transparent background.
         light: "changing" gives every training photo an exposure and a white balance of its own.
         detail: "far" adds a skyline of fine structure, tens to hundreds of units away, and a finely textured sky; the
             cameras are lower, so that all see the horizon.
+        motion: whether things move, seen by one camera that walks about them or by eight that stand still. Held-out
+            views are from other places, at moments of the training.
         workers: processes; above 1 the calling script needs the usual `if __name__ == "__main__"`.
 
     Raises:
@@ -114,7 +144,8 @@ def write_scene(
         FileExistsError: the folder holds something else.
         FileNotFoundError: the folder holds this scene, but not all of it.
     """
-    settings = _Settings(width, height, num_train, num_test, samples_per_pixel, seed, rgba, light, detail)
+    num_train, num_test = (NUM_VIEWS[motion][i] if n is None else n for i, n in enumerate((num_train, num_test)))
+    settings = _Settings(width, height, num_train, num_test, samples_per_pixel, seed, rgba, light, detail, motion)
     output = Path(output).expanduser().resolve()
     if _already_there(output, settings):
         print(f"{output} already holds this scene; using it as it is.", flush=True)
@@ -135,25 +166,6 @@ def write_scene(
     return output
 
 
-def scene_pinhole(width: int, height: int) -> Pinhole:
-    """The camera that takes the scene's pictures, for pictures of a size in pixels."""
-    focal = 0.5 * width / math.tan(_FIELD_OF_VIEW / 2)
-    return Pinhole(focal, focal, width / 2, height / 2, width, height)
-
-
-def camera_pose(eye: np.ndarray, back: np.ndarray) -> np.ndarray:
-    """Camera to world, ``[3, 4]``, with OpenGL's axes, of an upright camera.
-
-    Args:
-        eye: where it stands, world units.
-        back: away from what it looks at, of any length, not straight up or down.
-    """
-    back = back / np.linalg.norm(back)
-    right = np.cross([0.0, 0.0, 1.0], back)
-    right /= np.linalg.norm(right)
-    return np.stack([right, np.cross(back, right), back, eye], axis=1)
-
-
 def _views(settings: _Settings) -> list[_View]:
     views = []
     for number, (split, count) in enumerate((("test", settings.num_test), ("train", settings.num_train))):
@@ -164,26 +176,25 @@ def _views(settings: _Settings) -> list[_View]:
             gains = draw_gains(count, _STOPS, [settings.seed, 2])
         for index in range(count):
             random = np.random.default_rng(streams[index + 1])
-            pose = _pose(index, shift, random, _LOW_DOME if settings.detail == "far" else _DOME)
-            views.append(_View(split, f"{split}_{index:04d}.png", pose, int(random.integers(2**31)), gains[index]))
+            if settings.motion == "none":
+                time, pose = None, dome_pose(index, shift, random, LOW_DOME if settings.detail == "far" else DOME)
+            else:
+                time, pose = _moment(settings, split, index, random)
+            name, seed = f"{split}_{index:04d}.png", int(random.integers(2**31))
+            views.append(_View(split, name, pose, seed, gains[index], time))
     return views
 
 
-def _pose(index: int, shift: np.ndarray, random: np.random.Generator, dome: tuple[float, float]) -> np.ndarray:
-    """Camera to world of one view on a dome of varied radius, looking near the origin.
-
-    Args:
-        dome: the lowest and the highest elevation, degrees.
-    """
-    low, high = dome
-    # Three irrational steps (Roberts, "The unreasonable effectiveness of quasirandom sequences", 2018): any number
-    # of views covers azimuth, height and radius evenly, and nested counts share their first views.
-    azimuth, height, radius = (shift + (index + 1) * np.array([0.8191725, 0.6710436, 0.5497005])) % 1
-    elevation = math.radians(low + (high - low) * height**1.4)
-    azimuth, radius = 2 * math.pi * azimuth, 2.25 + 0.75 * radius
-    flat = math.cos(elevation)
-    eye = radius * np.array([flat * math.cos(azimuth), flat * math.sin(azimuth), math.sin(elevation)])
-    return camera_pose(eye, eye - random.uniform(-0.12, 0.12, 3))
+def _moment(settings: _Settings, split: str, index: int, random: np.random.Generator) -> tuple[float, np.ndarray]:
+    """Time and pose of a view of the moving scene; training pictures come camera by camera."""
+    moments, is_fixed = settings.num_train // settings.cameras, settings.cameras > 1
+    if split == "train":
+        camera, moment = divmod(index, moments)
+        time = moment / (moments - 1)
+        return time, fixed_pose(camera) if is_fixed else walking_pose(time)
+    # Over all of the time.
+    time = round((index + random.random()) / settings.num_test * (moments - 1)) / (moments - 1)
+    return time, between_pose(random) if is_fixed else beside_pose(time, random)
 
 
 def _already_there(output: Path, settings: _Settings) -> bool:
@@ -197,7 +208,7 @@ def _already_there(output: Path, settings: _Settings) -> bool:
     try:
         meta = json.loads((output / "transforms.json").read_text(encoding="utf-8"))
         # Scenes that were written before there was a choice do not say which they are.
-        found = {"light": "even", "detail": "near"} | meta[_SETTINGS_KEY]
+        found = {"light": "even", "detail": "near", "motion": "none"} | meta[_SETTINGS_KEY]
     except (OSError, ValueError, KeyError, TypeError):
         raise FileExistsError(
             f"{output} is not empty and does not hold a scene of this tool; name a new folder, or empty this one"
@@ -250,7 +261,7 @@ def _pictures(folder: Path, downscale: int) -> Path:
 
 
 def _write_view(folder: Path, pinhole: Pinhole, settings: _Settings, view: _View) -> None:
-    kind = {"rgba": settings.rgba, "far": settings.detail == "far"}
+    kind = {"rgba": settings.rgba, "far": settings.detail == "far", "time": view.time}
     full = render_view(view.camera_to_world, pinhole, settings.samples_per_pixel, view.seed, **kind)
     for downscale in DOWNSCALES:
         rows, columns = settings.height // downscale, settings.width // downscale
@@ -268,7 +279,8 @@ def _frame(downscale: int, view: _View) -> dict:
     pose = np.vstack([view.camera_to_world, [0.0, 0.0, 0.0, 1.0]]).tolist()
     file_path = f"{_pictures(Path(), downscale).as_posix()}/{view.name}"
     light = {} if view.gains is None else {"light_gains": view.gains.tolist()}
-    return {"file_path": file_path, "transform_matrix": pose, "sample_seed": view.seed} | light
+    moment = {} if view.time is None else {"time": view.time}
+    return {"file_path": file_path, "transform_matrix": pose, "sample_seed": view.seed} | light | moment
 
 
 def _intrinsics(pinhole: Pinhole) -> dict:
@@ -313,14 +325,17 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("output", type=Path, help="folder to write; new, empty, or holding this same scene")
     parser.add_argument("--width", type=int, default=256, help="of the full-resolution pictures; divides by 8")
     parser.add_argument("--height", type=int, default=192, help="likewise")
-    parser.add_argument("--num-train", type=int, default=48, help="views to train on")
-    parser.add_argument("--num-test", type=int, default=8, help="views held out")
+    counts = ", ".join(f"{motion} {train} and {test}" for motion, (train, test) in NUM_VIEWS.items())
+    parser.add_argument("--num-train", type=int, help=f"views to train on; these and held-out ones by motion: {counts}")
+    parser.add_argument("--num-test", type=int, help="views held out")
     parser.add_argument("--samples-per-pixel", type=int, default=64, help="at full resolution")
     parser.add_argument("--seed", type=int, default=0, help="moves the cameras and the samples in their pixels")
     parser.add_argument("--rgba", action="store_true", help="the still life alone, on a transparent background")
     parser.add_argument("--light", choices=get_args(Light), default="even", help="of the training photos")
     parser.add_argument("--detail", choices=get_args(Detail), default="near",
                         help="far: also a skyline and clouds of fine structure, seen from lower")  # fmt: skip
+    parser.add_argument("--motion", choices=get_args(Motion), default="none",
+                        help="things move: one camera that walks, or eight that stand still, see them")  # fmt: skip
     parser.add_argument("--workers", type=int, default=os.cpu_count() or 1, help="processes that draw")
     options = vars(parser.parse_args(arguments))
     try:

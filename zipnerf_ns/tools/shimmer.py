@@ -22,8 +22,8 @@ from jaxtyping import Float
 from nerfstudio.cameras.cameras import Cameras
 
 from zipnerf_ns.errors import InputError
-from zipnerf_ns.tools.demo_scene import camera_pose, scene_pinhole
 from zipnerf_ns.tools.programs import data_frame, load_run
+from zipnerf_ns.tools.scene.cameras import camera_pose, scene_pinhole
 from zipnerf_ns.tools.scene.render import Pinhole, render_view
 from zipnerf_ns.tools.trials.report import table
 

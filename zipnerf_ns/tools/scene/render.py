@@ -15,7 +15,7 @@ import numpy as np
 from jaxtyping import Float
 
 from zipnerf_ns.tools.scene.procedural import extent, fractal_noise, mix, scatter, supports
-from zipnerf_ns.tools.scene.world import Backdrop, bodies
+from zipnerf_ns.tools.scene.world import Backdrop, Moment, bodies
 
 SUN = tuple(float(v) for v in np.array([0.55, -0.40, 0.80]) / np.linalg.norm([0.55, -0.40, 0.80]))
 """Unit direction towards the sun."""
@@ -53,6 +53,7 @@ def render_view(
     seed: int,
     rgba: bool = False,
     far: bool = False,
+    time: float | None = None,
 ) -> Float[np.ndarray, "height width channels"]:
     """The picture that a camera takes of the scene: stratified samples under a box filter, float32 in [0, 1].
 
@@ -62,8 +63,9 @@ def render_view(
         seed: of the samples' places in their strata.
         rgba: the still life alone, its colors multiplied by alpha; see `straight_alpha`.
         far: with fine detail far away.
+        time: of the moving scene, from 0 to 1.
     """
-    backdrop: Backdrop = "far" if far else not rgba
+    backdrop: Backdrop = "far" if far else not rgba if time is None else Moment(time)
     # The C library keeps freed memory up to the largest block it has seen freed; otherwise every tile's arrays would
     # go back to the system and be cleared anew.
     np.empty(1 << 24, dtype=np.uint8)
@@ -222,13 +224,13 @@ def _neighbors(backdrop: Backdrop, index: int, points: np.ndarray) -> tuple[list
     return np.flatnonzero(casts & sunward).tolist(), np.flatnonzero(casts & bulky & beside).tolist()
 
 
-@functools.cache
+@functools.lru_cache(maxsize=8)
 def _hulls(backdrop: Backdrop) -> tuple[np.ndarray, tuple[np.ndarray, np.ndarray, np.ndarray]]:
     shapes = [body.shape for body in bodies(backdrop)]
     return np.array([shape.center for shape in shapes]), supports(shapes)
 
 
-@functools.cache
+@functools.lru_cache(maxsize=8)
 def _slabs(backdrop: Backdrop) -> tuple[np.ndarray, np.ndarray]:
     """Where every body begins and ends along each of `_AXES`, `[bodies, axes]`."""
     centers, support = _hulls(backdrop)
