@@ -18,6 +18,7 @@ from nerfstudio.models.base_model import Model
 
 from zipnerf_ns import losses
 from zipnerf_ns.cameras import corrections as camera_poses
+from zipnerf_ns.cameras.moments import at_moment, stopped_time
 from zipnerf_ns.cameras.rays import ImageRays, rays_of_bundle
 from zipnerf_ns.data.metadata import SceneHints, find_hints
 from zipnerf_ns.errors import InputError
@@ -99,6 +100,9 @@ class ZipNerfModel(Model):
         self.chunk_limit = ChunkLimit()
         # What renders a picture together with other processes, from what is asked and its number of rays.
         self.shared: Callable[[Asked, int], dict[str, Tensor]] | None = None
+        self.has_time = config.motion.kind != "none"
+        self.shutter = (hints and hints.time_step) or 0.0
+        self.stopped_time = stopped_time() if self.has_time else None
 
     def _is_background_white(self, hints: SceneHints | None) -> bool:
         if self.config.background_color == "auto":
@@ -159,7 +163,9 @@ class ZipNerfModel(Model):
         config = self.config
         if self.training:
             ray_bundle = camera_poses.corrected_bundle(ray_bundle, self.corrections)
-        rays = rays_of_bundle(ray_bundle, config.near_plane, config.far_plane, self.zipnerf.aabb)
+        rays = rays_of_bundle(ray_bundle, config.near_plane, config.far_plane, self.zipnerf.aabb, self.shutter)
+        if self.has_time and not self.training:
+            rays = at_moment(rays, self.stopped_time)
         if view.cone_scale != 1.0:
             rays = rays._replace(radius=rays.radius * view.cone_scale)
         looks = {"prefilter": view.prefilter, "finest_level": view.num_active}

@@ -20,6 +20,7 @@ from nerfstudio.utils.comms import get_rank
 from nerfstudio.utils.rich_utils import CONSOLE, get_progress
 
 from zipnerf_ns.cameras.held_out import describe, drift, moved_bundle, moved_camera, refine
+from zipnerf_ns.cameras.moments import let_time_run_along_paths, refuse_stopped_time
 from zipnerf_ns.data.memory import limit_memory
 from zipnerf_ns.data.metadata import find_scales, mean_metrics, means_by_scale
 from zipnerf_ns.engine.messages import quiet_dependencies, tell_in_any_program
@@ -71,6 +72,11 @@ class ZipNerfPipeline(VanillaPipeline):
         # A training has joined before.
         self._is_shared = join_to_look()
         limit_memory(torch.device(device), config.gpu_memory)
+        config.datamanager.uses_time = config.model.motion.kind != "none"
+        if config.datamanager.uses_time:
+            let_time_run_along_paths()
+            if kwargs.get("test_mode", args[0] if args else "val") == "val":
+                refuse_stopped_time("A training")
         # Of several processes Nerfstudio would have torch exchange the gradients, which the trainer does.
         super().__init__(config, device, *args, **{**kwargs, "world_size": 1})
 
@@ -146,8 +152,10 @@ class ZipNerfPipeline(VanillaPipeline):
             output_path: folder for pictures and every image's own metrics.
             get_std: also give standard deviations.
         Raises:
-            InputError: if no image is held out, or photos of a run that was moved are not there.
+            InputError: if no image is held out, time is stopped, or photos of a run that was moved are not there.
         """
+        if self.model.has_time:
+            refuse_stopped_time("An evaluation")
         dataset = self.datamanager.eval_dataset
         if len(dataset) == 0:
             raise InputError(NONE_HELD_OUT)
