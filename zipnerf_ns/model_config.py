@@ -140,8 +140,10 @@ def _check_combinations(config: ZipNerfModelConfig) -> None:
             f"progressive_levels begins with {MIN_ACTIVE_LEVELS} levels and grid.num_levels is "
             f"{config.grid.num_levels}: raise num_levels, or leave progressive_levels out."
         )
-    others = {"implementation tcnn": config.implementation == "tcnn", "progressive_levels": config.progressive_levels,
-              f"ipe_bandwidth {config.ipe_bandwidth}": config.ipe_bandwidth != "one"}  # fmt: skip
+    others = {
+        "implementation tcnn": config.implementation == "tcnn",
+        f"ipe_bandwidth {config.ipe_bandwidth}": config.ipe_bandwidth != "one",
+    }
     for name in (name for name, is_set in others.items() if is_set and config.motion.kind != "none"):
         raise InputError(f"motion.kind {config.motion.kind} does not go with {name}: leave one of them out.")
     if config.implementation == "tcnn":

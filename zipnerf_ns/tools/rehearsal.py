@@ -57,6 +57,9 @@ def variations(config: ZipNerfModelConfig) -> dict[str, dict[str, Any]]:
         "scene box": {"scene_bounds": "box"},
         "progressive levels": {"progressive_levels": True},
     }
+    if config.motion.kind != "none":
+        kinds = ("blend", "deform", "both")
+        found |= {f"motion {kind}": {"motion": dataclasses.replace(config.motion, kind=kind)} for kind in kinds}
     changing = {name: fields for name, fields in found.items() if dataclasses.replace(config, **fields) != config}
     return {AS_CONFIGURED: {}, **changing}
 
@@ -99,7 +102,8 @@ def rehearse(method: str, variation: str) -> None:
 
 def _cameras() -> Cameras:
     poses = torch.eye(4)[:3].repeat(PHOTOS, 1, 1)
-    return Cameras(poses, 20.0, 20.0, SIDE / 2, SIDE / 2, SIDE, SIDE, camera_type=CameraType.PERSPECTIVE)
+    lens = 20.0, 20.0, SIDE / 2, SIDE / 2, SIDE, SIDE
+    return Cameras(poses, *lens, camera_type=CameraType.PERSPECTIVE, times=torch.zeros(PHOTOS, 1))
 
 
 def _bundle(rays: int = RAYS) -> RayBundle:
@@ -137,6 +141,8 @@ def _render(model: ZipNerfModel, rays: int) -> None:
     outputs = model.get_outputs(_bundle(rays))
     for name in EXTRA_OUTPUTS:
         outputs.get(name)
+    if model.config.motion.kind != "none":
+        return
     points = torch.zeros(rays, 3, device=DEVICE)
     query_points(model.field, points, points, 0.1)
     query_density(model.field, points, 0.1)
