@@ -32,9 +32,10 @@ def cone_encode(
     """Channels of each interval: prefiltered features of all levels, then one weight feature a level.
 
     Computes what ``functional.cones.cone_encode`` defines, to float32 rounding (to half precision where ``half`` is
-    read); the result is a view of channel-major memory. Where cones need a gradient, torch makes the samples' positions
-    beside, for the way back. Where weight scales do, and under ``torch.use_deterministic_algorithms``, positions are
-    looked up by ``kernels.encode.hash_encode``. Bandwidths receive no gradient.
+    read); the result is a view of channel-major memory. Where cones other than their shifts need a gradient, torch
+    makes the samples' positions beside, for the way back. Where weight scales do, and under
+    ``torch.use_deterministic_algorithms``, positions are looked up by ``kernels.encode.hash_encode``. Bandwidths
+    receive no gradient.
 
     Raises:
         ValueError: if the table's shape is not the grid's, or is one that the kernels cannot read.
@@ -65,21 +66,23 @@ def tuned_cone_encode(
     hash_grid.check_times(cones.times, lookup.grid)
     half = half if tuning.half_table else None
     still = Cones(*(value.detach() if isinstance(value, Tensor) else value for value in cones))
-    encoded = _ConeEncode.apply(table, still, weight_scales, lookup, half, tuning)
-    if not any(isinstance(value, Tensor) and value.requires_grad for value in cones):
-        return encoded
+    follows = [value for value in cones._replace(shifts=None) if isinstance(value, Tensor) and value.requires_grad]
+    has_shifts = cones.shifts is not None and cones.shifts.requires_grad
+    if not follows and not (has_shifts and lookup.grid.is_timed):
+        return _ConeEncode.apply(table, cones.shifts, still, weight_scales, lookup, half, tuning)
+    encoded = _ConeEncode.apply(table, None, still, weight_scales, lookup, half, tuning)
     positions, stds = (samples.float() for samples in cones_in_cube(cones, one_lookup))
     moments = interval_times(still, lookup.grid), cones.shutter
     return _FollowSamples.apply(encoded, positions, stds, moments, table.detach(), weight_scales, lookup, half, tuning)
 
 
 class _ConeEncode(torch.autograd.Function):
-    """Joins the kernels to autograd; only the table receives a gradient."""
+    """Joins the kernels to autograd; only the table and shifts, which are the cones' own, receive gradients."""
 
     @staticmethod
     def forward(
-        ctx: Any, table: Tensor, cones: Cones, weight_scales: Tensor, lookup: Lookup, half: HalfTable | None,
-        tuning: Tuning,
+        ctx: Any, table: Tensor, shifts: Tensor | None, cones: Cones, weight_scales: Tensor, lookup: Lookup,
+        half: HalfTable | None, tuning: Tuning,
     ) -> Tensor:  # fmt: skip
         table, weight_scales = table.contiguous(), weight_scales.float().contiguous()
         bandwidths, options = _bandwidths(lookup, table.device), _options(lookup, tuning)
@@ -88,18 +91,22 @@ class _ConeEncode(torch.autograd.Function):
             source = launch.cones_source(cones, samples)
             values, gain = _read_values(table, lookup, half)
             out = launch.cone_forward(values, source, bandwidths, weight_scales, gain, lookup.dtype, options)
-        ctx.save_for_backward(table)
-        ctx.rest = source, bandwidths, options, lookup.gain
+        ctx.save_for_backward(table, values if ctx.needs_input_grad[1] else None)
+        ctx.rest = source, bandwidths, options, lookup.gain, gain
         return out.t()
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, v_channels: Tensor) -> tuple[Tensor | None, ...]:
-        (table,) = ctx.saved_tensors
-        source, bandwidths, options, gain = ctx.rest
+        table, values = ctx.saved_tensors
+        source, bandwidths, options, gain, read_gain = ctx.rest
+        v_table = v_shifts = None
         with launching("cone_encode", table):
-            v_table = launch.cone_table_gradient(table, source, bandwidths, gain, v_channels.t(), options)
-        return v_table, None, None, None, None, None
+            if ctx.needs_input_grad[0]:
+                v_table = launch.cone_table_gradient(table, source, bandwidths, gain, v_channels.t(), options)
+            if ctx.needs_input_grad[1]:
+                v_shifts = launch.shift_gradient(values, source, bandwidths, read_gain, v_channels.t(), options)
+        return v_table, v_shifts, None, None, None, None, None
 
 
 class _FollowSamples(torch.autograd.Function):

@@ -15,6 +15,7 @@ from zipnerf_ns.functional.hash_grid import HASH_PRIMES, HashGrid, shutter_weigh
 from zipnerf_ns.kernels.device import describe
 from zipnerf_ns.kernels.encode.access import WINDOW
 from zipnerf_ns.kernels.encode.sample_kernel import sample_kernel
+from zipnerf_ns.kernels.encode.shift_kernel import shift_kernel
 from zipnerf_ns.kernels.encode.table_kernels import backward_kernel, forward_kernel
 from zipnerf_ns.kernels.encode.tuning import COPIED_UP_TO, Launch, Plan, Tuning
 
@@ -192,6 +193,24 @@ def _scatter(
     if coarse:
         v_table.view(-1)[:values] += gradients[:others].view(copies - 1, -1)[:, :values].sum(dim=0)
     return v_table
+
+
+def shift_gradient(
+    table: Tensor, source: Source, bandwidths: Tensor, gain: float, v_channels: Tensor, options: Options
+) -> Float[Tensor, "intervals 3"]:
+    """What the cotangent of :func:`cone_forward`'s channels, ``[channels, intervals]``, says of the cones' shifts."""
+    grid, prefilter, num_active, tuning = options
+    features, intervals, launch = grid.features_per_level, source.intervals, tuning.forward.fine
+    by_level = torch.empty(num_active, 3, intervals, device=table.device)
+    between, along = v_channels.stride(0), v_channels.stride(1)
+    if by_level.numel():
+        shift_kernel[(triton.cdiv(intervals, launch.block), num_active)](
+            table, *source.tensors, source.shifts, level_constants(grid, table.device), bandwidths, v_channels,
+            by_level, intervals, source.per_ray, along, between * features, between, gain,
+            SAMPLES=source.samples, ROW=features, PREFILTER=prefilter, BOXED=source.boxed, TURNED=source.turned,
+            XOR=_is_xor(grid, 0, num_active), BRANCH=launch.branch, BLOCK=launch.block, num_warps=launch.num_warps,
+        )  # fmt: skip
+    return by_level.sum(dim=0).t()
 
 
 def sample_gradients(

@@ -16,7 +16,7 @@ from zipnerf_ns.kernels.encode.prefilter import weight_and_slope
 
 @triton.jit
 @no_type_check
-def _trilinear(corners, fraction):
+def trilinear(corners, fraction):
     """Value between eight corners, x fastest, and its slopes along the three axes."""
     u, v, w = fraction
     c0, c1, c2, c3, c4, c5, c6, c7 = corners
@@ -30,7 +30,7 @@ def _trilinear(corners, fraction):
 
 @triton.jit
 @no_type_check
-def _slope_in_cube(position, slope, resolution):
+def slope_in_cube(position, slope, resolution):
     """A slope per cell as one per side of the cube; zero where the grid continues its outermost features."""
     cells = position * resolution - 0.5
     inside = (position >= 0.0) & (position <= 1.0) & (cells >= 0.0) & (cells <= resolution - 1.0)
@@ -50,7 +50,7 @@ def _values_of_rows(values, rows, v, columns, mask, ROW: tl.constexpr):
 
 @triton.jit
 @no_type_check
-def _corner_values(values, cell, level, moment, v, columns, mask, XOR: tl.constexpr, ROW: tl.constexpr):
+def corner_values(values, cell, level, moment, v, columns, mask, XOR: tl.constexpr, ROW: tl.constexpr):
     """Each corner's features, between the two knots where there is time, times their cotangent; 0 where masked."""
     if moment is None:
         corners = _values_of_rows(values, corner_rows(cell, level, XOR), v, columns, mask, ROW)
@@ -66,7 +66,7 @@ def _corner_values(values, cell, level, moment, v, columns, mask, XOR: tl.conste
 
 @triton.jit
 @no_type_check
-def _replace(corners, others, where):
+def replace(corners, others, where):
     """The others' numbers in some lanes."""
     merged = ()
     for corner in tl.static_range(8):
@@ -147,7 +147,7 @@ def sample_kernel(
                 v *= shutter_weight
             values = table + level[1].to(tl.int64) * ROW
             cell, _ = locate3((xs[0], ys[0], zs[0]), resolution)
-            corners = _corner_values(values, cell, level, moment, v, columns, active, XOR, ROW)
+            corners = corner_values(values, cell, level, moment, v, columns, active, XOR, ROW)
         by_xs, by_ys, by_zs, by_extents = (), (), (), ()
         for sample in tl.static_range(SAMPLES):
             weight, by_std = weight_and_slope(extents[sample], resolution, bandwidth, PREFILTER)
@@ -155,14 +155,14 @@ def sample_kernel(
             if HAS_FEATURES:
                 here, fraction = locate3((xs[sample], ys[sample], zs[sample]), resolution)
                 moved = active & differs(cell, here)
-                others = _corner_values(values, here, level, moment, v, columns, moved, XOR, ROW)
-                corners = _replace(corners, others, moved)
+                others = corner_values(values, here, level, moment, v, columns, moved, XOR, ROW)
+                corners = replace(corners, others, moved)
                 cell = here
-                value, by_x, by_y, by_z = _trilinear(corners, fraction)
+                value, by_x, by_y, by_z = trilinear(corners, fraction)
                 v_weight += value
-                by_xs = by_xs + (v_xs[sample] + weight * _slope_in_cube(xs[sample], by_x, resolution),)
-                by_ys = by_ys + (v_ys[sample] + weight * _slope_in_cube(ys[sample], by_y, resolution),)
-                by_zs = by_zs + (v_zs[sample] + weight * _slope_in_cube(zs[sample], by_z, resolution),)
+                by_xs = by_xs + (v_xs[sample] + weight * slope_in_cube(xs[sample], by_x, resolution),)
+                by_ys = by_ys + (v_ys[sample] + weight * slope_in_cube(ys[sample], by_y, resolution),)
+                by_zs = by_zs + (v_zs[sample] + weight * slope_in_cube(zs[sample], by_z, resolution),)
             by_extents = by_extents + (v_extents[sample] + v_weight * by_std,)
         if HAS_FEATURES:
             v_xs, v_ys, v_zs = by_xs, by_ys, by_zs
