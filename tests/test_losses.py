@@ -18,6 +18,7 @@ from zipnerf_ns.losses import (
     hash_decay,
     interlevel_loss,
     level_consistency,
+    mask_loss,
     proposal_catchup,
     squared_error,
 )
@@ -378,6 +379,18 @@ def test_appearance_counts_photos_in_another_light_and_small_departures_in_part(
         slopes.append(float((slope * away).sum()))
     # The pull to the mean is largest at a middling departure; at a large one there is hardly any.
     assert slopes[1] > 2.0 * slopes[0] > 0.0 and slopes[1] > 5.0 * slopes[2] > 500.0 * slopes[3] > 0.0
+
+
+def test_the_mask_loss_is_the_share_that_may_move_and_moves_no_weight():
+    main = histories()[-1]
+    mask = uniform((RAYS * BINS[-1], 1), 5).requires_grad_()
+    loss = mask_loss(main, mask)
+    weights, shares = main.weights.tolist(), mask.detach().view(RAYS, -1).tolist()
+    expected = sum(w * m for row, masks in zip(weights, shares, strict=True) for w, m in zip(row, masks, strict=True))
+    assert float(loss.detach()) == pytest.approx(expected / RAYS)
+    of_weights, of_mask = torch.autograd.grad(loss, (main.weights, mask), allow_unused=True)
+    assert of_weights is None
+    torch.testing.assert_close(of_mask.view(RAYS, -1), main.weights.detach() / RAYS)
 
 
 # --- extremes ---

@@ -41,6 +41,7 @@ class Multipliers(NamedTuple):
     hash_decay: float
     level_consistency: float
     appearance: float
+    mask: float
 
 
 def regularizers(
@@ -52,6 +53,7 @@ def regularizers(
     per_level: Float[Tensor, "intervals levels features"] | None = None,
     rgb_loss: Float[Tensor, ""] | None = None,
     departures: Float[Tensor, "images 3"] | None = None,
+    mask: Float[Tensor, "intervals 1"] | None = None,
 ) -> dict[str, Float[Tensor, ""]]:
     """What a training minimizes beside the color loss, by name: each loss that is on, times its weight.
 
@@ -64,6 +66,7 @@ def regularizers(
         per_level: the rendered round's features by level, for level consistency.
         rgb_loss: beside which proposals must not lag in distillation; without it they may.
         departures: of the photos' light from its mean, where appearance is learned.
+        mask: of what moves, in the rendered round, where it is learned.
     """
     scaled: dict[str, Tensor] = {}
     if mults.interlevel > 0.0:
@@ -81,6 +84,8 @@ def regularizers(
         scaled["hash_decay"] = mults.hash_decay * hash_decay(mean_squares)
     if mults.appearance > 0.0 and departures is not None:
         scaled["appearance_loss"] = mults.appearance * appearance_loss(departures)
+    if mults.mask > 0.0 and mask is not None:
+        scaled["mask_loss"] = mults.mask * mask_loss(rounds[-1], mask)
     return scaled
 
 
@@ -222,3 +227,8 @@ def appearance_loss(departures: Float[Tensor, "images 3"]) -> Float[Tensor, ""]:
     """
     squares = departures.square().sum(dim=-1)
     return (squares / (squares + COMMON_DEPARTURE**2)).mean()
+
+
+def mask_loss(main: Round, mask: Float[Tensor, "intervals 1"]) -> Float[Tensor, ""]:
+    """Share of what rays see that may move: it pulls down the mask where nothing does, and no weights."""
+    return (main.weights.detach() * mask.view_as(main.weights)).sum(dim=-1).mean()

@@ -169,6 +169,25 @@ def named_grids(config: ZipNerfModelConfig) -> dict[str, HashGridConfig]:
     return grids
 
 
+def look_ups(config: ZipNerfModelConfig) -> list[tuple[int, HashGridConfig, int, Prefilter]]:
+    """Intervals a ray, grid, hidden units and prefilter of all that networks read; the rendered round's still grid,
+    beside which what moves has no hidden units of its own, is the last."""
+    early, motion, found = config.proposal_prefilter, config.motion, []
+    for each in config.proposals:
+        found.append((each.num_samples, each.grid, each.hidden_dim, early))
+        if motion.kind != "none":
+            found.append((each.num_samples, each.moving_grid, 0, early))
+    if motion.is_blended:
+        found.append((config.num_samples, motion.grid, 0, motion.prefilter))
+    return [*found, (config.num_samples, config.grid, config.hidden_dim, config.prefilter)]
+
+
+def rendered_channels(config: ZipNerfModelConfig) -> int:
+    """Numbers that the rendered round's networks read of an interval."""
+    grids = [config.grid, *([config.motion.grid] if config.motion.is_blended else [])]
+    return sum(grid.num_levels * (grid.features_per_level + 1) for grid in grids)
+
+
 def explain_implementation(config: ZipNerfModelConfig, device: torch.device) -> None:
     """Raises an InputError that names the field if an implementation is unknown or cannot run on the device."""
     try:

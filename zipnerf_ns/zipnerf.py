@@ -112,6 +112,8 @@ class ZipNerfConfig:
     """Weight of the difference between adjacent levels' features; 0 is off."""
     appearance_loss_mult: float = 0.003
     """Weight of the share of photos whose light is not the mean one, with use_appearance; 0 is off."""
+    mask_loss_mult: float = 0.001
+    """Weight of the share of what is seen that may move, with motion.kind blend and both; 0 is off."""
     use_gradient_scaling: bool = True
     """Lower the gradients of what is nearer to a camera than one world unit: against floaters before the cameras (not
     in the paper)."""
@@ -131,6 +133,7 @@ class ZipNerfConfig:
             hash_decay=self.hash_decay_mult,
             level_consistency=self.level_consistency_mult,
             appearance=self.appearance_loss_mult,
+            mask=self.mask_loss_mult,
         )
 
 
@@ -302,16 +305,18 @@ class ZipNerf(nn.Module):
             target: the photos' colors over the same one.
             ray_weights: of each ray in the color loss, 1 on average; equal if not given.
         """
-        ops, per_level, departures = self.ops, None, None
+        ops, per_level, departures, mask = self.ops, None, None, None
         if self.config.level_consistency_mult > 0.0:
             per_level = self.field.encoding.per_level(rendering.radiance.channels)
+        if self.config.motion.is_blended:
+            mask = self.field.encoding.mask(rendering.radiance.channels)
         if self.appearance is not None:
             prediction, departures = clipped(prediction), self.appearance.departures()
         rgb_loss = losses.color_loss(self.config.rgb_loss, prediction, target, ray_weights)
         return {"rgb_loss": rgb_loss, **losses.regularizers(
             self.config.loss_multipliers, ops, rendering.rounds, [p.blur_halfwidth for p in self.config.proposals],
             [table.mean_squares_to_decay() for table in self.tables()],
-            per_level, rgb_loss if self.config.proposal_catchup else None, departures,
+            per_level, rgb_loss if self.config.proposal_catchup else None, departures, mask,
         )}  # fmt: skip
 
     def distances(self, rounds: list[Round]) -> dict[str, Float[Tensor, "rays 1"]]:

@@ -12,8 +12,9 @@ import pytest
 import torch
 from _scenes import said_when_started, tiny_config, write_scene
 
-from zipnerf_ns.config import zipnerf, zipnerf_big, zipnerf_lite
+from zipnerf_ns.config import zipnerf, zipnerf_big, zipnerf_dynamic, zipnerf_lite
 from zipnerf_ns.data.datamanager import ZipNerfDataManager
+from zipnerf_ns.encoding.moving import MotionConfig
 from zipnerf_ns.engine import checks
 from zipnerf_ns.engine.checks import check_memory, check_run, training_memory
 from zipnerf_ns.engine.trainer import ZipNerfTrainer, ZipNerfTrainerConfig
@@ -194,3 +195,16 @@ def test_a_training_that_does_not_fit_ends_before_its_first_step(tmp_path, monke
     monkeypatch.setattr(ZipNerfTrainer, "train_iteration", lambda *_: pytest.fail("a step was made"))
     said = said_when_started(tiny_config(write_scene(tmp_path / "scene"), tmp_path))
     assert "the training needs" in said and "Choose" in said
+
+
+@pytest.mark.parametrize("kind", ["blend", "deform", "both"])
+def test_what_moves_takes_tables_and_a_step_of_its_own(kernels, kind):
+    """By its tables' values and, of each interval, by its channels, four times, or by its shift."""
+    still, moving = zipnerf_dynamic.config.pipeline.model, copy.deepcopy(zipnerf_dynamic.config.pipeline.model)
+    still = dataclasses.replace(still, motion=MotionConfig("none"))
+    moving.motion.kind = kind
+    without, needed = (training_memory(model, 8192, 0, CUDA) for model in (still, moving))
+    more = sum(table_values(moving).values()) - sum(table_values(still).values())
+    assert 16 * more <= needed.tables - without.tables <= 18 * more
+    per_interval = {"blend": 4 * 40 * 2, "deform": 4 * 240, "both": 4 * 40 * 2 + 4 * 240}[kind]
+    assert needed.step - without.step > 8192 * 32 * per_interval

@@ -22,7 +22,9 @@ from zipnerf_ns.model_config import (
     ZipNerfModelConfig,
     check_config,
     explain_implementation,
+    look_ups,
     named_grids,
+    rendered_channels,
     table_values,
 )
 from zipnerf_ns.ops import Ops, resolve_ops, resolve_precision
@@ -34,7 +36,7 @@ NUMBERS_PER_INTERVAL = 9
 COLOR_NUMBERS = 9
 """Beside them in the rendered round: color and its cotangent, twice where gradients are scaled, and their factor."""
 NUMBERS_PER_SAMPLE = 40
-"""What autograd keeps of a multisample's way from the camera into the cube, where poses are learned."""
+"""What autograd keeps of a multisample's way from camera to cube, where poses are learned; a shift takes six."""
 CORNER_BYTES = 8 * (4 + 8 + 4 + 4 + 4)
 """Of a multisample while the torch twin works at a level, by its eight corners: row (twice), two weights, product."""
 SAVED_BYTES_PER_VALUE = 12
@@ -248,24 +250,22 @@ def _step_memory(model: ZipNerfModelConfig, num_rays: int, ops: Ops, device: tor
     precision = resolve_precision(model.precision, device)
     number = 4 if precision == "float32" else 2
     has_kernels = ops.name == "triton" and model.implementation != "tcnn"
-    rounds = [(each.num_samples, each.grid, each.hidden_dim, model.proposal_prefilter) for each in model.proposals]
-    kept = corners = 0
-    for intervals, grid, hidden, prefilter in [
-        *rounds, (model.num_samples, model.grid, model.hidden_dim, model.prefilter)
-    ]:  # fmt: skip
+    # What moves is there by itself, behind the mask, and behind what stands still.
+    copies, kept, corners = 2 if model.motion.kind == "none" else 4, 0, 0
+    for intervals, grid, hidden, prefilter in look_ups(model):
         samples = NUM_MULTISAMPLES if prefilter == "multisample" else 1
         channels = grid.num_levels * (grid.features_per_level + 1)
-        if has_kernels:
-            each = 2 * channels * number
-        else:
+        each = copies * channels * number
+        if not has_kernels:
             each = channels * number + samples * (3 + grid.num_levels) * 4 + hidden * (number + 4)
             corners = max(corners, num_rays * intervals * samples * CORNER_BYTES)
         kept += num_rays * intervals * (4 * NUMBERS_PER_INTERVAL + each)
     rows = num_rays * model.num_samples
+    kept += model.motion.is_deformed * rows * NUM_MULTISAMPLES * 4 * NUMBERS_PER_SAMPLE
     if model.camera_optimizer.mode != "off":
         kept += rows * samples * 4 * NUMBERS_PER_SAMPLE
     lack = ops.why_radiance_unsupported(
-        channels, model.hidden_dim, model.color_layers, model.color_dim, VIEW_DIM, precision
+        rendered_channels(model), model.hidden_dim, model.color_layers, model.color_dim, VIEW_DIM, precision
     )
     layers = model.color_layers * model.color_dim
     if ops.name == "triton" and lack is None:
