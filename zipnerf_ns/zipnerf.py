@@ -308,7 +308,7 @@ class ZipNerf(nn.Module):
         ops, per_level, departures, mask = self.ops, None, None, None
         if self.config.level_consistency_mult > 0.0:
             per_level = self.field.encoding.per_level(rendering.radiance.channels)
-        if self.config.motion.is_blended:
+        if self.config.motion.is_masked:
             mask = self.field.encoding.mask(rendering.radiance.channels)
         if self.appearance is not None:
             prediction, departures = clipped(prediction), self.appearance.departures()

@@ -56,11 +56,18 @@ class MotionConfig:
     """Hash grid over space and time that says where things were; of use only with deform and both."""
     prefilter: Prefilter = "ipe"
     """Anti-aliasing of the rendered round's grid over space and time."""
+    mask: bool = True
+    """Learn where anything moves, and let the grid over space and time be seen there alone."""
 
     @property
     def is_blended(self) -> bool:
         """Whether there is a grid over space and time beside the still one."""
         return self.kind in ("blend", "both")
+
+    @property
+    def is_masked(self) -> bool:
+        """Whether a mask is learned."""
+        return self.is_blended and self.mask
 
     @property
     def is_deformed(self) -> bool:
@@ -69,7 +76,7 @@ class MotionConfig:
 
     def of_proposal(self, grid: MovingGridConfig, prefilter: Prefilter) -> MotionConfig:
         """What a proposal round knows of motion: where something is at which time, however it got there."""
-        return MotionConfig("none" if self.kind == "none" else "blend", grid, prefilter=prefilter)
+        return MotionConfig("none" if self.kind == "none" else "blend", grid, prefilter=prefilter, mask=False)
 
 
 class MovingHashEncoding(AntiAliasedHashEncoding):
@@ -90,9 +97,10 @@ class MovingHashEncoding(AntiAliasedHashEncoding):
 
     def __init__(self, config: HashGridConfig, motion: MotionConfig, prefilter: Prefilter = "multisample") -> None:
         super().__init__(config, prefilter)
-        self.moving = self.deformation = None
+        self.moving = self.deformation = self.mask_layer = None
         if motion.is_blended:
             self.moving = AntiAliasedHashEncoding(motion.grid, motion.prefilter)
+        if motion.is_masked:
             self.mask_layer = nn.Linear(super().get_out_dim(), 1)
         if motion.is_deformed:
             self.deformation = AntiAliasedHashEncoding(motion.deformation, "ipe")
@@ -124,8 +132,10 @@ class MovingHashEncoding(AntiAliasedHashEncoding):
         if self.moving is None:
             return still
         moving = self.moving(cones, self._active_moving(num_active), prefilter, dtype, is_frozen)
+        if self.mask_layer is not None:
+            moving = moving * self.mask(still).to(dtype)
         # Channel by channel in memory, as the kernels write and read them.
-        return torch.cat([still.t(), (moving * self.mask(still).to(dtype)).t()]).t()
+        return torch.cat([still.t(), moving.t()]).t()
 
     def mask(self, channels: Float[Tensor, "intervals channels"]) -> Float[Tensor, "intervals 1"]:
         """How much of what changes is seen in each interval, 0 to 1, of its still channels, which come first."""
