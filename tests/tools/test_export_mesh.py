@@ -52,7 +52,7 @@ class TrueField(ZipNerfField):
 def pipeline() -> SimpleNamespace:
     """As much of a pipeline as the exporter uses."""
     model = torch.nn.Module()
-    model.field, model.device = TrueField(), torch.device("cpu")
+    model.field, model.device, model.has_time = TrueField(), torch.device("cpu"), False
     outputs = SimpleNamespace(dataparser_transform=TRANSFORM, dataparser_scale=SCALE)
     return SimpleNamespace(model=model, datamanager=SimpleNamespace(train_dataparser_outputs=outputs))
 
@@ -227,7 +227,33 @@ def test_the_box_is_in_the_models_frame(tmp_path, pipeline):
     assert bounds[1, 0] == pytest.approx(0.1, abs=0.0075)
 
 
+class RisingField(TrueField):
+    """The same, as high in the data's frame as the time is."""
+
+    def world(self, rays, tdist) -> np.ndarray:
+        assert rays.shutter == 0.1
+        return super().world(rays, tdist) - rays.times.double().numpy() * [0.0, 0.0, 1.0]
+
+
+def test_of_a_scene_that_moves_each_moment_is_a_mesh(tmp_path, pipeline, monkeypatch, capsys):
+    pipeline.model.field, pipeline.model.has_time, pipeline.model.shutter = RisingField(), True, 0.1
+    monkeypatch.setattr(export_mesh, "load_pipeline", lambda config, data: pipeline)
+    command = ["--load-config", "config.yml", "--output-dir", str(tmp_path), "--resolution", "60", "--save-world-frame"]
+    assert export_mesh.main([*command, "--time", "0.25", "0.5"]) == 0
+    lowest = [trimesh.load(tmp_path / f"density_mesh_{index:04d}.ply", process=False).bounds[0, 2] for index in (0, 1)]
+    # The plinth's underside is half a unit below the origin; a voxel is 0.08 units here.
+    assert lowest == pytest.approx([-0.25, 0.0], abs=0.03) and lowest[1] - lowest[0] == pytest.approx(0.25, abs=0.003)
+    assert export_mesh.main([*command, "--time", "0.5"]) == 0
+    assert trimesh.load(tmp_path / "density_mesh.ply", process=False).bounds[0, 2] == pytest.approx(lowest[1])
+    assert export_mesh.main(command) == 1
+    assert "--time 0 0.5 1" in capsys.readouterr().err
+    pipeline.model.has_time = False
+    assert export_mesh.main([*command, "--time", "0.5"]) == 1
+    assert "nothing moves" in capsys.readouterr().err
+
+
 BAD_OPTIONS = [
+    ("--time", "1.5"),
     ("--opacity-threshold", "1"),
     ("--opacity-threshold", "0"),
     ("--density-threshold", "-3"),

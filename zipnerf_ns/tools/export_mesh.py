@@ -3,7 +3,8 @@
 ``python -m zipnerf_ns.tools.export_mesh --load-config CONFIG --output-dir FOLDER`` runs marching cubes on the density,
 which ``ns-export marching-cubes`` does for signed distances only. Frame, scale and bounding box are those of
 ``ns-export``: the frame that the model was trained in, where the cameras lie within one unit of the origin, or with
-``--save-world-frame`` that of the data set. ``--output-format glb --max-triangles 200000`` is for phones and pages.
+``--save-world-frame`` that of the data set. ``--output-format glb --max-triangles 200000`` is for phones and pages. Of a
+scene that moves, ``--time`` gives a mesh of each moment.
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ from jaxtyping import Float
 
 from zipnerf_ns.data.poses import rounds_too_much
 from zipnerf_ns.errors import InputError
-from zipnerf_ns.render.points import query_density, query_points
+from zipnerf_ns.render.points import Moment, query_density, query_points
 from zipnerf_ns.tools.mesh.small import decimate, write_glb
 from zipnerf_ns.tools.mesh.surface import (
     MeshReport,
@@ -59,6 +60,8 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
     level.add_argument(
         "--opacity-threshold", type=float, default=argparse.SUPPRESS, help="instead: opacity of a voxel there, 0 to 1"
     )
+    add("--time", type=float, nargs="+", default=[None], metavar="TIME",
+        help="moments of a scene that moves, from 0 to 1: a mesh of each")  # fmt: skip
     add("--least-share", type=float, default=0.001, help="share of all faces that a separate surface needs to stay")
     add("--max-triangles", type=int, help="fewer, placed where the mesh changes least; phones draw some 200,000")
     add("--save-world-frame", action="store_true", help="in the data set's frame and scale instead of the model's")
@@ -68,6 +71,8 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
         parser.error("--opacity-threshold must lie between 0 and 1, both excluded")
     if not options.density_threshold > 0.0:
         parser.error("--density-threshold must be positive")
+    if not all(time is None or 0.0 <= time <= 1.0 for time in options.time):
+        parser.error("--time must lie between 0 and 1")
     if not 0.0 <= options.least_share <= 1.0 or options.points_per_chunk < 1:
         parser.error("--least-share must lie between 0 and 1, and --points-per-chunk must be at least 1")
     if options.max_triangles is not None and options.max_triangles < 4:
@@ -101,13 +106,26 @@ def to_world_frame(
     return (points / scale - transform[:, 3]) @ np.linalg.inv(transform[:, :3]).T
 
 
-def export(pipeline: Pipeline, options: argparse.Namespace) -> tuple[Path, MeshReport]:
-    """Writes the mesh of a pipeline; options as of :func:`parse`.
+def export(
+    pipeline: Pipeline, options: argparse.Namespace, time: float | None = None, name: str = NAME
+) -> tuple[Path, MeshReport]:
+    """Writes the mesh of a pipeline.
 
+    Args:
+        options: as of :func:`parse`.
+        time: of a scene that moves.
+        name: of the file, without its ending.
     Raises:
-        InputError: for an empty bounding box, too high a resolution, a format that rounds, or a box without matter.
+        InputError: for an empty bounding box, too high a resolution, a format that rounds, a box without matter, or a
+            time where nothing moves.
     """
     model = pipeline.model.eval()
+    if model.has_time != (time is not None):
+        raise InputError(
+            "this scene moves: say of which moments, such as --time 0 0.5 1." if model.has_time
+            else "nothing moves in this scene: leave --time out."
+        )  # fmt: skip
+    moment = None if time is None else Moment(time, model.shutter)
     grid = VoxelGrid.cover(options.bounding_box_min, options.bounding_box_max, options.resolution)
     if options.save_world_frame and options.output_format != "obj":
         box = np.array([options.bounding_box_min, options.bounding_box_max], dtype=np.float64)
@@ -123,7 +141,7 @@ def export(pipeline: Pipeline, options: argparse.Namespace) -> tuple[Path, MeshR
     std = grid.voxel / math.sqrt(12.0)
     print(f"{' x '.join(map(str, grid.counts))} voxels of side {grid.voxel:.4g}, surface at density {threshold:.4g}")
     mesh, report = density_mesh(
-        lambda points: query_density(model.field, points, std),
+        lambda points: query_density(model.field, points, std, moment),
         grid,
         threshold,
         options.least_share,
@@ -136,14 +154,14 @@ def export(pipeline: Pipeline, options: argparse.Namespace) -> tuple[Path, MeshR
     # Painted afterwards: every vertex that is left shows the field's own color.
     paint(
         mesh,
-        lambda points, views: query_points(model.field, points, views, std)[1],
+        lambda points, views: query_points(model.field, points, views, std, moment)[1],
         options.points_per_chunk,
         model.device,
     )
     if options.save_world_frame:
         mesh.vertices = to_world_frame(np.asarray(mesh.vertices), *data_frame(pipeline))
     options.output_dir.mkdir(parents=True, exist_ok=True)
-    path = options.output_dir / f"{NAME}.{options.output_format}"
+    path = options.output_dir / f"{name}.{options.output_format}"
     write_mesh(mesh, path)
     return path, report
 
@@ -170,7 +188,10 @@ def main(arguments: list[str] | None = None) -> int:
     """The export; 0 if a mesh was written."""
     options = parse(arguments)
     try:
-        print(describe(*export(load_pipeline(options.load_config, options.data), options)))
+        pipeline = load_pipeline(options.load_config, options.data)
+        for number, time in enumerate(options.time):
+            name = f"{NAME}_{number:04d}" if len(options.time) > 1 else NAME
+            print(describe(*export(pipeline, options, time, name)))
     except InputError as error:
         print(f"Error: {error}", file=sys.stderr)
         return 1
