@@ -52,8 +52,8 @@ test-gpus: setup ## compile every kernel with every option for GPUs that are not
 lint: setup ## style check
 	$(BIN)/ruff check .
 
-demo: setup ## train, evaluate and render the built-in scene, or your own: make demo DATA=folder
-	$(BIN)/python -m zipnerf_ns.tools.demo $(if $(DATA),--data "$(DATA)")
+demo: setup ## train, evaluate and render the built-in scene, one that moves (SCENE=moving), or your own (DATA=folder)
+	$(BIN)/python -m zipnerf_ns.tools.demo $(if $(DATA),--data "$(DATA)") $(if $(SCENE),--scene "$(SCENE)")
 
 check: setup ## what this machine offers and what is missing
 	$(BIN)/python -m zipnerf_ns.tools.system_check

@@ -44,8 +44,9 @@ def test_commands_are_understood_by_nerfstudio(run: Path, tmp_path: Path, parse_
     colmap = write_pictures(tmp_path / "colmap", 1600, 1200, (1, 2))
     (colmap / "sparse" / "0").mkdir(parents=True)
     commands = [train_command(run, data, CPU, 10) for data in (reduced, blender, colmap)]
-    commands += [train_command(run, reduced, CUDA, 10), programs.eval_command(run)]
-    commands += [programs.render_command(run, views, (400, 300), 120) for views in (1, 8)]
+    commands += [train_command(run, reduced, machine, 10) for machine in (CUDA, *programs.MOVING.values())]
+    commands += [programs.eval_command(run), programs.render_command(run, 8, (400, 300), programs.MOVING[CPU])]
+    commands += [programs.render_command(run, views, (400, 300), CPU) for views in (1, 8)]
     wrong = [["ns-eval", "--load-config", "a.yml", "--loaad", "1"], ["ns-nothing"]]
     *problems, unknown, absent = parse_problems(commands + wrong)
     assert problems == [None] * len(commands)
@@ -113,7 +114,7 @@ def test_video_size_is_even(size: tuple[int, int], video_height: int):
 def test_interpolation_fills_the_video(run: Path):
     """The frames between the held-out views make about the seconds that are meant."""
     for views in (2, 5, 8, 30):
-        command = programs.render_command(run, views, (256, 192), 120)
+        command = programs.render_command(run, views, (256, 192), CPU)
         steps = int(command[command.index("--interpolation-steps") + 1])
         seconds = steps * (views - 1) / programs.FRAME_RATE
         assert 0.6 * programs.VIDEO_SECONDS <= seconds <= 1.6 * programs.VIDEO_SECONDS
@@ -214,6 +215,29 @@ def test_photographs_get_their_poses_first(monkeypatch: pytest.MonkeyPatch, tmp_
     assert "far enough" in capsys.readouterr().err
     assert commands[0][1:] == ["-m", "zipnerf_ns.tools.photos", str(tmp_path / "mine"), str(scene)]
     assert commands[1][commands[1].index("--data") + 1] == str(scene)
+
+
+@pytest.mark.parametrize("scene", ["still", "moving"])
+def test_the_built_in_scene_and_the_method_go_together(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, scene: str):
+    """In the moving one frames have times, and the method knows them."""
+    made = {}
+
+    def run_step(name: str, command: list[str], *_: object, **__: object) -> float:
+        made["command"] = command
+        raise DemoError("far enough")
+
+    def write_scene(folder: Path, motion: str, workers: int) -> Path:
+        made["motion"] = motion
+        folder.mkdir(parents=True)
+        (folder / "transforms.json").touch()
+        return folder
+
+    for name, replacement in {"check_all": list, "run_step": run_step, "write_scene": write_scene}.items():
+        monkeypatch.setattr(demo, name, replacement)
+    assert demo.main(["--scene", scene, "--output-dir", str(tmp_path)]) == 1
+    assert made["motion"] == ("one-camera" if scene == "moving" else "none")
+    knows_time = "zipnerf-dynamic" in made["command"] or "--pipeline.model.motion.kind" in made["command"]
+    assert knows_time == (scene == "moving")
 
 
 def test_steps_must_be_positive(capsys):

@@ -16,7 +16,7 @@ import sys
 import time
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 import tyro
@@ -159,13 +159,19 @@ def verdict(psnr: float, steps: int, expected_steps: int | None) -> tuple[str, b
     return f"{said}: below {goal}, so something is wrong", False
 
 
-def demo(data: Path | None = None, output_dir: Path = Path("outputs"), steps: int | None = None) -> bool:
+def demo(
+    data: Path | None = None,
+    output_dir: Path = Path("outputs"),
+    steps: int | None = None,
+    scene: Literal["still", "moving"] = "still",
+) -> bool:
     """Trains, evaluates and renders a scene once, with the programs that you would use.
 
     Args:
         data: data set with camera poses, or photographs and videos; by default the built-in scene.
         output_dir: folder for all results.
         steps: training steps; by default as many as suit the machine.
+        scene: moving trains a method that knows time; data of your own must then say when photos were taken.
 
     Returns:
         Whether the result is as good as it should be.
@@ -175,29 +181,34 @@ def demo(data: Path | None = None, output_dir: Path = Path("outputs"), steps: in
     if steps is not None and steps < 1:
         raise DemoError("--steps must be at least 1.")
     machine = programs.CUDA if torch.cuda.is_available() else programs.CPU
+    if scene == "moving":
+        machine = programs.MOVING[machine]
     findings = check_all()
     print(format_table(findings))
     if unfit := [each.name for each in findings if each.state == "wrong" or (each.name, each.state) == NO_FFMPEG]:
         raise DemoError(f"this machine is not ready for training and ns-render: see {', '.join(unfit)} above.")
     folder = output_dir / EXPERIMENT / machine.method / time.strftime("%Y-%m-%d_%H%M%S")
-    scene = data
-    if scene is None:
-        print(f"\n== built-in scene: {output_dir / 'demo_scene'}", flush=True)
+    source = data
+    if source is None:
+        source, motion = output_dir / "demo_scene", "none"
+        if machine.is_moving:
+            source, motion = output_dir / "moving_scene", "one-camera"
+        print(f"\n== built-in scene: {source}", flush=True)
         try:
-            scene = write_scene(output_dir / "demo_scene", workers=os.cpu_count() or 1)
+            source = write_scene(source, motion=motion, workers=os.cpu_count() or 1)
         except (OSError, ValueError) as error:
             raise DemoError(f"the built-in scene could not be written: {error}") from error
-    elif scene.exists() and find_format(scene) is None:
-        scene = output_dir / f"{scene.resolve().name}_scene"
-        run_step("camera poses", programs.photos_command(data, scene), folder / "photos.log")
+    elif source.exists() and find_format(source) is None:
+        source = output_dir / f"{source.resolve().name}_scene"
+        run_step("camera poses", programs.photos_command(data, source), folder / "photos.log")
     steps_taken = machine.steps if steps is None else steps
-    train = programs.train_command(folder, scene, machine, steps_taken)
+    train = programs.train_command(folder, source, machine, steps_taken)
     seconds = run_step(f"training, {steps_taken} steps", train, folder / "train.log", hides_config=True)
     seconds += run_step("evaluation on held-out views", programs.eval_command(folder), folder / "eval.log")
     psnr, num_views, size = held_out(folder)
-    render = programs.render_command(folder, num_views, size, machine.video_height)
+    render = programs.render_command(folder, num_views, size, machine)
     seconds += run_step("video", render, folder / "render.log")
-    sentence, good = verdict(psnr, steps_taken, machine.steps if data is None else None)
+    sentence, good = verdict(psnr, steps_taken, machine.steps if data is None and scene == "still" else None)
     viewer = Path(sys.executable).parent / "ns-viewer"
     print(
         f"\n== done in {seconds / 60:.1f} minutes of training and rendering\n"

@@ -35,10 +35,19 @@ class Machine(NamedTuple):
     """The largest of the data's sizes that does not exceed this is used, pixels."""
     video_height: int
     """The video is not higher than this, pixels."""
+    options: tuple[str, ...] = ()
+    """Of the method."""
+    is_moving: bool = False
+    """Whether the method knows time."""
 
 
 CPU = Machine("cpu", "zipnerf-lite", steps=600, longest_side=400, video_height=96)
 CUDA = Machine("cuda", "zipnerf", steps=5000, longest_side=1600, video_height=540)
+MOVING = {
+    CPU: CPU._replace(options=("--pipeline.model.motion.kind", "both"), is_moving=True),
+    CUDA: CUDA._replace(method="zipnerf-dynamic", is_moving=True),
+}
+"""The same for a scene that moves."""
 
 
 class DemoError(Exception):
@@ -100,6 +109,7 @@ def train_command(folder: Path, data: Path, machine: Machine, steps: int) -> lis
     return [
         "ns-train",
         machine.method,
+        *machine.options,
         *("--data", str(data)),
         *("--output-dir", str(folder.parents[2])),
         *("--experiment-name", folder.parents[1].name),
@@ -124,8 +134,8 @@ def eval_command(folder: Path) -> list[str]:
     ]
 
 
-def render_command(folder: Path, num_views: int, size: tuple[int, int], video_height: int) -> list[str]:
-    """``ns-render`` of the run in a folder, along the held-out cameras.
+def render_command(folder: Path, num_views: int, size: tuple[int, int], machine: Machine) -> list[str]:
+    """``ns-render`` of the run in a folder, along the held-out cameras; where it moves, time runs meanwhile.
 
     Args:
         num_views: how many views were held out.
@@ -141,9 +151,10 @@ def render_command(folder: Path, num_views: int, size: tuple[int, int], video_he
         *("--output-path", str(folder / VIDEO)),
         *("--pose-source", source),
         *("--interpolation-steps", str(max(frames, 1))),
-        *("--order-poses", "True"),
+        # Where one camera has seen what moves, it stood near to where held-out ones of about that time are.
+        *("--order-poses", str(not machine.is_moving)),
         *("--frame-rate", str(FRAME_RATE)),
-        *("--downscale-factor", f"{video_reduction(size, video_height):.6f}"),
+        *("--downscale-factor", f"{video_reduction(size, machine.video_height):.6f}"),
     ]
 
 
