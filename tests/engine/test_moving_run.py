@@ -20,6 +20,7 @@ from _scenes import (
 )
 
 from nerfstudio.utils.eval_utils import eval_setup
+from nerfstudio.utils.rich_utils import CONSOLE
 
 from zipnerf_ns.cameras.moments import TIME_VARIABLE
 from zipnerf_ns.encoding.moving import MotionConfig, MovingGridConfig
@@ -61,7 +62,9 @@ def test_a_training_with_time_stopped_is_refused(tmp_path, monkeypatch):
 def test_a_run_is_measured_at_its_photos_times_resumed_and_stopped(tmp_path, monkeypatch):
     scene = moving_scene(tmp_path / "scene")
     whole = moving_config(scene, tmp_path / "whole")
-    trainer, _ = train(whole)
+    with CONSOLE.capture() as said:
+        trainer, _ = train(whole)
+    assert "export_mesh" in said.get() and said.get().count(" --time 0.5") == 1
     assert trainer.pipeline.datamanager.includes_time
     half = moving_config(scene, tmp_path / "half", steps=4)
     half.steps_per_save, half.save_only_latest_checkpoint = 2, False

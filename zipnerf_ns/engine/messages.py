@@ -198,7 +198,9 @@ def command_line(*parts: Any) -> str:
     return join([str(part) for part in parts])
 
 
-def next_commands(run: Path, checkpoints: Path, num_held_out: int, has_events: bool) -> str:
+def next_commands(
+    run: Path, checkpoints: Path, num_held_out: int, has_events: bool, has_time: bool = False
+) -> str:
     """What can be done with a trained run: one command a line, ready to be pasted.
 
     Args:
@@ -206,14 +208,16 @@ def next_commands(run: Path, checkpoints: Path, num_held_out: int, has_events: b
         checkpoints: its folder of checkpoints.
         num_held_out: views that were held out; a path through them takes two.
         has_events: whether TensorBoard can read the run.
+        has_time: whether its scene moves, of which a mesh is one moment.
     """
+    moment = ["--time", "0.5"] if has_time else []
     config = ["--load-config", run / "config.yml"]
     source = [] if num_held_out > 1 else ["--pose-source", "train"]
     commands: dict[str, list[Any]] = {
         "look at it": ["ns-viewer", *config, *VIEWED_HERE],
         "measure it": ["ns-eval", *config, "--output-path", run / "eval.json", "--render-output-path", run / "eval"],
         "make a video": ["ns-render", "interpolate", *config, *source, "--output-path", run / "video.mp4"],
-        "make a mesh": ["python", "-m", "zipnerf_ns.tools.export_mesh", *config, "--output-dir", run / "mesh"],
+        "make a mesh": ["python", "-m", "zipnerf_ns.tools.export_mesh", *config, "--output-dir", run / "mesh", *moment],
     }
     if has_events:
         commands["see its curves"] = ["tensorboard", "--logdir", run]

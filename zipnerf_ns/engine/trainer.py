@@ -197,7 +197,8 @@ class ZipNerfTrainer(ResumableTrainer):
         """Nerfstudio's end of a training; before it waits with the viewer, it says what can be done next."""
         num_held_out = len(self.pipeline.datamanager.eval_dataset or ())
         has_events = self.config.is_tensorboard_enabled()
-        text = next_commands(self.base_dir, self.checkpoint_dir, num_held_out, has_events)
+        has_time = self.pipeline.model.has_time
+        text = next_commands(self.base_dir, self.checkpoint_dir, num_held_out, has_events, has_time)
         end = TrainingCallbackLocation.AFTER_TRAIN
         self.callbacks = [*self.callbacks, TrainingCallback([end], lambda step: self._say(text))]
         self.events.write()

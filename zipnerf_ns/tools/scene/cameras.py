@@ -69,14 +69,14 @@ def beside_pose(time: float, random: np.random.Generator) -> Float[np.ndarray, "
 
 
 def fixed_pose(number: int) -> Float[np.ndarray, "3 4"]:
-    """Camera to world of one of the cameras that stand still: two rows of four, 24 degrees apart."""
+    """Camera to world of one of the cameras that stand still: two rows of four, twelve degrees apart."""
     row, column = divmod(number, NUM_FIXED // 2)
-    return _about(_AHEAD + 24 * (column - 1.5), (12.0, 34.0)[row], 2.6)
+    return _about(_AHEAD + 12 * (column - 1.5), (16.0, 28.0)[row], 2.6)
 
 
 def between_pose(random: np.random.Generator) -> Float[np.ndarray, "3 4"]:
     """Camera to world of a camera among those that stand still."""
-    return _about(_AHEAD + random.uniform(-32, 32), random.uniform(14, 32), random.uniform(2.4, 2.8))
+    return _about(_AHEAD + random.uniform(-16, 16), random.uniform(17, 27), random.uniform(2.5, 2.7))
 
 
 def _about(azimuth: float, elevation: float, radius: float) -> np.ndarray:
