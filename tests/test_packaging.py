@@ -26,7 +26,9 @@ ALL_PAGES = "\n".join(PAGES.values())
 IN_TEXT = re.findall(r"`([^`\n]+)`", re.sub(r"```.*?```", "", ALL_PAGES, flags=re.DOTALL))
 """What stands between backticks outside of blocks."""
 MOST_README_LINES = 200
-METHODS = {"zipnerf", "zipnerf-big", "zipnerf-lite", "zipnerf-360", "zipnerf-blender", "zipnerf-splat"}
+METHODS = {
+    "zipnerf", "zipnerf-big", "zipnerf-lite", "zipnerf-dynamic", "zipnerf-360", "zipnerf-blender", "zipnerf-splat"
+}  # fmt: skip
 
 IMPORT_NAMES = {"Pillow": "PIL", "PyYAML": "yaml", "scikit-image": "skimage"}
 """Distributions whose package has another name."""
