@@ -17,6 +17,8 @@ from nerfstudio.data.dataparsers.nerfstudio_dataparser import NerfstudioDataPars
 from zipnerf_ns.functional.similarity import align_cameras, move_cameras, pose_errors
 from zipnerf_ns.tools import photos
 from zipnerf_ns.tools.reconstruction import writing
+from zipnerf_ns.tools.reconstruction.pictures import Picture
+from zipnerf_ns.tools.reconstruction.sources import Photo, Sources
 
 COUNT = 8
 
@@ -163,12 +165,22 @@ def test_intrinsics_stand_once_where_all_share_them_and_the_largest_comes_first(
         )
 
     lens = {"fl_x": 5.0, "fl_y": 6, "cx": 7, "cy": 8, "k1": 0.1, "k2": 0.2, "p1": 0.3, "p2": 0.4}
-    one = writing.describe(model(small, small), has_masks=False)
+    one = writing.describe(model(small, small), has_masks=False, timestamps={})
     assert one.items() >= {**lens, "w": 12, "h": 9, "camera_model": "OPENCV"}.items()
     assert all(frame.keys() == {"file_path", "transform_matrix"} for frame in one["frames"])
-    two = writing.describe(model(small, large), has_masks=True)
+    two = writing.describe(model(small, large), has_masks=True, timestamps={"0.jpg": 31, "1.jpg": 4})
     assert "fl_x" not in two and [frame["file_path"] for frame in two["frames"]] == ["images/1.jpg", "images/0.jpg"]
     assert [frame["w"] for frame in two["frames"]] == [30, 12] and two["frames"][0].items() >= lens.items()
     assert two["frames"][0]["mask_path"] == "masks/1.jpg.png"
+    assert [frame["timestamp"] for frame in two["frames"]] == [4, 31]
     fisheye = writing.intrinsics(SimpleNamespace(**{**vars(small), "model_name": "OPENCV_FISHEYE"}))
     assert [fisheye[name] for name in ("k1", "k2", "k3", "k4")] == [0.1, 0.2, 0.3, 0.4] and "p1" not in fisheye
+
+
+def test_frames_of_one_video_have_times_and_nothing_else_has():
+    pictures = [Picture(f"walk_2_{number:05d}.jpg", (8, 6), "walk_2.mp4", 0) for number in (3, 40)]
+    video, photo = (0, Path("walk_2.mp4")), Photo(Path("a.jpg"), "a", 1)
+    times = {"walk_2_00003.jpg": 3, "walk_2_00040.jpg": 40}
+    assert photos.timestamps(Sources((), (video,), ()), pictures) == times
+    for others in (Sources((photo,), (video,), ()), Sources((), (video, video), ()), Sources((photo,), (), ())):
+        assert photos.timestamps(others, pictures) == {}

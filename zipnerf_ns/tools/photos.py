@@ -72,7 +72,7 @@ def make_scene(sources: Sequence[Path], out: Path, masks: Path | None, frames: i
     workshop.enter_pictures()
     features = workshop.find_features()
     placement = workshop.place(features, workshop.match())
-    meta = write_scene(placement.model, out, mask_folder is not None)
+    meta = write_scene(placement.model, out, mask_folder is not None, timestamps(found, pictures))
     draw(meta, placement.model, out / DRAWING)
     reduce(pictures, out, mask_folder)
     return report(found, pictures, placement, out)
@@ -112,6 +112,13 @@ def gather(found: Sources, out: Path, frames: int) -> tuple[list[Picture], Path 
     cameras = {photo.stem: str(photo.video) for photo in photos if photo.video is not None}
     # Frames tell nothing of their camera: a video has one.
     return [picture._replace(camera=cameras.get(Path(picture.name).stem, picture.camera)) for picture in copied], masks
+
+
+def timestamps(found: Sources, pictures: Sequence[Picture]) -> dict[str, int]:
+    """Numbers of the frames of a video; of several, or beside photographs, nothing says when one began."""
+    if found.photos or len(found.videos) != 1:
+        return {}
+    return {picture.name: int(Path(picture.name).stem.rpartition("_")[2]) for picture in pictures}
 
 
 def reduce(pictures: Sequence[Picture], out: Path, masks: Path | None) -> None:
@@ -162,6 +169,8 @@ def report(found: Sources, pictures: Sequence[Picture], placement: Placement, ou
     if with_masks := sum(picture.has_mask for picture in pictures):
         lines.append(f"  {with_masks} masks kept")
     lines += [f"  cameras and points: {out / DRAWING}", "", f"ns-train zipnerf --data {out}"]
+    if timestamps(found, pictures):
+        lines.append(f"or, if things move in it: ns-train zipnerf-dynamic --data {out}")
     return "\n".join(lines)
 
 

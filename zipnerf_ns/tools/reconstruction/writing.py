@@ -36,8 +36,12 @@ def intrinsics(camera: Any) -> dict[str, float | int]:
     return {**lens, "w": camera.width, "h": camera.height}
 
 
-def describe(model: Any, has_masks: bool) -> dict[str, Any]:
-    """What transforms.json says of a model; intrinsics stand once where all pictures share them."""
+def describe(model: Any, has_masks: bool, timestamps: Mapping[str, int]) -> dict[str, Any]:
+    """What transforms.json says of a model; intrinsics stand once where all pictures share them.
+
+    Args:
+        timestamps: of pictures by name, where known.
+    """
     cameras = {number: intrinsics(camera) for number, camera in model.cameras.items()}
     images = sorted((model.image(number) for number in model.reg_image_ids()), key=lambda image: image.name)
     used = {image.camera_id for image in images}
@@ -48,6 +52,8 @@ def describe(model: Any, has_masks: bool) -> dict[str, Any]:
         frame: dict[str, Any] = {"file_path": f"images/{image.name}"}
         if has_masks:
             frame["mask_path"] = f"masks/{image.name}.png"
+        if image.name in timestamps:
+            frame["timestamp"] = timestamps[image.name]
         if len(used) > 1:
             frame |= cameras[image.camera_id]
         frame["transform_matrix"] = camera_to_world(image.cam_from_world().matrix()).tolist()
@@ -57,11 +63,11 @@ def describe(model: Any, has_masks: bool) -> dict[str, Any]:
     return {"camera_model": model_name, **shared, "ply_file_path": POINTS, "frames": frames}
 
 
-def write_scene(model: Any, folder: Path, has_masks: bool) -> dict[str, Any]:
+def write_scene(model: Any, folder: Path, has_masks: bool, timestamps: Mapping[str, int]) -> dict[str, Any]:
     """Writes transforms.json and the points with their colors; returns what the former says."""
     model.extract_colors_for_all_images(folder / "images")
     model.export_PLY(folder / POINTS)
-    meta = describe(model, has_masks)
+    meta = describe(model, has_masks, timestamps)
     write_whole(folder / "transforms.json", lambda path: path.write_text(json.dumps(meta, indent=1)))
     return meta
 
