@@ -121,6 +121,8 @@ def _check_ranges(config: ZipNerfModelConfig) -> None:
         raise InputError(f"camera_optimizer.mode is {config.camera_optimizer.mode}: choose one of {CAMERA_MODES}.")
     if config.num_samples < 2:
         raise InputError(f"num_samples is {config.num_samples}: it must be at least 2.")
+    if config.motion.hidden_dim < 0:
+        raise InputError(f"motion.hidden_dim is {config.motion.hidden_dim}: it must be 0 (no layer) or more.")
     if config.collision_check_steps < 0:
         raise InputError(f"collision_check_steps is {config.collision_check_steps}: it must be 0 (never) or more.")
 

@@ -14,8 +14,6 @@ from zipnerf_ns.functional.cones import Cones
 from zipnerf_ns.functional.hash_grid import HashGrid, Prefilter, make_hash_grid
 from zipnerf_ns.hash_table import HashTable
 
-SHIFT_DIM = 64
-"""Width of the network that makes shifts of features."""
 SHIFT_SCALE = 0.1
 """What it gives is in multiples of this part of the unit cube's side, four tenths of a world unit."""
 
@@ -56,6 +54,8 @@ class MotionConfig:
     """Hash grid over space and time that says where things were; of use only with deform and both."""
     prefilter: Prefilter = "ipe"
     """Anti-aliasing of the rendered round's grid over space and time."""
+    hidden_dim: int = 64
+    """Width of the layer between the deformation's features and shifts; 0 for none, shifts are then their sums."""
     mask: bool = True
     """Learn where anything moves, and let the grid over space and time be seen there alone."""
 
@@ -104,11 +104,12 @@ class MovingHashEncoding(AntiAliasedHashEncoding):
             self.mask_layer = nn.Linear(super().get_out_dim(), 1)
         if motion.is_deformed:
             self.deformation = AntiAliasedHashEncoding(motion.deformation, "ipe")
-            self.shift_layers = nn.Sequential(
-                nn.Linear(self.deformation.get_out_dim(), SHIFT_DIM), nn.ReLU(), nn.Linear(SHIFT_DIM, 3)
-            )
-            nn.init.zeros_(self.shift_layers[2].weight)
-            nn.init.zeros_(self.shift_layers[2].bias)
+            features, width = self.deformation.get_out_dim(), motion.hidden_dim
+            hidden = [nn.Linear(features, width), nn.ReLU()] if width else []
+            self.shift_layers = nn.Sequential(*hidden, nn.Linear(width or features, 3))
+            nn.init.zeros_(self.shift_layers[-1].bias)
+            if width:
+                nn.init.zeros_(self.shift_layers[-1].weight)
 
     def get_out_dim(self) -> int:
         """Features and weight features of all levels, the still ones first."""
