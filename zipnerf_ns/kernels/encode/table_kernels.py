@@ -80,19 +80,16 @@ def _gather(
 
 @triton.jit
 @no_type_check
-def _scatter(
+def _scatter_between(
     target, cell, level, moment, values, columns, mask, XOR: tl.constexpr, ROW: tl.constexpr, WIDE: tl.constexpr
 ):
-    """The transpose of ``_gather``, for each corner's values."""
-    if moment is None:
-        scatter(target, corner_rows(cell, level, XOR), values, columns, mask, ROW, WIDE)
-    else:
-        knots, shares = moment
-        for side in tl.static_range(2):
-            scaled = ()
-            for corner in tl.static_range(8):
-                scaled = scaled + (shares[side][:, None] * values[corner],)
-            scatter(target, corner_rows(cell, level, XOR, knots[side]), scaled, columns, mask, ROW, WIDE)
+    """The transpose of ``_gather`` where there is time, for each corner's values."""
+    knots, shares = moment
+    for side in tl.static_range(2):
+        scaled = ()
+        for corner in tl.static_range(8):
+            scaled = scaled + (shares[side][:, None] * values[corner],)
+        scatter(target, corner_rows(cell, level, XOR, knots[side]), scaled, columns, mask, ROW, WIDE)
 
 
 @triton.jit(do_not_specialize=[
@@ -198,12 +195,12 @@ def forward_kernel(
             total += _gather(values, cell, level, moment, sums, columns, mask, XOR, ROW, WIDE, False)
         target = features + first * step + index * stride.to(tl.int64)
         offsets = (lanes * step)[:, None] + columns * channel_stride
-        mean *= 1.0 / SAMPLES
         if TIMED:
             shutter_weight = tl.load(shutter_weights + index)
             total *= shutter_weight
             mean *= shutter_weight
         tl.store(target + offsets, total * table_scale, mask=mask[:, None])
+        mean *= 1.0 / SAMPLES
         if SCALED:
             mean = (2.0 * mean - 1.0) * tl.load(weight_scales + index)
         target = weights + first * weight_step + index * weight_stride.to(tl.int64)
@@ -296,8 +293,6 @@ def backward_kernel(
         if TIMED:
             moment = locate_knots(time, knots, index)
             v *= tl.load(shutter_weights + index)
-        else:
-            moment = None
         point, extent = sample_of(source, 0, SAMPLES, PREFILTER, CONES, BOXED, SHIFTED)
         cell, fraction = locate3(point, resolution)
         sums = _corner_weights(fraction, prefilter_weight(extent, scale, PREFILTER))
@@ -312,7 +307,11 @@ def backward_kernel(
             else:
                 is_needed = True
             if is_needed:
-                _scatter(target, cell, level, moment, products(sums, v), columns, writes, XOR, ROW, WIDE)
+                if TIMED:
+                    _scatter_between(target, cell, level, moment, products(sums, v), columns, writes, XOR, ROW, WIDE)
+                else:
+                    rows = corner_rows(cell, level, XOR)
+                    scatter(target, rows, products(sums, v), columns, writes, ROW, WIDE)
             sums = _continue_run(sums, shares, moved) if MERGE else shares
             cell = here
         values = products(sums, v)
@@ -327,4 +326,7 @@ def backward_kernel(
                 ends |= tl.gather(time, following, 0) != time
             live = mask & ends
             values = sum_runs(tl.broadcast_to(begins[:, None], [BLOCK, COLUMNS]).to(tl.int32), values)
-        _scatter(target, cell, level, moment, values, columns, live, XOR, ROW, WIDE)
+        if TIMED:
+            _scatter_between(target, cell, level, moment, values, columns, live, XOR, ROW, WIDE)
+        else:
+            scatter(target, corner_rows(cell, level, XOR), values, columns, live, ROW, WIDE)
