@@ -25,7 +25,7 @@ from zipnerf_ns.functional.mlp import Precision
 from zipnerf_ns.model import ZipNerfModel
 from zipnerf_ns.model_config import ZipNerfModelConfig
 from zipnerf_ns.render.outputs import EXTRA_OUTPUTS
-from zipnerf_ns.render.points import query_density, query_points
+from zipnerf_ns.render.points import Moment, query_density, query_points
 
 METHODS: dict[str, ZipNerfTrainerConfig] = {
     method.config.method_name: method.config
@@ -141,11 +141,9 @@ def _render(model: ZipNerfModel, rays: int) -> None:
     outputs = model.get_outputs(_bundle(rays))
     for name in EXTRA_OUTPUTS:
         outputs.get(name)
-    if model.config.motion.kind != "none":
-        return
-    points = torch.zeros(rays, 3, device=DEVICE)
-    query_points(model.field, points, points, 0.1)
-    query_density(model.field, points, 0.1)
+    points, moment = torch.zeros(rays, 3, device=DEVICE), Moment(0.0, 0.0)
+    query_points(model.field, points, points, 0.1, moment)
+    query_density(model.field, points, 0.1, moment)
 
 
 @torch.no_grad()
