@@ -32,8 +32,8 @@ from zipnerf_ns.model_config import ZipNerfModelConfig
 ROOT = Path(__file__).resolve().parents[1]
 METHODS = {
     "zipnerf": methods.zipnerf, "zipnerf-big": methods.zipnerf_big, "zipnerf-lite": methods.zipnerf_lite,
-    "zipnerf-360": methods.zipnerf_360, "zipnerf-blender": methods.zipnerf_blender,
-    "zipnerf-splat": methods.zipnerf_splat,
+    "zipnerf-dynamic": methods.zipnerf_dynamic, "zipnerf-360": methods.zipnerf_360,
+    "zipnerf-blender": methods.zipnerf_blender, "zipnerf-splat": methods.zipnerf_splat,
 }  # fmt: skip
 
 
