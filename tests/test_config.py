@@ -214,7 +214,9 @@ def test_every_loss_has_its_multiplier_among_the_fields():
               and isinstance(node.value, ast.Name) and node.value.id == "scaled"}  # fmt: skip
     stems = {name.removesuffix("_mult").removesuffix("_loss") for name in names}
     assert {name.removesuffix("_loss") for name in losses} == stems
-    assert stems == {"interlevel", "distillation", "distortion", "hash_decay", "level_consistency", "appearance"}
+    assert stems == {
+        "interlevel", "distillation", "distortion", "hash_decay", "level_consistency", "appearance", "mask"
+    }  # fmt: skip
 
 
 def test_device_is_one_that_is_there():
