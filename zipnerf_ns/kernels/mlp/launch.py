@@ -23,6 +23,8 @@ DIRECTIONS_BLOCK = 128
 UNITS_PER_WORD = 32
 """Units whose signs share an integer."""
 TYPES = {torch.bfloat16: tl.bfloat16, torch.float32: tl.float32}
+WIDE = 64
+"""Features a row beyond which a block of as many rows does not fit into registers."""
 ALIGNMENT = 16
 """Rows at a multiple of which a part of a tensor begins, for accesses of 16 bytes."""
 
@@ -105,7 +107,8 @@ def density_backward(
     rows, channels = features.shape
     hidden, padded = len(layer.bias), _padded(channels)
     launch = tuning.backward if isinstance(tuning, DensityTuning) else tuning.hidden
-    programs = min(describe(features.device).processors * tuning.programs, triton.cdiv(rows, launch.block))
+    block = launch.block // 2 if padded > WIDE else launch.block
+    programs = min(describe(features.device).processors * tuning.programs, triton.cdiv(rows, block))
     partials = density.new_empty(programs, hidden * (padded + 2) + 1)
     if rows:
         # An absent tensor's pointer is never followed.
@@ -114,7 +117,7 @@ def density_backward(
             features, *layer, density, v_density, density if v_hidden is None else v_hidden, target, partials, rows,
             *features.stride(), *target.stride(), CHANNELS=channels, PADDED=padded, HIDDEN=hidden, DTYPE=TYPES[dtype],
             HAS_HIDDEN=v_hidden is not None, WRITES_FEATURES=v_features is not None,
-            BLOCK=launch.block, num_warps=launch.num_warps, num_stages=launch.num_stages,
+            BLOCK=block, num_warps=launch.num_warps, num_stages=launch.num_stages,
         )  # fmt: skip
     return partials.sum(dim=0)
 
