@@ -138,7 +138,7 @@ def trained_psnr(kind: str) -> float:
     model = ZipNerf(tiny_config(kind), torch.tensor([[-1.2] * 3, [1.2] * 3]))
     rates = zip(model.parameter_groups(), (0.02, 0.01), strict=True)
     optimizer = torch.optim.Adam([{"params": group, "lr": lr} for group, lr in rates], eps=1e-15)
-    generator, steps = torch.Generator().manual_seed(1), 60
+    generator, steps = torch.Generator().manual_seed(1), 40
     for step in range(steps):
         model.set_progress(step / steps)
         rays = rays_around(256, generator)
