@@ -20,14 +20,23 @@ DATA = Path("/scene")
 HINTS = SceneHints(bounded=False, background="black", longest_side=24)
 
 
-def outputs(*numbers: int, data: Path = DATA, folder: str = "images", scale: float = 1.0) -> DataparserOutputs:
-    """Photos by their numbers, with masks, a list that says something of each, and a radius that is of all."""
-    poses = torch.tensor([pose(number, 12) for number in numbers])[:, :3]
+def outputs(
+    *numbers: int, data: Path = DATA, folder: str = "images", scale: float = 1.0, until: float | None = None
+) -> DataparserOutputs:
+    """Photos by their numbers, with masks, a list that says something of each, and a radius that is of all.
+
+    Args:
+        until: the number of the last moment, where numbers are moments.
+    """
+    poses = torch.tensor([pose(number, 12) for number in numbers]).reshape(-1, 4, 4)[:, :3]
     poses[:, :, 3] *= scale
     size = torch.full((len(numbers), 1), 24)
     return DataparserOutputs(
         [data / folder / f"{number}.png" for number in numbers],
-        Cameras(poses, 20.0, 20.0, 12.0, 8.0, size, size - 8, metadata={"fisheye_crop_radius": 7.5}),
+        Cameras(
+            poses, 20.0, 20.0, 12.0, 8.0, size, size - 8, metadata={"fisheye_crop_radius": 7.5},
+            times=torch.tensor(numbers)[:, None] / until if until and numbers else None,
+        ),
         mask_filenames=[data / f"masks/{number}.png" for number in numbers],
         metadata={"of_each": list(numbers), "of_all": "word"},
         dataparser_transform=torch.eye(4)[:3],
@@ -90,6 +99,20 @@ def test_a_test_split_of_its_own_never_has_what_was_trained_on(tmp_path):
     found = parser(run, outputs(0, 1, 9), outputs(5, 2, 6))
     assert numbers_of(found.get_dataparser_outputs("train")) == [0, 1, 2]
     assert numbers_of(found.get_dataparser_outputs("test")) == [5, 6]
+
+
+@pytest.mark.parametrize("held_out", [(3, 5), ()])
+def test_photos_keep_the_times_that_the_run_knows(tmp_path, held_out):
+    """Where later photos were taken away, timestamps end sooner: what was in the middle would be at the end."""
+    run = described(tmp_path, outputs(0, 1, 2, 4, until=11.0), outputs(3, 5, until=11.0), False)
+    for train in ((0, 1, 2, 4), (0, 2, 1, 4, 7)):
+        found = parser(run, outputs(*train, until=7.0), outputs(*held_out, until=7.0))
+        times = found.get_dataparser_outputs("train").cameras.times
+        torch.testing.assert_close(times, torch.tensor([[0.0], [1.0], [2.0], [4.0]]) / 11.0)
+        others = found.get_dataparser_outputs("test")
+        assert len(others.image_filenames) == len(held_out)
+        if held_out:
+            assert others.cameras.times[:, 0].tolist() == pytest.approx([number / 11.0 for number in held_out])
 
 
 def test_without_its_data_a_run_is_as_it_was(tmp_path):

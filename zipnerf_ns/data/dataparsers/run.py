@@ -81,6 +81,22 @@ class RunParser(DataParser):
 
     @cached_property
     def _splits(self) -> Splits:
+        splits = self._found()
+        for outputs in splits:
+            self._set_times(outputs)
+        return splits
+
+    def _set_times(self, outputs: DataparserOutputs) -> None:
+        """Gives photos the times that the run knows them by: timestamps may have another first or last one now."""
+        views, times = (self.run.train, self.run.held_out), outputs.cameras.times
+        if times is None or any(each.cameras.times is None for each in views):
+            return
+        known = {key: time for each in views for key, time in zip(each.keys(), each.cameras.times, strict=True)}
+        keys = Views.of(outputs, Path(self.config.data)).keys()
+        pairs = zip(keys, times, strict=True)
+        outputs.cameras.times = torch.stack([known.get(key, time) for key, time in pairs]) if keys else times
+
+    def _found(self) -> Splits:
         run, data = self.run, Path(self.config.data)
         if self.source is None:
             return Splits(run.outputs(run.train, data), run.outputs(run.held_out, data))
@@ -91,7 +107,7 @@ class RunParser(DataParser):
                 raise
             # Some parsers look into photos for their size: whoever needs those will say that they are not there.
             self.source = None
-            return self._splits
+            return self._found()
         train = Views.of(now.train, data)
         if not _are_same(train, run.train):
             return self._kept(now, data)
@@ -212,8 +228,10 @@ def _joined(first: DataparserOutputs, second: DataparserOutputs) -> DataparserOu
 
     fields = {}
     for name in CAMERA_FIELDS:
-        parts = [getattr(outputs.cameras, name) for outputs in (first, second)]
-        fields[name] = None if parts[0] is None else torch.cat(parts)
+        parts = [value for outputs in (first, second) if (value := getattr(outputs.cameras, name)) is not None]
+        # Of no views nothing may be said, and of some of them is of no use.
+        whole = torch.cat(parts) if parts else ()
+        fields[name] = whole if len(whole) == sum(counts) else None
     return dataclasses.replace(
         first,
         image_filenames=joined(first.image_filenames, second.image_filenames),
