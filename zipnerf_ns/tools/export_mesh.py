@@ -3,8 +3,8 @@
 ``python -m zipnerf_ns.tools.export_mesh --load-config CONFIG --output-dir FOLDER`` runs marching cubes on the density,
 which ``ns-export marching-cubes`` does for signed distances only. Frame, scale and bounding box are those of
 ``ns-export``: the frame that the model was trained in, where the cameras lie within one unit of the origin, or with
-``--save-world-frame`` that of the data set. ``--output-format glb --max-triangles 200000`` is for phones and pages. Of a
-scene that moves, ``--time`` gives a mesh of each moment.
+``--save-world-frame`` that of the data set. ``--output-format glb --max-triangles 200000`` is for phones and pages.
+Of a scene that moves, ``--time`` gives a mesh of each moment.
 """
 
 from __future__ import annotations
