@@ -383,7 +383,7 @@ def test_appearance_counts_photos_in_another_light_and_small_departures_in_part(
 
 def test_the_mask_loss_is_the_share_that_may_move_and_moves_no_weight():
     main = histories()[-1]
-    mask = uniform((RAYS * BINS[-1], 1), 5).requires_grad_()
+    mask = uniform((RAYS * BINS[-1], 1), 5).double().requires_grad_()
     loss = mask_loss(main, mask)
     weights, shares = main.weights.tolist(), mask.detach().view(RAYS, -1).tolist()
     expected = sum(w * m for row, masks in zip(weights, shares, strict=True) for w, m in zip(row, masks, strict=True))
