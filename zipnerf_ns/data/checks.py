@@ -8,6 +8,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 from types import FrameType
+from typing import Any
 
 import torch
 from jaxtyping import Bool, Float
@@ -212,3 +213,17 @@ def check_points_are_found(num_rays: int) -> None:
             f"of {len(batches) * num_rays:,} rays none ends on something opaque in the box. Check --obb-center, "
             "--obb-rotation and --obb-scale (in the frame that the model was trained in), or leave them out."
         )
+
+
+def check_counts(config: Any) -> None:
+    """Refuses a datamanager's configuration whose numbers of rays or images cannot be.
+
+    Raises:
+        InputError: naming the setting and its range.
+    """
+    for name in ("train_num_rays_per_batch", "eval_num_rays_per_batch", "patch_size"):
+        if getattr(config, name) < 1:
+            raise InputError(f"{name} is {getattr(config, name)}: it must be at least 1.")
+    for name in ("train_num_images_to_sample_from", "eval_num_images_to_sample_from"):
+        if getattr(config, name) < 1 and getattr(config, name) != -1:
+            raise InputError(f"{name} is {getattr(config, name)}: it must be -1 (all images) or at least 1.")

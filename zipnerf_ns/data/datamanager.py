@@ -20,7 +20,7 @@ from nerfstudio.engine.callbacks import TrainingCallback, TrainingCallbackAttrib
 from nerfstudio.utils.rich_utils import CONSOLE
 
 from zipnerf_ns.cameras.rays import PixelRays
-from zipnerf_ns.data.checks import check_outputs, check_points_are_found, check_train_split
+from zipnerf_ns.data.checks import check_counts, check_outputs, check_points_are_found, check_train_split
 from zipnerf_ns.data.dataparsers.exact import exact
 from zipnerf_ns.data.dataparsers.formats import format_of, with_reader
 from zipnerf_ns.data.dataparsers.multiscale import source_config
@@ -342,12 +342,7 @@ class ZipNerfDataManager(VanillaDataManager[CheckedDataset]):
 
 def _check_before_parsing(config: ZipNerfDataManagerConfig, data: Path) -> None:
     """Nerfstudio's parsers mix all poses when they recenter: only the files themselves say which frame is wrong."""
-    for name in ("train_num_rays_per_batch", "eval_num_rays_per_batch", "patch_size"):
-        if getattr(config, name) < 1:
-            raise InputError(f"{name} is {getattr(config, name)}: it must be at least 1.")
-    for name in ("train_num_images_to_sample_from", "eval_num_images_to_sample_from"):
-        if getattr(config, name) < 1 and getattr(config, name) != -1:
-            raise InputError(f"{name} is {getattr(config, name)}: it must be -1 (all images) or at least 1.")
+    check_counts(config)
     parser = source_config(dataclasses.replace(config.dataparser, data=data))
     scene_format = format_of(parser)
     if scene_format is not None:
