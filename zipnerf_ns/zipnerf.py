@@ -12,7 +12,7 @@ Nothing here knows Nerfstudio: ``model`` is its face.
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import torch
 from jaxtyping import Float
@@ -88,6 +88,8 @@ class ZipNerfConfig:
     """Hidden layers of the color network."""
     color_dim: int = 256
     """Width of the color network's hidden layers."""
+    color_group: Literal[1, 2, 4, 8, 16] = 4
+    """Neighboring intervals of a ray that share a color, seen in the mean of their features; 1: each has its own."""
 
     rgb_loss: ColorLoss = "pseudo_huber"
     """Distance of rendered and true colors, beside which the other losses count: pseudo_huber (measured best: small
@@ -174,7 +176,7 @@ class ZipNerf(nn.Module):
         )
         self.field = ZipNerfField(
             last, aabb, config.hidden_dim, config.precision, config.bottleneck_dim, config.color_layers,
-            config.color_dim,
+            config.color_dim, config.color_group,
         )  # fmt: skip
         self.appearance = Appearance(num_images) if num_images else None
         self.sampler = IntervalSampler([*(proposal.num_samples for proposal in config.proposals), config.num_samples])

@@ -201,3 +201,31 @@ def test_median_and_mean_of_a_worked_example():
     expected = 3.0
     torch.testing.assert_close(mean, torch.tensor([[expected], [1.0]], dtype=torch.float64))
     assert not median.requires_grad and not mean.requires_grad
+
+
+# --- group_channels ---
+
+
+@pytest.mark.parametrize("n,size", [(8, 4), (7, 4), (3, 8), (5, 2)])
+def test_a_groups_channels_are_the_mean_of_its_intervals_under_their_weights(n, size):
+    rays, count = 3, 2
+    channels = torch.randn(rays * n, count, generator=rng(0), dtype=torch.float64)
+    weights = torch.rand(rays, n, generator=rng(1), dtype=torch.float64)
+    weights[0] = 0.0
+    means = []
+    for ray in range(rays):
+        rows, masses = channels[ray * n : (ray + 1) * n], weights[ray]
+        for first in range(0, n, size):
+            some = masses[first : first + size] if masses.any() else torch.ones_like(masses[first : first + size])
+            means.append((rows[first : first + size] * some[:, None]).sum(dim=0) / some.sum())
+    found = ray_march.group_channels(channels, weights, size)
+    torch.testing.assert_close(found, torch.stack(means), rtol=1e-4, atol=1e-5)
+
+
+def test_equal_channels_are_their_own_mean_and_no_weight_moves_it():
+    channels = torch.tensor([0.25, -3.0], dtype=torch.float64).expand(12, 2)
+    weights = torch.rand(2, 6, generator=rng(0), dtype=torch.float64).requires_grad_()
+    means = ray_march.group_channels(channels, weights, 4)
+    torch.testing.assert_close(means, channels[:4], rtol=1e-12, atol=0.0)
+    (v_weights,) = torch.autograd.grad(means.sum(), weights)
+    assert v_weights.abs().max() < 1e-9
