@@ -42,6 +42,8 @@ class Lookup(NamedTuple):
     num_active: int | None = None
     dtype: torch.dtype = torch.float32
     """Type of the channels."""
+    close: float = 0.0
+    """Cells within which an interval's six multisamples must lie at a level to be looked up as one, in their middle."""
 
 
 class HalfTable(NamedTuple):
@@ -83,6 +85,28 @@ def cones_in_cube(
     else:
         points, stds = contraction.box_points(points, stds, aabb)
     return points.reshape(-1, frustum.NUM_MULTISAMPLES, 3), stds.reshape(-1, frustum.NUM_MULTISAMPLES)
+
+
+def middles_in_cube(
+    cones: Cones,
+) -> tuple[Float[Tensor, "intervals 1 3"], Float[Tensor, "intervals 1"], Float[Tensor, "intervals 1"]]:
+    """The middle of each interval's six multisamples: where it lies in the unit cube, with which std, and how far they
+    reach at most, along the ray and across it together, in units of the cube's side."""
+    origins, directions, radius, tdist, _, aabb = cones
+    t = frustum.multisample_distances(tdist[:, :-1], tdist[:, 1:])
+    middle = t.mean(dim=-1, keepdim=True)
+    off_axis = middle * (radius[..., None] / math.sqrt(2.0))
+    points = origins[:, None, None] + middle[..., None] * directions[:, None, None]
+    reach = (t[..., -1:] - t[..., :1] + 2.0 * off_axis).reshape(-1, 1)
+    if aabb is None:
+        inverse = 1.0 / points.norm(dim=-1).clamp_min(1.0).reshape(-1, 1)
+        # Across the direction from the center lengths shrink least.
+        reach = reach * (0.25 * (2.0 - inverse) * inverse)
+        points, stds = contraction.contract_points(points, frustum.STD_SCALE * off_axis)
+    else:
+        reach = reach / (aabb[1] - aabb[0]).amin()
+        points, stds = contraction.box_points(points, frustum.STD_SCALE * off_axis, aabb)
+    return points.reshape(-1, 1, 3), stds.reshape(-1, 1), reach
 
 
 def separate_intervals(cones: Cones) -> Cones:
@@ -132,8 +156,19 @@ def cone_encode(
     Raises:
         ValueError: if the table's shape is not the grid's.
     """
-    positions, stds = cones_in_cube(cones, lookup.prefilter != "multisample")
-    per_level, weights = hash_encode(
-        table, positions, stds, lookup.grid, lookup.prefilter, lookup.bandwidths, lookup.num_active
-    )
+    how = lookup.grid, lookup.prefilter, lookup.bandwidths, lookup.num_active
+    per_level, weights = hash_encode(table, *cones_in_cube(cones, lookup.prefilter != "multisample"), *how)
+    if looks_up_close_ones_once(cones, lookup):
+        positions, stds, reach = middles_in_cube(cones)
+        once, weight = hash_encode(table, positions, stds, *how)
+        is_close = reach * reach.new_tensor(lookup.grid.resolutions) < lookup.close
+        per_level = torch.where(is_close[..., None], once, per_level)
+        weights = torch.where(is_close, weight, weights)
     return channels(per_level, weights, weight_scales, lookup)
+
+
+def looks_up_close_ones_once(cones: Cones, lookup: Lookup) -> bool:
+    """Whether ``lookup.close`` is heeded: not where gradients reach the cones, which would lack the cells' corners that
+    multisamples lie beyond."""
+    moves = any(tensor is not None and tensor.requires_grad for tensor in cones)
+    return lookup.close > 0.0 and lookup.prefilter == "multisample" and not moves

@@ -14,7 +14,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from zipnerf_ns.functional import hash_grid
-from zipnerf_ns.functional.cones import Cones, HalfTable, Lookup, channels, cones_in_cube
+from zipnerf_ns.functional.cones import Cones, HalfTable, Lookup, channels, cones_in_cube, looks_up_close_ones_once
 from zipnerf_ns.functional.frustum import NUM_MULTISAMPLES
 from zipnerf_ns.kernels.encode import launch
 from zipnerf_ns.kernels.encode.hash_encode import _check, _unit_bandwidths, hash_encode
@@ -34,7 +34,7 @@ def cone_encode(
     Computes what ``functional.cones.cone_encode`` defines, to float32 rounding (to half precision where ``half`` is
     read); the result is a view of channel-major memory. Where cones need a gradient, torch makes the samples' positions
     beside, for the way back. Where weight scales do, and under ``torch.use_deterministic_algorithms``, positions are
-    looked up by ``kernels.encode.hash_encode``. Bandwidths receive no gradient.
+    looked up by ``kernels.encode.hash_encode``, all of them. Bandwidths receive no gradient.
 
     Raises:
         ValueError: if the table's shape is not the grid's, or is one that the kernels cannot read.
@@ -62,6 +62,7 @@ def tuned_cone_encode(
         return channels(per_level, weights, weight_scales, lookup)
     _check(table, lookup.grid, lookup.prefilter)
     half = half if tuning.half_table else None
+    lookup = lookup if looks_up_close_ones_once(cones, lookup) else lookup._replace(close=0.0)
     still = Cones(*(None if tensor is None else tensor.detach() for tensor in cones))
     encoded = _ConeEncode.apply(table, still, weight_scales, lookup, half, tuning)
     if not any(tensor is not None and tensor.requires_grad for tensor in cones):
@@ -128,7 +129,7 @@ class _FollowSamples(torch.autograd.Function):
 
 def _options(lookup: Lookup, tuning: Tuning) -> launch.Options:
     active = hash_grid.count_active(lookup.grid, lookup.num_active)
-    return launch.Options(lookup.grid, lookup.prefilter, active, tuning)
+    return launch.Options(lookup.grid, lookup.prefilter, active, tuning, lookup.close)
 
 
 def _bandwidths(lookup: Lookup, device: torch.device) -> Tensor:
