@@ -246,6 +246,7 @@ class ZipNerf(nn.Module):
         prefilter: Prefilter | None = None,
         finest_level: int | None = None,
         photo: int | None = None,
+        side: int = 1,
     ) -> Rendering:
         """Renders rays.
 
@@ -254,12 +255,13 @@ class ZipNerf(nn.Module):
             prefilter: anti-aliasing mode instead of the configured one.
             finest_level: number of hash levels that the rendered round reads, from the coarsest; all if None.
             photo: number of the training image whose appearance is shown at evaluation; the mean of all if None.
+            side: of the squares of pixels whose rays, one after the other, share their proposals; 1 for none.
         """
         ops, num_active = self.ops, self.num_active_levels()
         density_fns = [lambda rays, tdist, network=network: network.density(rays, tdist, num_active, prefilter)
                        for network in self.proposal_networks]  # fmt: skip
         # At evaluation the training counts as done. Proposals follow the rays and must not move the cameras.
-        sampled = self.sampler(rays.detach(), density_fns, self.anneal if self.training else 1.0)
+        sampled = self.sampler(rays.detach(), density_fns, self.anneal if self.training else 1.0, side)
         if finest_level is not None:
             num_active = finest_level
         radiance: Radiance = self.field(rays, sampled.tdist, num_active, prefilter)
@@ -309,7 +311,12 @@ class ZipNerf(nn.Module):
         *proposals, main = rounds
         find = self.ops.median_and_mean_distance
         depth, expected = find(main.weights, main.tdist)
-        others = {f"prop_depth_{i}": find(prop.weights, prop.tdist)[0] for i, prop in enumerate(proposals)}
+        medians = [find(prop.weights, prop.tdist)[0] for prop in proposals]
+        # Several rays may share a proposal.
+        others = {
+            f"prop_depth_{i}": median.repeat_interleave(len(depth) // max(len(median), 1), dim=0)
+            for i, median in enumerate(medians)
+        }
         return {"depth": depth, "expected_depth": expected, **others}
 
     @torch.no_grad()
