@@ -25,6 +25,8 @@ TABLE_GAIN = 10.0
 """Table values are multiplied by this when read, which multiplies Adam's effective step on them (Zip-NeRF)."""
 CLOSE = 0.25
 """Cells within which an interval's multisamples are looked up as one: at coarse levels most are."""
+COARSE = 0
+"""Cells a side of levels at which all are."""
 FEATURE_INIT = 1e-4
 """Features start uniform in +- this, after the gain ([I], section 4)."""
 
@@ -123,7 +125,7 @@ class AntiAliasedHashEncoding(HashTable):
         """
         kept = self.summary()
         lookup = Lookup(
-            self.grid, prefilter or self.prefilter, TABLE_GAIN, self.bandwidths, num_active, dtype, CLOSE
+            self.grid, prefilter or self.prefilter, TABLE_GAIN, self.bandwidths, num_active, dtype, CLOSE, COARSE
         )
         # Half precision for half precision: whoever asks for float32 channels gets float32 values.
         half = None if kept.half is None or dtype == torch.float32 else HalfTable(kept.half, HALF_SCALE)

@@ -185,7 +185,7 @@ class ZipNerfField(ZipNerfDensityField):
             density, colors = self._density_and_colors(channels, view)
             return Radiance(density.view(shape), colors.view(*shape, 3), channels)
         density = self.density_of(channels).view(shape)
-        weights = ops.density_to_weights(density, tdist, rays.valid)
+        weights = ops.density_to_weights(density.detach(), tdist, rays.valid)
         _, colors = self._density_and_colors(ops.group_channels(channels, weights, self.color_group), view)
         colors = colors.view(shape[0], -(-shape[1] // self.color_group), 3)
         return Radiance(density, colors.repeat_interleave(self.color_group, dim=1)[:, : shape[1]], channels)

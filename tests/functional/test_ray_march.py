@@ -222,10 +222,11 @@ def test_a_groups_channels_are_the_mean_of_its_intervals_under_their_weights(n, 
     torch.testing.assert_close(found, torch.stack(means), rtol=1e-4, atol=1e-5)
 
 
-def test_equal_channels_are_their_own_mean_and_no_weight_moves_it():
-    channels = torch.tensor([0.25, -3.0], dtype=torch.float64).expand(12, 2)
-    weights = torch.rand(2, 6, generator=rng(0), dtype=torch.float64).requires_grad_()
-    means = ray_march.group_channels(channels, weights, 4)
-    torch.testing.assert_close(means, channels[:4], rtol=1e-12, atol=0.0)
-    (v_weights,) = torch.autograd.grad(means.sum(), weights)
-    assert v_weights.abs().max() < 1e-9
+def test_a_groups_cotangent_is_shared_by_weight():
+    channels = torch.randn(12, 2, generator=rng(0), dtype=torch.float64).requires_grad_()
+    weights = torch.tensor([[0.2, 0.0, 0.1, 0.1, 0.3, 0.3], [0.0] * 6], dtype=torch.float64)
+    v = torch.randn(4, 2, generator=rng(1), dtype=torch.float64)
+    (found,) = torch.autograd.grad(ray_march.group_channels(channels, weights, 4), channels, v)
+    shares = torch.tensor([0.5, 0.0, 0.25, 0.25, 0.5, 0.5, 0.25, 0.25, 0.25, 0.25, 0.5, 0.5], dtype=torch.float64)
+    of_groups = v[[0, 0, 0, 0, 1, 1, 2, 2, 2, 2, 3, 3]]
+    torch.testing.assert_close(found, shares[:, None] * of_groups, rtol=1e-4, atol=1e-5)

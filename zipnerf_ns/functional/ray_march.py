@@ -82,9 +82,10 @@ def render(
 def group_channels(
     channels: Float[Tensor, "intervals channels"], weights: Float[Tensor, "rays n"], size: int
 ) -> Float[Tensor, "groups channels"]:
-    """Mean channels of each ``size`` neighboring intervals of a ray under their weights, with gradients to both.
+    """Mean channels of each ``size`` neighboring intervals of a ray under their weights.
 
-    A ray's last group has what is left. Where nothing has weight the mean is the plain one.
+    A ray's last group has what is left. Where nothing has weight the mean is the plain one. Channels alone have a
+    gradient: one to the weights, too, made no difference to what is learned.
 
     Args:
         channels: of the encoding.
@@ -93,7 +94,7 @@ def group_channels(
     """
     (rays, n), groups = weights.shape, -(-weights.shape[1] // size)
     rest = groups * size - n
-    masses = torch.nn.functional.pad(weights + LEAST_MASS, (0, rest)).view(rays, groups, size, 1)
+    masses = torch.nn.functional.pad(weights.detach() + LEAST_MASS, (0, rest)).view(rays, groups, size, 1)
     rows = torch.nn.functional.pad(channels.unflatten(0, (rays, n)), (0, 0, 0, rest)).unflatten(1, (groups, size))
     means = (rows * masses).sum(dim=2) / masses.sum(dim=2)
     return means.flatten(0, 1).to(channels.dtype)

@@ -25,13 +25,13 @@ LANES = 512
 """Intervals a program."""
 NUM_WARPS = 4
 CHANNELS_AT_A_TIME = 10
-"""Channels that a program of the forward pass works on."""
+"""Channels that a program works on."""
 
 
 @triton.jit
 @no_type_check
 def _members(weights, total, intervals, groups, SIZE: tl.constexpr, BLOCK: tl.constexpr):
-    """This program's groups and which exist; their intervals' numbers, which exist, and what these weigh."""
+    """This program's groups and which exist; their intervals' numbers, which exist, and their shares in the mean."""
     number = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
     live = number < total
     ray = number // groups
@@ -40,7 +40,7 @@ def _members(weights, total, intervals, groups, SIZE: tl.constexpr, BLOCK: tl.co
     row = (ray * intervals)[:, None] + place
     mass = tl.where(mask, tl.load(weights + row, mask=mask, other=0.0) + LEAST_MASS, 0.0)
     # Groups that do not exist must not divide by zero.
-    return number, live, row, mask, mass, tl.where(live, tl.sum(mass, axis=1), 1.0)[:, None]
+    return number, live, row, mask, mass / tl.where(live, tl.sum(mass, axis=1), 1.0)[:, None]
 
 
 @triton.jit(do_not_specialize=["total", "intervals", "groups"])
@@ -50,8 +50,7 @@ def group_kernel(
     CHANNELS: tl.constexpr, PART: tl.constexpr, SIZE: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
     """Means of PART of the channels of BLOCK groups; a channel of ``means`` has ``total`` numbers."""
-    number, live, row, mask, mass, sums = _members(weights, total, intervals, groups, SIZE, BLOCK)
-    shares = mass / sums
+    number, live, row, mask, shares = _members(weights, total, intervals, groups, SIZE, BLOCK)
     first = tl.program_id(1) * PART
     for channel in range(first, tl.minimum(first + PART, CHANNELS)):
         source = channels + channel * channel_stride.to(tl.int64) + row * row_stride
@@ -62,22 +61,16 @@ def group_kernel(
 @triton.jit(do_not_specialize=["total", "intervals", "groups"])
 @no_type_check
 def group_backward_kernel(
-    channels, weights, v_means, v_channels, v_weights, total, intervals, groups, row_stride, channel_stride,
-    v_row_stride, v_channel_stride, count,
-    CHANNELS: tl.constexpr, SIZE: tl.constexpr, BLOCK: tl.constexpr,
+    weights, v_means, v_channels, total, intervals, groups, v_row_stride, v_channel_stride, count,
+    CHANNELS: tl.constexpr, PART: tl.constexpr, SIZE: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
-    """Cotangents of the channels, of which each has ``count`` numbers, and of the weights."""
-    number, live, row, mask, mass, sums = _members(weights, total, intervals, groups, SIZE, BLOCK)
-    shares = mass / sums
-    v_shares = tl.zeros([BLOCK, SIZE], tl.float32)
-    for channel in range(CHANNELS):
+    """Cotangents of PART of the channels, of which each has ``count`` numbers."""
+    number, live, row, mask, shares = _members(weights, total, intervals, groups, SIZE, BLOCK)
+    first = tl.program_id(1) * PART
+    for channel in range(first, tl.minimum(first + PART, CHANNELS)):
         source = v_means + channel * v_channel_stride.to(tl.int64) + number * v_row_stride
         v = tl.load(source, mask=live, other=0.0).to(tl.float32)[:, None]
-        source = channels + channel * channel_stride.to(tl.int64) + row * row_stride
-        v_shares += tl.load(source, mask=mask, other=0.0).to(tl.float32) * v
         tl.store(v_channels + channel * count.to(tl.int64) + row, shares * v, mask=mask)
-    v_mass = (v_shares - tl.sum(shares * v_shares, axis=1)[:, None]) / sums
-    tl.store(v_weights + row, v_mass, mask=mask)
 
 
 def group_channels(
@@ -96,47 +89,45 @@ def group_channels(
     if len(channels) != weights.numel():
         raise ValueError(f"{len(channels)} intervals have channels, {weights.numel()} have weights.")
     support.require(channels.device)
-    return _GroupChannels.apply(channels, weights.float().contiguous(), size)
+    return _GroupChannels.apply(channels, weights.detach().float().contiguous(), size)
 
 
 class _GroupChannels(torch.autograd.Function):
-    """Joins the kernels to autograd, which keeps nothing but the arguments."""
+    """Joins the kernels to autograd, which keeps the weights alone."""
 
     @staticmethod
     def forward(ctx: Any, channels: Tensor, weights: Tensor, size: int) -> Tensor:
-        ctx.save_for_backward(channels, weights)
-        ctx.size = size
-        total, groups, grid, options = _programs(weights, size)
-        count = channels.shape[1]
+        ctx.save_for_backward(weights)
+        ctx.size, count = size, channels.shape[1]
+        total, groups, grid, options = _launch(weights, size, count)
         means = channels.new_empty(count, total)
         if total:
-            grid = (grid, triton.cdiv(count, CHANNELS_AT_A_TIME))
             with launching("group_channels", channels):
                 group_kernel[grid](
-                    channels, weights, means, total, weights.shape[1], groups, *channels.stride(),
-                    CHANNELS=count, PART=CHANNELS_AT_A_TIME, SIZE=size, **options,
-                )  # fmt: skip
+                    channels, weights, means, total, weights.shape[1], groups, *channels.stride(), **options
+                )
         return means.t()
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, v_means: Tensor) -> tuple[Tensor, Tensor, None]:
-        channels, weights = ctx.saved_tensors
-        total, groups, grid, options = _programs(weights, ctx.size)
-        v_channels, v_weights = channels.new_empty(channels.t().shape), torch.empty_like(weights)
+    def backward(ctx: Any, v_means: Tensor) -> tuple[Tensor, None, None]:
+        (weights,) = ctx.saved_tensors
+        count = v_means.shape[1]
+        total, groups, grid, options = _launch(weights, ctx.size, count)
+        v_channels = v_means.new_empty(count, weights.numel())
         if total:
-            with launching("group_channels", channels):
-                group_backward_kernel[(grid,)](
-                    channels, weights, v_means, v_channels, v_weights, total, weights.shape[1], groups,
-                    *channels.stride(), *v_means.stride(), len(channels),
-                    CHANNELS=channels.shape[1], SIZE=ctx.size, **options,
+            with launching("group_channels", weights):
+                group_backward_kernel[grid](
+                    weights, v_means, v_channels, total, weights.shape[1], groups, *v_means.stride(), weights.numel(),
+                    **options,
                 )  # fmt: skip
-        return v_channels.t(), v_weights, None
+        return v_channels.t(), None, None
 
 
-def _programs(weights: Tensor, size: int) -> tuple[int, int, int, dict[str, int]]:
-    """Groups of all rays, groups of a ray, programs, and the options of a launch."""
+def _launch(weights: Tensor, size: int, channels: int) -> tuple[int, int, tuple[int, int], dict[str, int]]:
+    """Groups of all rays, groups of a ray, and the grid and the options of a launch."""
     rays, n = weights.shape
-    groups = triton.cdiv(n, size)
-    block = LANES // size
-    return rays * groups, groups, triton.cdiv(rays * groups, block), {"BLOCK": block, "num_warps": NUM_WARPS}
+    groups, block = triton.cdiv(n, size), LANES // size
+    grid = (triton.cdiv(rays * groups, block), triton.cdiv(channels, CHANNELS_AT_A_TIME))
+    options = {"CHANNELS": channels, "PART": CHANNELS_AT_A_TIME, "SIZE": size, "BLOCK": block, "num_warps": NUM_WARPS}
+    return rays * groups, groups, grid, options
