@@ -391,6 +391,23 @@ def test_a_cameras_picture_is_that_of_its_rays(crop, chunk):
     assert empty == 0.0 if crop is None else 0.2 < empty < 0.9, "some rays miss the crop"
 
 
+@pytest.mark.parametrize("crop", [None, OrientedBox(torch.eye(3), torch.zeros(3), torch.full((3,), 0.8))])
+def test_squares_of_pixels_change_pictures_little_and_chunks_do_not(crop):
+    config = tiny_config(picture_square=2)
+    model = make_model(config)
+    found = model.get_outputs_for_camera(small_camera(), obb_box=crop)
+    found = {name: found[name] for name in OUTPUTS}
+    model.config.eval_num_rays_per_chunk = 23
+    in_chunks = model.get_outputs_for_camera(small_camera(), obb_box=crop)
+    model.config.picture_square = 1
+    alone = model.get_outputs_for_camera(small_camera(), obb_box=crop)
+    for name in OUTPUTS:
+        torch.testing.assert_close(in_chunks[name], found[name], msg=name)
+        assert found[name].shape == alone[name].shape, name
+    assert 0.0 < (found["rgb"] - alone["rgb"]).abs().max() < 0.05
+    assert torch.equal(found["accumulation"] == 0.0, alone["accumulation"] == 0.0), "what misses the crop still does"
+
+
 def test_a_picture_that_does_not_fit_is_rendered_in_smaller_chunks_from_then_on(monkeypatch):
     model, tried = make_model(tiny_config(eval_num_rays_per_chunk=4096)), []
     original = model._render
