@@ -88,7 +88,7 @@ class ZipNerfConfig:
     """Hidden layers of the color network."""
     color_dim: int = 256
     """Width of the color network's hidden layers."""
-    color_group: Literal[1, 2, 4, 8, 16] = 4
+    color_group: Literal[1, 2, 4, 8, 16] = 2
     """Neighboring intervals of a ray that share a color, seen in the mean of their features; 1: each has its own."""
 
     rgb_loss: ColorLoss = "pseudo_huber"

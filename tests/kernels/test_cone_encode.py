@@ -71,14 +71,13 @@ def test_values_and_gradients_equal_the_twins(make_grid, features, prefilter, bo
 @pytest.mark.parametrize("features,boxed,turned,launch", [
     (1, False, True, LAUNCHES[0]), (4, True, False, LAUNCHES[3]), (1, False, False, LAUNCHES[4]),
 ])  # fmt: skip
-@pytest.mark.parametrize("coarse", [0, 4])
-def test_close_samples_are_looked_up_as_one(features, boxed, turned, launch, coarse):
+def test_close_samples_are_looked_up_as_one(features, boxed, turned, launch):
     # Every ray has long intervals, and a block of short ones.
     rays = 3
     tdist = torch.cat([torch.linspace(0.5, 0.55, BLOCK + 1), torch.linspace(0.6, 3.0, 8)]).expand(rays, -1)
     cones = random_cones(rays, len(tdist[0]) - 1, turned, boxed)
     cones = cones._replace(tdist=tdist, radius=torch.full((rays, 1), 2e-3))
-    lookup = make_lookup(even_grid(features), close=0.1, coarse=coarse)
+    lookup = make_lookup(even_grid(features), close=0.1)
     cells = middles_in_cube(cones)[2] * torch.tensor(lookup.grid.resolutions)
     assert (cells < 0.1).view(rays, -1, 3)[:, :BLOCK].all() and 0.5 < (cells < 0.1).float().mean() < 0.95
     assert_equals_twin(cones, lookup, one_way(launch))

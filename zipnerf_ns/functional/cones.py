@@ -44,8 +44,6 @@ class Lookup(NamedTuple):
     """Type of the channels."""
     close: float = 0.0
     """Cells within which an interval's six multisamples must lie at a level to be looked up as one, in their middle."""
-    coarse: int = 0
-    """Cells a side up to which they are in any case, if ``close`` is not 0."""
 
 
 class HalfTable(NamedTuple):
@@ -93,11 +91,7 @@ def middles_in_cube(
     cones: Cones,
 ) -> tuple[Float[Tensor, "intervals 1 3"], Float[Tensor, "intervals 1"], Float[Tensor, "intervals 1"]]:
     """The middle of each interval's six multisamples: where it lies in the unit cube, with which std, and how far they
-    reach at most, along the ray and across it together, in units of the cube's side.
-
-    The std is that of a multisample with a third of the variance of a line as long as the reach: nothing where they are
-    close, and where they are not, what tells one look-up that it stands for much.
-    """
+    reach at most, along the ray and across it together, in units of the cube's side."""
     origins, directions, radius, tdist, _, aabb = cones
     t = frustum.multisample_distances(tdist[:, :-1], tdist[:, 1:])
     middle = t.mean(dim=-1, keepdim=True)
@@ -112,8 +106,7 @@ def middles_in_cube(
     else:
         reach = reach / (aabb[1] - aabb[0]).amin()
         points, stds = contraction.box_points(points, frustum.STD_SCALE * off_axis, aabb)
-    stds = torch.sqrt(stds.reshape(-1, 1).square() + reach.square() / 36.0)
-    return points.reshape(-1, 1, 3), stds, reach
+    return points.reshape(-1, 1, 3), stds.reshape(-1, 1), reach
 
 
 def separate_intervals(cones: Cones) -> Cones:
@@ -168,8 +161,7 @@ def cone_encode(
     if looks_up_close_ones_once(cones, lookup):
         positions, stds, reach = middles_in_cube(cones)
         once, weight = hash_encode(table, positions, stds, *how)
-        cells = reach.new_tensor(lookup.grid.resolutions)
-        is_close = (reach * cells < lookup.close) | (cells <= lookup.coarse)
+        is_close = reach * reach.new_tensor(lookup.grid.resolutions) < lookup.close
         per_level = torch.where(is_close[..., None], once, per_level)
         weights = torch.where(is_close, weight, weights)
     return channels(per_level, weights, weight_scales, lookup)

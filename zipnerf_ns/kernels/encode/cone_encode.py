@@ -129,7 +129,7 @@ class _FollowSamples(torch.autograd.Function):
 
 def _options(lookup: Lookup, tuning: Tuning) -> launch.Options:
     active = hash_grid.count_active(lookup.grid, lookup.num_active)
-    return launch.Options(lookup.grid, lookup.prefilter, active, tuning, lookup.close, lookup.coarse)
+    return launch.Options(lookup.grid, lookup.prefilter, active, tuning, lookup.close)
 
 
 def _bandwidths(lookup: Lookup, device: torch.device) -> Tensor:

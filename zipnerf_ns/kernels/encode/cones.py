@@ -150,7 +150,7 @@ def _sine(sample):
 @no_type_check
 def _multisample(o, d, frustum, sample, spread, box, PREFILTER: tl.constexpr, BOXED: tl.constexpr):
     """One of a frustum's six points in the unit cube, and its extent; where ``spread`` is 0, not 1, their middle."""
-    middle, step, off_axis, reverse, across_u, across_v, reach = frustum
+    middle, step, off_axis, reverse, across_u, across_v, _ = frustum
     cosine = tl.where(reverse, _cosine(5 - sample), _cosine(sample)) * spread
     sine = tl.where(reverse, _sine(5 - sample), _sine(sample)) * spread
     t = middle + (0.4 * sample - 1.0) * step * spread
@@ -163,7 +163,6 @@ def _multisample(o, d, frustum, sample, spread, box, PREFILTER: tl.constexpr, BO
     else:
         # The cube root of |det J|, ((2 - 1/r) / r^2)^(2/3), and a quarter for the cube.
         std = std * 0.25 * tl.exp2(tl.log2((2.0 - inverse) * inverse * inverse) * (2.0 / 3.0))
-    std = tl.where(spread == 0.0, tl.sqrt(std * std + reach * reach * (1.0 / 36.0)), std)
     return point, extent_of(std, PREFILTER)
 
 
@@ -234,10 +233,10 @@ def prepare(
 
 @triton.jit
 @no_type_check
-def close_of(source, resolution, close, coarse, mask, SAMPLES: tl.constexpr):
+def close_of(source, resolution, close, mask, SAMPLES: tl.constexpr):
     """Samples that every lane of the program needs at a level, and how far each lane's are spread: 0 where they lie
-    within ``close`` cells, or the level has no more than ``coarse``, and they are all in their middle, else 1."""
-    is_close = source[2][6] * resolution < tl.where(resolution <= coarse, float("inf"), close)
+    within ``close`` cells, where all of them are in their middle, else 1."""
+    is_close = source[2][6] * resolution < close
     apart = tl.max((mask & (is_close == 0)).to(tl.int32), axis=0)
     return tl.where(apart > 0, SAMPLES, 1), tl.where(is_close, 0.0, 1.0)
 

@@ -34,8 +34,6 @@ class Options(NamedTuple):
     tuning: Tuning
     close: float = 0.0
     """Cells within which samples are one; of cones alone."""
-    coarse: int = 0
-    """Cells a side of levels at which they are in any case."""
 
 
 class Samples(NamedTuple):
@@ -122,7 +120,7 @@ def _look_up(
     options: Options,
 ) -> None:  # fmt: skip
     """Level range by level range; inactive levels only get their weights."""
-    grid, prefilter, num_active, tuning, close, coarse = options
+    grid, prefilter, num_active, tuning, close = options
     levels, features = len(grid.levels), grid.features_per_level
     if not source.intervals:
         return
@@ -133,7 +131,7 @@ def _look_up(
         forward_kernel[_programs(launch, source.intervals, end - begin, features)](
             table, *source.tensors, level_constants(grid, table.device), bandwidths,
             target.features, target.weights, bandwidths if weight_scales is None else weight_scales,
-            source.intervals, source.per_ray, begin, end, *target[2:], gain, close, coarse,
+            source.intervals, source.per_ray, begin, end, *target[2:], gain, close,
             SAMPLES=source.samples, ROW=features, COLUMNS=min(features, MAX_COLUMNS), PREFILTER=prefilter,
             CONES=source.cones, BOXED=source.boxed, TURNED=source.turned, SCALED=weight_scales is not None,
             CLOSE=close > 0.0,
@@ -162,7 +160,7 @@ def _scatter(
     table: Tensor, source: Source, bandwidths: Tensor, v_features: Tensor, strides: tuple[int, int, int], gain: float,
     options: Options,
 ) -> Tensor:  # fmt: skip
-    grid, prefilter, num_active, tuning, close, up_to = options
+    grid, prefilter, num_active, tuning, close = options
     features, copies = grid.features_per_level, tuning.backward.copies
     coarse = [level for level in grid.levels if copies > 1 and level.resolution <= COPIED_UP_TO]
     values = sum(level.size for level in coarse) * features
@@ -175,7 +173,7 @@ def _scatter(
         backward_kernel[_programs(launch, source.intervals, end - begin, features)](
             v_table, *source.tensors, level_constants(grid, table.device), bandwidths,
             v_features, source.intervals, source.per_ray, begin, end, *strides,
-            len(coarse), copy_size, gain, close, up_to,
+            len(coarse), copy_size, gain, close,
             SAMPLES=source.samples, ROW=features, COLUMNS=min(features, MAX_COLUMNS), PREFILTER=prefilter,
             CONES=source.cones, BOXED=source.boxed, TURNED=source.turned, CLOSE=close > 0.0,
             XOR=_is_xor(grid, begin, end), MERGE=launch.merge != "none", BRANCH=launch.branch,

@@ -50,8 +50,7 @@ def _continue_run(sums, shares, moved):
 
 
 @triton.jit(do_not_specialize=[
-    "intervals", "per_ray", "begin", "end", "step", "stride", "channel_stride", "weight_step", "weight_stride",
-    "coarse",
+    "intervals", "per_ray", "begin", "end", "step", "stride", "channel_stride", "weight_step", "weight_stride"
 ])  # fmt: skip
 @no_type_check
 def forward_kernel(
@@ -78,7 +77,6 @@ def forward_kernel(
     weight_stride,
     table_scale,
     close,
-    coarse,
     SAMPLES: tl.constexpr,
     ROW: tl.constexpr,
     COLUMNS: tl.constexpr,
@@ -119,7 +117,7 @@ def forward_kernel(
         total = tl.zeros([BLOCK, COLUMNS], tl.float32)
         count, spread = SAMPLES, 1.0
         if CLOSE:
-            count, spread = close_of(source, resolution, close, coarse, mask, SAMPLES)
+            count, spread = close_of(source, resolution, close, mask, SAMPLES)
         point, extent = sample_of(source, 0, spread, SAMPLES, PREFILTER, CONES, BOXED)
         mean = prefilter_weight(extent, scale, PREFILTER)
         if READ:
@@ -156,7 +154,7 @@ def forward_kernel(
 
 
 @triton.jit(do_not_specialize=[
-    "intervals", "per_ray", "begin", "end", "step", "stride", "channel_stride", "copied", "copy_size", "coarse"
+    "intervals", "per_ray", "begin", "end", "step", "stride", "channel_stride", "copied", "copy_size"
 ])  # fmt: skip
 @no_type_check
 def backward_kernel(
@@ -181,7 +179,6 @@ def backward_kernel(
     copy_size,
     gain,
     close,
-    coarse,
     SAMPLES: tl.constexpr,
     ROW: tl.constexpr,
     COLUMNS: tl.constexpr,
@@ -233,7 +230,7 @@ def backward_kernel(
         live = mask & (tl.max((v != 0.0).to(tl.int32), axis=1) > 0)
         count, spread = SAMPLES, 1.0
         if CLOSE:
-            count, spread = close_of(source, resolution, close, coarse, mask, SAMPLES)
+            count, spread = close_of(source, resolution, close, mask, SAMPLES)
         v *= gain / count
         point, extent = sample_of(source, 0, spread, SAMPLES, PREFILTER, CONES, BOXED)
         cell, fraction = locate3(point, resolution)
