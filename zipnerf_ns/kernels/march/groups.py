@@ -43,7 +43,7 @@ def _members(weights, total, intervals, groups, SIZE: tl.constexpr, BLOCK: tl.co
     return number, live, row, mask, mass / tl.where(live, tl.sum(mass, axis=1), 1.0)[:, None]
 
 
-@triton.jit(do_not_specialize=["total", "intervals", "groups"])
+@triton.jit(do_not_specialize=["total", "groups"])
 @no_type_check
 def group_kernel(
     channels, weights, means, total, intervals, groups, row_stride, channel_stride,
@@ -52,13 +52,14 @@ def group_kernel(
     """Means of PART of the channels of BLOCK groups; a channel of ``means`` has ``total`` numbers."""
     number, live, row, mask, shares = _members(weights, total, intervals, groups, SIZE, BLOCK)
     first = tl.program_id(1) * PART
-    for channel in range(first, tl.minimum(first + PART, CHANNELS)):
-        source = channels + channel * channel_stride.to(tl.int64) + row * row_stride
+    for index in range(0, tl.minimum(PART, CHANNELS - first)):
+        channel = (first + index).to(tl.int64)
+        source = channels + channel * channel_stride + row * row_stride
         x = tl.load(source, mask=mask, other=0.0).to(tl.float32)
-        tl.store(means + channel * total.to(tl.int64) + number, tl.sum(x * shares, axis=1), mask=live)
+        tl.store(means + channel * total + number, tl.sum(x * shares, axis=1), mask=live)
 
 
-@triton.jit(do_not_specialize=["total", "intervals", "groups"])
+@triton.jit(do_not_specialize=["total", "groups"])
 @no_type_check
 def group_backward_kernel(
     weights, v_means, v_channels, total, intervals, groups, v_row_stride, v_channel_stride, count,
@@ -67,10 +68,11 @@ def group_backward_kernel(
     """Cotangents of PART of the channels, of which each has ``count`` numbers."""
     number, live, row, mask, shares = _members(weights, total, intervals, groups, SIZE, BLOCK)
     first = tl.program_id(1) * PART
-    for channel in range(first, tl.minimum(first + PART, CHANNELS)):
-        source = v_means + channel * v_channel_stride.to(tl.int64) + number * v_row_stride
+    for index in range(0, tl.minimum(PART, CHANNELS - first)):
+        channel = (first + index).to(tl.int64)
+        source = v_means + channel * v_channel_stride + number * v_row_stride
         v = tl.load(source, mask=live, other=0.0).to(tl.float32)[:, None]
-        tl.store(v_channels + channel * count.to(tl.int64) + row, shares * v, mask=mask)
+        tl.store(v_channels + channel * count + row, shares * v, mask=mask)
 
 
 def group_channels(
