@@ -10,6 +10,7 @@ from _rays import TINY_GRID, make_cones, make_encoding, normal
 from torch import Tensor
 from torch.func import functional_call
 
+from zipnerf_ns import encoding as encoding_module
 from zipnerf_ns.encoding import AntiAliasedHashEncoding, HashGridConfig
 from zipnerf_ns.engine.optimizers import DecayingAdam
 from zipnerf_ns.functional.cones import Cones, cones_in_cube
@@ -18,6 +19,12 @@ from zipnerf_ns.ops import TORCH_OPS
 
 PREFILTERS = ["multisample", "ipe", "none"]
 DOUBLE = torch.float64
+
+
+@pytest.fixture(autouse=True)
+def every_multisample(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Also where multisamples are close they are looked up one by one, so that the definition holds exactly."""
+    monkeypatch.setattr(encoding_module, "CLOSE", 0.0)
 
 
 def encode(encoding: AntiAliasedHashEncoding, cones: Cones, num_active: int | None = None) -> Tensor:
@@ -59,6 +66,15 @@ def test_output_is_features_level_by_level_then_one_weight_feature_a_level(prefi
         scale = math.sqrt(1e-4**2 + float((rows * 10.0).square().mean()))
         expected = (2.0 * weights[:, index] - 1.0) * scale
         torch.testing.assert_close(out[:, levels * features + index], expected, rtol=1e-12, atol=0.0)
+
+
+def test_close_multisamples_are_one_for_the_encoding(monkeypatch):
+    encoding, cones = make_encoding().double(), make_cones(dtype=DOUBLE)
+    each = encode(encoding, cones)
+    monkeypatch.setattr(encoding_module, "CLOSE", 0.25)
+    together = encode(encoding, cones)
+    torch.testing.assert_close(together, each, rtol=0.05, atol=0.05 * float(each.abs().max()))
+    assert not torch.equal(together, each)
 
 
 @pytest.mark.parametrize("prefilter", PREFILTERS)
@@ -244,7 +260,7 @@ def test_the_given_implementation_reads_the_table_with_these_settings():
     assert table is encoding.hash_table and given is cones and half is None
     expected = [math.sqrt(1e-8 + 100.0 * float(square)) for square in encoding.summary().mean_square]
     assert scales.tolist() == pytest.approx(expected) and not scales.requires_grad
-    assert lookup == (encoding.grid, "ipe", 10.0, None, 3, torch.bfloat16)
+    assert lookup == (encoding.grid, "ipe", 10.0, None, 3, torch.bfloat16, 0.0)
 
 
 def test_another_prefilter_can_be_read():

@@ -40,6 +40,26 @@ def encode_directions(direction) -> list:
     return [*components, *waves, 0.0]
 
 
+@pytest.mark.parametrize("color_layers", [1, 3])
+@pytest.mark.parametrize("size", [2, 4])
+def test_a_group_has_the_color_of_its_mean_channels(size, color_layers):
+    field, (rays, tdist) = make_field(color_layers), short_intervals()
+    alone = field(rays, tdist)
+    field.color_group = size
+    found = field(rays, tdist)
+    torch.testing.assert_close(found.density, alone.density)
+    weights = TORCH_OPS.density_to_weights(alone.density, tdist, rays.valid)
+    means = TORCH_OPS.group_channels(alone.channels, weights, size).view(4, -1, alone.channels.shape[1])
+    groups = means.shape[1]
+    # Each group as an interval, whose channels are given.
+    field.color_group = 1
+    field.encoding.ops = TORCH_OPS._replace(cone_encode=lambda *args: means.flatten(0, 1))
+    of_groups = field(rays, tdist[:, : groups + 1]).colors
+    for k in range(5):
+        torch.testing.assert_close(found.colors[:, k], of_groups[:, k // size])
+    assert not torch.equal(found.colors, alone.colors)
+
+
 @pytest.mark.parametrize("color_layers", [1, 2, 3, 4])
 def test_color_is_its_network_written_out(color_layers):
     field, (rays, tdist) = make_field(color_layers), short_intervals()

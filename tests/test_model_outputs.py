@@ -363,7 +363,7 @@ def test_a_picture_in_chunks_is_the_picture_at_once(monkeypatch):
     expected = {name: whole[name] for name in OUTPUTS}
     model.config.eval_num_rays_per_chunk = 24
     original = model._render
-    monkeypatch.setattr(model, "_render", lambda rays, view: sizes.append(len(rays)) or original(rays, view))
+    monkeypatch.setattr(model, "_render", lambda rays, *looks: sizes.append(len(rays)) or original(rays, *looks))
     outputs = model.get_outputs_for_camera_ray_bundle(bundle)
     assert sizes == [24, 24, 15]
     for name, value in expected.items():
@@ -379,7 +379,7 @@ def small_camera() -> Cameras:
 @pytest.mark.parametrize("crop", [None, OrientedBox(torch.eye(3), torch.zeros(3), torch.full((3,), 0.8))])
 @pytest.mark.parametrize("chunk", [24, 4096])
 def test_a_cameras_picture_is_that_of_its_rays(crop, chunk):
-    model = make_model(tiny_config(eval_num_rays_per_chunk=chunk))
+    model = make_model(tiny_config(eval_num_rays_per_chunk=chunk, picture_square=1))
     found = model.get_outputs_for_camera(small_camera(), obb_box=crop)
     bundle = small_camera().generate_rays(camera_indices=0, keep_shape=True, obb_box=crop)
     expected = model.get_outputs_for_camera_ray_bundle(bundle)
@@ -391,17 +391,34 @@ def test_a_cameras_picture_is_that_of_its_rays(crop, chunk):
     assert empty == 0.0 if crop is None else 0.2 < empty < 0.9, "some rays miss the crop"
 
 
+@pytest.mark.parametrize("crop", [None, OrientedBox(torch.eye(3), torch.zeros(3), torch.full((3,), 0.8))])
+def test_squares_of_pixels_change_pictures_little_and_chunks_do_not(crop):
+    config = tiny_config(picture_square=2)
+    model = make_model(config)
+    found = model.get_outputs_for_camera(small_camera(), obb_box=crop)
+    found = {name: found[name] for name in OUTPUTS}
+    model.config.eval_num_rays_per_chunk = 23
+    in_chunks = model.get_outputs_for_camera(small_camera(), obb_box=crop)
+    model.config.picture_square = 1
+    alone = model.get_outputs_for_camera(small_camera(), obb_box=crop)
+    for name in OUTPUTS:
+        torch.testing.assert_close(in_chunks[name], found[name], msg=name)
+        assert found[name].shape == alone[name].shape, name
+    assert 0.0 < (found["rgb"] - alone["rgb"]).abs().max() < 0.05
+    assert torch.equal(found["accumulation"] == 0.0, alone["accumulation"] == 0.0), "what misses the crop still does"
+
+
 def test_a_picture_that_does_not_fit_is_rendered_in_smaller_chunks_from_then_on(monkeypatch):
     model, tried = make_model(tiny_config(eval_num_rays_per_chunk=4096)), []
     original = model._render
     bundle = camera_bundle(40, 41)
     whole = model.get_outputs_for_camera_ray_bundle(bundle)
 
-    def short_of_memory(ray_bundle, view):
+    def short_of_memory(ray_bundle, view, side):
         tried.append(len(ray_bundle))
         if tried[-1] > 900:
             raise torch.cuda.OutOfMemoryError("CUDA out of memory")
-        return original(ray_bundle, view)
+        return original(ray_bundle, view, side)
 
     monkeypatch.setattr(model, "_render", short_of_memory)
     outputs = model.get_outputs_for_camera_ray_bundle(bundle)

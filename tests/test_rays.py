@@ -150,3 +150,10 @@ def test_the_bundles_limits_and_the_box_narrow_each_other():
     assert rays.valid[:, 0].tolist() == [True, True, True, False]
     assert rays.near[:3, 0].tolist() == pytest.approx([1.5, 2.0, 1.5])
     assert rays.far[:3, 0].tolist() == pytest.approx([2.6, 2.6, 2.0])
+
+
+def test_a_square_sees_at_its_pixels_time():
+    rays = rays_of_bundle(make_bundle(8, times=torch.tensor([[0.25]] * 4 + [[0.75]] * 4)), 0.05, 77.0, shutter=0.1)
+    merged = rays.merged(2)
+    assert merged.times.tolist() == [[0.25], [0.75]] and merged.shutter == 0.1
+    assert rays._replace(times=None).merged(2).times is None

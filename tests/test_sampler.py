@@ -216,3 +216,47 @@ def test_there_must_be_a_round():
 def test_one_round_needs_no_density():
     (only,) = run(False, [], num_samples=(5,))
     torch.testing.assert_close(only.sdist, (torch.arange(6) / 5.0).expand(7, 6), rtol=0.0, atol=1e-6)
+
+
+# --- squares of pixels that share their proposals ---
+
+
+def square_of_rays(squares: int = 3, side: int = 2) -> Rays:
+    """Rays of squares of pixels, whose limits are those of no other."""
+    count = squares * side * side
+    toward = normal((squares, 1, 3), 3) + 0.002 * normal((squares, side * side, 3), 4)
+    near, far = uniform((count, 1), 1, 0.1, 0.2), uniform((count, 1), 2, 5.0, 6.0)
+    directions = torch.nn.functional.normalize(toward, dim=-1).flatten(0, 1)
+    return from_origin(count)._replace(directions=directions, near=near, far=far)
+
+
+def test_a_squares_rays_merge_into_the_cone_that_they_fill():
+    rays = square_of_rays()
+    rays.valid[0], rays.valid[4:8] = False, False
+    merged = rays.merged(2)
+    assert merged.valid[:, 0].tolist() == [True, False, True]
+    torch.testing.assert_close(merged.radius, 2.0 * rays.radius[:3])
+    torch.testing.assert_close(merged.directions.norm(dim=-1), torch.ones(3))
+    assert (merged.directions[0] @ rays.directions[:4].T > 0.9999).all()
+    assert merged.near[0] == rays.near[1:4].min() and merged.far[0] == rays.far[1:4].max(), "of rays that see something"
+    assert merged.near[1] == rays.near[4] and merged.far[1] == rays.far[4]
+
+
+def test_squares_share_proposals_and_keep_their_own_limits():
+    rays = square_of_rays()
+    sampler = IntervalSampler(NUM_SAMPLES).eval()
+    asked = []
+
+    def density(some: Rays, tdist: torch.Tensor) -> torch.Tensor:
+        asked.append(len(some.origins))
+        return shell_density(some, tdist)
+
+    sdist, tdist, proposals = sampler(rays, [density] * 2, side=2)
+    assert asked == [3, 3] and [len(one.weights) for one in proposals] == [3, 3]
+    assert sdist.shape == tdist.shape == (12, NUM_SAMPLES[-1] + 1)
+    assert torch.equal(sdist[::4], sdist[3::4])
+    assert (tdist >= rays.near).all() and (tdist <= rays.far).all() and (tdist.diff(dim=-1) >= 0.0).all()
+    alone = sampler(rays.merged(2), [shell_density] * 2)
+    inside = (alone.tdist.repeat_interleave(4, 0) > rays.near) & (alone.tdist.repeat_interleave(4, 0) < rays.far)
+    assert inside.float().mean() > 0.5
+    assert torch.equal(tdist[inside], alone.tdist.repeat_interleave(4, 0)[inside])

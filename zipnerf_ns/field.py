@@ -108,14 +108,16 @@ class ZipNerfDensityField(nn.Module):
             num_active: hash levels that are read, from the coarsest; all if None.
             prefilter: anti-aliasing mode; the encoding's own if None.
         """
+        return self.density_of(self.channels(rays, tdist, num_active, prefilter)).view(tdist[:, 1:].shape)
+
+    def density_of(self, channels: Float[Tensor, "intervals channels"]) -> Float[Tensor, "intervals"]:
+        """Density of intervals that have these channels."""
         hidden, density = self.hidden_layer, self.density_layer
         lack = self.ops.why_density_unsupported(hidden.in_features, hidden.out_features)
         density_mlp = choose_mlp(self.ops.density_mlp, mlp.density_mlp, lack)
-        flat = density_mlp(
-            self.channels(rays, tdist, num_active, prefilter), hidden.weight, hidden.bias, density.weight,
-            density.bias, DENSITY_SHIFT, self.precision_here,
-        )  # fmt: skip
-        return flat.view(tdist.shape[0], tdist.shape[1] - 1)
+        return density_mlp(
+            channels, hidden.weight, hidden.bias, density.weight, density.bias, DENSITY_SHIFT, self.precision_here
+        )
 
     def normals(
         self,
@@ -145,6 +147,7 @@ class ZipNerfField(ZipNerfDensityField):
         encoding, aabb, hidden_dim, precision: as for the density field.
         bottleneck_dim: features handed from the density to the color network.
         color_layers, color_dim: hidden layers of the color network and their width.
+        color_group: neighboring intervals that share a color: that of their mean channels under their weights.
     """
 
     def __init__(
@@ -156,8 +159,10 @@ class ZipNerfField(ZipNerfDensityField):
         bottleneck_dim: int = 256,
         color_layers: int = 3,
         color_dim: int = 256,
+        color_group: int = 1,
     ) -> None:
         super().__init__(encoding, aabb, hidden_dim, precision)
+        self.color_group = color_group
         self.bottleneck_layer = nn.Linear(hidden_dim, bottleneck_dim)
         self.color_network = ColorNetwork(bottleneck_dim + VIEW_DIM, color_layers, color_dim)
         self._kernel_sizes = encoding.get_out_dim(), hidden_dim, color_layers, color_dim, VIEW_DIM
@@ -178,20 +183,31 @@ class ZipNerfField(ZipNerfDensityField):
         channels, ops = self.channels(rays, tdist, num_active, prefilter), self.ops
         view = ops.encode_directions(rays.directions, channels.dtype)
         shape = tdist.shape[0], tdist.shape[1] - 1
-        # Also where nothing can be folded, for then there is no kernel, which is to be said.
-        lack = ops.why_radiance_unsupported(*self._kernel_sizes, self.precision_here)
-        radiance_mlp = choose_mlp(ops.radiance_mlp, mlp.radiance_mlp, lack)
-        if self.is_foldable:
-            density, colors = radiance_mlp(
-                channels, view, self.folded(), DENSITY_SHIFT, RGB_PADDING, self.precision_here
-            )
+        if self.color_group == 1 or shape[1] == 1:
+            density, colors = self._density_and_colors(channels, view)
             return Radiance(density.view(shape), colors.view(*shape, 3), channels)
+        density = self.density_of(channels).view(shape)
+        weights = ops.density_to_weights(density.detach(), tdist, rays.valid)
+        _, colors = self._density_and_colors(ops.group_channels(channels, weights, self.color_group), view)
+        colors = colors.view(shape[0], -(-shape[1] // self.color_group), 3)
+        return Radiance(density, colors.repeat_interleave(self.color_group, dim=1)[:, : shape[1]], channels)
+
+    def _density_and_colors(
+        self, channels: Float[Tensor, "rows channels"], view: Float[Tensor, "rays view"]
+    ) -> tuple[Float[Tensor, "rows"], Float[Tensor, "rows 3"]]:
+        """Both of rows of channels, equally many a ray."""
+        # Also where nothing can be folded, for then there is no kernel, which is to be said.
+        lack = self.ops.why_radiance_unsupported(*self._kernel_sizes, self.precision_here)
+        radiance_mlp = choose_mlp(self.ops.radiance_mlp, mlp.radiance_mlp, lack)
+        if self.is_foldable:
+            return radiance_mlp(channels, view, self.folded(), DENSITY_SHIFT, RGB_PADDING, self.precision_here)
         with self.autocast():
             hidden = torch.relu(self.hidden_layer(channels))
-            colors = self._unfolded_colors(hidden.view(*shape, hidden.shape[-1]), view)
+            samples = mlp.intervals_per_ray(len(hidden), len(view))
+            colors = self._unfolded_colors(hidden.view(len(view), samples, hidden.shape[-1]), view)
         with torch.autocast(hidden.device.type, enabled=False):
             density = bounded_exp(self.density_layer(hidden.float()) + DENSITY_SHIFT)
-        return Radiance(density.view(shape), colors, channels)
+        return density[:, 0], colors.flatten(0, 1)
 
     def autocast(self) -> torch.autocast:
         """Half precision for matrix products where it was asked for; off on a CPU, which gains nothing from it."""

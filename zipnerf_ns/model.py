@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
 import torch
@@ -56,6 +56,8 @@ class Asked(NamedTuple):
     """Outputs that cost more, which alone are rendered; None for all others."""
     view: View = UNCHANGED
     """The viewer's differences."""
+    side: int = 1
+    """Of the squares of pixels, in which a camera's are counted then, whose rays share their proposals."""
 
 
 class ZipNerfModel(Model):
@@ -158,7 +160,7 @@ class ZipNerfModel(Model):
         """
         return self._render(ray_bundle, UNCHANGED if self.training else self.view.read())
 
-    def _render(self, ray_bundle: RayBundle, view: View) -> dict[str, Any]:
+    def _render(self, ray_bundle: RayBundle, view: View, side: int = 1) -> dict[str, Any]:
         """:meth:`get_outputs` with the viewer's differences."""
         config = self.config
         if self.training:
@@ -169,7 +171,7 @@ class ZipNerfModel(Model):
         if view.cone_scale != 1.0:
             rays = rays._replace(radius=rays.radius * view.cone_scale)
         looks = {"prefilter": view.prefilter, "finest_level": view.num_active}
-        rendering = self.zipnerf(rays, photo=view.photo, **looks)
+        rendering = self.zipnerf(rays, photo=view.photo, side=side, **looks)
         rgb, accumulation, rounds, radiance = rendering
         if not self.training:
             rgb = self._over_background(rgb, accumulation, radiance.colors, view)
@@ -273,44 +275,49 @@ class ZipNerfModel(Model):
 
     def get_outputs_for_camera(self, camera: Cameras, obb_box: OrientedBox | None = None) -> dict[str, Tensor]:
         """A whole picture ``[height, width, channels]``, its rays generated chunk by chunk."""
-        height, width = int(camera.height), int(camera.width)
-        return self._picture(lambda **asked: Asked(camera, obb_box, **asked), height * width, (height, width))
+        side = self.config.picture_square
+        rays = ImageRays(camera, self.device, obb_box, self.config.implementation, side)
+        return self._picture(lambda **asked: Asked(camera, obb_box, side=side, **asked), len(rays), rays.picture)
 
     def get_outputs_for_camera_ray_bundle(self, camera_ray_bundle: RayBundle) -> dict[str, Tensor]:
         """A whole picture from its rays, in chunks."""
-        flat = camera_ray_bundle.flatten()
-        return self._picture(lambda **asked: Asked(flat, **asked), len(flat), camera_ray_bundle.origins.shape[:-1])
+        flat, shape = camera_ray_bundle.flatten(), camera_ray_bundle.origins.shape[:-1]
+        return self._picture(
+            lambda **asked: Asked(flat, **asked), len(flat), lambda output: output.view(*shape, -1)
+        )
 
     @torch.no_grad()
     def render_part(self, asked: Asked, start: int, end: int) -> dict[str, Tensor]:
-        """Outputs ``[rays, channels]`` of some of a picture's rays, from the first number up to the second."""
+        """Outputs ``[rays, channels]`` of some of a picture's rays, from the first number up to the second: both whole
+        numbers of squares."""
 
         def render(rays: RayBundle) -> dict[str, Tensor]:
-            outputs = self._render(rays, asked.view)
+            outputs = self._render(rays, asked.view, asked.side)
             return outputs if asked.names is None else {name: outputs[name] for name in asked.names}
 
         source, most = asked.source, self.config.eval_num_rays_per_chunk
         if isinstance(source, Cameras):
-            bundle = ImageRays(source, self.device, asked.obb_box, self.config.implementation).bundle
+            bundle = ImageRays(source, self.device, asked.obb_box, self.config.implementation, asked.side).bundle
         else:
             bundle = lambda first, last: source[first:last].to(self.device)  # noqa: E731
         with evaluating(self):
             return render_in_chunks(
                 render, self.device, self.uses_kernels, lambda first, last: bundle(start + first, start + last),
-                end - start, most if asked.names is None else most // EXTRA_COST, self.chunk_limit,
+                end - start, most if asked.names is None else most // EXTRA_COST, self.chunk_limit, asked.side**2,
             )  # fmt: skip
 
-    def _picture(self, asked: Callable[..., Asked], num_rays: int, shape: Sequence[int]) -> Outputs:
+    def _picture(self, asked: Callable[..., Asked], num_rays: int, shaped: Callable[[Tensor], Tensor]) -> Outputs:
         """A picture of so many rays, with the outputs that cost more deferred, or in the viewer as it asks.
 
-        The viewer looks outputs up when training has gone on already: there none can be left for later.
+        ``shaped`` makes pictures of what the rays see. The viewer looks outputs up when training has gone on already:
+        there none can be left for later.
         """
         view = self.view.read()
 
         def rendered(names: tuple[str, ...] | None) -> dict[str, Tensor]:
             share = self.shared or (lambda what, count: self.render_part(what, 0, count))
             parts = share(asked(names=names, view=view), num_rays)
-            return {name: output.view(*shape, -1) for name, output in parts.items()}
+            return {name: shaped(output) for name, output in parts.items()}
 
         outputs = Outputs(depths_of_nothing(rendered(None)))
         if view.extra_outputs:

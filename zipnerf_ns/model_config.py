@@ -54,6 +54,8 @@ class ZipNerfModelConfig(ModelConfig, ZipNerfConfig):
     """Nerfstudio's, for models that read text."""
     eval_num_rays_per_chunk: int = 65536
     """The most rays rendered at once at evaluation; fewer where memory is short."""
+    picture_square: Literal[1, 2, 4] = 2
+    """Side of the squares of pixels whose rays share their proposals in pictures; 1: every ray has its own."""
     lpips_weights: Path | None = None
     """Folder with VGG-16's weights, for the metric lpips, and AlexNet's, for lpips_alex, as torchvision names the files
     (vgg16-397923af.pth, alexnet-owt-7be5be79.pth); torch hub's cache if none."""

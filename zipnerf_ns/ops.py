@@ -47,6 +47,7 @@ class Ops(NamedTuple):
     encode_directions: signatures.EncodeDirections
     draw_intervals: signatures.DrawIntervals
     density_to_weights: signatures.DensityToWeights
+    group_channels: signatures.GroupChannels
     render: signatures.Render
     interlevel: signatures.Interlevel
     distortion: signatures.Distortion
@@ -75,6 +76,7 @@ TORCH_OPS = Ops(
     encode_directions=mlp.encode_directions,
     draw_intervals=ray_march.draw_intervals,
     density_to_weights=ray_march.density_to_weights,
+    group_channels=ray_march.group_channels,
     render=ray_march.render,
     interlevel=ray_march.interlevel,
     distortion=ray_march.distortion,
@@ -94,7 +96,7 @@ def triton_ops() -> Ops:
     from zipnerf_ns.kernels.adam import table_adam
     from zipnerf_ns.kernels.camera import camera_rays
     from zipnerf_ns.kernels.encode import cone_encode, tuning
-    from zipnerf_ns.kernels.march import ray_march
+    from zipnerf_ns.kernels.march import groups, ray_march
     from zipnerf_ns.kernels.mlp import networks
 
     return Ops(
@@ -105,6 +107,7 @@ def triton_ops() -> Ops:
         encode_directions=networks.encode_directions,
         draw_intervals=ray_march.draw_intervals,
         density_to_weights=ray_march.density_to_weights,
+        group_channels=groups.group_channels,
         render=ray_march.render,
         interlevel=ray_march.interlevel,
         distortion=ray_march.distortion,

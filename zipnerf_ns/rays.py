@@ -59,6 +59,29 @@ class Rays(NamedTuple):
         limits = torch.full_like(radius, near), torch.full_like(radius, far)
         return cls(origins, directions, radius, *limits, torch.ones_like(radius, dtype=torch.bool))
 
+    def merged(self, side: int) -> Rays:
+        """One ray for each square of ``side`` times ``side`` pixels, whose rays follow each other: the cone that they
+        fill together, as far as any of them sees something."""
+
+        def squares(values: Tensor) -> Tensor:
+            return values.unflatten(0, (-1, side * side))
+
+        valid = squares(self.valid)
+        some = valid.any(dim=1)
+        near = torch.where(valid, squares(self.near), torch.inf).amin(dim=1)
+        far = torch.where(valid, squares(self.far), -torch.inf).amax(dim=1)
+        return Rays(
+            squares(self.origins).mean(dim=1),
+            torch.nn.functional.normalize(squares(self.directions).mean(dim=1), dim=-1),
+            side * squares(self.radius).mean(dim=1),
+            # Where nothing is seen, the placeholders.
+            torch.where(some, near, squares(self.near)[:, 0]),
+            torch.where(some, far, squares(self.far)[:, 0]),
+            some,
+            times=None if self.times is None else squares(self.times).mean(dim=1),
+            shutter=self.shutter,
+        )
+
     def detach(self) -> Rays:
         """The same rays without a gradient to the cameras that they come from."""
         return self._replace(

@@ -46,7 +46,11 @@ class IntervalSampler(nn.Module):
         self.ops: Ops = TORCH_OPS
 
     def forward(
-        self, rays: Rays, density_fns: Sequence[DensityFn], anneal: float | Float[Tensor, ""] = 1.0
+        self,
+        rays: Rays,
+        density_fns: Sequence[DensityFn],
+        anneal: float | Float[Tensor, ""] = 1.0,
+        side: int = 1,
     ) -> Sampled:
         """Intervals for the final round, with the proposal rounds.
 
@@ -54,6 +58,8 @@ class IntervalSampler(nn.Module):
             rays: whose origins and limits are used.
             density_fns: one a proposal round.
             anneal: exponent on the weights that are drawn from, 0 to 1.
+            side: of the squares of pixels whose rays, one after the other, share their proposals, which are so many
+                fewer then.
         Raises:
             ValueError: if there is not one density function fewer than rounds.
         """
@@ -62,6 +68,7 @@ class IntervalSampler(nn.Module):
         sdist: Tensor | None = None
         weights: Tensor | None = None
         proposals: list[Round] = []
+        own, rays = rays, rays.merged(side) if side > 1 else rays
         jitters = self._jitters(rays)
         for index, num_samples in enumerate(self.num_samples):
             drawn_from = None if weights is None else weights.detach()
@@ -72,6 +79,10 @@ class IntervalSampler(nn.Module):
             if index < len(density_fns):
                 weights = self.ops.density_to_weights(density_fns[index](rays, tdist), tdist, rays.valid)
                 proposals.append(Round(sdist, tdist, weights))
+        if side > 1:
+            sdist, tdist = (posts.repeat_interleave(side * side, dim=0) for posts in (sdist, tdist))
+            # What lies beyond a ray's own limits has no length.
+            tdist = torch.minimum(torch.maximum(tdist, own.near), own.far)
         return Sampled(sdist, tdist, proposals)
 
     def _jitters(self, rays: Rays) -> Float[Tensor, "rounds rays 1"] | None:

@@ -12,7 +12,7 @@ Nothing here knows Nerfstudio: ``model`` is its face.
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import torch
 from jaxtyping import Float
@@ -94,6 +94,8 @@ class ZipNerfConfig:
     """Hidden layers of the color network."""
     color_dim: int = 256
     """Width of the color network's hidden layers."""
+    color_group: Literal[1, 2, 4, 8, 16] = 2
+    """Neighboring intervals of a ray that share a color, seen in the mean of their features; 1: each has its own."""
 
     rgb_loss: ColorLoss = "pseudo_huber"
     """Distance of rendered and true colors, beside which the other losses count: pseudo_huber (measured best: small
@@ -172,21 +174,19 @@ class ZipNerf(nn.Module):
         super().__init__()
         self.config = config
         self.register_buffer("aabb", aabb, persistent=False)
-        early = config.proposal_prefilter
-        *encodings, last = [
-            self._make_encoding(grid, prefilter, bandwidth, moves)
-            for grid, prefilter, moves in (
-                *((p.grid, early, config.motion.of_proposal(p.moving_grid, early)) for p in config.proposals),
-                (config.grid, config.prefilter, config.motion),
-            )
+        early, motion = config.proposal_prefilter, config.motion
+        encodings = [
+            self._make_encoding(p.grid, early, bandwidth, motion.of_proposal(p.moving_grid, early))
+            for p in config.proposals
         ]
+        last = self._make_encoding(config.grid, config.prefilter, bandwidth, motion)
         self.proposal_networks = nn.ModuleList(
             ZipNerfDensityField(encoding, aabb, proposal.hidden_dim, config.precision)
             for encoding, proposal in zip(encodings, config.proposals, strict=True)
         )
         self.field = ZipNerfField(
             last, aabb, config.hidden_dim, config.precision, config.bottleneck_dim, config.color_layers,
-            config.color_dim,
+            config.color_dim, config.color_group,
         )  # fmt: skip
         self.appearance = Appearance(num_images) if num_images else None
         self.sampler = IntervalSampler([*(proposal.num_samples for proposal in config.proposals), config.num_samples])
@@ -196,12 +196,10 @@ class ZipNerf(nn.Module):
     def _make_encoding(
         self, grid: HashGridConfig, prefilter: Prefilter, bandwidth: float, motion: MotionConfig
     ) -> AntiAliasedHashEncoding:
-        encoding_type = TcnnHashEncoding if self.config.implementation == "tcnn" else AntiAliasedHashEncoding
+        kind = TcnnHashEncoding if self.config.implementation == "tcnn" else AntiAliasedHashEncoding
         bandwidths = None if bandwidth == 1.0 else (bandwidth,) * grid.num_levels
-        if motion.kind == "none":
-            encoding = encoding_type(grid, prefilter, bandwidths)
-        else:
-            encoding = MovingHashEncoding(grid, motion, prefilter)
+        still = motion.kind == "none"
+        encoding = kind(grid, prefilter, bandwidths) if still else MovingHashEncoding(grid, motion, prefilter)
         for table in encoding.tables():
             table.decay = decay_coefficients(table.grid, self.config.hash_decay_mult)
         return encoding
@@ -260,6 +258,7 @@ class ZipNerf(nn.Module):
         prefilter: Prefilter | None = None,
         finest_level: int | None = None,
         photo: int | None = None,
+        side: int = 1,
     ) -> Rendering:
         """Renders rays.
 
@@ -268,12 +267,13 @@ class ZipNerf(nn.Module):
             prefilter: anti-aliasing mode instead of the configured one.
             finest_level: number of hash levels that the rendered round reads, from the coarsest; all if None.
             photo: number of the training image whose appearance is shown at evaluation; the mean of all if None.
+            side: of the squares of pixels whose rays, one after the other, share their proposals; 1 for none.
         """
         ops, num_active = self.ops, self.num_active_levels()
         density_fns = [lambda rays, tdist, network=network: network.density(rays, tdist, num_active, prefilter)
                        for network in self.proposal_networks]  # fmt: skip
         # At evaluation the training counts as done. Proposals follow the rays and must not move the cameras.
-        sampled = self.sampler(rays.detach(), density_fns, self.anneal if self.training else 1.0)
+        sampled = self.sampler(rays.detach(), density_fns, self.anneal if self.training else 1.0, side)
         if finest_level is not None:
             num_active = finest_level
         radiance: Radiance = self.field(rays, sampled.tdist, num_active, prefilter)
@@ -305,11 +305,10 @@ class ZipNerf(nn.Module):
             target: the photos' colors over the same one.
             ray_weights: of each ray in the color loss, 1 on average; equal if not given.
         """
-        ops, per_level, departures, mask = self.ops, None, None, None
+        ops, per_level, departures = self.ops, None, None
         if self.config.level_consistency_mult > 0.0:
             per_level = self.field.encoding.per_level(rendering.radiance.channels)
-        if self.config.motion.is_masked:
-            mask = self.field.encoding.mask(rendering.radiance.channels)
+        mask = self.field.encoding.mask(rendering.radiance.channels) if self.config.motion.is_masked else None
         if self.appearance is not None:
             prediction, departures = clipped(prediction), self.appearance.departures()
         rgb_loss = losses.color_loss(self.config.rgb_loss, prediction, target, ray_weights)
@@ -325,7 +324,12 @@ class ZipNerf(nn.Module):
         *proposals, main = rounds
         find = self.ops.median_and_mean_distance
         depth, expected = find(main.weights, main.tdist)
-        others = {f"prop_depth_{i}": find(prop.weights, prop.tdist)[0] for i, prop in enumerate(proposals)}
+        medians = [find(prop.weights, prop.tdist)[0] for prop in proposals]
+        # Several rays may share a proposal.
+        others = {
+            f"prop_depth_{i}": median.repeat_interleave(len(depth) // max(len(median), 1), dim=0)
+            for i, median in enumerate(medians)
+        }
         return {"depth": depth, "expected_depth": expected, **others}
 
     @torch.no_grad()

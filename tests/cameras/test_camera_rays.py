@@ -154,3 +154,15 @@ def test_poses_may_be_float64():
     packed = pack(Cameras(poses, 50.0, 50.0, WIDTH / 2, HEIGHT / 2, WIDTH, HEIGHT))
     assert packed.dtype == torch.float32
     assert torch.equal(packed[0, :12].reshape(3, 4), poses[0].float())
+
+
+@pytest.mark.parametrize("kind", [PERSPECTIVE, CameraType.EQUIRECTANGULAR.value])
+def test_squares_are_the_same_pixels_in_another_order(kind):
+    camera = make_cameras([kind], camera_to_worlds=random_poses(1), width=5, height=3)
+    plain, squares = ImageRays(camera).bundle(), ImageRays(camera, side=2)
+    assert len(squares) == 3 * 2 * 4
+    directions = torch.cat([squares.bundle(0, 8).directions, squares.bundle(8).directions])
+    assert torch.equal(squares.picture(directions), plain.directions.view(3, 5, 3))
+    # The first square, and the last one, which has the nearest pixel where the picture ends.
+    for square, numbers in ((0, [0, 1, 5, 6]), (5, [14, 14, 14, 14])):
+        assert torch.equal(directions[4 * square : 4 * square + 4], plain.directions[numbers])

@@ -16,6 +16,7 @@ from zipnerf_ns.functional.cones import (
     Lookup,
     cone_encode,
     cones_in_cube,
+    middles_in_cube,
     separate_intervals,
 )
 from zipnerf_ns.functional.contraction import (
@@ -252,6 +253,40 @@ def test_any_number_of_rays_and_intervals(rays, bins):
     for prefilter in PREFILTERS:
         lookup = Lookup(DENSE_AND_HASHED, prefilter, 1.0, None, None, torch.float64)
         assert cone_encode(random_table(DENSE_AND_HASHED, 3), cones, scales, lookup).shape == (rays * bins, 9)
+
+
+# --- close multisamples ---
+
+
+@pytest.mark.parametrize("far", [0.01, 0.3, 20.0])
+@pytest.mark.parametrize("aabb", [None, BOX])
+def test_multisamples_lie_within_their_reach_about_their_middle(aabb, far):
+    cones = random_cones(far=far, aabb=aabb, radius=torch.full((4, 1), 0.01, dtype=torch.float64))
+    points, stds = cones_in_cube(cones, False)
+    middle, std, reach = middles_in_cube(cones)
+    spread = points.amax(dim=1) - points.amin(dim=1)
+    is_short = reach[:, 0] < 0.02
+    assert is_short.all() or far > 0.01
+    # What bends within a long interval is not known from its middle.
+    assert (spread <= 1.05 * reach)[is_short].all()
+    torch.testing.assert_close(middle[:, 0][is_short], points.mean(dim=1)[is_short], rtol=0.0, atol=1e-3)
+    torch.testing.assert_close(std[:, 0][is_short], stds.mean(dim=1)[is_short], rtol=0.05, atol=0.0)
+
+
+def test_where_multisamples_are_close_the_middle_is_looked_up_once():
+    grid = make_hash_grid(3, 2, 32, 9, 2)
+    cones, table, scales = random_cones(6, 5, far=1.0), random_table(grid, 3), torch.ones(3, dtype=torch.float64)
+    lookup = Lookup(grid, "multisample", 1.0, None, None, torch.float64)
+    middle, std, reach = middles_in_cube(cones)
+    six = cone_encode(table, cones, scales, lookup)
+    one = torch.cat([part.flatten(1) for part in hash_encode(table, middle, std, grid)], dim=1)
+    one[:, 6:] = 2.0 * one[:, 6:] - 1.0
+    is_close = reach * torch.tensor(grid.resolutions) < 0.5
+    assert 0.2 < is_close.double().mean() < 0.8
+    expected = torch.where(torch.cat([is_close.repeat_interleave(2, dim=1), is_close], dim=1), one, six)
+    torch.testing.assert_close(cone_encode(table, cones, scales, lookup._replace(close=0.5)), expected)
+    moving = cones._replace(origins=cones.origins.clone().requires_grad_())
+    torch.testing.assert_close(cone_encode(table, moving, scales, lookup._replace(close=0.5)), six)
 
 
 # --- gradients ---

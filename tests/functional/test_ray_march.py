@@ -201,3 +201,32 @@ def test_median_and_mean_of_a_worked_example():
     expected = 3.0
     torch.testing.assert_close(mean, torch.tensor([[expected], [1.0]], dtype=torch.float64))
     assert not median.requires_grad and not mean.requires_grad
+
+
+# --- group_channels ---
+
+
+@pytest.mark.parametrize("n,size", [(8, 4), (7, 4), (3, 8), (5, 2)])
+def test_a_groups_channels_are_the_mean_of_its_intervals_under_their_weights(n, size):
+    rays, count = 3, 2
+    channels = torch.randn(rays * n, count, generator=rng(0), dtype=torch.float64)
+    weights = torch.rand(rays, n, generator=rng(1), dtype=torch.float64)
+    weights[0] = 0.0
+    means = []
+    for ray in range(rays):
+        rows, masses = channels[ray * n : (ray + 1) * n], weights[ray]
+        for first in range(0, n, size):
+            some = masses[first : first + size] if masses.any() else torch.ones_like(masses[first : first + size])
+            means.append((rows[first : first + size] * some[:, None]).sum(dim=0) / some.sum())
+    found = ray_march.group_channels(channels, weights, size)
+    torch.testing.assert_close(found, torch.stack(means), rtol=1e-4, atol=1e-5)
+
+
+def test_a_groups_cotangent_is_shared_by_weight():
+    channels = torch.randn(12, 2, generator=rng(0), dtype=torch.float64).requires_grad_()
+    weights = torch.tensor([[0.2, 0.0, 0.1, 0.1, 0.3, 0.3], [0.0] * 6], dtype=torch.float64)
+    v = torch.randn(4, 2, generator=rng(1), dtype=torch.float64)
+    (found,) = torch.autograd.grad(ray_march.group_channels(channels, weights, 4), channels, v)
+    shares = torch.tensor([0.5, 0.0, 0.25, 0.25, 0.5, 0.5, 0.25, 0.25, 0.25, 0.25, 0.5, 0.5], dtype=torch.float64)
+    of_groups = v[[0, 0, 0, 0, 1, 1, 2, 2, 2, 2, 3, 3]]
+    torch.testing.assert_close(found, shares[:, None] * of_groups, rtol=1e-4, atol=1e-5)

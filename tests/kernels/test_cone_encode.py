@@ -26,7 +26,7 @@ from _twins import BLOCK, DEVICE, INTERPRETED, even_grid, odd_grid, one_way, ran
 from torch import Tensor
 
 from zipnerf_ns.functional import cones as twins
-from zipnerf_ns.functional.cones import Cones, HalfTable, Lookup, cones_in_cube
+from zipnerf_ns.functional.cones import Cones, HalfTable, Lookup, cones_in_cube, middles_in_cube
 from zipnerf_ns.functional.hash_grid import make_hash_grid
 from zipnerf_ns.functional.spacing import s_to_t
 from zipnerf_ns.kernels.encode import cone_encode as kernels
@@ -36,6 +36,16 @@ from zipnerf_ns.kernels.encode.tuning import Launch, Plan, Tuning
 @needs_interpreter
 def test_under_the_interpreter():
     run_under_the_interpreter(__file__)
+
+
+LAUNCHES = [
+    Launch("none", True, 3, BLOCK, 1),
+    Launch("none", False, 2, BLOCK, 1, branch=True),
+    Launch("interval", True, 2, BLOCK, 1, branch=True),
+    Launch("ray", False, 3, BLOCK, 1),
+    Launch("ray", True, 1, BLOCK, 1, branch=True),
+    Launch("ray", True, 3, 16, 1),
+]
 
 
 # --- all that an encoding can be asked for ---
@@ -58,20 +68,30 @@ def test_values_and_gradients_equal_the_twins(make_grid, features, prefilter, bo
 
 
 @runs_kernels
+@pytest.mark.parametrize("features,boxed,turned,launch", [
+    (1, False, True, LAUNCHES[0]), (4, True, False, LAUNCHES[3]), (1, False, False, LAUNCHES[4]),
+])  # fmt: skip
+def test_close_samples_are_looked_up_as_one(features, boxed, turned, launch):
+    # Every ray has long intervals, and a block of short ones.
+    rays = 3
+    tdist = torch.cat([torch.linspace(0.5, 0.55, BLOCK + 1), torch.linspace(0.6, 3.0, 8)]).expand(rays, -1)
+    cones = random_cones(rays, len(tdist[0]) - 1, turned, boxed)
+    cones = cones._replace(tdist=tdist, radius=torch.full((rays, 1), 2e-3))
+    lookup = make_lookup(even_grid(features), close=0.1)
+    cells = middles_in_cube(cones)[2] * torch.tensor(lookup.grid.resolutions)
+    assert (cells < 0.1).view(rays, -1, 3)[:, :BLOCK].all() and 0.5 < (cells < 0.1).float().mean() < 0.95
+    assert_equals_twin(cones, lookup, one_way(launch))
+    with torch.no_grad():
+        once, each = (twins.cone_encode(random_table(lookup.grid), cones, torch.ones(3), it)
+                      for it in (lookup, lookup._replace(close=0.0)))  # fmt: skip
+    assert not torch.equal(once, each)
+
+
+@runs_kernels
 @pytest.mark.parametrize("features,prefilter", [(1, "ipe"), (4, "none")])
 def test_the_default_launches_compute_the_same(features, prefilter):
     lookup = make_lookup(odd_grid(features), prefilter, bandwidths=None)
     assert_equals_twin(random_cones(), lookup, None)
-
-
-LAUNCHES = [
-    Launch("none", True, 3, BLOCK, 1),
-    Launch("none", False, 2, BLOCK, 1, branch=True),
-    Launch("interval", True, 2, BLOCK, 1, branch=True),
-    Launch("ray", False, 3, BLOCK, 1),
-    Launch("ray", True, 1, BLOCK, 1, branch=True),
-    Launch("ray", True, 3, 16, 1),
-]
 
 
 @runs_kernels

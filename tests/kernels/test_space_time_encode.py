@@ -4,7 +4,16 @@ from __future__ import annotations
 
 import pytest
 import torch
-from _cone_twins import PLAIN, assert_close, assert_equals_twin, make_lookup, moved, random_cones, random_cotangent
+from _cone_twins import (
+    PLAIN,
+    RAYS,
+    assert_close,
+    assert_equals_twin,
+    make_lookup,
+    moved,
+    random_cones,
+    random_cotangent,
+)
 from _interpreter import needs_interpreter, run_under_the_interpreter, runs_kernels
 from _twins import BLOCK, DEVICE, one_way, random_table
 from torch import Tensor
@@ -94,6 +103,14 @@ def test_gradients_to_shifts_and_cones_equal_the_twins(prefilter, leaf, is_timed
     for name, value, expected in zip(("channels", leaf, "table"), found, truth, strict=True):
         # Slopes jump where a sample crosses a cell's face; where none does, they agree like values.
         assert_close(value, expected, name, 1e-4)
+
+
+@runs_kernels
+@pytest.mark.parametrize("is_timed", [False, True])
+def test_close_multisamples_of_shifted_intervals_are_one(is_timed):
+    cones = shifted(random_cones())._replace(radius=torch.full((RAYS, 1), 2e-3))
+    grid = even_grid(2) if is_timed else make_hash_grid(3, 4, 16, 11, 2)
+    assert_equals_twin(timed(cones), make_lookup(grid, close=2.0))
 
 
 @runs_kernels

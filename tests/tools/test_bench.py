@@ -24,8 +24,8 @@ ROUNDS = (1, 2, 3)
 LEVELS = {1: (8, 16), 2: (8, 16, 32), 3: (8, 16, 32, 64)}
 EXPECTED = {
     "encode": {f"cone_encode {n}" for n in ROUNDS},
-    "mlp": {"density_mlp 1", "density_mlp 2", "encode_directions 1", "radiance_mlp 1"},
-    "rays": {f"draw_intervals {n}" for n in ROUNDS} | {f"density_to_weights {n}" for n in (1, 2)}
+    "mlp": {f"density_mlp {n}" for n in ROUNDS} | {"encode_directions 1", "group_channels 1", "radiance_mlp 1"},
+    "rays": {f"{name} {n}" for name in ("draw_intervals", "density_to_weights") for n in ROUNDS}
     | {"render 1", "pixels and rays"},
     "loss": {"interlevel 1", "interlevel 2", "distortion 1"},
     "optimizer": {"hash tables"},
@@ -86,15 +86,16 @@ def small(tiny_scene: Path, tmp_path: Path, fresh_writers: None) -> Bench:
 def test_pieces_are_the_models_own(small: Bench):
     """Run by itself, each gives what the next one reads, and the last what is rendered; the model is as before."""
     bundle, _ = small.trainer.pipeline.datamanager.next_train(0)
-    found = {piece.name: piece for piece in pieces.picture_pieces(small, TORCH_OPS, bundle)}
+    found = {piece.name: piece for piece in pieces.picture_pieces(small, TORCH_OPS, bundle, 1)}
     outputs = {name: piece.forward() for name, piece in found.items()}
-    for number, network in zip(ROUNDS, ("density_mlp 1", "density_mlp 2", "radiance_mlp 1"), strict=True):
-        assert torch.equal(outputs[f"cone_encode {number}"][0], found[network].reads[0])
+    for number in ROUNDS:
+        assert torch.equal(outputs[f"cone_encode {number}"][0], found[f"density_mlp {number}"].reads[0])
         _, tdist = outputs[f"draw_intervals {number}"]
         assert any(
             read.shape == tdist.shape and torch.equal(read, tdist) for read in found[f"cone_encode {number}"].reads
         )
-    assert torch.equal(outputs["radiance_mlp 1"][0].view_as(found["render 1"].reads[0]), found["render 1"].reads[0])
+    assert torch.equal(outputs["density_mlp 3"][0].view_as(found["render 1"].reads[0]), found["render 1"].reads[0])
+    assert torch.equal(outputs["group_channels 1"][0], found["radiance_mlp 1"].reads[0])
     with torch.no_grad():
         assert torch.equal(small.model(bundle)["accumulation"], outputs["render 1"][2])
     assert small.model.zipnerf.ops is TORCH_OPS and small.model.field.ops is TORCH_OPS
@@ -126,7 +127,8 @@ def test_backward_passes_reach_every_leaf(small: Bench):
     (optimizer,) = (piece for piece in found if piece.part == "optimizer")
     assert optimizer.needs() == [Amounts(memory=28.0 * sum(table.numel() for table in tables))]
     assert all(torch.equal(table, was) for table, was in zip(tables, before, strict=True))
-    assert {piece.name for piece in found if piece.products} == {"density_mlp 1", "density_mlp 2", "radiance_mlp 1"}
+    products = {piece.name for piece in found if piece.products}
+    assert products == {*(f"density_mlp {number}" for number in ROUNDS), "radiance_mlp 1"}
 
 
 def test_needs_are_counted_from_sizes():

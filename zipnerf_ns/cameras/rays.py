@@ -112,6 +112,8 @@ class ImageRays:
         device: where rays are generated; the camera's if not given.
         obb_box: a crop; the rays' nears and fars are then where they enter and leave it, both 1e10 if they miss it.
         implementation: as for :class:`PixelRays`.
+        side: of the squares in which pixels are counted, row by row as the squares themselves; beyond the picture's
+            edges they have its nearest pixels again.
     Raises:
         ValueError: for more cameras than one, or a name that is not an implementation.
         RuntimeError: if implementation is "triton" and that cannot run on the device.
@@ -123,11 +125,13 @@ class ImageRays:
         device: torch.device | str | None = None,
         obb_box: OrientedBox | None = None,
         implementation: str = "auto",
+        side: int = 1,
     ) -> None:
         if camera.size != 1:
             raise ValueError(f"a picture has one camera, got {camera.size}.")
         self.device = torch.device(camera.device if device is None else device)
         self.height, self.width = int(camera.height), int(camera.width)
+        self.side = side
         self._obb_box = obb_box
         flat = camera.reshape((1,))
         self._packed: Tensor | None = None
@@ -137,7 +141,27 @@ class ImageRays:
         self._camera = off_center(flat.to(self.device))
 
     def __len__(self) -> int:
-        return self.height * self.width
+        down, across = self._squares
+        return down * across * self.side**2
+
+    @property
+    def _squares(self) -> tuple[int, int]:
+        """Squares down and across."""
+        return -(-self.height // self.side), -(-self.width // self.side)
+
+    def picture(self, values: Float[Tensor, "pixels channels"]) -> Float[Tensor, "height width channels"]:
+        """What was found of all pixels, in rows and columns."""
+        squares = values.view(*self._squares, self.side, self.side, -1)
+        return squares.transpose(1, 2).flatten(0, 1).flatten(1, 2)[: self.height, : self.width]
+
+    def _pixels(self, start: int, end: int) -> tuple[Int[Tensor, "pixels"], Int[Tensor, "pixels"]]:
+        """Rows and columns of pixels."""
+        numbers = torch.arange(start, end, device=self.device)
+        square, place = numbers // self.side**2, numbers % self.side**2
+        across = self._squares[1]
+        rows = square // across * self.side + place // self.side
+        columns = square % across * self.side + place % self.side
+        return rows.clamp(max=self.height - 1), columns.clamp(max=self.width - 1)
 
     def bundle(self, start: int = 0, end: int | None = None) -> RayBundle:
         """The flat bundle of pixels ``start`` to ``end - 1``, counted row by row; camera indices are 0."""
@@ -145,7 +169,11 @@ class ImageRays:
         start = min(max(start, 0), end)
         if self._packed is not None:
             indices = torch.zeros(end - start, 1, dtype=torch.int64, device=self.device)
-            rays = self._ops.cameras.image_rays(self._packed, self.width, start, end)
+            if self.side == 1:
+                rays = self._ops.cameras.image_rays(self._packed, self.width, start, end)
+            else:
+                pixels = torch.stack([indices[:, 0], *self._pixels(start, end)], dim=-1)
+                rays = self._ops.cameras.camera_rays(self._packed, pixels)
             bundle = to_bundle(rays, self._camera, indices)
         else:
             bundle = self._generated(start, end)
@@ -156,12 +184,11 @@ class ImageRays:
 
     def _generated(self, start: int, end: int) -> RayBundle:
         """The rays of a range of pixels, by Nerfstudio's generator."""
+        rows, columns = self._pixels(start, end)
         if not _has_kernel_types(self._camera):
-            return self._whole[start:end]
-        pixels = torch.arange(start, end, device=self.device)
-        rows = torch.div(pixels, self.width, rounding_mode="floor")
-        coords = torch.stack([rows, pixels - rows * self.width], dim=-1) + 0.5
-        return self._camera.generate_rays(torch.zeros_like(pixels)[:, None], coords)
+            return self._whole[rows * self.width + columns]
+        coords = torch.stack([rows, columns], dim=-1) + 0.5
+        return self._camera.generate_rays(torch.zeros_like(rows)[:, None], coords)
 
     @cached_property
     def _whole(self) -> RayBundle:

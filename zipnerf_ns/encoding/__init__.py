@@ -23,6 +23,9 @@ from zipnerf_ns.ops import TORCH_OPS, Ops, tcnn
 
 TABLE_GAIN = 10.0
 """Table values are multiplied by this when read, which multiplies Adam's effective step on them (Zip-NeRF)."""
+CLOSE = 0.25
+"""Cells within which an interval's multisamples are looked up as one: most are, up to 256 cells a side, in a scene that
+is known. Pictures differ from those of six look-ups by 62 dB."""
 FEATURE_INIT = 1e-4
 """Features start uniform in +- this, after the gain ([I], section 4)."""
 
@@ -124,7 +127,9 @@ class AntiAliasedHashEncoding(HashTable):
             is_frozen: no gradient reaches the table.
         """
         kept = self.summary()
-        lookup = Lookup(self.grid, prefilter or self.prefilter, TABLE_GAIN, self.bandwidths, num_active, dtype)
+        lookup = Lookup(
+            self.grid, prefilter or self.prefilter, TABLE_GAIN, self.bandwidths, num_active, dtype, CLOSE
+        )
         # Half precision for half precision: whoever asks for float32 channels gets float32 values.
         half = None if kept.half is None or dtype == torch.float32 else HalfTable(kept.half, HALF_SCALE)
         table = self.hash_table.detach() if is_frozen else self.hash_table

@@ -48,6 +48,8 @@ class Lookup(NamedTuple):
     num_active: int | None = None
     dtype: torch.dtype = torch.float32
     """Type of the channels."""
+    close: float = 0.0
+    """Cells within which an interval's six multisamples must lie at a level to be looked up as one, in their middle."""
 
 
 class HalfTable(NamedTuple):
@@ -96,6 +98,28 @@ def _shifted(
     positions: Float[Tensor, "intervals samples 3"], shifts: Float[Tensor, "intervals 3"] | None
 ) -> Float[Tensor, "intervals samples 3"]:
     return positions if shifts is None else positions + shifts[:, None]
+
+
+def middles_in_cube(
+    cones: Cones,
+) -> tuple[Float[Tensor, "intervals 1 3"], Float[Tensor, "intervals 1"], Float[Tensor, "intervals 1"]]:
+    """The middle of each interval's six multisamples: where it lies in the unit cube, with which std, and how far they
+    reach at most, along the ray and across it together, in units of the cube's side."""
+    origins, directions, radius, tdist, _, aabb, _, shifts, _ = cones
+    t = frustum.multisample_distances(tdist[:, :-1], tdist[:, 1:])
+    middle = t.mean(dim=-1, keepdim=True)
+    off_axis = middle * (radius[..., None] / math.sqrt(2.0))
+    points = origins[:, None, None] + middle[..., None] * directions[:, None, None]
+    reach = (t[..., -1:] - t[..., :1] + 2.0 * off_axis).reshape(-1, 1)
+    if aabb is None:
+        inverse = 1.0 / points.norm(dim=-1).clamp_min(1.0).reshape(-1, 1)
+        # Across the direction from the center lengths shrink least.
+        reach = reach * (0.25 * (2.0 - inverse) * inverse)
+        points, stds = contraction.contract_points(points, frustum.STD_SCALE * off_axis)
+    else:
+        reach = reach / (aabb[1] - aabb[0]).amin()
+        points, stds = contraction.box_points(points, frustum.STD_SCALE * off_axis, aabb)
+    return _shifted(points.reshape(-1, 1, 3), shifts), stds.reshape(-1, 1), reach
 
 
 def separate_intervals(cones: Cones) -> Cones:
@@ -155,9 +179,20 @@ def cone_encode(
     Raises:
         ValueError: if the table's shape is not the grid's.
     """
-    positions, stds = cones_in_cube(cones, lookup.prefilter != "multisample")
-    per_level, weights = hash_encode(
-        table, positions, stds, lookup.grid, lookup.prefilter, lookup.bandwidths, lookup.num_active,
-        interval_times(cones, lookup.grid), cones.shutter,
-    )  # fmt: skip
+    how = lookup.grid, lookup.prefilter, lookup.bandwidths, lookup.num_active, interval_times(cones, lookup.grid)
+    how = *how, cones.shutter
+    per_level, weights = hash_encode(table, *cones_in_cube(cones, lookup.prefilter != "multisample"), *how)
+    if looks_up_close_ones_once(cones, lookup):
+        positions, stds, reach = middles_in_cube(cones)
+        once, weight = hash_encode(table, positions, stds, *how)
+        is_close = reach * reach.new_tensor(lookup.grid.resolutions) < lookup.close
+        per_level = torch.where(is_close[..., None], once, per_level)
+        weights = torch.where(is_close, weight, weights)
     return channels(per_level, weights, weight_scales, lookup)
+
+
+def looks_up_close_ones_once(cones: Cones, lookup: Lookup) -> bool:
+    """Whether ``lookup.close`` is heeded: not where gradients reach the cones, which would lack the cells' corners that
+    multisamples lie beyond."""
+    moves = any(isinstance(value, Tensor) and value.requires_grad for value in cones)
+    return lookup.close > 0.0 and lookup.prefilter == "multisample" and not moves

@@ -14,6 +14,9 @@ from torch import Tensor
 from zipnerf_ns.functional import spacing, stepfun, volume
 from zipnerf_ns.functional.linspline import blurred_resample
 
+LEAST_MASS = 1e-6
+"""Added to every weight in a mean over a group, which is so defined where nothing has any."""
+
 
 @torch.no_grad()
 def draw_intervals(
@@ -74,6 +77,27 @@ def render(
     weights = density_to_weights(density, tdist, valid)
     rgb = (weights[..., None] * colors.to(weights.dtype)).sum(dim=-2)
     return weights, rgb, weights.sum(dim=-1, keepdim=True)
+
+
+def group_channels(
+    channels: Float[Tensor, "intervals channels"], weights: Float[Tensor, "rays n"], size: int
+) -> Float[Tensor, "groups channels"]:
+    """Mean channels of each ``size`` neighboring intervals of a ray under their weights.
+
+    A ray's last group has what is left. Where nothing has weight the mean is the plain one. Channels alone have a
+    gradient: one to the weights, too, made no difference to what is learned.
+
+    Args:
+        channels: of the encoding.
+        weights: of the intervals, not negative.
+        size: intervals of a group.
+    """
+    (rays, n), groups = weights.shape, -(-weights.shape[1] // size)
+    rest = groups * size - n
+    masses = torch.nn.functional.pad(weights.detach() + LEAST_MASS, (0, rest)).view(rays, groups, size, 1)
+    rows = torch.nn.functional.pad(channels.unflatten(0, (rays, n)), (0, 0, 0, rest)).unflatten(1, (groups, size))
+    means = (rows * masses).sum(dim=2) / masses.sum(dim=2)
+    return means.flatten(0, 1).to(channels.dtype)
 
 
 def interlevel(

@@ -69,6 +69,12 @@ class Render(Protocol):
     ) -> tuple[Tensor, Tensor, Tensor]: ...
 
 
+class GroupChannels(Protocol):
+    """``functional.ray_march.group_channels``: means of neighboring intervals' channels."""
+
+    def __call__(self, channels: Tensor, weights: Tensor, size: int) -> Tensor: ...
+
+
 class Interlevel(Protocol):
     """``functional.ray_march.interlevel``: the loss between two rounds."""
 

@@ -62,6 +62,7 @@ def render_in_chunks(
     num_rays: int,
     most: int,
     limit: ChunkLimit,
+    together: int = 1,
 ) -> dict[str, Tensor]:
     """Outputs ``[num_rays, channels]`` of rays that are generated as they are needed.
 
@@ -72,10 +73,11 @@ def render_in_chunks(
         num_rays: of the picture.
         most: rays at once.
         limit: what is known of the device; learns from running out of memory.
+        together: rays that must not be divided between two chunks, one after the other.
     Raises:
         torch.cuda.OutOfMemoryError: if not even the smallest chunk fits.
     """
-    chunk = min(most, limit.rays, rays_that_fit(device, uses_kernels))
+    chunk = _whole(min(most, limit.rays, rays_that_fit(device, uses_kernels)), together)
     parts: dict[str, list[Tensor]] = defaultdict(list)
     start = 0
     while start < num_rays:
@@ -90,10 +92,14 @@ def render_in_chunks(
             torch.cuda.empty_cache()
             say_once("The GPU's memory ran out while a picture was rendered: it goes on in smaller chunks of rays.")
             limit.halve(tried)
-            chunk = min(chunk, limit.rays)
+            chunk = _whole(min(chunk, limit.rays), together)
             continue
         for name, output in outputs.items():
             if isinstance(output, Tensor):
                 parts[name].append(output)
         start += tried
     return {name: tensors[0] if len(tensors) == 1 else torch.cat(tensors) for name, tensors in parts.items()}
+
+
+def _whole(rays: int, together: int) -> int:
+    return max(rays // together, 1) * together

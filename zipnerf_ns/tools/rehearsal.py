@@ -52,6 +52,7 @@ def variations(config: ZipNerfModelConfig) -> dict[str, dict[str, Any]]:
         **{f"cameras {mode}": {"camera_optimizer": CameraOptimizerConfig(mode=mode)} for mode in ("SO3xR3", "SE3")},
         **{f"{count} features a level": _with_features(config, count) for count in FEATURES},
         **{f"{count} color layers": {"color_layers": count} for count in (2, 3, 4)},
+        **{f"colors of {count} intervals": {"color_group": count} for count in (1, 2, 4, 8, 16)},
         **{f"color network {width} wide": {"color_dim": width} for width in (64, 128, 256)},
         **{f"density network {width} wide": _with_width(config, width) for width in (32, 64, 128)},
         "scene box": {"scene_bounds": "box"},

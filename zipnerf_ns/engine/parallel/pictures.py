@@ -68,8 +68,9 @@ class SharedPictures:
     def _part(self, asked: Asked, num_rays: int) -> dict[str, Tensor]:
         """Renders this process's part; to the first one, gives the whole."""
         rank, count = dist.get_rank(), dist.get_world_size()
-        # All of the same length, the last ones with rays of those before.
-        length = -(-num_rays // count)
+        # All of the same length in whole squares, the last ones with rays of those before.
+        square = asked.side**2
+        length = -(-num_rays // (count * square)) * square
         starts = [min(length * process, num_rays - length) for process in range(count)]
         outputs = self._model.render_part(asked, starts[rank], starts[rank] + length)
         mine = torch.cat(list(outputs.values()), dim=-1)

@@ -14,7 +14,15 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from zipnerf_ns.functional import hash_grid
-from zipnerf_ns.functional.cones import Cones, HalfTable, Lookup, channels, cones_in_cube, interval_times
+from zipnerf_ns.functional.cones import (
+    Cones,
+    HalfTable,
+    Lookup,
+    channels,
+    cones_in_cube,
+    interval_times,
+    looks_up_close_ones_once,
+)
 from zipnerf_ns.functional.frustum import NUM_MULTISAMPLES
 from zipnerf_ns.kernels.encode import launch
 from zipnerf_ns.kernels.encode.hash_encode import _check, _unit_bandwidths, hash_encode
@@ -34,8 +42,8 @@ def cone_encode(
     Computes what ``functional.cones.cone_encode`` defines, to float32 rounding (to half precision where ``half`` is
     read); the result is a view of channel-major memory. Where cones other than their shifts need a gradient, torch
     makes the samples' positions beside, for the way back. Where weight scales do, and under
-    ``torch.use_deterministic_algorithms``, positions are looked up by ``kernels.encode.hash_encode``. Bandwidths
-    receive no gradient.
+    ``torch.use_deterministic_algorithms``, positions are looked up by ``kernels.encode.hash_encode``, all of
+    them. Bandwidths receive no gradient.
 
     Raises:
         ValueError: if the table's shape is not the grid's, or is one that the kernels cannot read.
@@ -65,6 +73,7 @@ def tuned_cone_encode(
     _check(table, lookup.grid, lookup.prefilter)
     hash_grid.check_times(cones.times, lookup.grid)
     half = half if tuning.half_table else None
+    lookup = lookup if looks_up_close_ones_once(cones, lookup) else lookup._replace(close=0.0)
     still = Cones(*(value.detach() if isinstance(value, Tensor) else value for value in cones))
     follows = [value for value in cones._replace(shifts=None) if isinstance(value, Tensor) and value.requires_grad]
     has_shifts = cones.shifts is not None and cones.shifts.requires_grad
@@ -138,7 +147,7 @@ class _FollowSamples(torch.autograd.Function):
 
 def _options(lookup: Lookup, tuning: Tuning) -> launch.Options:
     active = hash_grid.count_active(lookup.grid, lookup.num_active)
-    return launch.Options(lookup.grid, lookup.prefilter, active, tuning)
+    return launch.Options(lookup.grid, lookup.prefilter, active, tuning, lookup.close)
 
 
 def _bandwidths(lookup: Lookup, device: torch.device) -> Tensor:

@@ -118,6 +118,21 @@ def _frustum(d, start, end, radius, turn, odd, TURNED: tl.constexpr):
 
 @triton.jit
 @no_type_check
+def _reach(o, d, middle, step, off_axis, box, BOXED: tl.constexpr):
+    """How far six points reach; functional.cones.middles_in_cube."""
+    reach = 2.0 * (step + off_axis * middle)
+    if BOXED:
+        sides = box[1]
+        reach *= tl.maximum(tl.maximum(sides[0], sides[1]), sides[2])
+    else:
+        x, y, z = o[0] + middle * d[0], o[1] + middle * d[1], o[2] + middle * d[2]
+        inverse = tl.rsqrt(tl.maximum(x * x + y * y + z * z, 1.0))
+        reach *= 0.25 * (2.0 - inverse) * inverse
+    return reach
+
+
+@triton.jit
+@no_type_check
 def _cosine(sample):
     """Of the sample's angle, functional.frustum.multisample_turns sixths of a turn: 0, 2, 4, 3, 5, 1."""
     return tl.where(sample == 0, 1.0, tl.where(sample < 3, -0.5, tl.where(sample == 3, -1.0, 0.5)))
@@ -133,12 +148,12 @@ def _sine(sample):
 
 @triton.jit
 @no_type_check
-def _multisample(o, d, frustum, sample, box, PREFILTER: tl.constexpr, BOXED: tl.constexpr):
-    """One of a frustum's six points in the unit cube, and its extent."""
-    middle, step, off_axis, reverse, across_u, across_v = frustum
-    cosine = tl.where(reverse, _cosine(5 - sample), _cosine(sample))
-    sine = tl.where(reverse, _sine(5 - sample), _sine(sample))
-    t = middle + (0.4 * sample - 1.0) * step
+def _multisample(o, d, frustum, sample, spread, box, PREFILTER: tl.constexpr, BOXED: tl.constexpr):
+    """One of a frustum's six points in the unit cube, and its extent; where ``spread`` is 0, not 1, their middle."""
+    middle, step, off_axis, reverse, across_u, across_v, _ = frustum
+    cosine = tl.where(reverse, _cosine(5 - sample), _cosine(sample)) * spread
+    sine = tl.where(reverse, _sine(5 - sample), _sine(sample)) * spread
+    t = middle + (0.4 * sample - 1.0) * step * spread
     slope = _combine(d, across_u, across_v, cosine, sine)
     point, inverse = _into_cube((o[0] + t * slope[0], o[1] + t * slope[1], o[2] + t * slope[2]), box, BOXED)
     std = 0.5 * off_axis * t
@@ -208,6 +223,7 @@ def prepare(
             if TURNED:
                 turn = tl.load(turns + first + lanes, mask=mask, other=0.0)
             shape = _frustum(direction, start, end, cone_radius, turn, (number & 1) == 1, TURNED)
+            shape = shape + (_reach(origin, direction, shape[0], shape[1], shape[2], box, BOXED),)
         else:
             shape = (start, end, cone_radius)
         source = (origin, direction, shape, box)
@@ -220,15 +236,25 @@ def prepare(
 
 @triton.jit
 @no_type_check
+def close_of(source, resolution, close, mask, SAMPLES: tl.constexpr):
+    """Samples that every lane of the program needs at a level, and how far each lane's are spread: 0 where they lie
+    within ``close`` cells, where all of them are in their middle, else 1."""
+    is_close = source[2][6] * resolution < close
+    apart = tl.max((mask & (is_close == 0)).to(tl.int32), axis=0)
+    return tl.where(apart > 0, SAMPLES, 1), tl.where(is_close, 0.0, 1.0)
+
+
+@triton.jit
+@no_type_check
 def sample_of(
-    source, sample, SAMPLES: tl.constexpr, PREFILTER: tl.constexpr, CONES: tl.constexpr, BOXED: tl.constexpr,
+    source, sample, spread, SAMPLES: tl.constexpr, PREFILTER: tl.constexpr, CONES: tl.constexpr, BOXED: tl.constexpr,
     SHIFTED: tl.constexpr = False,
 ):  # fmt: skip
-    """A sample of each lane's interval: its position, and its extent; see ``extent_of``."""
+    """A sample of each lane's interval: its position, and its extent; see ``extent_of`` and ``close_of``."""
     if CONES:
         origin, direction, shape, box = source[0], source[1], source[2], source[3]
         if SAMPLES == 6:
-            point, extent = _multisample(origin, direction, shape, sample, box, PREFILTER, BOXED)
+            point, extent = _multisample(origin, direction, shape, sample, spread, box, PREFILTER, BOXED)
         else:
             point, extent = _gaussian(origin, direction, shape[0], shape[1], shape[2], box, PREFILTER, BOXED)
         if SHIFTED:

@@ -95,7 +95,7 @@ def _unit_bandwidths(num_levels: int, device: torch.device) -> Float[Tensor, "le
 
 def _deterministic_table_gradient(table: Tensor, samples: Samples, v_features: Tensor, options: Options) -> Tensor:
     """The table's gradient by the torch twin, whose scatter torch makes deterministic when asked to."""
-    grid, prefilter, num_active, _ = options
+    grid, prefilter, num_active, *_ = options
     positions, stds, bandwidths, times, shutter = samples
     v_table = torch.zeros_like(table)
     for start in range(0, len(stds), DETERMINISTIC_CHUNK):

@@ -34,6 +34,8 @@ class Options(NamedTuple):
     prefilter: str
     num_active: int
     tuning: Tuning
+    close: float = 0.0
+    """Cells within which samples are one; of cones alone."""
 
 
 class Samples(NamedTuple):
@@ -129,7 +131,7 @@ def _look_up(
     options: Options,
 ) -> None:  # fmt: skip
     """Level range by level range; inactive levels only get their weights."""
-    grid, prefilter, num_active, tuning = options
+    grid, prefilter, num_active, tuning, close = options
     levels, features = len(grid.levels), grid.features_per_level
     if not source.intervals:
         return
@@ -141,9 +143,10 @@ def _look_up(
             table, *source.tensors, source.shifts, *_moments(source.times, source.shutter, grid),
             level_constants(grid, table.device), bandwidths,
             target.features, target.weights, bandwidths if weight_scales is None else weight_scales,
-            source.intervals, source.per_ray, begin, end, *target[2:], gain / source.samples,
+            source.intervals, source.per_ray, begin, end, *target[2:], gain, close,
             SAMPLES=source.samples, ROW=features, COLUMNS=min(features, MAX_COLUMNS), PREFILTER=prefilter,
             CONES=source.cones, BOXED=source.boxed, TURNED=source.turned, SCALED=weight_scales is not None,
+            CLOSE=close > 0.0,
             XOR=_is_xor(grid, begin, end), READ=read, MERGE=launch.merge != "none", BRANCH=launch.branch,
             WIDE=launch.wide and features == 1 and _has_windows(grid),
             LEVELS=launch.levels_per_program, BLOCK=launch.block, num_warps=launch.num_warps,
@@ -169,7 +172,7 @@ def _scatter(
     table: Tensor, source: Source, bandwidths: Tensor, v_features: Tensor, strides: tuple[int, int, int], gain: float,
     options: Options,
 ) -> Tensor:  # fmt: skip
-    grid, prefilter, num_active, tuning = options
+    grid, prefilter, num_active, tuning, close = options
     features, copies = grid.features_per_level, 1 if grid.is_timed else tuning.backward.copies
     coarse = [level for level in grid.levels if copies > 1 and level.resolution <= COPIED_UP_TO]
     values = sum(level.size for level in coarse) * features
@@ -183,9 +186,9 @@ def _scatter(
             v_table, *source.tensors, source.shifts, *_moments(source.times, source.shutter, grid),
             level_constants(grid, table.device), bandwidths,
             v_features, source.intervals, source.per_ray, begin, end, *strides,
-            len(coarse), copy_size, gain,
+            len(coarse), copy_size, gain, close,
             SAMPLES=source.samples, ROW=features, COLUMNS=min(features, MAX_COLUMNS), PREFILTER=prefilter,
-            CONES=source.cones, BOXED=source.boxed, TURNED=source.turned,
+            CONES=source.cones, BOXED=source.boxed, TURNED=source.turned, CLOSE=close > 0.0,
             XOR=_is_xor(grid, begin, end), MERGE=launch.merge != "none", BRANCH=launch.branch,
             ALONG_RAY=launch.merge == "ray", WIDE=launch.wide and has_windows,
             COPIES=copies, LEVELS=launch.levels_per_program, BLOCK=launch.block, num_warps=launch.num_warps,
@@ -199,7 +202,7 @@ def shift_gradient(
     table: Tensor, source: Source, bandwidths: Tensor, gain: float, v_channels: Tensor, options: Options
 ) -> Float[Tensor, "intervals 3"]:
     """What the cotangent of :func:`cone_forward`'s channels, ``[channels, intervals]``, says of the cones' shifts."""
-    grid, prefilter, num_active, tuning = options
+    grid, prefilter, num_active, tuning, _ = options
     features, intervals, launch = grid.features_per_level, source.intervals, tuning.forward.fine
     by_level = torch.empty(num_active, 3, intervals, device=table.device)
     between, along = v_channels.stride(0), v_channels.stride(1)
@@ -217,7 +220,7 @@ def sample_gradients(
     table: Tensor, samples: Samples, v_features: Tensor | None, v_weights: Tensor | None, options: Options
 ) -> tuple[Tensor, Tensor]:
     """Cotangents of positions and stds from those of features and mean weights, either of them absent."""
-    grid, prefilter, num_active, _ = options
+    grid, prefilter, num_active, *_ = options
     positions, stds, bandwidths, times, shutter = samples
     levels, features = len(grid.levels), grid.features_per_level
     programs = triton.cdiv(len(stds), SAMPLE_BLOCK)

@@ -78,14 +78,14 @@ def shift_kernel(
     v = tl.load(cotangent + (lanes * step)[:, None] + columns * channel_stride, mask=mask[:, None], other=0.0)
     v = v.to(tl.float32) * (gain * (1.0 / SAMPLES))
     live = mask & (tl.max((v != 0.0).to(tl.int32), axis=1) > 0)
-    point, extent = sample_of(source, 0, SAMPLES, PREFILTER, True, BOXED, True)
+    point, extent = sample_of(source, 0, 1.0, SAMPLES, PREFILTER, True, BOXED, True)
     cell, fraction = locate3(point, resolution)
     corners = corner_values(values, cell, level, None, v, columns, live, XOR, ROW)
     zero = tl.zeros([BLOCK], tl.float32)
     weight = prefilter_weight(extent, scale, PREFILTER)
     sums = _add_slopes((zero, zero, zero), corners, fraction, weight, point, resolution)
     for sample in range(1, SAMPLES):
-        point, extent = sample_of(source, sample, SAMPLES, PREFILTER, True, BOXED, True)
+        point, extent = sample_of(source, sample, 1.0, SAMPLES, PREFILTER, True, BOXED, True)
         here, fraction = locate3(point, resolution)
         moved = live & differs(cell, here)
         if BRANCH:

@@ -23,7 +23,7 @@ from zipnerf_ns.kernels.encode.access import (
     sum_runs,
 )
 from zipnerf_ns.kernels.encode.cells import corner_rows, differs, load_level, load_times, locate3, locate_knots
-from zipnerf_ns.kernels.encode.cones import prepare, sample_of
+from zipnerf_ns.kernels.encode.cones import close_of, prepare, sample_of
 from zipnerf_ns.kernels.encode.prefilter import level_scale, prefilter_weight
 
 
@@ -123,6 +123,7 @@ def forward_kernel(
     weight_step,
     weight_stride,
     table_scale,
+    close,
     SAMPLES: tl.constexpr,
     ROW: tl.constexpr,
     COLUMNS: tl.constexpr,
@@ -131,6 +132,7 @@ def forward_kernel(
     BOXED: tl.constexpr,
     TURNED: tl.constexpr,
     SCALED: tl.constexpr,
+    CLOSE: tl.constexpr,
     XOR: tl.constexpr,
     READ: tl.constexpr,
     MERGE: tl.constexpr,
@@ -144,6 +146,7 @@ def forward_kernel(
     A table row has ROW values, of which a program reads COLUMNS. Feature k of an interval at a level is found at
     interval * step + level * stride + k * channel_stride, its weight at interval * weight_step + level * weight_stride.
     Without READ the features are zeros. SCALED stores weight features, (2w - 1) * weight_scales[level], not weights.
+    With CLOSE, samples within ``close`` cells of a level are one; see ``close_of``.
     ``times`` is None where levels do not change with time, and so are then ``knots`` and ``shutter_weights``.
     """
     SHIFTED: tl.constexpr = shifts is not None
@@ -169,13 +172,16 @@ def forward_kernel(
             moment = None
         values = table + first_value(level, ROW, WIDE)
         total = tl.zeros([BLOCK, COLUMNS], tl.float32)
-        point, extent = sample_of(source, 0, SAMPLES, PREFILTER, CONES, BOXED, SHIFTED)
+        count, spread = SAMPLES, 1.0
+        if CLOSE:
+            count, spread = close_of(source, resolution, close, mask, SAMPLES)
+        point, extent = sample_of(source, 0, spread, SAMPLES, PREFILTER, CONES, BOXED, SHIFTED)
         mean = prefilter_weight(extent, scale, PREFILTER)
         if READ:
             cell, fraction = locate3(point, resolution)
             sums = _corner_weights(fraction, mean)
-        for sample in range(1, SAMPLES):
-            point, extent = sample_of(source, sample, SAMPLES, PREFILTER, CONES, BOXED, SHIFTED)
+        for sample in range(1, count):
+            point, extent = sample_of(source, sample, spread, SAMPLES, PREFILTER, CONES, BOXED, SHIFTED)
             weight = prefilter_weight(extent, scale, PREFILTER)
             mean += weight
             if READ:
@@ -199,8 +205,8 @@ def forward_kernel(
             shutter_weight = tl.load(shutter_weights + index)
             total *= shutter_weight
             mean *= shutter_weight
-        tl.store(target + offsets, total * table_scale, mask=mask[:, None])
-        mean *= 1.0 / SAMPLES
+        tl.store(target + offsets, total * (table_scale / count), mask=mask[:, None])
+        mean *= 1.0 / count
         if SCALED:
             mean = (2.0 * mean - 1.0) * tl.load(weight_scales + index)
         target = weights + first * weight_step + index * weight_stride.to(tl.int64)
@@ -236,6 +242,7 @@ def backward_kernel(
     copied,
     copy_size,
     gain,
+    close,
     SAMPLES: tl.constexpr,
     ROW: tl.constexpr,
     COLUMNS: tl.constexpr,
@@ -243,6 +250,7 @@ def backward_kernel(
     CONES: tl.constexpr,
     BOXED: tl.constexpr,
     TURNED: tl.constexpr,
+    CLOSE: tl.constexpr,
     XOR: tl.constexpr,
     MERGE: tl.constexpr,
     BRANCH: tl.constexpr,
@@ -289,15 +297,18 @@ def backward_kernel(
         v = tl.load(cotangent + offsets, mask=mask[:, None], other=0.0).to(tl.float32)
         # Intervals behind a surface, or whose loss is saturated, send back exact zeros.
         live = mask & (tl.max((v != 0.0).to(tl.int32), axis=1) > 0)
-        v *= gain * (1.0 / SAMPLES)
+        count, spread = SAMPLES, 1.0
+        if CLOSE:
+            count, spread = close_of(source, resolution, close, mask, SAMPLES)
+        v *= gain / count
         if TIMED:
             moment = locate_knots(time, knots, index)
             v *= tl.load(shutter_weights + index)
-        point, extent = sample_of(source, 0, SAMPLES, PREFILTER, CONES, BOXED, SHIFTED)
+        point, extent = sample_of(source, 0, spread, SAMPLES, PREFILTER, CONES, BOXED, SHIFTED)
         cell, fraction = locate3(point, resolution)
         sums = _corner_weights(fraction, prefilter_weight(extent, scale, PREFILTER))
-        for sample in range(1, SAMPLES):
-            point, extent = sample_of(source, sample, SAMPLES, PREFILTER, CONES, BOXED, SHIFTED)
+        for sample in range(1, count):
+            point, extent = sample_of(source, sample, spread, SAMPLES, PREFILTER, CONES, BOXED, SHIFTED)
             here, fraction = locate3(point, resolution)
             shares = _corner_weights(fraction, prefilter_weight(extent, scale, PREFILTER))
             moved = differs(cell, here)

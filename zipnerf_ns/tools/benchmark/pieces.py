@@ -27,7 +27,7 @@ from zipnerf_ns.tools.benchmark.timing import median_ms
 PART_OF = {
     "cone_encode": "encode", "density_mlp": "mlp", "radiance_mlp": "mlp", "encode_directions": "mlp",
     "draw_intervals": "rays", "density_to_weights": "rays", "render": "rays", "interlevel": "loss",
-    "distortion": "loss",
+    "distortion": "loss", "group_channels": "mlp",
 }  # fmt: skip
 """The operations that are recorded, and the part of the benchmark in which each is reported."""
 PIECES = (*dict.fromkeys(PART_OF.values()), "optimizer")
@@ -110,11 +110,11 @@ def step_pieces(bench: Bench, ops: Ops, rays: int) -> list[Piece]:
     return [*_pieces(_record_step(bench, ops, rays), ops), *own, _optimizer(bench, ops)]
 
 
-def picture_pieces(bench: Bench, ops: Ops, bundle: RayBundle) -> list[Piece]:
-    """The pieces of rendering some rays, which have no backward pass."""
+def picture_pieces(bench: Bench, ops: Ops, bundle: RayBundle, side: int) -> list[Piece]:
+    """The pieces of rendering some rays, squares of ``side`` times ``side`` pixels; they have no backward pass."""
     bench.model.eval()
     with torch.no_grad(), recording(bench.model, ops) as calls:
-        bench.model(bundle)
+        bench.model._render(bundle, bench.model.view.read(), side)
     return [dataclasses.replace(piece, leaves=()) for piece in _pieces(calls, ops)]
 
 

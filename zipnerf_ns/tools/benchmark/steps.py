@@ -48,11 +48,14 @@ def measure_pictures(bench: Bench) -> None:
         for ops in bench.implementations:
             _time(bench, ops, row, lambda camera=camera: bench.model.get_outputs_for_camera(camera))
         # From the pieces of the picture's middle.
-        rays = ImageRays(camera, bench.device)
-        count = min(len(rays), bench.sizes.rays[-1])
-        start = (len(rays) - count) // 2
+        side = bench.model.config.picture_square
+        rays = ImageRays(camera, bench.device, side=side)
+        squares = len(rays) // side**2
+        count = min(squares, bench.sizes.rays[-1] // side**2)
+        start = (squares - count) // 2 * side**2
+        count *= side**2
         middle = rays.bundle(start, start + count)
-        least = least_ms(bench, picture_pieces(bench, bench.implementations[0], middle))
+        least = least_ms(bench, picture_pieces(bench, bench.implementations[0], middle, side))
         row.values["floor ms"] = least * len(rays) / count
     bench.model.train()
 
