@@ -33,8 +33,8 @@ def cone_encode(
 
     Computes what ``functional.cones.cone_encode`` defines, to float32 rounding (to half precision where ``half`` is
     read); the result is a view of channel-major memory. Where cones need a gradient, torch makes the samples' positions
-    beside, for the way back. Where weight scales do, and under ``torch.use_deterministic_algorithms``, positions are
-    looked up by ``kernels.encode.hash_encode``, all of them. Bandwidths receive no gradient.
+    beside, for the way back. Where weight scales do, positions are looked up by ``kernels.encode.hash_encode``, all of
+    them. Bandwidths receive no gradient.
 
     Raises:
         ValueError: if the table's shape is not the grid's, or is one that the kernels cannot read.
@@ -54,7 +54,7 @@ def tuned_cone_encode(
 ) -> Float[Tensor, "intervals channels"]:
     """:func:`cone_encode` with its launches chosen by the caller, for benchmarks and tests."""
     one_lookup = lookup.prefilter != "multisample"
-    if torch.are_deterministic_algorithms_enabled() or weight_scales.requires_grad:
+    if weight_scales.requires_grad:
         positions, stds = cones_in_cube(cones, one_lookup)
         per_level, weights = hash_encode(
             table, positions, stds, lookup.grid, lookup.prefilter, lookup.bandwidths, lookup.num_active

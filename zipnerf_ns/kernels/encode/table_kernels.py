@@ -168,6 +168,7 @@ def backward_kernel(
     levels,
     bandwidths,
     v_features,
+    scales,
     intervals,
     per_ray,
     begin,
@@ -187,6 +188,7 @@ def backward_kernel(
     BOXED: tl.constexpr,
     TURNED: tl.constexpr,
     CLOSE: tl.constexpr,
+    EXACT: tl.constexpr,
     XOR: tl.constexpr,
     MERGE: tl.constexpr,
     BRANCH: tl.constexpr,
@@ -203,6 +205,9 @@ def backward_kernel(
     ray crosses a handful of cells that all rays share, this is what keeps thousands of lanes off one address. For the
     same reason the ``copied`` first levels have COPIES gradients, one behind the other, ``copy_size`` windows each: the
     table's own is the last, and blocks take turns.
+
+    With EXACT, ``v_table`` is the gradient of one level alone, in integers: cotangents are multiplied by the level's
+    scale, a power of two, and rounded when they are added.
     """
     block = block_of(ROW, COLUMNS)
     first = block.to(tl.int64) * BLOCK
@@ -222,7 +227,9 @@ def backward_kernel(
         level = load_level(levels, index)
         resolution = level[0].to(tl.float32)
         scale = level_scale(bandwidths, index, resolution, PREFILTER)
-        target = v_table + first_value(level, ROW, WIDE) - tl.where(index < copied, copy, 0)
+        target = v_table
+        if not EXACT:
+            target += first_value(level, ROW, WIDE) - tl.where(index < copied, copy, 0)
         cotangent = v_features + first * step + index * stride.to(tl.int64)
         offsets = (lanes * step)[:, None] + columns * channel_stride
         v = tl.load(cotangent + offsets, mask=mask[:, None], other=0.0).to(tl.float32)
@@ -232,6 +239,8 @@ def backward_kernel(
         if CLOSE:
             count, spread = close_of(source, resolution, close, mask, SAMPLES)
         v *= gain / count
+        if EXACT:
+            v *= tl.load(scales + index)
         point, extent = sample_of(source, 0, spread, SAMPLES, PREFILTER, CONES, BOXED)
         cell, fraction = locate3(point, resolution)
         sums = _corner_weights(fraction, prefilter_weight(extent, scale, PREFILTER))
