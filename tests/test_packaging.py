@@ -216,6 +216,19 @@ def test_one_version():
     assert newest.group(1) == zipnerf_ns.__version__
 
 
+def test_tests_that_the_pages_name_exist():
+    """What a page says was shown is shown by a test of that name; every fault of a training has one."""
+    there = {
+        node.name for path in (ROOT / "tests").rglob("test_*.py") for node in ast.walk(ast.parse(path.read_text()))
+        if isinstance(node, ast.FunctionDef)
+    }  # fmt: skip
+    named = set(re.findall(r"`(test_\w+)`", ALL_PAGES))
+    assert named - there == set() and len(named) >= 18
+    part = ALL_PAGES.split("## What faults of a training cost")[1].split("\n## ")[0]
+    rows = [line for line in part.splitlines() if line.startswith("| ")][1:]
+    assert len(rows) >= 12 and all("`test_" in row.split("|")[-2] for row in rows)
+
+
 def test_imports_are_declared():
     """Each package that the source imports is a declared dependency, and each declared one is imported."""
     imported = set()
