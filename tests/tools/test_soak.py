@@ -37,7 +37,7 @@ for step in range(1, 1000):
 
 
 def run(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, what: str, seconds: float = 1.0) -> int:
-    monkeypatch.setattr(soak, "train_command", lambda options, folder, port, rest: [
+    monkeypatch.setattr(soak, "train_command", lambda options, folder, port: [
         sys.executable, "-c", PROGRAM, str(port), what
     ])  # fmt: skip
     monkeypatch.setattr(soak, "gpu_memory", lambda: math.nan)
@@ -70,3 +70,16 @@ def test_halves_and_growth():
     assert soak.report([looks([0.0] * 3 + [1000.0] * 3 + [1100.0] * 3)])[1] == ["process MiB in process 1"]
     more = looks([1100.0] * 9)
     assert soak.report([still, more])[1] == ["process MiB from the first process to the last"]
+
+
+def test_trainings_go_on_and_take_what_stands_behind(tmp_path, monkeypatch):
+    monkeypatch.setattr(soak, "data_arguments", lambda *_: ["nerfstudio-data"])
+    behind = ["--pipeline.model.use-appearance", "True"]
+    options = soak.parse(["--data", "scene", "--method", "zipnerf-lite", "--", *behind])
+    first = soak.train_command(options, tmp_path, 7007)
+    assert first[-3:] == [*behind, "nerfstudio-data"] and "--load-dir" not in first
+    checkpoints = tmp_path / "soak/zipnerf-lite/run/nerfstudio_models"
+    checkpoints.mkdir(parents=True)
+    (checkpoints / "step-000000100.ckpt").touch()
+    second = soak.train_command(options, tmp_path, 7007)
+    assert second[second.index("--load-dir") + 1] == str(checkpoints)

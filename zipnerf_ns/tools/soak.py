@@ -214,7 +214,7 @@ def report(processes: Sequence[Sequence[Sample]]) -> tuple[str, list[str]]:
     return "\n".join(table(("earlier - later half", *GROWTH, "growing"), rows)), growing
 
 
-def train_command(options: argparse.Namespace, folder: Path, port: int, rest: Sequence[str]) -> list[str]:
+def train_command(options: argparse.Namespace, folder: Path, port: int) -> list[str]:
     """``ns-train`` with viewer and evaluations, going on from the folder's checkpoint where there is one."""
     run = folder / "soak" / options.method / "run"
     resumed = ["--load-dir", str(run / "nerfstudio_models")] if checkpoints_in(run / "nerfstudio_models") else []
@@ -222,17 +222,16 @@ def train_command(options: argparse.Namespace, folder: Path, port: int, rest: Se
         "ns-train", options.method, "--data", str(options.data), "--output-dir", str(folder),
         *("--experiment-name", "soak", "--timestamp", "run", "--max-num-iterations", str(FOREVER)),
         *("--steps-per-eval-image", str(options.eval_steps), "--steps-per-save", str(options.eval_steps)),
-        *("--vis", "viewer+tensorboard", "--viewer.websocket-port", str(port)), *resumed, *rest,
+        *("--vis", "viewer+tensorboard", "--viewer.websocket-port", str(port)), *resumed, *options.options,
         *data_arguments(options.data, LONGEST_SIDE),
     ]  # fmt: skip
 
 
-def parse(arguments: list[str] | None) -> tuple[argparse.Namespace, list[str]]:
-    """The command line, and what of it is ns-train's."""
+def parse(arguments: list[str] | None) -> argparse.Namespace:
+    """The command line."""
     parser = argparse.ArgumentParser(
         prog="python -m zipnerf_ns.tools.soak",
-        description="Trains for long, with a viewer and in several processes, and says what grows meanwhile. Options "
-        "that it does not know are handed to ns-train.",
+        description="Trains for long, with a viewer and in several processes, and says what grows meanwhile.",
         formatter_class=argparse.ArgumentDefaultsHelpFormatter,
     )
     parser.add_argument("--data", type=Path, required=True, help="a scene's folder")
@@ -241,10 +240,11 @@ def parse(arguments: list[str] | None) -> tuple[argparse.Namespace, list[str]]:
     parser.add_argument("--every", type=float, default=5.0, help="seconds between two looks")
     parser.add_argument("--method", default="zipnerf", help="as in ns-train")
     parser.add_argument("--eval-steps", type=int, default=500, help="steps between two evaluations and checkpoints")
-    return parser.parse_known_args(arguments)
+    parser.add_argument("options", nargs="*", help="of ns-train, after --")
+    return parser.parse_args(arguments)
 
 
-def soak(options: argparse.Namespace, rest: Sequence[str], folder: Path) -> list[list[Sample]]:
+def soak(options: argparse.Namespace, folder: Path) -> list[list[Sample]]:
     """The samples of every process; says how each ended.
 
     Raises:
@@ -255,7 +255,7 @@ def soak(options: argparse.Namespace, rest: Sequence[str], folder: Path) -> list
         with socket.socket() as probe:
             probe.bind(("127.0.0.1", 0))
             port = probe.getsockname()[1]
-        training = Training(train_command(options, folder, port, rest), folder / f"{number}.log")
+        training = Training(train_command(options, folder, port), folder / f"{number}.log")
         viewer = Viewer(f"ws://127.0.0.1:{port}")
         viewer.start()
         samples, deadline = [], time.monotonic() + each
@@ -282,11 +282,11 @@ def soak(options: argparse.Namespace, rest: Sequence[str], folder: Path) -> list
 
 def main(arguments: list[str] | None = None) -> int:
     """Prints the table and the verdict; 1 if something grows."""
-    options, rest = parse(arguments)
+    options = parse(arguments)
     print("The viewer is looked at by a client of its websocket, not by a browser.")
     with tempfile.TemporaryDirectory(prefix="zipnerf-soak-") as folder:
         try:
-            found = soak(options, rest, Path(folder))
+            found = soak(options, Path(folder))
         except RuntimeError as error:
             print(f"error: {error}", file=sys.stderr)
             return 1
