@@ -24,8 +24,8 @@ def script(name: str) -> ModuleType:
 
 def test_the_oldest_are_the_lower_ends_of_the_ranges():
     ranges = script("ranges")
-    lines = ("a = 1", "dependencies = [", '"one==1.1.5",', "# why", '"two-x>=0.2.34,<0.4",', '"three<82",', "]", 'b = ["c>=1"]')
-    text = "\n".join(lines)
+    inner = '"one==1.1.5",\n  # why\n  "two-x>=0.2.34,<0.4",\n  "three<82",'
+    text = f'a = 1\ndependencies = [\n  {inner}\n]\nb = ["four>=1"]\n'
     assert ranges.declared(text) == ["one==1.1.5", "two-x>=0.2.34,<0.4", "three<82"]
     assert ranges.oldest(ranges.declared(text)) == ["one==1.1.5", "two-x==0.2.34"]
     assert len(ranges.oldest(ranges.declared_here())) == len(ranges.declared_here()) - 1 >= 14
