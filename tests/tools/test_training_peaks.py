@@ -11,7 +11,7 @@ import torch
 from zipnerf_ns.data.memory import GIB
 from zipnerf_ns.engine.checks import TrainingMemory
 from zipnerf_ns.tools import memory
-from zipnerf_ns.tools.memory import SETTINGS, Measured, config_of, report
+from zipnerf_ns.tools.memory import SETTINGS, Measured, Setting, config_of
 
 
 def test_six_different_trainings_are_measured(tmp_path: Path):
@@ -23,12 +23,19 @@ def test_six_different_trainings_are_measured(tmp_path: Path):
         assert all(getattr(config.pipeline.model, name) == value for name, value in setting.model.items())
 
 
-@pytest.mark.parametrize(("gib", "error", "is_wrong"), [(2.0, "+0%", False), (1.75, "+14%", False), (1.7, "+18%", True),
-                                                        (2.4, "-17%", True)])  # fmt: skip
-def test_estimates_that_are_off_are_named(gib: float, error: str, is_wrong: bool):
-    found = Measured("one", TrainingMemory(GIB, GIB // 2, GIB // 2), int(gib * GIB), 3 * GIB)
-    text, wrong = report([found])
-    assert f"| one | 2.00 | {gib:.2f} | {error} | 3.00 |" in text and wrong == ["one"] * is_wrong
+@pytest.mark.parametrize(("gib", "error", "status"), [(2.0, "+0%", 0), (1.75, "+14%", 0), (1.7, "+18%", 1),
+                                                      (2.4, "-17%", 1)])  # fmt: skip
+def test_estimates_that_are_off_are_named(gib: float, error: str, status: int, tmp_path: Path, monkeypatch, capsys):
+    def measure(setting: Setting, data: Path, steps: int) -> Measured:
+        allocated = gib if setting is SETTINGS[1] else 2.0
+        return Measured(setting.name, TrainingMemory(GIB, GIB // 2, GIB // 2), int(allocated * GIB), 3 * GIB)
+
+    monkeypatch.setattr(memory, "measure", measure)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    assert memory.main(["--data", str(tmp_path)]) == status
+    said = capsys.readouterr().out
+    assert said.count(f"| {SETTINGS[1].name} | 2.00 | {gib:.2f} | {error} | 3.00 |") == 2
+    assert said.splitlines()[-1] == (f"FAILED: more than 15% off: {SETTINGS[1].name}." if status else "All within 15%.")
 
 
 def test_a_training_is_measured_by_what_it_allocates(tiny_scene: Path, monkeypatch, fresh_writers):
