@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 import threading
 from contextlib import suppress
 
@@ -16,7 +17,7 @@ from nerfstudio.viewer import viewer as nerfstudio_viewer
 from nerfstudio.viewer.render_state_machine import RenderStateMachine
 
 from zipnerf_ns.engine.safety import viewers
-from zipnerf_ns.tools.soak import camera_message, connected
+from zipnerf_ns.tools.soak import Viewer, camera_message, connected
 
 pytestmark = pytest.mark.usefixtures("fresh_writers")
 
@@ -76,6 +77,26 @@ def test_a_viewer_that_opens_and_closes_a_hundred_times_costs_nothing(tmp_path, 
     alone.train()
     expected = alone.pipeline.state_dict()
     assert all(torch.equal(value, expected[name]) for name, value in trainer.pipeline.state_dict().items())
+
+
+def test_a_training_that_is_stopped_ends_its_pictures_first(tmp_path):
+    """A client is connected and moves all the time; a thread that draws when Python ends would abort the program."""
+    port = free_port()
+    config = tiny_config(write_scene(tmp_path / "scene"), tmp_path, 100_000, vis="viewer+tensorboard")
+    config.viewer.websocket_port = port
+    trainer, client = start(config), Viewer(f"ws://127.0.0.1:{port}", pause=0.05)
+
+    def stop(step: int) -> None:
+        if client.pictures > 2 or step > 20_000:
+            trainer.stops.received = signal.SIGTERM
+
+    trainer.callbacks.append(TrainingCallback([TrainingCallbackLocation.AFTER_TRAIN_ITERATION], stop))
+    client.start()
+    with pytest.raises(SystemExit) as ended:
+        trainer.train()
+    drawing = [thread for thread in threading.enumerate() if isinstance(thread, RenderStateMachine)]
+    client.end()
+    assert ended.value.code == 143 and client.pictures > 2 and client.connections == 1 and drawing == []
 
 
 class Handler:

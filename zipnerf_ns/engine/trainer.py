@@ -34,6 +34,7 @@ from zipnerf_ns.engine.runs import RunConfig, read_trained
 from zipnerf_ns.engine.safety.determinism import prepare_to_repeat, repeatable
 from zipnerf_ns.engine.safety.gradients import NonFiniteGuard, gradient_norms, update_scaler
 from zipnerf_ns.engine.safety.stopping import StopRequests
+from zipnerf_ns.engine.safety.viewers import pictures_end
 from zipnerf_ns.engine.startup import compile_kernels, show_images
 from zipnerf_ns.errors import InputError, say_once
 from zipnerf_ns.ops import with_fallbacks
@@ -120,7 +121,7 @@ class ZipNerfTrainer(ResumableTrainer):
 
     def train(self) -> None:
         """Trains up to max_num_iterations steps *in total*: Nerfstudio itself adds that many to a resumed run."""
-        with tell(self.config), nullcontext() if self._watch is None else self._watch, self.stops:
+        with tell(self.config), nullcontext() if self._watch is None else self._watch, self.stops, pictures_end(self):
             self._train()
             if self._graph is not None:
                 # Before the means of communication that it holds on to.
@@ -200,8 +201,7 @@ class ZipNerfTrainer(ResumableTrainer):
     def _after_train(self) -> None:
         """Nerfstudio's end of a training; before it waits with the viewer, it says what can be done next."""
         num_held_out = len(self.pipeline.datamanager.eval_dataset or ())
-        has_events = self.config.is_tensorboard_enabled()
-        text = next_commands(self.base_dir, self.checkpoint_dir, num_held_out, has_events)
+        text = next_commands(self.base_dir, self.checkpoint_dir, num_held_out, self.config.is_tensorboard_enabled())
         end = TrainingCallbackLocation.AFTER_TRAIN
         self.callbacks = [*self.callbacks, TrainingCallback([end], lambda step: self._say(text))]
         self.events.write()

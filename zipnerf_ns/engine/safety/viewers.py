@@ -8,6 +8,10 @@ from contextlib import contextmanager
 from typing import Any
 
 from nerfstudio.viewer import viewer as nerfstudio_viewer
+from nerfstudio.viewer.render_state_machine import RenderStateMachine
+
+LAST_PICTURE = 20.0
+"""Seconds that a picture may take to notice that nobody waits for it."""
 
 
 @contextmanager
@@ -46,6 +50,27 @@ def forget_lost_clients(viewer: Any) -> None:
         thread = viewer.render_statemachines.pop(client, None)
         if thread is not None:
             thread.running = False
+
+
+@contextmanager
+def pictures_end(trainer: Any) -> Iterator[None]:
+    """Ends the viewer's render threads when what is done within is over: one that is in torch when Python ends would
+    abort the program, whose status would then be 134.
+
+    Args:
+        trainer: with or without a viewer.
+    """
+    try:
+        yield
+    finally:
+        if trainer.viewer_state is not None:
+            # Those of clients that come now wait for this.
+            trainer.viewer_state.ready = False
+        threads = [thread for thread in threading.enumerate() if isinstance(thread, RenderStateMachine)]
+        for thread in threads:
+            thread.running, thread.interrupt_render_flag = False, True
+        for thread in threads:
+            thread.join(LAST_PICTURE)
 
 
 def mend_viewers() -> None:
