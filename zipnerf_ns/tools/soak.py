@@ -248,7 +248,7 @@ def soak(options: argparse.Namespace, folder: Path) -> list[list[Sample]]:
     """The samples of every process; says how each ended.
 
     Raises:
-        RuntimeError: if a training ends by itself, or none of the viewer's pictures came.
+        RuntimeError: if a training ends by itself or otherwise than a signal has it, or none of the viewer's pictures came.
     """
     each, found = 60.0 * options.minutes / options.processes, []
     for number in range(1, options.processes + 1):
@@ -273,6 +273,8 @@ def soak(options: argparse.Namespace, folder: Path) -> list[list[Sample]]:
             f"process {number}: step {training.steps():,}, {first.memory:.0f} MiB, {viewer.pictures} pictures of the "
             f"viewer, status {status}", flush=True,
         )  # fmt: skip
+        if status != 128 + signal.SIGTERM:
+            raise RuntimeError(f"it should have ended with status 143:\n{training.log.read_text()[-2000:]}")
         if not viewer.pictures:
             raise RuntimeError(f"the viewer at port {port} has sent no picture.")
         if len(found[-1]) < 6:
