@@ -31,7 +31,7 @@ METHODS = {"zipnerf", "zipnerf-big", "zipnerf-lite", "zipnerf-360", "zipnerf-ble
 IMPORT_NAMES = {"Pillow": "PIL", "PyYAML": "yaml", "scikit-image": "skimage"}
 """Distributions whose package has another name."""
 OPTIONAL_IMPORTS = {"imageio_ffmpeg", "msgspec", "open3d", "pillow_heif", "pycolmap", "rawpy", "websockets"}
-"""Imported where they are installed: extras of the distribution bring them; Nerfstudio open3d, rawpy, and with its viewer
+"""Imported where they are installed; extras of the distribution bring them, nerfstudio open3d and rawpy, and its viewer
 msgspec and websockets."""
 
 

@@ -89,9 +89,8 @@ class ZipNerfTrainer(ResumableTrainer):
         with tell(self.config):
             manager = self.config.pipeline.datamanager
             manager.beside_pixels = check_run(self.config)
-            checkpoint = source_of(self.config)
             prepare_to_repeat(self.config)
-            manager.trained = checkpoint and read_trained(checkpoint, resumes=True)
+            manager.trained = (checkpoint := source_of(self.config)) and read_trained(checkpoint, resumes=True)
             super().setup(test_mode)
             self.pipeline.datamanager.hold_pixels()
             check_room_to_train(self)

@@ -248,7 +248,7 @@ def soak(options: argparse.Namespace, folder: Path) -> list[list[Sample]]:
     """The samples of every process; says how each ended.
 
     Raises:
-        RuntimeError: if a training ends by itself or otherwise than a signal has it, or none of the viewer's pictures came.
+        RuntimeError: if a training ends by itself or otherwise than by the signal, or none of the viewer's pictures came.
     """
     each, found = 60.0 * options.minutes / options.processes, []
     for number in range(1, options.processes + 1):
