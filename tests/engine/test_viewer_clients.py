@@ -80,11 +80,11 @@ def test_a_viewer_that_opens_and_closes_a_hundred_times_costs_nothing(tmp_path, 
 
 
 def test_a_training_that_is_stopped_ends_its_pictures_first(tmp_path):
-    """A client is connected and moves all the time; a thread that draws when Python ends would abort the program."""
+    """A client is connected and moves again and again; a thread that draws when Python ends would abort the program."""
     port = free_port()
     config = tiny_config(write_scene(tmp_path / "scene"), tmp_path, 100_000, vis="viewer+tensorboard")
     config.viewer.websocket_port = port
-    trainer, client = start(config), Viewer(f"ws://127.0.0.1:{port}", pause=0.05)
+    trainer, client = start(config), Viewer(f"ws://127.0.0.1:{port}", pause=0.3)
 
     def stop(step: int) -> None:
         if client.pictures > 2 or step > 20_000:
