@@ -39,8 +39,8 @@ WARM_UP = 1 / 3
 """Share of a process's samples that do not count: pools of memory and threads fill, and kernels are compiled."""
 GROWTH = {"process MiB": (0.02, 32.0), "GPU MiB": (0.01, 64.0), "files": (0.0, 2.0), "threads": (0.0, 34.0),
           "ms a step": (0.1, 0.2)}  # fmt: skip
-"""What may come on top between two times: a share, and so much in any case. The viewer's own pool of threads fills up to
-32, as clients happen to ask."""
+"""What may come on top between two times: a share, and so much in any case. The viewer's own pool of threads
+fills up to 32, as clients happen to ask."""
 
 
 class Sample(NamedTuple):
