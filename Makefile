@@ -20,11 +20,11 @@ export PATH := $(abspath $(BIN)):$(PATH)
 test demo: export OMP_WAIT_POLICY := PASSIVE
 
 .DEFAULT_GOAL := help
-.PHONY: help setup test test-gpus lint demo check clean
+.PHONY: help setup test test-gpus check-ranges lint demo check clean
 
 help: ## this list
 	@echo "make TARGET [PYTHON=python3.11] [VENV=.venv]"
-	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  \1\t\2/p' $(firstword $(MAKEFILE_LIST)) | expand -t 12
+	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  \1\t\2/p' $(firstword $(MAKEFILE_LIST)) | expand -t 15
 
 setup: $(READY) ## virtual environment with zipnerf-ns, nerfstudio and the test tools
 
@@ -48,6 +48,9 @@ test: setup lint ## lint, then all tests
 # With another Triton than torch's own: pip install --target DIR --no-deps triton==3.4.0, then PYTHONPATH=DIR make test-gpus
 test-gpus: setup ## compile every kernel with every option for GPUs that are not here; takes an hour
 	$(BIN)/python -W ignore -m zipnerf_ns.tools.check_gpu --all --capability $(GPUS) --jobs $(JOBS)
+
+check-ranges: ## the wheel in clean environments, with the oldest and the newest dependencies; takes most of an hour
+	@command -v $(PYTHON) >/dev/null && $(PYTHON) .ci/ranges
 
 lint: setup ## style check
 	$(BIN)/ruff check .

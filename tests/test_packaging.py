@@ -32,8 +32,9 @@ METHODS = {
 
 IMPORT_NAMES = {"Pillow": "PIL", "PyYAML": "yaml", "scikit-image": "skimage"}
 """Distributions whose package has another name."""
-OPTIONAL_IMPORTS = {"imageio_ffmpeg", "open3d", "pillow_heif", "pycolmap", "rawpy"}
-"""Imported where they are installed; extras of the distribution bring them, nerfstudio open3d and rawpy."""
+OPTIONAL_IMPORTS = {"imageio_ffmpeg", "msgspec", "open3d", "pillow_heif", "pycolmap", "rawpy", "websockets"}
+"""Imported where they are installed; extras of the distribution bring them, nerfstudio open3d and rawpy, and its viewer
+msgspec and websockets."""
 
 
 def page_commands() -> list[list[str]]:
@@ -215,6 +216,19 @@ def test_one_version():
     assert importlib.metadata.version("zipnerf-ns") == zipnerf_ns.__version__
     newest = re.search(r"^## (\d\S*)", (ROOT / "CHANGELOG.md").read_text(), flags=re.MULTILINE)
     assert newest.group(1) == zipnerf_ns.__version__
+
+
+def test_tests_that_the_pages_name_exist():
+    """What a page says was shown is shown by a test of that name; every fault of a training has one."""
+    there = {
+        node.name for path in (ROOT / "tests").rglob("test_*.py") for node in ast.walk(ast.parse(path.read_text()))
+        if isinstance(node, ast.FunctionDef)
+    }  # fmt: skip
+    named = set(re.findall(r"`(test_\w+)`", ALL_PAGES))
+    assert named - there == set() and len(named) >= 18
+    part = ALL_PAGES.split("## What faults of a training cost")[1].split("\n## ")[0]
+    rows = [line for line in part.splitlines() if line.startswith("| ")][1:]
+    assert len(rows) >= 12 and all("`test_" in row.split("|")[-2] for row in rows)
 
 
 def test_imports_are_declared():

@@ -22,6 +22,7 @@ from zipnerf_ns.encoding.moving import MotionConfig
 from zipnerf_ns.engine.optimizers import DecayingAdamConfig, WarmupLogDecayConfig
 from zipnerf_ns.engine.pipeline import ZipNerfPipelineConfig
 from zipnerf_ns.engine.runs import read_paths_of_other_systems
+from zipnerf_ns.engine.safety.viewers import mend_viewers
 from zipnerf_ns.engine.startup import spare_nerfstudio_its_look_at_the_stack, spare_viser_its_search_for_icons
 from zipnerf_ns.engine.trainer import ZipNerfTrainerConfig
 from zipnerf_ns.model_config import ZipNerfModelConfig
@@ -30,6 +31,7 @@ from zipnerf_ns.zipnerf import ProposalConfig
 
 spare_nerfstudio_its_look_at_the_stack()
 spare_viser_its_search_for_icons()
+mend_viewers()
 read_paths_of_other_systems()
 
 

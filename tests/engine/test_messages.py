@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shlex
 import shutil
+import subprocess
 import sys
 import warnings
 from pathlib import Path
@@ -137,6 +138,58 @@ def test_a_gpu_that_fails_ends_with_where_to_go_on(scene, tmp_path, at):
     (line,) = [line for line in said.get().splitlines() if line.startswith("Error:")]
     left = (str(checkpoint(config, 2)), "--load-dir") if at == 4 else ("No checkpoint had been written",)
     assert_clear(line, ("the GPU failed (CUDA error: unspecified launch failure).", *left))
+
+
+def test_a_gpu_that_falls_away_ends_with_where_to_go_on(scene, tmp_path):
+    """Nothing answers any more: neither the step nor whoever waits for the device, nor what a checkpoint would copy."""
+    config = tiny_config(scene, tmp_path, steps=9, steps_per_save=2)
+    trainer = start(config)
+    iterate = trainer.train_iteration
+
+    def gone(*_: Any) -> None:
+        raise RuntimeError("CUDA error: the device is gone")
+
+    def iteration(step: int) -> Any:
+        if step < 5:
+            return iterate(step)
+        trainer._synchronize = trainer.clock._synchronize = trainer.begin_checkpoint = gone
+        return gone()
+
+    trainer.train_iteration = iteration
+    with CONSOLE.capture() as said, pytest.raises(SystemExit) as ended:
+        trainer.train()
+    assert ended.value.code == 1
+    (line,) = [line for line in said.get().splitlines() if line.startswith("Error:")]
+    assert_clear(line, ("the GPU failed (CUDA error: the device is gone).", str(checkpoint(config, 4)), "--load-dir"))
+    train(tiny_config(scene, tmp_path, steps=9, load_dir=config.get_checkpoint_dir()))
+
+
+FAILS = """
+import sys, torch
+from pathlib import Path
+from zipnerf_ns.tools.benchmark.setup import TINY, bench_config
+config = bench_config(Path(sys.argv[1]), Path(sys.argv[2]), TINY._replace(warm_steps=40))
+config.machine.device_type, config.steps_per_save = "cuda", 20
+trainer = config.setup(local_rank=0, world_size=1)
+trainer.setup()
+iterate = trainer.train_iteration
+def iteration(step):
+    if step == 30:
+        torch.zeros(2, device="cuda")[torch.tensor([7], device="cuda")]
+    return iterate(step)
+trainer.train_iteration = iteration
+trainer.train()
+"""
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+def test_a_real_gpu_that_gives_the_process_up_ends_in_one_line(scene, tmp_path):
+    """In the middle of a captured training: every later call fails."""
+    command = [sys.executable, "-W", "ignore", "-c", FAILS, str(scene), str(tmp_path)]
+    result = subprocess.run(command, capture_output=True, text=True, timeout=300)
+    (line,) = [line for line in result.stdout.splitlines() if line.startswith("Error:")]
+    assert result.returncode == 1 and "Traceback" not in result.stderr + result.stdout
+    assert_clear(line, ("the GPU failed (CUDA error:", "step-000000020.ckpt", "--load-dir"))
 
 
 def test_an_evaluation_that_does_not_fit_is_left_out(scene, tmp_path, capsys):

@@ -114,6 +114,15 @@ def test_close_multisamples_of_shifted_intervals_are_one(is_timed):
 
 
 @runs_kernels
+def test_sums_that_know_no_order_are_those_over_time():
+    torch.use_deterministic_algorithms(True)
+    try:
+        assert_equals_twin(timed(random_cones()), make_lookup(even_grid(2), "ipe"))
+    finally:
+        torch.use_deterministic_algorithms(False)
+
+
+@runs_kernels
 def test_no_intervals_have_no_shifts():
     cones, lookup = shifted(random_cones(3, 0)), make_lookup(make_hash_grid(2, 4, 16, 10, 2))
     shifts = cones.shifts.to(DEVICE).requires_grad_()

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import itertools
 import math
+from collections.abc import Iterator
 
 import pytest
 import torch
@@ -31,6 +32,7 @@ from zipnerf_ns.functional import hash_grid
 from zipnerf_ns.functional.hash_grid import make_hash_grid
 from zipnerf_ns.kernels import support
 from zipnerf_ns.kernels.encode import hash_encode as kernels
+from zipnerf_ns.kernels.encode.launch import Options, Samples, table_gradient
 from zipnerf_ns.kernels.encode.tuning import Launch, Plan, Tuning
 
 
@@ -231,19 +233,58 @@ def test_cotangents_of_any_strides(features):
         assert (truth - found).norm() <= TOLERANCE * truth.norm()
 
 
-@runs_kernels
-def test_deterministic_gradients_are_the_twins_own():
-    grid, (positions, stds) = make_hash_grid(2, 4, 16, 10, 2), random_samples(INTERVALS, 1)
-    leaves = (random_table(grid), positions, stds, torch.ones(2))
+def summed(features: int, order: torch.Tensor, scale: float = 1.0, broken: float | None = None) -> torch.Tensor:
+    """The table's gradient of random cotangents of very different sizes, its intervals in an order, at each launch."""
+    grid = make_hash_grid(2, 4, 16, 8, features)
+    generator = torch.Generator().manual_seed(3)
+    # All in a corner of the cube, so that entries have many terms.
+    positions, stds = 0.3 * torch.rand(INTERVALS, 6, 3, generator=generator), torch.full((INTERVALS, 6), 0.05)
+    cotangents = torch.randn(INTERVALS, 2, features, generator=generator) * scale
+    cotangents *= 10.0 ** (-6.0 * torch.rand(INTERVALS, 2, 1, generator=generator))
+    if broken is not None:
+        cotangents[3, 1, 0] = broken
+    table, positions, stds, cotangents = (
+        each.to(DEVICE) for each in (torch.zeros(grid.num_entries, features), positions, stds, cotangents)
+    )
+    launch = Launch(wide=True, levels_per_program=2, block=BLOCK, num_warps=1)
+    options = Options(grid, "multisample", 2, Tuning(Plan(launch, launch), Plan(launch, launch, copies=2)))
+    samples = Samples(positions[order].contiguous(), stds[order].contiguous(), torch.ones(2, device=DEVICE))
+    return table_gradient(table, samples, cotangents[order].contiguous(), options)
+
+
+@pytest.fixture
+def deterministic() -> Iterator[None]:
     torch.use_deterministic_algorithms(True)
-    try:
-        first, second, twin = (
-            outcome(encode, leaves, grid, "multisample")[2]
-            for encode in (kernels.hash_encode, kernels.hash_encode, hash_grid.hash_encode)
-        )
-    finally:
-        torch.use_deterministic_algorithms(False)
-    assert torch.equal(first, second) and torch.equal(first, twin)
+    yield
+    torch.use_deterministic_algorithms(False)
+
+
+@runs_kernels
+@pytest.mark.parametrize("features", [1, 4, 8])
+def test_deterministic_sums_have_no_order(features, deterministic):
+    """The same bits, whatever comes first; and no worse sums than those of floats."""
+    orders = [torch.randperm(INTERVALS) for _ in range(2)]
+    first, second = (summed(features, order) for order in orders)
+    torch.use_deterministic_algorithms(False)
+    floats = [summed(features, order) for order in orders]
+    assert torch.equal(first, second) and not torch.equal(*floats)
+    assert (first - floats[0]).norm() <= 1e-6 * first.norm() and first.any()
+
+
+@runs_kernels
+@pytest.mark.parametrize("scale", [1e-25, 1e-9, 1e9, 1e33])
+def test_deterministic_sums_of_any_size(scale, deterministic):
+    order = torch.arange(INTERVALS)
+    found, expected = summed(2, order, scale), summed(2, order)
+    assert (found / scale - expected).norm() <= 1e-5 * expected.norm()
+
+
+@runs_kernels
+@pytest.mark.parametrize("value", [math.nan, math.inf])
+def test_a_cotangent_that_is_not_finite_is_seen_in_a_deterministic_sum(value, deterministic):
+    found, fine = summed(2, torch.arange(INTERVALS), broken=value), summed(2, torch.arange(INTERVALS))
+    coarse = make_hash_grid(2, 4, 16, 8, 2).levels[0].size
+    assert torch.equal(found[:coarse], fine[:coarse]) and found[coarse:].isnan().all()
 
 
 @runs_kernels

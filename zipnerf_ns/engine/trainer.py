@@ -31,8 +31,10 @@ from zipnerf_ns.engine.parallel.exchange import GradientExchange
 from zipnerf_ns.engine.parallel.processes import Watch, place
 from zipnerf_ns.engine.progress import EventLog, ProgressLine, StepTimer, TrainingClock, log_step
 from zipnerf_ns.engine.runs import RunConfig, read_trained
+from zipnerf_ns.engine.safety.determinism import prepare_to_repeat, repeatable
 from zipnerf_ns.engine.safety.gradients import NonFiniteGuard, gradient_norms, update_scaler
 from zipnerf_ns.engine.safety.stopping import StopRequests
+from zipnerf_ns.engine.safety.viewers import pictures_end
 from zipnerf_ns.engine.startup import compile_kernels, show_images
 from zipnerf_ns.errors import InputError, say_once
 from zipnerf_ns.ops import with_fallbacks
@@ -65,6 +67,8 @@ class ZipNerfTrainerConfig(RunConfig):
     """With several GPUs the networks learn at the root of their number times the rate, up to the paper's 0.01."""
     use_cuda_graphs: Literal["auto", "on", "off"] = "auto"
     """Replay the training step as one CUDA graph; auto: where everything in it is a kernel of ours."""
+    deterministic: bool = False
+    """The same bits whenever the same training is run on the same GPU; a step then takes longer."""
 
 
 class ZipNerfTrainer(ResumableTrainer):
@@ -85,8 +89,8 @@ class ZipNerfTrainer(ResumableTrainer):
         with tell(self.config):
             manager = self.config.pipeline.datamanager
             manager.beside_pixels = check_run(self.config)
-            checkpoint = source_of(self.config)
-            manager.trained = None if checkpoint is None else read_trained(checkpoint, resumes=True)
+            prepare_to_repeat(self.config)
+            manager.trained = (checkpoint := source_of(self.config)) and read_trained(checkpoint, resumes=True)
             super().setup(test_mode)
             self.pipeline.datamanager.hold_pixels()
             check_room_to_train(self)
@@ -116,7 +120,7 @@ class ZipNerfTrainer(ResumableTrainer):
 
     def train(self) -> None:
         """Trains up to max_num_iterations steps *in total*: Nerfstudio itself adds that many to a resumed run."""
-        with tell(self.config), nullcontext() if self._watch is None else self._watch, self.stops:
+        with tell(self.config), nullcontext() if self._watch is None else self._watch, self.stops, pictures_end(self):
             self._train()
             if self._graph is not None:
                 # Before the means of communication that it holds on to.
@@ -195,10 +199,8 @@ class ZipNerfTrainer(ResumableTrainer):
 
     def _after_train(self) -> None:
         """Nerfstudio's end of a training; before it waits with the viewer, it says what can be done next."""
-        num_held_out = len(self.pipeline.datamanager.eval_dataset or ())
-        has_events = self.config.is_tensorboard_enabled()
-        has_time = self.pipeline.model.has_time
-        text = next_commands(self.base_dir, self.checkpoint_dir, num_held_out, has_events, has_time)
+        held_out, has_events = len(self.pipeline.datamanager.eval_dataset or ()), self.config.is_tensorboard_enabled()
+        text = next_commands(self.base_dir, self.checkpoint_dir, held_out, has_events, self.pipeline.model.has_time)
         end = TrainingCallbackLocation.AFTER_TRAIN
         self.callbacks = [*self.callbacks, TrainingCallback([end], lambda step: self._say(text))]
         self.events.write()
@@ -326,11 +328,12 @@ class ZipNerfTrainer(ResumableTrainer):
         return with_fallbacks(implementation, lambda: self._step_gradients(step), self.optimizers.zero_grad_all)
 
     def _step_gradients(self, step: int) -> TRAIN_INTERATION_OUTPUT:
-        with torch.autocast(self._device_type) if self.mixed_precision else nullcontext():
-            _, loss_dict, metrics_dict = self.pipeline.get_train_loss_dict(step=step)
-            loss = functools.reduce(torch.add, loss_dict.values())
-        with nullcontext(loss) if self._exchange is None else self._exchange.averaging(loss) as share:
-            self.grad_scaler.scale(share).backward()
+        with repeatable(self.config.deterministic):
+            with torch.autocast(self._device_type) if self.mixed_precision else nullcontext():
+                _, loss_dict, metrics_dict = self.pipeline.get_train_loss_dict(step=step)
+                loss = functools.reduce(torch.add, loss_dict.values())
+            with nullcontext(loss) if self._exchange is None else self._exchange.averaging(loss) as share:
+                self.grad_scaler.scale(share).backward()
         return loss.detach(), {name: value.detach() for name, value in loss_dict.items()}, metrics_dict
 
     def eval_iteration(self, step: int) -> None:

@@ -19,6 +19,7 @@ from zipnerf_ns import config as registry
 from zipnerf_ns.cameras.rays import ImageRays, PixelRays, rays_of_bundle
 from zipnerf_ns.data.pixels import PixelStore
 from zipnerf_ns.encoding import HashGridConfig
+from zipnerf_ns.engine.safety.determinism import repeatable
 from zipnerf_ns.engine.trainer import ZipNerfTrainerConfig
 from zipnerf_ns.functional.hash_grid import Prefilter
 from zipnerf_ns.functional.mlp import Precision
@@ -93,7 +94,9 @@ def rehearse(method: str, variation: str) -> None:
     device = DEVICE if torch.cuda.is_available() else "cpu"
     model = ZipNerfModel(config.pipeline.model, box, PHOTOS, device=device).to(DEVICE)
     _draw_rays()
-    _train(model, config)
+    for is_deterministic in (False, True):
+        with repeatable(is_deterministic):
+            _train(model, config)
     model.eval()
     for rays in (RAYS, ODD_RAYS):
         _render(model, rays)

@@ -105,12 +105,13 @@ def scatter(v_table, rows, values, columns, mask, ROW: tl.constexpr, WIDE: tl.co
     else:
         for corner in tl.static_range(8):
             pointers = v_table + (rows[corner][:, None] * ROW + columns)
-            tl.atomic_add(pointers, values[corner], mask=mask[:, None], sem="relaxed")
+            # Integers where sums are exact.
+            tl.atomic_add(pointers, values[corner].to(v_table.dtype.element_ty), mask=mask[:, None], sem="relaxed")
 
 
 @triton.jit
 @no_type_check
-def products(sums, v):
+def outer(sums, v):
     """Outer product of each corner's weight sum with the features' cotangent."""
     values = ()
     for corner in tl.static_range(8):

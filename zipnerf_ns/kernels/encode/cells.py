@@ -9,7 +9,7 @@ import triton
 import triton.language as tl
 
 LEVEL_FIELDS = tl.constexpr(5)
-"""Integers that describe a level to the kernels; see hash_encode.level_constants."""
+"""Integers that describe a level to the kernels; see constants.level_constants."""
 
 
 @triton.jit

@@ -9,6 +9,7 @@ from __future__ import annotations
 from typing import Any
 
 import torch
+import triton
 from jaxtyping import Float
 from torch import Tensor
 from torch.autograd.function import once_differentiable
@@ -25,7 +26,9 @@ from zipnerf_ns.functional.cones import (
 )
 from zipnerf_ns.functional.frustum import NUM_MULTISAMPLES
 from zipnerf_ns.kernels.encode import launch
+from zipnerf_ns.kernels.encode.constants import level_constants
 from zipnerf_ns.kernels.encode.hash_encode import _check, _unit_bandwidths, hash_encode
+from zipnerf_ns.kernels.encode.shift_kernel import shift_kernel
 from zipnerf_ns.kernels.encode.tuning import Tuning, default_tuning
 from zipnerf_ns.kernels.launching import launching
 
@@ -41,9 +44,8 @@ def cone_encode(
 
     Computes what ``functional.cones.cone_encode`` defines, to float32 rounding (to half precision where ``half`` is
     read); the result is a view of channel-major memory. Where cones other than their shifts need a gradient, torch
-    makes the samples' positions beside, for the way back. Where weight scales do, and under
-    ``torch.use_deterministic_algorithms``, positions are looked up by ``kernels.encode.hash_encode``, all of
-    them. Bandwidths receive no gradient.
+    makes the samples' positions beside, for the way back. Where weight scales do, positions are looked up by
+    ``kernels.encode.hash_encode``, all of them. Bandwidths receive no gradient.
 
     Raises:
         ValueError: if the table's shape is not the grid's, or is one that the kernels cannot read.
@@ -63,7 +65,7 @@ def tuned_cone_encode(
 ) -> Float[Tensor, "intervals channels"]:
     """:func:`cone_encode` with its launches chosen by the caller, for benchmarks and tests."""
     one_lookup = lookup.prefilter != "multisample"
-    if torch.are_deterministic_algorithms_enabled() or weight_scales.requires_grad:
+    if weight_scales.requires_grad:
         positions, stds = cones_in_cube(cones, one_lookup)
         per_level, weights = hash_encode(
             table, positions, stds, lookup.grid, lookup.prefilter, lookup.bandwidths, lookup.num_active,
@@ -83,6 +85,24 @@ def tuned_cone_encode(
     positions, stds = (samples.float() for samples in cones_in_cube(cones, one_lookup))
     moments = interval_times(still, lookup.grid), cones.shutter
     return _FollowSamples.apply(encoded, positions, stds, moments, table.detach(), weight_scales, lookup, half, tuning)
+
+
+def _shift_gradient(
+    table: Tensor, source: launch.Source, bandwidths: Tensor, gain: float, v_channels: Tensor, options: launch.Options
+) -> Float[Tensor, "intervals 3"]:
+    """What the channels' cotangent, ``[channels, intervals]``, says of the cones' shifts."""
+    grid, prefilter, num_active, tuning, _ = options
+    features, intervals, how = grid.features_per_level, source.intervals, tuning.forward.fine
+    by_level = torch.empty(num_active, 3, intervals, device=table.device)
+    between, along = v_channels.stride(0), v_channels.stride(1)
+    if by_level.numel():
+        shift_kernel[(triton.cdiv(intervals, how.block), num_active)](
+            table, *source.tensors, source.shifts, level_constants(grid, table.device), bandwidths, v_channels,
+            by_level, intervals, source.per_ray, along, between * features, between, gain,
+            SAMPLES=source.samples, ROW=features, PREFILTER=prefilter, BOXED=source.boxed, TURNED=source.turned,
+            XOR=launch.is_xor(grid, 0, num_active), BRANCH=how.branch, BLOCK=how.block, num_warps=how.num_warps,
+        )  # fmt: skip
+    return by_level.sum(dim=0).t()
 
 
 class _ConeEncode(torch.autograd.Function):
@@ -114,7 +134,7 @@ class _ConeEncode(torch.autograd.Function):
             if ctx.needs_input_grad[0]:
                 v_table = launch.cone_table_gradient(table, source, bandwidths, gain, v_channels.t(), options)
             if ctx.needs_input_grad[1]:
-                v_shifts = launch.shift_gradient(values, source, bandwidths, read_gain, v_channels.t(), options)
+                v_shifts = _shift_gradient(values, source, bandwidths, read_gain, v_channels.t(), options)
         return v_table, v_shifts, None, None, None, None, None
 
 

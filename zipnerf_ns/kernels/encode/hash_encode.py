@@ -1,8 +1,7 @@
 """The prefiltered hash encoding in Triton, behind the signature of ``functional.hash_grid.hash_encode``.
 
 Nothing of size [intervals, samples, levels] exists in either direction. The gradient to the table is summed by atomics
-in an order that varies; under ``torch.use_deterministic_algorithms`` it is computed by the torch twin instead, whose
-scatter is then a sorted one.
+in an order that varies; under ``torch.use_deterministic_algorithms`` these add integers, whose sum has no order.
 """
 
 from __future__ import annotations
@@ -25,8 +24,6 @@ from zipnerf_ns.kernels.launching import launching
 
 FEATURES = (1, 2, 4, 8)
 """Features a level that the kernels read: powers of two, so that a row is a vector."""
-DETERMINISTIC_CHUNK = 65536
-"""Intervals at a time for the deterministic gradient, which sorts the rows of all their corners."""
 
 
 def hash_encode(
@@ -93,23 +90,6 @@ def _unit_bandwidths(num_levels: int, device: torch.device) -> Float[Tensor, "le
     return torch.ones(num_levels, device=device)
 
 
-def _deterministic_table_gradient(table: Tensor, samples: Samples, v_features: Tensor, options: Options) -> Tensor:
-    """The table's gradient by the torch twin, whose scatter torch makes deterministic when asked to."""
-    grid, prefilter, num_active, *_ = options
-    positions, stds, bandwidths, times, shutter = samples
-    v_table = torch.zeros_like(table)
-    for start in range(0, len(stds), DETERMINISTIC_CHUNK):
-        chunk = slice(start, start + DETERMINISTIC_CHUNK)
-        leaf = table.detach().requires_grad_()
-        with torch.enable_grad():
-            features, _ = hash_grid.hash_encode(
-                leaf, positions[chunk], stds[chunk], grid, prefilter, bandwidths, num_active,
-                None if times is None else times[chunk], shutter,
-            )  # fmt: skip
-        v_table += torch.autograd.grad(features, leaf, v_features[chunk])[0]
-    return v_table
-
-
 class _HashEncode(torch.autograd.Function):
     """Joins the kernels to autograd. Nothing in it is of a kind that autocast would lower, in either direction."""
 
@@ -139,9 +119,7 @@ class _HashEncode(torch.autograd.Function):
         v_table, v_samples = None, (None, None)
         with launching("cone_encode", table):
             if needed[0] and v_features is not None:
-                is_deterministic = torch.are_deterministic_algorithms_enabled()
-                gradient = _deterministic_table_gradient if is_deterministic else launch.table_gradient
-                v_table = gradient(table, samples, v_features, ctx.options)
+                v_table = launch.table_gradient(table, samples, v_features, ctx.options)
             if any(needed[1:3]) and not (v_features is None and v_weights is None):
                 v_samples = launch.sample_gradients(table, samples, v_features, v_weights, ctx.options)
         return v_table, *(v if need else None for v, need in zip(v_samples, needed[1:3], strict=True)), *[None] * 4

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+from dataclasses import replace
 from functools import lru_cache
 from typing import NamedTuple
 
@@ -11,11 +13,11 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from zipnerf_ns.functional.cones import Cones
-from zipnerf_ns.functional.hash_grid import HASH_PRIMES, HashGrid, shutter_weights
+from zipnerf_ns.functional.hash_grid import HashGrid
 from zipnerf_ns.kernels.device import describe
 from zipnerf_ns.kernels.encode.access import WINDOW
+from zipnerf_ns.kernels.encode.constants import level_constants, moments
 from zipnerf_ns.kernels.encode.sample_kernel import sample_kernel
-from zipnerf_ns.kernels.encode.shift_kernel import shift_kernel
 from zipnerf_ns.kernels.encode.table_kernels import backward_kernel, forward_kernel
 from zipnerf_ns.kernels.encode.tuning import COPIED_UP_TO, Launch, Plan, Tuning
 
@@ -25,6 +27,10 @@ SAMPLE_BLOCK = 128
 """Intervals a program of the gradient to positions and stds."""
 VECTOR_ATOMICS = (9, 0)
 """The first compute capability whose atomics add four floats at once; on older ones a window would cost four."""
+SUM_BITS = 62
+"""Of an exact sum; 63 are an integer's, and rounded products may exceed what bounds them."""
+MAX_SHIFT = 126
+"""The largest power of two of an exact sum's scale: a float32 whose inverse is one."""
 
 
 class Options(NamedTuple):
@@ -62,10 +68,21 @@ class Source(NamedTuple):
     boxed: bool
     turned: bool
     shifts: Tensor | None = None
-    """Of the cones' intervals."""
     times: Tensor | None = None
     """Of the cones' rays, or of the samples' intervals."""
     shutter: float = 0.0
+
+
+class Cotangent(NamedTuple):
+    """What is scattered into a table's gradient."""
+
+    source: Source
+    bandwidths: Tensor
+    v_features: Tensor
+    strides: tuple[int, int, int]
+    """Steps between intervals, levels and features."""
+    gain: float
+    """Factor on it."""
 
 
 class Target(NamedTuple):
@@ -140,14 +157,14 @@ def _look_up(
         parts.append((tuning.forward.fine, num_active, levels, False))
     for launch, begin, end, read in parts:
         forward_kernel[_programs(launch, source.intervals, end - begin, features)](
-            table, *source.tensors, source.shifts, *_moments(source.times, source.shutter, grid),
+            table, *source.tensors, source.shifts, *moments(source.times, source.shutter, grid),
             level_constants(grid, table.device), bandwidths,
             target.features, target.weights, bandwidths if weight_scales is None else weight_scales,
             source.intervals, source.per_ray, begin, end, *target[2:], gain, close,
             SAMPLES=source.samples, ROW=features, COLUMNS=min(features, MAX_COLUMNS), PREFILTER=prefilter,
             CONES=source.cones, BOXED=source.boxed, TURNED=source.turned, SCALED=weight_scales is not None,
             CLOSE=close > 0.0,
-            XOR=_is_xor(grid, begin, end), READ=read, MERGE=launch.merge != "none", BRANCH=launch.branch,
+            XOR=is_xor(grid, begin, end), READ=read, MERGE=launch.merge != "none", BRANCH=launch.branch,
             WIDE=launch.wide and features == 1 and _has_windows(grid),
             LEVELS=launch.levels_per_program, BLOCK=launch.block, num_warps=launch.num_warps,
         )  # fmt: skip
@@ -156,7 +173,7 @@ def _look_up(
 def table_gradient(table: Tensor, samples: Samples, v_features: Tensor, options: Options) -> Tensor:
     """The features' cotangent ``[intervals, levels, features]`` scattered into a gradient of the table's size."""
     strides = v_features.stride(0), v_features.stride(1), v_features.stride(2)
-    return _scatter(table, points_source(samples), samples.bandwidths, v_features, strides, 1.0, options)
+    return _scatter(table, Cotangent(points_source(samples), samples.bandwidths, v_features, strides, 1.0), options)
 
 
 def cone_table_gradient(
@@ -165,55 +182,81 @@ def cone_table_gradient(
     """The cotangent of :func:`cone_forward`'s channels, ``[channels, intervals]`` in any memory order, scattered."""
     between, along = v_channels.stride(0), v_channels.stride(1)
     strides = along, between * options.grid.features_per_level, between
-    return _scatter(table, source, bandwidths, v_channels, strides, gain, options)
+    return _scatter(table, Cotangent(source, bandwidths, v_channels, strides, gain), options)
 
 
-def _scatter(
-    table: Tensor, source: Source, bandwidths: Tensor, v_features: Tensor, strides: tuple[int, int, int], gain: float,
-    options: Options,
-) -> Tensor:  # fmt: skip
-    grid, prefilter, num_active, tuning, close = options
-    features, copies = grid.features_per_level, 1 if grid.is_timed else tuning.backward.copies
+def _scatter(table: Tensor, given: Cotangent, options: Options) -> Tensor:
+    """The table's gradient; where torch is to be deterministic, by sums that know no order."""
+    grid, features = options.grid, options.grid.features_per_level
+    copies = 1 if grid.is_timed else options.tuning.backward.copies
+    if not given.source.intervals:
+        return torch.zeros_like(table)
+    if torch.are_deterministic_algorithms_enabled():
+        return _scatter_exactly(table, given, options)
     coarse = [level for level in grid.levels if copies > 1 and level.resolution <= COPIED_UP_TO]
     values = sum(level.size for level in coarse) * features
     copy_size = triton.cdiv(values, WINDOW.value)
     others = (copies - 1) * copy_size * WINDOW.value
     gradients = table.new_zeros(others + table.numel())
     v_table = gradients[others:].view_as(table)
-    has_windows = features == 1 and _has_windows(grid) and describe(table.device).capability >= VECTOR_ATOMICS
-    for launch, begin, end in _parts(tuning.backward, grid, num_active) if source.intervals else []:
-        backward_kernel[_programs(launch, source.intervals, end - begin, features)](
-            v_table, *source.tensors, source.shifts, *_moments(source.times, source.shutter, grid),
-            level_constants(grid, table.device), bandwidths,
-            v_features, source.intervals, source.per_ray, begin, end, *strides,
-            len(coarse), copy_size, gain, close,
-            SAMPLES=source.samples, ROW=features, COLUMNS=min(features, MAX_COLUMNS), PREFILTER=prefilter,
-            CONES=source.cones, BOXED=source.boxed, TURNED=source.turned, CLOSE=close > 0.0,
-            XOR=_is_xor(grid, begin, end), MERGE=launch.merge != "none", BRANCH=launch.branch,
-            ALONG_RAY=launch.merge == "ray", WIDE=launch.wide and has_windows,
-            COPIES=copies, LEVELS=launch.levels_per_program, BLOCK=launch.block, num_warps=launch.num_warps,
-        )  # fmt: skip
+    for part in _parts(options.tuning.backward, grid, options.num_active):
+        _add(v_table, given, options, part, copies, (len(coarse), copy_size))
     if coarse:
         v_table.view(-1)[:values] += gradients[:others].view(copies - 1, -1)[:, :values].sum(dim=0)
     return v_table
 
 
-def shift_gradient(
-    table: Tensor, source: Source, bandwidths: Tensor, gain: float, v_channels: Tensor, options: Options
-) -> Float[Tensor, "intervals 3"]:
-    """What the cotangent of :func:`cone_forward`'s channels, ``[channels, intervals]``, says of the cones' shifts."""
-    grid, prefilter, num_active, tuning, _ = options
-    features, intervals, launch = grid.features_per_level, source.intervals, tuning.forward.fine
-    by_level = torch.empty(num_active, 3, intervals, device=table.device)
-    between, along = v_channels.stride(0), v_channels.stride(1)
-    if by_level.numel():
-        shift_kernel[(triton.cdiv(intervals, launch.block), num_active)](
-            table, *source.tensors, source.shifts, level_constants(grid, table.device), bandwidths, v_channels,
-            by_level, intervals, source.per_ray, along, between * features, between, gain,
-            SAMPLES=source.samples, ROW=features, PREFILTER=prefilter, BOXED=source.boxed, TURNED=source.turned,
-            XOR=_is_xor(grid, 0, num_active), BRANCH=launch.branch, BLOCK=launch.block, num_warps=launch.num_warps,
-        )  # fmt: skip
-    return by_level.sum(dim=0).t()
+def _scatter_exactly(table: Tensor, given: Cotangent, options: Options) -> Tensor:
+    """The table's gradient by sums of 64-bit integers, which are the same in any order of their terms.
+
+    A level's unit is so small that all its cotangents, on one entry, would just fit: with two million intervals 2^-41
+    of the largest of them. Where one is not finite, nor is the level's gradient.
+    """
+    levels, features = options.grid.levels, options.grid.features_per_level
+    step, stride, channel_stride = given.strides
+    sizes = len(levels), given.source.intervals, features
+    cotangents = given.v_features.as_strided(sizes, (stride, step, channel_stride))
+    peaks = torch.linalg.vector_norm(cotangents, math.inf, dim=(1, 2)).float() * given.gain
+    shifts = (SUM_BITS - sizes[1].bit_length() - torch.frexp(peaks).exponent).clamp(max=MAX_SHIFT)
+    scales, units = _power_of_two(shifts), _power_of_two(-shifts) + 0.0 * peaks
+    v_table = torch.zeros_like(table)
+    sums = torch.zeros(max(level.size for level in levels) * features, dtype=torch.int64, device=table.device)
+    for launch, begin, end in _parts(options.tuning.backward, options.grid, options.num_active):
+        each = replace(launch, wide=False, levels_per_program=1)
+        for index in range(begin, end):
+            of_level = v_table[levels[index].offset :][: levels[index].size].view(-1)
+            total = sums[: len(of_level)]
+            _add(total, given, options, (each, index, index + 1), scales=scales)
+            torch.mul(total, units[index], out=of_level)
+            total.zero_()
+    return v_table
+
+
+def _power_of_two(exponents: Int[Tensor, "levels"]) -> Float[Tensor, "levels"]:
+    """2^n for integers from -126 to 127, by their bits."""
+    return ((exponents + 127) << 23).to(torch.int32).view(torch.float32)
+
+
+def _add(
+    target: Tensor, given: Cotangent, options: Options, part: tuple[Launch, int, int], copies: int = 1,
+    copied: tuple[int, int] = (0, 0), scales: Tensor | None = None,
+) -> None:  # fmt: skip
+    """Adds a range of levels to a gradient, or one level to sums of integers, where there are ``scales``."""
+    (source, bandwidths, v_features, strides, gain), (launch, begin, end) = given, part
+    grid, features = options.grid, options.grid.features_per_level
+    has_windows = features == 1 and _has_windows(grid) and describe(target.device).capability >= VECTOR_ATOMICS
+    backward_kernel[_programs(launch, source.intervals, end - begin, features)](
+        target, *source.tensors, source.shifts, *moments(source.times, source.shutter, grid),
+        level_constants(grid, target.device), bandwidths,
+        v_features, bandwidths if scales is None else scales, source.intervals, source.per_ray, begin, end, *strides,
+        *copied, gain, options.close,
+        SAMPLES=source.samples, ROW=features, COLUMNS=min(features, MAX_COLUMNS), PREFILTER=options.prefilter,
+        CONES=source.cones, BOXED=source.boxed, TURNED=source.turned, CLOSE=options.close > 0.0,
+        EXACT=scales is not None,
+        XOR=is_xor(grid, begin, end), MERGE=launch.merge != "none", BRANCH=launch.branch,
+        ALONG_RAY=launch.merge == "ray", WIDE=launch.wide and has_windows, COPIES=copies,
+        LEVELS=launch.levels_per_program, BLOCK=launch.block, num_warps=launch.num_warps,
+    )  # fmt: skip
 
 
 def sample_gradients(
@@ -230,48 +273,13 @@ def sample_gradients(
     w = stds if v_weights is None else v_weights.float()
     if programs:
         sample_kernel[(programs,)](
-            table, positions, stds, *_moments(times, shutter, grid), level_constants(grid, table.device), bandwidths,
+            table, positions, stds, *moments(times, shutter, grid), level_constants(grid, table.device), bandwidths,
             v, w, v_positions, v_stds, len(stds), levels, num_active,
             step, stride, w.stride(0), w.stride(1),
-            SAMPLES=stds.shape[1], ROW=features, PREFILTER=prefilter, XOR=_is_xor(grid, 0, levels),
+            SAMPLES=stds.shape[1], ROW=features, PREFILTER=prefilter, XOR=is_xor(grid, 0, levels),
             HAS_FEATURES=v_features is not None, HAS_WEIGHTS=v_weights is not None, BLOCK=SAMPLE_BLOCK,
         )  # fmt: skip
     return v_positions, v_stds
-
-
-@lru_cache(maxsize=64)
-def level_constants(grid: HashGrid, device: torch.device) -> Int[Tensor, "levels 5"]:
-    """The levels as ``cells.load_level`` reads them, on the device once and for all.
-
-    Cells a side, first row, y and z multipliers of a row's number, and the hash's mask: -1 marks a dense level.
-    """
-    rows = []
-    for level in grid.levels:
-        n = level.resolution
-        if level.is_dense:
-            steps = [n, n * n] if n > 1 else [0, 0]
-        else:
-            steps = [prime - 2**32 if prime >= 2**31 else prime for prime in HASH_PRIMES[1:3]]
-        rows.append([n, level.offset, *steps, -1 if level.is_dense else level.size - 1])
-    return torch.tensor(rows, dtype=torch.int32, device=device)
-
-
-def _moments(times: Tensor | None, shutter: float, grid: HashGrid) -> tuple[Tensor | None, ...]:
-    """Times, knots and shutter weights as the kernels take them; none of them where nothing changes with time."""
-    if times is None or not grid.is_timed:
-        return None, None, None
-    return times, *_moment_constants(shutter, grid, times.device)
-
-
-@lru_cache(maxsize=64)
-def _moment_constants(
-    shutter: float, grid: HashGrid, device: torch.device
-) -> tuple[Int[Tensor, "levels 2"], Float[Tensor, "levels"]]:
-    """Knots of each level with the multiplier of a row's number, and the shutter's weights, on the device once."""
-    prime = HASH_PRIMES[3] - 2**32
-    rows = [[level.knots, level.resolution**3 if level.is_dense else prime] for level in grid.levels]
-    weights = torch.tensor(shutter_weights(shutter, grid), dtype=torch.float32, device=device)
-    return torch.tensor(rows, dtype=torch.int32, device=device), weights
 
 
 @lru_cache(maxsize=64)
@@ -281,7 +289,7 @@ def _has_windows(grid: HashGrid) -> bool:
 
 
 @lru_cache(maxsize=256)
-def _is_xor(grid: HashGrid, begin: int, end: int) -> bool:
+def is_xor(grid: HashGrid, begin: int, end: int) -> bool:
     """Whether exclusive ors give every level's rows; see ``cells.corner_rows``."""
     return all(not level.is_dense or level.resolution.bit_count() == 1 for level in grid.levels[begin:end])
 

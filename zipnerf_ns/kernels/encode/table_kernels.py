@@ -12,16 +12,7 @@ from typing import no_type_check
 import triton
 import triton.language as tl
 
-from zipnerf_ns.kernels.encode.access import (
-    WINDOW,
-    block_of,
-    columns_of,
-    first_value,
-    gather,
-    products,
-    scatter,
-    sum_runs,
-)
+from zipnerf_ns.kernels.encode.access import WINDOW, block_of, columns_of, first_value, gather, outer, scatter, sum_runs
 from zipnerf_ns.kernels.encode.cells import corner_rows, differs, load_level, load_times, locate3, locate_knots
 from zipnerf_ns.kernels.encode.cones import close_of, prepare, sample_of
 from zipnerf_ns.kernels.encode.prefilter import level_scale, prefilter_weight
@@ -232,6 +223,7 @@ def backward_kernel(
     levels,
     bandwidths,
     v_features,
+    scales,
     intervals,
     per_ray,
     begin,
@@ -251,6 +243,7 @@ def backward_kernel(
     BOXED: tl.constexpr,
     TURNED: tl.constexpr,
     CLOSE: tl.constexpr,
+    EXACT: tl.constexpr,
     XOR: tl.constexpr,
     MERGE: tl.constexpr,
     BRANCH: tl.constexpr,
@@ -267,6 +260,9 @@ def backward_kernel(
     ray crosses a handful of cells that all rays share, this is what keeps thousands of lanes off one address. For the
     same reason the ``copied`` first levels have COPIES gradients, one behind the other, ``copy_size`` windows each: the
     table's own is the last, and blocks take turns.
+
+    With EXACT, ``v_table`` is the gradient of one level alone, in integers: cotangents are multiplied by the level's
+    scale, a power of two, and rounded when they are added.
     """
     SHIFTED: tl.constexpr = shifts is not None
     TIMED: tl.constexpr = times is not None
@@ -291,7 +287,9 @@ def backward_kernel(
         level = load_level(levels, index)
         resolution = level[0].to(tl.float32)
         scale = level_scale(bandwidths, index, resolution, PREFILTER)
-        target = v_table + first_value(level, ROW, WIDE) - tl.where(index < copied, copy, 0)
+        target = v_table
+        if not EXACT:
+            target += first_value(level, ROW, WIDE) - tl.where(index < copied, copy, 0)
         cotangent = v_features + first * step + index * stride.to(tl.int64)
         offsets = (lanes * step)[:, None] + columns * channel_stride
         v = tl.load(cotangent + offsets, mask=mask[:, None], other=0.0).to(tl.float32)
@@ -304,6 +302,8 @@ def backward_kernel(
         if TIMED:
             moment = locate_knots(time, knots, index)
             v *= tl.load(shutter_weights + index)
+        if EXACT:
+            v *= tl.load(scales + index)
         point, extent = sample_of(source, 0, spread, SAMPLES, PREFILTER, CONES, BOXED, SHIFTED)
         cell, fraction = locate3(point, resolution)
         sums = _corner_weights(fraction, prefilter_weight(extent, scale, PREFILTER))
@@ -319,13 +319,13 @@ def backward_kernel(
                 is_needed = True
             if is_needed:
                 if TIMED:
-                    _scatter_between(target, cell, level, moment, products(sums, v), columns, writes, XOR, ROW, WIDE)
+                    _scatter_between(target, cell, level, moment, outer(sums, v), columns, writes, XOR, ROW, WIDE)
                 else:
                     rows = corner_rows(cell, level, XOR)
-                    scatter(target, rows, products(sums, v), columns, writes, ROW, WIDE)
+                    scatter(target, rows, outer(sums, v), columns, writes, ROW, WIDE)
             sums = _continue_run(sums, shares, moved) if MERGE else shares
             cell = here
-        values = products(sums, v)
+        values = outer(sums, v)
         if ALONG_RAY:
             key = _key(cell)
             # Nothing comes before the first lane, so it need not be a head.

@@ -1,0 +1,85 @@
+"""A soak of programs that stand for trainings: what grows is said, what stays is not, and what ends is an error."""
+
+from __future__ import annotations
+
+import math
+import sys
+from pathlib import Path
+
+import pytest
+
+from zipnerf_ns.tools import soak
+from zipnerf_ns.tools.soak import Sample
+
+PROGRAM = """
+import signal, sys, threading, time
+from websockets.sync.server import serve
+
+port, leaks, ends = int(sys.argv[1]), sys.argv[2] == "leak", sys.argv[2] == "end"
+
+def answer(connection):
+    for message in connection:
+        assert b"ViewerCameraMessage" in message
+        connection.send(b"... BackgroundImageMessage ...")
+
+server = serve(answer, "127.0.0.1", port)
+threading.Thread(target=server.serve_forever, daemon=True).start()
+signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
+kept = []
+for step in range(1, 1000):
+    print(f"step {step}/1000 (0%)  4.0 ms/step", flush=True)
+    if ends and step == 5:
+        sys.exit("out of order")
+    time.sleep(0.02)
+    if leaks:
+        kept.append(open(sys.executable))
+"""
+
+
+def run(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, what: str, seconds: float = 1.0) -> int:
+    monkeypatch.setattr(soak, "train_command", lambda options, folder, port: [
+        sys.executable, "-c", PROGRAM, str(port), what
+    ])  # fmt: skip
+    monkeypatch.setattr(soak, "gpu_memory", lambda: math.nan)
+    monkeypatch.setattr(soak.Viewer.__init__, "__defaults__", (0.05,))
+    return soak.main(["--data", str(tmp_path), "--minutes", str(seconds / 30), "--processes", "2", "--every", "0.1"])
+
+
+@pytest.mark.parametrize(("what", "verdict"), [("nothing", "Flat."), ("leak", "GROWING: files in process 1")])
+def test_what_grows_is_said(monkeypatch, tmp_path, capsys, what, verdict):
+    assert run(monkeypatch, tmp_path, what) == (what == "leak")
+    said = capsys.readouterr().out
+    assert verdict in said and said.count("status 143") == 2 and "4.0 - 4.0" in said
+
+
+def test_a_training_that_ends_is_an_error(monkeypatch, tmp_path, capsys):
+    assert run(monkeypatch, tmp_path, "end", seconds=20.0) == 1
+    assert "ended with status 1" in (said := capsys.readouterr().err) and "out of order" in said
+
+
+def test_halves_and_growth():
+    """The first third does not count, nor what is not known; and a process may not begin where the last one ended."""
+
+    def looks(memory: list[float]) -> list[Sample]:
+        return [Sample(value, math.nan, 9.0, 8.0, 4.0) for value in memory]
+
+    still = looks([900.0] * 3 + [1000.0, 1001.0, 999.0, 1000.0, 1001.0, 999.0])
+    early, late = soak.halves(still)
+    assert (early.memory, late.memory) == (1000.0, 1000.0) and math.isnan(early.gpu)
+    assert soak.report([still, still])[1] == []
+    assert soak.report([looks([0.0] * 3 + [1000.0] * 3 + [1100.0] * 3)])[1] == ["process MiB in process 1"]
+    more = looks([1100.0] * 9)
+    assert soak.report([still, more])[1] == ["process MiB from the first process to the last"]
+
+
+def test_trainings_go_on_and_take_what_stands_behind(tmp_path, monkeypatch):
+    monkeypatch.setattr(soak, "data_arguments", lambda *_: ["nerfstudio-data"])
+    behind = ["--pipeline.model.use-appearance", "True"]
+    options = soak.parse(["--data", "scene", "--method", "zipnerf-lite", "--", *behind])
+    first = soak.train_command(options, tmp_path, 7007)
+    assert first[-3:] == [*behind, "nerfstudio-data"] and "--load-dir" not in first
+    checkpoints = tmp_path / "soak/zipnerf-lite/run/nerfstudio_models"
+    checkpoints.mkdir(parents=True)
+    (checkpoints / "step-000000100.ckpt").touch()
+    second = soak.train_command(options, tmp_path, 7007)
+    assert second[second.index("--load-dir") + 1] == str(checkpoints)

@@ -1,0 +1,302 @@
+"""Whether long trainings stay as they are: `python -m zipnerf_ns.tools.soak --data SCENE --minutes 60`.
+
+A training with evaluations and a client of its viewer, which moves its camera all the time, is stopped by SIGTERM and
+resumed by a new process, several times. Memory, open files, threads and the time of a step are noted meanwhile: what
+grows within a process, or from one to the next, is said.
+"""
+
+from __future__ import annotations
+
+import argparse
+import math
+import re
+import shutil
+import signal
+import socket
+import statistics
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+from collections.abc import Sequence
+from contextlib import suppress
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import psutil
+
+from zipnerf_ns.engine.checkpoints import checkpoints_in
+from zipnerf_ns.tools.programs import data_arguments
+from zipnerf_ns.tools.system_check import script_environment
+from zipnerf_ns.tools.trials.report import table
+
+FOREVER = 100_000_000
+"""Steps that no soak reaches."""
+LONGEST_SIDE = 1600
+"""Pixels of the data's photos."""
+WARM_UP = 1 / 3
+"""Share of a process's samples that do not count: pools of memory and threads fill, and kernels are compiled."""
+GROWTH = {"process MiB": (0.02, 32.0), "GPU MiB": (0.01, 64.0), "files": (0.0, 2.0), "threads": (0.0, 34.0),
+          "ms a step": (0.1, 0.2)}  # fmt: skip
+"""What may come on top between two times: a share, and so much in any case. The viewer's own pool of threads
+fills up to 32, as clients happen to ask."""
+
+
+class Sample(NamedTuple):
+    """A look at a training's process."""
+
+    memory: float
+    """MiB of main memory, all of its processes together."""
+    gpu: float
+    """MiB in use on the first GPU; NaN without nvidia-smi."""
+    files: float
+    threads: float
+    step: float
+    """The latest line's milliseconds a step; NaN before there is one."""
+
+
+class Viewer(threading.Thread):
+    """A client of a viewer, which moves its camera and counts the pictures that it is sent.
+
+    Args:
+        url: of the viewer's websocket.
+        pause: seconds between two movements.
+    """
+
+    def __init__(self, url: str, pause: float = 0.5) -> None:
+        super().__init__(daemon=True)
+        self.url, self.pause = url, pause
+        self.connections = self.pictures = 0
+        self._ended = threading.Event()
+
+    def run(self) -> None:
+        """Connects, and again wherever the connection ends."""
+        while not self._ended.wait(self.pause):
+            with suppress(OSError, EOFError), connected(self.url) as connection:
+                self.connections += 1
+                self._look(connection)
+
+    def _look(self, connection: Any) -> None:
+        moved = 0.0
+        while not self._ended.is_set():
+            if time.monotonic() - moved >= self.pause:
+                moved = time.monotonic()
+                connection.send(camera_message(moved))
+            with suppress(TimeoutError):
+                self.pictures += b"BackgroundImageMessage" in connection.recv(timeout=self.pause)
+
+    def end(self) -> None:
+        """Closes it."""
+        self._ended.set()
+        self.join()
+
+
+def connected(url: str) -> Any:
+    """A connection to a viewer, by the library that Nerfstudio's viewer brings; its end raises an EOFError."""
+    from websockets.exceptions import ConnectionClosed, InvalidHandshake
+    from websockets.sync.client import connect
+
+    class Connection:
+        def __enter__(self) -> Any:
+            try:
+                self.socket = connect(url, max_size=None)
+            except InvalidHandshake as error:
+                raise EOFError from error
+            return self.socket
+
+        def __exit__(self, kind: Any, error: Any, trace: Any) -> None:
+            self.socket.close()
+            if isinstance(error, ConnectionClosed):
+                raise EOFError from error
+
+    return Connection()
+
+
+def camera_message(angle: float) -> bytes:
+    """What the viewer's page sends when its camera has moved: here about the origin."""
+    import msgspec
+
+    return msgspec.msgpack.encode({
+        "type": "ViewerCameraMessage", "wxyz": (math.cos(angle / 2), 0.0, 0.0, math.sin(angle / 2)),
+        "position": (4.0 * math.cos(angle), 4.0 * math.sin(angle), 2.0), "fov": 1.0, "aspect": 1.5,
+        "look_at": (0.0, 0.0, 0.0), "up_direction": (0.0, 0.0, 1.0),
+    })  # fmt: skip
+
+
+class Training:
+    """A training in a process of its own.
+
+    Args:
+        command: of it.
+        log: where its lines go.
+    """
+
+    def __init__(self, command: Sequence[str], log: Path) -> None:
+        environment = {"PYTHONWARNINGS": "ignore", **script_environment(), "PYTHONUNBUFFERED": "1"}
+        self.log = log
+        with log.open("w") as stream:
+            self.process = psutil.Popen(
+                list(command), env=environment, stdin=subprocess.DEVNULL, stdout=stream, stderr=subprocess.STDOUT
+            )
+
+    def look(self) -> Sample:
+        """How it is now.
+
+        Raises:
+            RuntimeError: if it has ended by itself.
+        """
+        if self.process.poll() is not None:
+            said = self.log.read_text()[-2000:]
+            raise RuntimeError(f"the training ended with status {self.process.returncode}:\n{said}")
+        memory = files = threads = 0
+        for each in (self.process, *self.process.children(recursive=True)):
+            with suppress(psutil.NoSuchProcess):
+                memory, files, threads = (memory + each.memory_info().rss / 2**20, files + each.num_fds(),
+                                          threads + each.num_threads())  # fmt: skip
+        times = re.findall(r"([\d.]+) ms/step", self.log.read_text())
+        return Sample(memory, gpu_memory(), files, threads, float(times[-1]) if times else math.nan)
+
+    def steps(self) -> int:
+        """The last step that it told of."""
+        return max(map(int, re.findall(r"^step (\d+)/", self.log.read_text(), re.MULTILINE)), default=0)
+
+    def stop(self) -> int:
+        """Ends it as a queue would; its status."""
+        if self.process.poll() is None:
+            self.process.send_signal(signal.SIGTERM)
+        return self.process.wait(120)
+
+
+def gpu_memory() -> float:
+    """MiB in use on the first GPU, NaN where that is not known."""
+    if shutil.which("nvidia-smi") is None:
+        return math.nan
+    query = ["nvidia-smi", "--query-gpu=memory.used", "--format=csv,noheader,nounits", "--id=0"]
+    found = subprocess.run(query, capture_output=True, text=True).stdout.strip()
+    return float(found) if found.isdigit() else math.nan
+
+
+def halves(samples: Sequence[Sample]) -> tuple[Sample, Sample]:
+    """Medians of the earlier and the later half of what is known after the warm-up."""
+    kept = samples[int(len(samples) * WARM_UP) :]
+    middle = len(kept) // 2
+
+    def medians(part: Sequence[Sample]) -> Sample:
+        columns = [[value for value in column if not math.isnan(value)] for column in zip(*part, strict=True)]
+        return Sample(*(statistics.median(column) if column else math.nan for column in columns))
+
+    return medians(kept[:middle]), medians(kept[middle:])
+
+
+def grown(before: Sample, after: Sample) -> list[str]:
+    """Names of what has grown by more than it may."""
+    return [
+        name
+        for (name, (share, least)), old, new in zip(GROWTH.items(), before, after, strict=True)
+        if new > old * (1.0 + share) + least
+    ]
+
+
+def report(processes: Sequence[Sequence[Sample]]) -> tuple[str, list[str]]:
+    """A table of what was noted, and what has grown, by names.
+
+    Args:
+        processes: the samples of each, six at least.
+    """
+    parts = [halves(samples) for samples in processes]
+    rows, growing = [], []
+    for number, (early, late) in enumerate(parts, 1):
+        found = grown(early, late)
+        cells = [f"{a:.1f} - {b:.1f}" if not math.isnan(a) else "not known" for a, b in zip(early, late, strict=True)]
+        rows.append([f"process {number}", *cells, ", ".join(found) or "nothing"])
+        growing += [f"{name} in process {number}" for name in found]
+    growing += [f"{name} from the first process to the last" for name in grown(parts[0][1], parts[-1][1])]
+    return "\n".join(table(("earlier - later half", *GROWTH, "growing"), rows)), growing
+
+
+def train_command(options: argparse.Namespace, folder: Path, port: int) -> list[str]:
+    """``ns-train`` with viewer and evaluations, going on from the folder's checkpoint where there is one."""
+    run = folder / "soak" / options.method / "run"
+    resumed = ["--load-dir", str(run / "nerfstudio_models")] if checkpoints_in(run / "nerfstudio_models") else []
+    return [
+        "ns-train", options.method, "--data", str(options.data), "--output-dir", str(folder),
+        *("--experiment-name", "soak", "--timestamp", "run", "--max-num-iterations", str(FOREVER)),
+        *("--steps-per-eval-image", str(options.eval_steps), "--steps-per-save", str(options.eval_steps)),
+        *("--vis", "viewer+tensorboard", "--viewer.websocket-port", str(port)), *resumed, *options.options,
+        *data_arguments(options.data, LONGEST_SIDE),
+    ]  # fmt: skip
+
+
+def parse(arguments: list[str] | None) -> argparse.Namespace:
+    """The command line."""
+    parser = argparse.ArgumentParser(
+        prog="python -m zipnerf_ns.tools.soak",
+        description="Trains for long, with a viewer and in several processes, and says what grows meanwhile.",
+        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
+    )
+    parser.add_argument("--data", type=Path, required=True, help="a scene's folder")
+    parser.add_argument("--minutes", type=float, default=60.0, help="of all processes together")
+    parser.add_argument("--processes", type=int, default=4, help="each goes on where the one before was stopped")
+    parser.add_argument("--every", type=float, default=5.0, help="seconds between two looks")
+    parser.add_argument("--method", default="zipnerf", help="as in ns-train")
+    parser.add_argument("--eval-steps", type=int, default=500, help="steps between two evaluations and checkpoints")
+    parser.add_argument("options", nargs="*", help="of ns-train, after --")
+    return parser.parse_args(arguments)
+
+
+def soak(options: argparse.Namespace, folder: Path) -> list[list[Sample]]:
+    """The samples of every process; says how each ended.
+
+    Raises:
+        RuntimeError: if a training ends by itself, or otherwise than by the signal, or the viewer has sent no picture.
+    """
+    each, found = 60.0 * options.minutes / options.processes, []
+    for number in range(1, options.processes + 1):
+        with socket.socket() as probe:
+            probe.bind(("127.0.0.1", 0))
+            port = probe.getsockname()[1]
+        training = Training(train_command(options, folder, port), folder / f"{number}.log")
+        viewer = Viewer(f"ws://127.0.0.1:{port}")
+        viewer.start()
+        samples, deadline = [], time.monotonic() + each
+        try:
+            while time.monotonic() < deadline:
+                time.sleep(options.every)
+                samples.append(training.look())
+            first = samples[-1]
+        finally:
+            viewer.end()
+            status = training.stop()
+        # Before it steps, a training compiles and reads.
+        found.append([sample for sample in samples if not math.isnan(sample.step)])
+        print(
+            f"process {number}: step {training.steps():,}, {first.memory:.0f} MiB, {viewer.pictures} pictures of the "
+            f"viewer, status {status}", flush=True,
+        )  # fmt: skip
+        if status != 128 + signal.SIGTERM:
+            raise RuntimeError(f"it should have ended with status 143:\n{training.log.read_text()[-2000:]}")
+        if not viewer.pictures:
+            raise RuntimeError(f"the viewer at port {port} has sent no picture.")
+        if len(found[-1]) < 6:
+            raise RuntimeError("there were fewer than six looks at a process that steps: give more --minutes.")
+    return found
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Prints the table and the verdict; 1 if something grows."""
+    options = parse(arguments)
+    print("The viewer is looked at by a client of its websocket, not by a browser.")
+    with tempfile.TemporaryDirectory(prefix="zipnerf-soak-") as folder:
+        try:
+            found = soak(options, Path(folder))
+        except RuntimeError as error:
+            print(f"error: {error}", file=sys.stderr)
+            return 1
+    text, growing = report(found)
+    print(f"{text}\n\n{'GROWING: ' + '; '.join(growing) + '.' if growing else 'Flat.'}")
+    return 1 if growing else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
