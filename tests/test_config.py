@@ -145,7 +145,7 @@ def test_big_is_the_default_on_the_papers_schedule():
     }  # fmt: skip
     assert (big.pipeline.datamanager.train_num_rays_per_batch, big.max_num_iterations) == (65_536, 25_000)
     groups = [big.optimizers[name] for name in ("hash_tables", "networks")]
-    assert [(group["optimizer"].lr, group["scheduler"].lr_final) for group in groups] == [(0.01, 0.001)] * 2
+    assert [(group["optimizer"].lr, group["scheduler"].lr_final) for group in groups] == [(0.01, 0.0001)] * 2
     assert big.pipeline.model == ZipNerfModelConfig()
 
 

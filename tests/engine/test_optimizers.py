@@ -382,3 +382,8 @@ def test_checkpoint_loads_without_pickle_and_goes_on_where_it_stopped():
 def test_an_unknown_number_of_steps_is_refused():
     with pytest.raises(ValueError, match="max_steps"):
         schedule(max_steps=None)
+
+
+@pytest.mark.parametrize(("length", "last"), [(3000, 0.001), (1500, 0.001), (1000, 0.003375), (750, 0.008), (10, 0.01)])
+def test_short_trainings_end_at_higher_rates(length, last):
+    assert rates([length], max_steps=length, lr=0.1, full_steps=1500) == [pytest.approx(last, rel=1e-12)]

@@ -136,4 +136,5 @@ def test_no_intervals_have_no_shifts():
 def test_a_grid_that_changes_is_told_the_time():
     lookup = make_lookup(even_grid(1))
     with pytest.raises(ValueError, match="no times"):
-        kernels.cone_encode(random_table(lookup.grid), random_cones(), torch.ones(3), lookup)
+        kernels.cone_encode(random_table(lookup.grid).to(DEVICE), moved(random_cones(), DEVICE, torch.float32),
+                            torch.ones(3, device=DEVICE), moved(lookup, DEVICE, torch.float32))  # fmt: skip

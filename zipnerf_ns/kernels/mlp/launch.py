@@ -25,6 +25,8 @@ UNITS_PER_WORD = 32
 TYPES = {torch.bfloat16: tl.bfloat16, torch.float32: tl.float32}
 WIDE = 64
 """Features a row beyond which a block of as many rows does not fit into registers."""
+MIN_ROWS = 16
+"""Fewest rows of a product of blocks that Triton takes; its interpreter takes fewer."""
 ALIGNMENT = 16
 """Rows at a multiple of which a part of a tensor begins, for accesses of 16 bytes."""
 
@@ -107,7 +109,7 @@ def density_backward(
     rows, channels = features.shape
     hidden, padded = len(layer.bias), _padded(channels)
     launch = tuning.backward if isinstance(tuning, DensityTuning) else tuning.hidden
-    block = launch.block // 2 if padded > WIDE else launch.block
+    block = max(launch.block // 2, MIN_ROWS) if padded > WIDE else launch.block
     programs = min(describe(features.device).processors * tuning.programs, triton.cdiv(rows, block))
     partials = density.new_empty(programs, hidden * (padded + 2) + 1)
     if rows:
