@@ -37,6 +37,21 @@ def grid(draw: Draw, features: int | None = None) -> HashGrid:
     return make_hash_grid(3, draw.pick(1, 2, 3), draw.pick(9, 2**15), 5, features or draw.pick(1, 2, 4, 8))
 
 
+def grid_over_time(draw: Draw) -> HashGrid:
+    """Levels with knots in time."""
+    return make_hash_grid(3, draw.pick(1, 2, 3), draw.pick(9, 2**10), 5, draw.pick(1, 4), 2, draw.pick(2, 5))
+
+
+def moments(draw: Draw) -> tuple[Tensor, HashGrid]:
+    """Rays' times, and a grid that changes."""
+    return draw.uniform(draw.rays, 1).float(), grid_over_time(draw)
+
+
+def timed(draw: Draw) -> tuple[Cones, HashGrid]:
+    times, shape = moments(draw)
+    return cones(draw)._replace(times=times, shutter=draw.pick(0.0, 1e-30, 1.0)), shape
+
+
 def table(draw: Draw, grid: HashGrid, high: float = LARGE, leaf: bool = False) -> Tensor:
     return draw.numbers(grid.num_entries, grid.features_per_level, low=-high, high=high, leaf=leaf)
 
@@ -187,6 +202,13 @@ def marched(draw: Draw, high: float = OPAQUE) -> Sequence[Any]:
 def rendered(draw: Draw) -> Sequence[Any]:
     dtype = draw.pick(torch.float32, torch.bfloat16, torch.float16)
     return *marched(draw), draw.numbers(draw.rays, draw.bins, 3, low=-1.0, high=2.0, dtype=dtype, leaf=True)
+
+
+def grouped(draw: Draw) -> Sequence[Any]:
+    """Channels of intervals and their weights; sums of channels as large as float32 holds are not asked for."""
+    dtype = draw.pick(torch.float32, torch.bfloat16, torch.float16)
+    channels = draw.numbers(draw.rays * draw.bins, 5, low=-1e37, high=1e37, dtype=dtype, leaf=True)
+    return channels, draw.weights(draw.rays, draw.bins), draw.pick(2, 4, 8)
 
 
 def histogram(draw: Draw, bins: int | None = None, leaf: bool = False) -> tuple[Tensor, Tensor]:

@@ -132,7 +132,7 @@ def check(sanitizer: str, tools: Sequence[str], methods: Sequence[str], logs: Pa
             _, said = _run([sanitizer, "--tool", tool, *OPTIONS[tool], *COMMON, *command, COMPILED], environment)
             if logs is not None:
                 logs.mkdir(parents=True, exist_ok=True)
-                (logs / f"{tool}.txt").write_text(said)
+                (logs / f"{tool}.txt").write_text(said, encoding="utf-8")
             return read(tool, said)
 
         with ThreadPoolExecutor(len(tools)) as pool:

@@ -19,8 +19,8 @@ import sys
 import tempfile
 import threading
 import time
-from collections.abc import Sequence
-from contextlib import suppress
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -92,25 +92,17 @@ class Viewer(threading.Thread):
         self.join()
 
 
-def connected(url: str) -> Any:
+@contextmanager
+def connected(url: str) -> Iterator[Any]:
     """A connection to a viewer, by the library that Nerfstudio's viewer brings; its end raises an EOFError."""
     from websockets.exceptions import ConnectionClosed, InvalidHandshake
     from websockets.sync.client import connect
 
-    class Connection:
-        def __enter__(self) -> Any:
-            try:
-                self.socket = connect(url, max_size=None)
-            except InvalidHandshake as error:
-                raise EOFError from error
-            return self.socket
-
-        def __exit__(self, kind: Any, error: Any, trace: Any) -> None:
-            self.socket.close()
-            if isinstance(error, ConnectionClosed):
-                raise EOFError from error
-
-    return Connection()
+    try:
+        with connect(url, max_size=None) as connection:
+            yield connection
+    except (ConnectionClosed, InvalidHandshake) as error:
+        raise EOFError from error
 
 
 def camera_message(angle: float) -> bytes:
@@ -135,7 +127,7 @@ class Training:
     def __init__(self, command: Sequence[str], log: Path) -> None:
         environment = {"PYTHONWARNINGS": "ignore", **script_environment(), "PYTHONUNBUFFERED": "1"}
         self.log = log
-        with log.open("w") as stream:
+        with log.open("w", encoding="utf-8") as stream:
             self.process = psutil.Popen(
                 list(command), env=environment, stdin=subprocess.DEVNULL, stdout=stream, stderr=subprocess.STDOUT
             )
@@ -147,19 +139,19 @@ class Training:
             RuntimeError: if it has ended by itself.
         """
         if self.process.poll() is not None:
-            said = self.log.read_text()[-2000:]
+            said = self.log.read_text(encoding="utf-8")[-2000:]
             raise RuntimeError(f"the training ended with status {self.process.returncode}:\n{said}")
         memory = files = threads = 0
         for each in (self.process, *self.process.children(recursive=True)):
             with suppress(psutil.NoSuchProcess):
                 memory, files, threads = (memory + each.memory_info().rss / 2**20, files + each.num_fds(),
                                           threads + each.num_threads())  # fmt: skip
-        times = re.findall(r"([\d.]+) ms/step", self.log.read_text())
+        times = re.findall(r"([\d.]+) ms/step", self.log.read_text(encoding="utf-8"))
         return Sample(memory, gpu_memory(), files, threads, float(times[-1]) if times else math.nan)
 
     def steps(self) -> int:
         """The last step that it told of."""
-        return max(map(int, re.findall(r"^step (\d+)/", self.log.read_text(), re.MULTILINE)), default=0)
+        return max(map(int, re.findall(r"^step (\d+)/", self.log.read_text(encoding="utf-8"), re.MULTILINE)), default=0)
 
     def stop(self) -> int:
         """Ends it as a queue would; its status."""
@@ -275,7 +267,8 @@ def soak(options: argparse.Namespace, folder: Path) -> list[list[Sample]]:
             f"viewer, status {status}", flush=True,
         )  # fmt: skip
         if status != 128 + signal.SIGTERM:
-            raise RuntimeError(f"it should have ended with status 143:\n{training.log.read_text()[-2000:]}")
+            said = training.log.read_text(encoding="utf-8")[-2000:]
+            raise RuntimeError(f"it should have ended with status 143:\n{said}")
         if not viewer.pictures:
             raise RuntimeError(f"the viewer at port {port} has sent no picture.")
         if len(found[-1]) < 6:
