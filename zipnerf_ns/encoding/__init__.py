@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 
 import torch
 from jaxtyping import Float
@@ -47,9 +47,7 @@ class HashGridConfig:
 
     def make(self) -> HashGrid:
         """The grid of this configuration; ValueError names the field that makes none."""
-        return make_hash_grid(
-            self.num_levels, self.base_res, self.max_res, self.log2_hashmap_size, self.features_per_level
-        )
+        return make_hash_grid(**asdict(self))
 
 
 class AntiAliasedHashEncoding(HashTable):

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from zipnerf_ns.encoding import AntiAliasedHashEncoding, HashGridConfig
 from zipnerf_ns.functional.cones import Cones
-from zipnerf_ns.functional.hash_grid import HashGrid, Prefilter, make_hash_grid
+from zipnerf_ns.functional.hash_grid import Prefilter
 from zipnerf_ns.hash_table import HashTable
 
 SHIFT_SCALE = 0.1
@@ -32,13 +32,6 @@ class MovingGridConfig(HashGridConfig):
     """Moments from the first to the last time that the coarsest level holds, between which it is interpolated."""
     max_knots: int = 32
     """Moments that the finest level holds; more than half as many as there are in the data learn noise."""
-
-    def make(self) -> HashGrid:
-        """The grid of this configuration; ValueError names the field that makes none."""
-        return make_hash_grid(
-            self.num_levels, self.base_res, self.max_res, self.log2_hashmap_size, self.features_per_level,
-            self.base_knots, self.max_knots,
-        )  # fmt: skip
 
 
 @dataclass
