@@ -124,7 +124,7 @@ def test_the_command_ends_with_a_verdict(capsys: pytest.CaptureFixture[str]) -> 
 def test_an_unknown_gpu_is_refused(capsys: pytest.CaptureFixture[str]) -> None:
     """In one line that names those which are known."""
     assert check_gpu.main(["--capability", "8.6", "3.5"]) == 1
-    assert re.search(r"^error: .*3\.5.*8\.6.*gfx942", capsys.readouterr().err)
+    assert re.search(r"^Error: .*3\.5.*8\.6.*gfx942", capsys.readouterr().err)
 
 
 def test_what_fails_is_said_and_decides() -> None:

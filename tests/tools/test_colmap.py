@@ -17,6 +17,7 @@ from PIL import Image
 from nerfstudio.process_data import colmap_utils
 from nerfstudio.process_data.process_data_utils import CameraModel
 
+from zipnerf_ns.errors import InputError
 from zipnerf_ns.tools import colmap
 
 TOOL = "python -m zipnerf_ns.tools.colmap"
@@ -151,7 +152,7 @@ def test_photographs_that_nerfstudio_would_bend_are_refused(tmp_path, pretended)
         (kinds, "passes over b.HEIC, whose kind it does not read. Use python -m zipnerf_ns.tools.photos"),
     ):
         for command in (["ns-process-data", "images", "--data", str(folder)], ["x", f"--data={folder}", "-v"]):
-            with pytest.raises(colmap.CommandError, match=re.escape(said)):
+            with pytest.raises(InputError, match=re.escape(said)):
                 colmap.check_originals(command)
     same = photographs(tmp_path / "same", a_jpg=(30, 20), b_jpg=(30, 20), _hidden_jpg=(1, 1))
     (same / "c.png").write_text("none")

@@ -11,8 +11,9 @@ import pytest
 import torch
 from PIL import Image
 
+from zipnerf_ns.errors import InputError
 from zipnerf_ns.tools import demo, programs
-from zipnerf_ns.tools.programs import CPU, CUDA, DemoError, data_arguments, downscale_factor, train_command
+from zipnerf_ns.tools.programs import CPU, CUDA, data_arguments, downscale_factor, train_command
 from zipnerf_ns.tools.system_check import Finding
 
 
@@ -89,9 +90,9 @@ def test_data_kinds(tmp_path: Path):
 def test_photographs_alone_are_explained(tmp_path: Path):
     """A folder of photographs, and one that is not there, each get an answer that helps."""
     write_pictures(tmp_path, 16, 12, (1,))
-    with pytest.raises(DemoError, match="python -m zipnerf_ns.tools.photos"):
+    with pytest.raises(InputError, match="python -m zipnerf_ns.tools.photos"):
         data_arguments(tmp_path, 400)
-    with pytest.raises(DemoError, match="does not exist"):
+    with pytest.raises(InputError, match="does not exist"):
         data_arguments(tmp_path / "nowhere", 400)
 
 
@@ -140,11 +141,11 @@ def test_step_is_shown_and_kept(tmp_path: Path):
 def test_failed_step_names_itself_and_its_log(tmp_path: Path):
     """An exit status, a signal and an absent program each become one message."""
     log = tmp_path / "step.log"
-    with pytest.raises(DemoError, match=f"step failed .exit status 3.*{log}"):
+    with pytest.raises(InputError, match=f"step failed .exit status 3.*{log}"):
         collect([sys.executable, "-c", "raise SystemExit(3)"], log)
-    with pytest.raises(DemoError, match="SIGKILL, often for lack of memory"):
+    with pytest.raises(InputError, match="SIGKILL, often for lack of memory"):
         collect([sys.executable, "-c", "import os; os.kill(os.getpid(), 9)"], log)
-    with pytest.raises(DemoError, match="step did not start"):
+    with pytest.raises(InputError, match="step did not start"):
         collect(["ns-nothing"], log)
 
 
@@ -178,7 +179,7 @@ def test_held_out_reads_what_ns_eval_writes(run: Path):
     for index in range(3):
         Image.new("RGB", (128, 48)).save(run / programs.PICTURES / f"eval_img_{index:04d}.png")
         Image.new("RGB", (64, 48)).save(run / programs.PICTURES / f"eval_depth_{index:04d}.png")
-    with pytest.raises(DemoError, match="no result"):
+    with pytest.raises(InputError, match="no result"):
         demo.held_out(run)
     (run / programs.METRICS).write_text(json.dumps({"results": {"psnr": 24.5}}))
     assert demo.held_out(run) == (24.5, 3, (64, 48))
@@ -204,7 +205,7 @@ def test_photographs_get_their_poses_first(monkeypatch: pytest.MonkeyPatch, tmp_
     def run_step(name: str, command: list[str], *_: object, **__: object) -> float:
         commands.append(command)
         if len(commands) == 2:
-            raise DemoError("far enough")
+            raise InputError("far enough")
         scene.mkdir(parents=True)
         (scene / "transforms.json").touch()
         return 0.0
@@ -224,7 +225,7 @@ def test_the_built_in_scene_and_the_method_go_together(monkeypatch: pytest.Monke
 
     def run_step(name: str, command: list[str], *_: object, **__: object) -> float:
         made["command"] = command
-        raise DemoError("far enough")
+        raise InputError("far enough")
 
     def write_scene(folder: Path, motion: str, workers: int) -> Path:
         made["motion"] = motion

@@ -16,6 +16,7 @@ from typing import Any, get_args
 from zipnerf_ns.data.metadata import FRAME_KEY, mean_metrics
 from zipnerf_ns.errors import InputError
 from zipnerf_ns.functional.hash_grid import Prefilter
+from zipnerf_ns.tools.command import command, command_parser
 from zipnerf_ns.tools.compare import add_trial_arguments, checked, planned_trial
 from zipnerf_ns.tools.trials.config import change, registered
 from zipnerf_ns.tools.trials.report import (
@@ -104,9 +105,7 @@ NEEDS_SCALES: tuple[str, ...] = ("scales weighted by area", "scales weighted eve
 
 def parse(arguments: list[str] | None) -> argparse.Namespace:
     """The command line."""
-    parser = argparse.ArgumentParser(
-        prog="python -m zipnerf_ns.tools.ablate", description="Trains a method with one setting changed at a time."
-    )
+    parser = command_parser("ablate", "Trains a method with one setting changed at a time.")
     parser.add_argument("scenes", type=Path, nargs=1, metavar="SCENE", help="folder, or transforms file")
     parser.add_argument("--method", default="zipnerf", help="what the variants differ from")
     add_trial_arguments(parser, "variant", 0)
@@ -189,15 +188,12 @@ def _row(name: str, done: Sequence[Result], base: Sequence[Result], scales: Sequ
     ]  # fmt: skip
 
 
+@command()
 def main(arguments: list[str] | None = None) -> int:
     """Trains the variants, seed by seed, and writes the table after each; 0 if the base succeeded."""
     options = parse(arguments)
     scene = options.scenes[0].resolve()
-    try:
-        method = registered(options.method)
-    except InputError as error:
-        print(f"ablate: {error}", file=sys.stderr)
-        return 1
+    method = registered(options.method)
     names = [name for name in VARIANTS if name == BASE or options.only is None or name in options.only]
     has_scales = len(options.scales) > 1 or shows_scales(scene)
     reasons = {name: why_left_out(method, name, has_scales) for name in names}

@@ -26,12 +26,12 @@ from rich.table import Table
 
 from nerfstudio.utils.rich_utils import CONSOLE
 
-from zipnerf_ns.errors import InputError
 from zipnerf_ns.ops import TORCH_OPS
 from zipnerf_ns.tools.benchmark.floors import COUNTING, measure_rates
 from zipnerf_ns.tools.benchmark.pieces import LEVELS, PIECES, measure_pieces
 from zipnerf_ns.tools.benchmark.setup import FULL, TINY, Bench, Row, Sizes, bench_config, trained
 from zipnerf_ns.tools.benchmark.steps import measure_loops, measure_pictures, measure_steps
+from zipnerf_ns.tools.command import command, command_parser
 from zipnerf_ns.tools.demo_scene import write_scene
 from zipnerf_ns.tools.system_check import installed_version
 
@@ -41,10 +41,8 @@ PARTS = (*PIECES, LEVELS, "render", "step", "loop")
 
 def parse(arguments: list[str] | None) -> argparse.Namespace:
     """The command line."""
-    parser = argparse.ArgumentParser(
-        prog="python -m zipnerf_ns.tools.bench",
-        description="Times the kernels, the training step, the trainer's loop and rendering on this machine's GPU.",
-        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
+    parser = command_parser(
+        "bench", "Times the kernels, the training step, the trainer's loop and rendering on this machine's GPU."
     )
     parser.add_argument("--only", nargs="+", choices=PARTS, default=PARTS, metavar="PART", help=", ".join(PARTS))
     parser.add_argument("--rays", nargs="+", type=int, help="of a step; pieces are measured at the largest number")
@@ -61,16 +59,13 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
     return options
 
 
-def main(arguments: list[str] | None = None) -> int:
-    """Measures, writes the JSON and prints the tables; 1 with one line if the scene will not do."""
+@command()
+def main(arguments: list[str] | None = None) -> None:
+    """Measures, writes the JSON and prints the tables."""
     options = parse(arguments)
     begin = time.monotonic()
     with tempfile.TemporaryDirectory(prefix="zipnerf-bench-") as folder:
-        try:
-            bench = measure(options, Path(folder))
-        except InputError as error:
-            print(f"error: {error}", file=sys.stderr)
-            return 1
+        bench = measure(options, Path(folder))
     about = describe(bench, options.data) | {"seconds": time.monotonic() - begin}
     about |= {"left out": bench.left_out, "floor": COUNTING}
     report = about | {"rows": [dataclasses.asdict(row) for row in bench.rows]}
@@ -78,7 +73,6 @@ def main(arguments: list[str] | None = None) -> int:
     options.output.write_text(json.dumps(report, indent=1) + "\n")
     show(about, bench.rows)
     print(f"All numbers are in {options.output}.")
-    return 0
 
 
 def measure(options: argparse.Namespace, folder: Path) -> Bench:

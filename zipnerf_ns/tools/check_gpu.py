@@ -21,6 +21,7 @@ from multiprocessing import get_context
 from typing import TYPE_CHECKING, NamedTuple
 
 from zipnerf_ns.errors import InputError
+from zipnerf_ns.tools.command import command, command_parser
 from zipnerf_ns.tools.rehearsal import AS_CONFIGURED, METHODS, variations
 from zipnerf_ns.tools.trials.report import table
 
@@ -49,10 +50,8 @@ class Row(NamedTuple):
 
 def parse(arguments: list[str] | None) -> argparse.Namespace:
     """The command line."""
-    parser = argparse.ArgumentParser(
-        prog="python -m zipnerf_ns.tools.check_gpu",
-        description="Compiles the kernels for GPUs that are not here, and says what they take there.",
-        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
+    parser = command_parser(
+        "check_gpu", "Compiles the kernels for GPUs that are not here, and says what they take there."
     )
     parser.add_argument("--capability", nargs="+", default=GPUS, metavar="GPU",
                         help="compute capabilities, or AMD's gfx942, gfx1100")  # fmt: skip
@@ -63,14 +62,11 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
     return parser.parse_args(arguments)
 
 
+@command()
 def main(arguments: list[str] | None = None) -> int:
     """Prints a table and a verdict; 1 if a kernel would not run."""
     options = parse(arguments)
-    try:
-        check_names(options.capability)
-    except InputError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 1
+    check_names(options.capability)
     with tempfile.TemporaryDirectory(prefix="zipnerf-check-gpu-") as folder:
         with workers(options.jobs, folder) as pool:
             launches = rehearsed(pool, options.capability, options.method, options.all, options.kernel)

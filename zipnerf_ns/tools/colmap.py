@@ -21,7 +21,8 @@ from typing import Any
 import psutil
 from PIL import Image
 
-from zipnerf_ns.errors import shorten
+from zipnerf_ns.errors import InputError, shorten
+from zipnerf_ns.tools.command import command, command_parser
 from zipnerf_ns.tools.reconstruction.sources import PHOTOS
 
 SEED = 0
@@ -30,10 +31,6 @@ PROGRAM = "ns-process-data"
 TAKEN = frozenset({".jpg", ".jpeg", ".png", ".tif", ".tiff", ".cr2"})
 """Endings of the photographs that it takes, in lower case."""
 MATCHERS = ("exhaustive_matcher", "sequential_matcher", "vocab_tree_matcher")
-
-
-class CommandError(Exception):
-    """A command that cannot be carried out; the message says what to do."""
 
 
 def extract_features(options: argparse.Namespace) -> None:
@@ -56,10 +53,10 @@ def match_features(options: argparse.Namespace) -> None:
     """Matches features between all images, or those that follow one another.
 
     Raises:
-        CommandError: for a matcher that needs a vocabulary tree.
+        InputError: for a matcher that needs a vocabulary tree.
     """
     if options.command == "vocab_tree_matcher":
-        raise CommandError(
+        raise InputError(
             "the vocabulary tree that nerfstudio downloads is in the format of COLMAP before 3.12. Give "
             "--matching-method exhaustive for photos, --matching-method sequential for a video."
         )
@@ -72,7 +69,7 @@ def map_incrementally(options: argparse.Namespace) -> None:
     """Finds poses and points, and writes models into folders 0, 1, ..., the largest first.
 
     Raises:
-        CommandError: if no two images could be related.
+        InputError: if no two images could be related.
     """
     pycolmap = import_pycolmap()
     settings = pycolmap.IncrementalPipelineOptions(ba_global_function_tolerance=options.function_tolerance)
@@ -80,7 +77,7 @@ def map_incrementally(options: argparse.Namespace) -> None:
         options.database_path, options.image_path, options.output_path, options=settings
     )
     if not models:
-        raise CommandError(
+        raise InputError(
             "no poses were found. Photographs must be sharp, show detail, and each much of what its neighbors show."
         )
     largest = max(models, key=lambda number: models[number].num_reg_images())
@@ -109,10 +106,10 @@ def import_pycolmap() -> Any:
     """The package, seeded.
 
     Raises:
-        CommandError: if it is not installed.
+        InputError: if it is not installed.
     """
     if importlib.util.find_spec("pycolmap") is None:
-        raise CommandError("pycolmap is not installed: pip install 'pycolmap>=4,<5'.")
+        raise InputError("pycolmap is not installed: pip install 'pycolmap>=4,<5'.")
     import pycolmap
 
     pycolmap.set_random_seed(SEED)
@@ -130,28 +127,28 @@ def _flag(text: str) -> bool:
 
 def make_parser() -> argparse.ArgumentParser:
     """A parser of COLMAP's commands and options, as nerfstudio 1.1.5 spells them."""
-    parser = argparse.ArgumentParser(prog="python -m zipnerf_ns.tools.colmap", description=_version_line())
+    parser = command_parser("colmap", _version_line())
     commands = parser.add_subparsers(dest="command", required=True)
 
-    def command(name: str, function: Callable[[argparse.Namespace], None], *paths: str) -> argparse.ArgumentParser:
+    def of_colmap(name: str, function: Callable[[argparse.Namespace], None], *paths: str) -> argparse.ArgumentParser:
         added = commands.add_parser(name)
         added.set_defaults(function=function)
         for path in paths:
             added.add_argument(f"--{path}", type=Path, required=True)
         return added
 
-    extractor = command("feature_extractor", extract_features, "database_path", "image_path")
+    extractor = of_colmap("feature_extractor", extract_features, "database_path", "image_path")
     extractor.add_argument("--ImageReader.single_camera", dest="single_camera", type=_flag, default=False)
     extractor.add_argument("--ImageReader.camera_model", dest="camera_model", default="SIMPLE_RADIAL")
     extractor.add_argument("--ImageReader.camera_mask_path", dest="camera_mask_path", type=Path)
     extractor.add_argument("--SiftExtraction.use_gpu", dest="use_gpu", type=_flag, default=True)
     for name in MATCHERS:
-        matcher = command(name, match_features, "database_path")
+        matcher = of_colmap(name, match_features, "database_path")
         matcher.add_argument("--SiftMatching.use_gpu", dest="use_gpu", type=_flag, default=True)
         matcher.add_argument("--VocabTreeMatching.vocab_tree_path", dest="vocab_tree_path", type=Path)
-    mapper = command("mapper", map_incrementally, "database_path", "image_path", "output_path")
+    mapper = of_colmap("mapper", map_incrementally, "database_path", "image_path", "output_path")
     mapper.add_argument("--Mapper.ba_global_function_tolerance", dest="function_tolerance", type=float, default=0.0)
-    adjuster = command("bundle_adjuster", adjust_bundle, "input_path", "output_path")
+    adjuster = of_colmap("bundle_adjuster", adjust_bundle, "input_path", "output_path")
     adjuster.add_argument(
         "--BundleAdjustment.refine_principal_point", dest="refine_principal_point", type=_flag, default=False
     )
@@ -182,7 +179,7 @@ def check_paths(options: argparse.Namespace) -> None:
     """Refuses folders that are not there, which is what is left of paths that a shell takes for something else.
 
     Raises:
-        CommandError: naming the option and the mend.
+        InputError: naming the option and the mend.
     """
     for name in ("image_path", "camera_mask_path", "input_path", "output_path", "database_path"):
         path = getattr(options, name, None)
@@ -190,7 +187,7 @@ def check_paths(options: argparse.Namespace) -> None:
             continue
         wanted = path.parent if name == "database_path" else path
         if not wanted.exists():
-            raise CommandError(
+            raise InputError(
                 f"--{name}: {wanted} is not there. Where its name holds two spaces in a row, quotes or other signs of "
                 "the shell, nerfstudio's command loses them: give --output-dir another name."
             )
@@ -202,7 +199,7 @@ def check_originals(command: Sequence[str]) -> None:
     Args:
         command: of ``ns-process-data``.
     Raises:
-        CommandError: naming those that it passes over, or two whose sizes differ.
+        InputError: naming those that it passes over, or two whose sizes differ.
     """
     words = [part for word in command for part in (word.split("=", 1) if word.startswith("--") else [word])]
     options = zip(words, words[1:], strict=False)
@@ -210,7 +207,7 @@ def check_originals(command: Sequence[str]) -> None:
     photos = [path for folder in given for path in sorted(folder.rglob("[!.]*")) if path.suffix.lower() in PHOTOS]
     use = f"Use python -m zipnerf_ns.tools.photos {shlex.join(map(str, given))} OUT, which takes each as it is."
     if passed_over := [path.name for path in photos if path.suffix.lower() not in TAKEN]:
-        raise CommandError(f"{PROGRAM} passes over {shorten(passed_over)}, whose kind it does not read. {use}")
+        raise InputError(f"{PROGRAM} passes over {shorten(passed_over)}, whose kind it does not read. {use}")
     sizes: dict[tuple[int, int], str] = {}
     for path in photos:
         # What cannot be opened is for others to tell.
@@ -218,7 +215,7 @@ def check_originals(command: Sequence[str]) -> None:
             sizes.setdefault(image.size, f"{path.name} has {image.width}x{image.height}")
     if len(sizes) > 1:
         told = shorten(sizes.values())
-        raise CommandError(f"{PROGRAM} gives all photographs one size and one camera, but {told} pixels. {use}")
+        raise InputError(f"{PROGRAM} gives all photographs one size and one camera, but {told} pixels. {use}")
 
 
 def calling_command() -> list[str]:
@@ -231,20 +228,16 @@ def calling_command() -> list[str]:
     return []
 
 
-def main(arguments: Sequence[str] | None = None) -> int:
-    """Carries out one command; 1 if it cannot be, with one line that says why."""
+@command()
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Carries out one command."""
     options = make_parser().parse_args(rejoin(sys.argv[1:] if arguments is None else arguments))
-    try:
-        # First of all, for without it there is nothing else to mend.
-        import_pycolmap()
-        if options.command == "feature_extractor":
-            check_originals(calling_command())
-        check_paths(options)
-        options.function(options)
-    except CommandError as error:
-        print(f"Error: {error}", file=sys.stderr)
-        return 1
-    return 0
+    # First of all, for without it there is nothing else to mend.
+    import_pycolmap()
+    if options.command == "feature_extractor":
+        check_originals(calling_command())
+    check_paths(options)
+    options.function(options)
 
 
 if __name__ == "__main__":

@@ -17,6 +17,7 @@ from typing import Any
 import torch
 import yaml
 
+from zipnerf_ns.tools.command import command, command_parser
 from zipnerf_ns.tools.trials.figures import save_crops, save_curves
 from zipnerf_ns.tools.trials.report import comparison, scene_name
 from zipnerf_ns.tools.trials.trial import Planned, Trial, run_all, save_json
@@ -101,10 +102,7 @@ def parse_changes(texts: Sequence[str]) -> dict[str, dict[str, Any]]:
 
 def parse(arguments: list[str] | None) -> argparse.Namespace:
     """The command line."""
-    parser = argparse.ArgumentParser(
-        prog="python -m zipnerf_ns.tools.compare",
-        description="Trains methods on the same scenes for the same time and measures them alike.",
-    )
+    parser = command_parser("compare", "Trains methods on the same scenes for the same time and measures them alike.")
     parser.add_argument("scenes", type=Path, nargs="+", metavar="SCENE", help="folder, or transforms file")
     parser.add_argument("--methods", nargs="+", default=list(METHODS), help="as ns-train knows them")
     add_trial_arguments(parser, "method", 42)
@@ -136,6 +134,7 @@ def plan(options: argparse.Namespace) -> list[Planned]:
     ]  # fmt: skip
 
 
+@command()
 def main(arguments: list[str] | None = None) -> int:
     """Runs all trials and writes the reports after each; 0 unless none succeeded."""
     options = parse(arguments)

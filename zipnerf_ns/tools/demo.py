@@ -24,9 +24,11 @@ from PIL import Image
 
 from zipnerf_ns.data.dataparsers.formats import find_format
 from zipnerf_ns.engine.messages import VIEWED_HERE
+from zipnerf_ns.errors import InputError
 from zipnerf_ns.tools import programs
+from zipnerf_ns.tools.command import command
 from zipnerf_ns.tools.demo_scene import write_scene
-from zipnerf_ns.tools.programs import CONFIG, METRICS, PICTURES, VIDEO, DemoError
+from zipnerf_ns.tools.programs import CONFIG, METRICS, PICTURES, VIDEO
 from zipnerf_ns.tools.system_check import check_all, format_table, script_environment
 
 EXPERIMENT = "demo"
@@ -78,7 +80,7 @@ def run_step(
         write: shows bytes; standard output by default.
 
     Raises:
-        DemoError: it could not be started or failed.
+        InputError: it could not be started or failed.
     """
     log.parent.mkdir(parents=True, exist_ok=True)
     print(f"\n== {name}\n$ {shlex.join(command)}", flush=True)
@@ -92,7 +94,7 @@ def run_step(
             command, env=environment, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT
         )
     except OSError as error:
-        raise DemoError(f"{name} did not start: {error}. Is nerfstudio installed for {sys.executable}?") from error
+        raise InputError(f"{name} did not start: {error}. Is nerfstudio installed for {sys.executable}?") from error
     with process, log.open("wb") as file:
 
         def kept(chunks: Iterable[bytes]) -> Iterator[bytes]:
@@ -110,7 +112,7 @@ def run_step(
             process.terminate()
             raise
     if process.returncode != 0:
-        raise DemoError(f"{name} failed ({exit_reason(process.returncode)}). All that it printed: {log}")
+        raise InputError(f"{name} failed ({exit_reason(process.returncode)}). All that it printed: {log}")
     return time.monotonic() - start
 
 
@@ -127,11 +129,11 @@ def held_out(folder: Path) -> tuple[float, int, tuple[int, int]]:
     """What ``ns-eval`` left in a run's folder: the PSNR in dB, the number of views, and one's width and height.
 
     Raises:
-        DemoError: it left nothing to read.
+        InputError: it left nothing to read.
     """
     pictures = sorted((folder / PICTURES).glob("eval_img_*.png"))
     if not pictures or not (folder / METRICS).is_file():
-        raise DemoError(f"ns-eval left no result in {folder}")
+        raise InputError(f"ns-eval left no result in {folder}")
     with Image.open(pictures[0]) as picture:
         # Truth and rendering stand side by side.
         size = (picture.width // 2, picture.height)
@@ -176,17 +178,17 @@ def demo(
     Returns:
         Whether the result is as good as it should be.
     Raises:
-        DemoError: a step failed.
+        InputError: a step failed.
     """
     if steps is not None and steps < 1:
-        raise DemoError("--steps must be at least 1.")
+        raise InputError("--steps must be at least 1.")
     machine = programs.CUDA if torch.cuda.is_available() else programs.CPU
     if scene == "moving":
         machine = programs.MOVING[machine]
     findings = check_all()
     print(format_table(findings))
     if unfit := [each.name for each in findings if each.state == "wrong" or (each.name, each.state) == NO_FFMPEG]:
-        raise DemoError(f"this machine is not ready for training and ns-render: see {', '.join(unfit)} above.")
+        raise InputError(f"this machine is not ready for training and ns-render: see {', '.join(unfit)} above.")
     folder = output_dir / EXPERIMENT / machine.method / time.strftime("%Y-%m-%d_%H%M%S")
     source = data
     if source is None:
@@ -197,7 +199,7 @@ def demo(
         try:
             source = write_scene(source, motion=motion, workers=os.cpu_count() or 1)
         except (OSError, ValueError) as error:
-            raise DemoError(f"the built-in scene could not be written: {error}") from error
+            raise InputError(f"the built-in scene could not be written: {error}") from error
     elif source.exists() and find_format(source) is None:
         source = output_dir / f"{source.resolve().name}_scene"
         run_step("camera poses", programs.photos_command(data, source), folder / "photos.log")
@@ -222,15 +224,13 @@ def demo(
     return good
 
 
+@command()
 def main(arguments: list[str] | None = None) -> int:
     """The demo; 0 if all went well and the result is as good as it should be."""
     try:
         return 0 if tyro.cli(demo, prog="python -m zipnerf_ns.tools.demo", args=arguments) else 1
-    except DemoError as error:
-        print(f"\ndemo: {error}", file=sys.stderr)
-        return 1
     except KeyboardInterrupt:
-        print("\ndemo: interrupted", file=sys.stderr)
+        print("\nInterrupted.", file=sys.stderr)
         return 130
 
 

@@ -11,11 +11,11 @@ With `--light changing` every training photo has an exposure and a white balance
 
 from __future__ import annotations
 
-import argparse
 import functools
 import json
 import multiprocessing
 import os
+import sys
 import tempfile
 import time
 from collections.abc import Iterable
@@ -27,6 +27,7 @@ from typing import Literal, NamedTuple, get_args
 import numpy as np
 from PIL import Image
 
+from zipnerf_ns.tools.command import command, command_parser
 from zipnerf_ns.tools.scene.cameras import (
     DOME,
     LOW_DOME,
@@ -315,12 +316,11 @@ def _transforms_multiscale(settings: _Settings, pinhole: Pinhole, views: list[_V
     return _meta(settings, frames)
 
 
+@command(ValueError, OSError)
 def main(arguments: list[str] | None = None) -> None:
-    """Reads the command line and writes the scene; a wrong argument or an occupied folder ends with one line."""
-    parser = argparse.ArgumentParser(
-        prog="python -m zipnerf_ns.tools.demo_scene",
-        description="Writes a procedural scene with exact anti-aliased pictures, in Nerfstudio's format.",
-        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
+    """Reads the command line and writes the scene."""
+    parser = command_parser(
+        "demo_scene", "Writes a procedural scene with exact anti-aliased pictures, in Nerfstudio's format."
     )
     parser.add_argument("output", type=Path, help="folder to write; new, empty, or holding this same scene")
     parser.add_argument("--width", type=int, default=256, help="of the full-resolution pictures; divides by 8")
@@ -338,12 +338,9 @@ def main(arguments: list[str] | None = None) -> None:
                         help="things move: one camera that walks, or eight that stand still, see them")  # fmt: skip
     parser.add_argument("--workers", type=int, default=os.cpu_count() or 1, help="processes that draw")
     options = vars(parser.parse_args(arguments))
-    try:
-        folder = write_scene(options.pop("output"), **options)
-    except (ValueError, OSError) as error:
-        parser.exit(2, f"error: {error}\n")
+    folder = write_scene(options.pop("output"), **options)
     print(f"Scene in {folder}: give it to Nerfstudio with --data {folder}")
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

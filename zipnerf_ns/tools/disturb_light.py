@@ -6,6 +6,7 @@ the built-in scene do with `--light changing`. Held-out photos stay as they are,
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 from typing import Annotated
 
@@ -14,6 +15,7 @@ from PIL import Image
 from tyro.conf import Positional, arg
 
 from zipnerf_ns.errors import InputError
+from zipnerf_ns.tools.command import command
 from zipnerf_ns.tools.disturb_poses import link_files, open_scene, write_scene, write_transforms
 from zipnerf_ns.tools.scene.light import draw_gains, relight
 
@@ -71,10 +73,11 @@ def _relight_file(source: Path, target: Path, gains: np.ndarray) -> None:
     Image.fromarray(np.rint(255.0 * picture).astype(np.uint8)).save(target)
 
 
+@command(OSError)
 def main(arguments: list[str] | None = None) -> None:
     """The command."""
     write_scene(disturb_light, "disturb_light", "Scene in changed light", arguments)
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

@@ -23,6 +23,7 @@ from tyro.conf import Positional, arg
 
 from zipnerf_ns.data.transforms import read_transforms
 from zipnerf_ns.errors import InputError
+from zipnerf_ns.tools.command import command
 
 Splits = Literal["all", "train"]
 
@@ -133,7 +134,7 @@ def _bring(source: Path, target: Path) -> None:
 
 
 def write_scene(disturb: Callable[..., Path], program: str, what: str, arguments: list[str] | None) -> None:
-    """Reads the command line and writes the scene; what is wrong with the input ends with one line.
+    """Reads the command line and writes the scene.
 
     Args:
         disturb: writes it, with the command line's options as its arguments, and returns its folder.
@@ -141,18 +142,15 @@ def write_scene(disturb: Callable[..., Path], program: str, what: str, arguments
         what: has been written, for the line that says where.
         arguments: of the command line; the process's own if None.
     """
-    try:
-        folder = tyro.cli(disturb, prog=f"python -m zipnerf_ns.tools.{program}", args=arguments)
-    except (InputError, OSError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        sys.exit(2)
+    folder = tyro.cli(disturb, prog=f"python -m zipnerf_ns.tools.{program}", args=arguments)
     print(f"{what} in {folder}: give it to Nerfstudio with --data {folder}")
 
 
+@command(OSError)
 def main(arguments: list[str] | None = None) -> None:
     """The command."""
     write_scene(disturb_scene, "disturb_poses", "Disturbed scene", arguments)
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

@@ -22,6 +22,7 @@ from jaxtyping import Float
 from zipnerf_ns.data.poses import rounds_too_much
 from zipnerf_ns.errors import InputError
 from zipnerf_ns.render.points import Moment, query_density, query_points
+from zipnerf_ns.tools.command import command, command_parser
 from zipnerf_ns.tools.mesh.small import decimate, write_glb
 from zipnerf_ns.tools.mesh.surface import (
     MeshReport,
@@ -41,11 +42,7 @@ NAME = "density_mesh"
 
 def parse(arguments: list[str] | None) -> argparse.Namespace:
     """The command line."""
-    parser = argparse.ArgumentParser(
-        prog="python -m zipnerf_ns.tools.export_mesh",
-        description="Exports the surface of a trained scene's density as a mesh with colored vertices.",
-        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
-    )
+    parser = command_parser("export_mesh", "Exports the surface of a trained scene's density as a mesh with colors.")
     add = parser.add_argument
     add("--load-config", type=Path, required=True, help="config.yml of the run")
     add("--data", type=Path, help="the run's data, where they are now; a mesh needs none")
@@ -184,18 +181,14 @@ def describe(mesh_path: Path, report: MeshReport) -> str:
     )
 
 
-def main(arguments: list[str] | None = None) -> int:
-    """The export; 0 if a mesh was written."""
+@command()
+def main(arguments: list[str] | None = None) -> None:
+    """The export."""
     options = parse(arguments)
-    try:
-        pipeline = load_pipeline(options.load_config, options.data)
-        for number, time in enumerate(options.time):
-            name = f"{NAME}_{number:04d}" if len(options.time) > 1 else NAME
-            print(describe(*export(pipeline, options, time, name)))
-    except InputError as error:
-        print(f"Error: {error}", file=sys.stderr)
-        return 1
-    return 0
+    pipeline = load_pipeline(options.load_config, options.data)
+    for number, time in enumerate(options.time):
+        name = f"{NAME}_{number:04d}" if len(options.time) > 1 else NAME
+        print(describe(*export(pipeline, options, time, name)))
 
 
 if __name__ == "__main__":

@@ -6,7 +6,6 @@ is refused. Here six configurations are trained for some steps, and the most tha
 
 from __future__ import annotations
 
-import argparse
 import copy
 import dataclasses
 import sys
@@ -24,6 +23,7 @@ from zipnerf_ns.data.memory import GIB
 from zipnerf_ns.engine.checks import TrainingMemory, training_memory
 from zipnerf_ns.engine.trainer import ZipNerfTrainerConfig
 from zipnerf_ns.errors import InputError
+from zipnerf_ns.tools.command import command, command_parser
 from zipnerf_ns.tools.rehearsal import METHODS
 from zipnerf_ns.tools.trials.report import table
 from zipnerf_ns.tools.trials.training import release, set_up, train
@@ -114,27 +114,22 @@ def table_of(found: Sequence[Measured]) -> list[str]:
     return table(("training", "estimated GiB", "allocated GiB", "error", "reserved GiB"), rows)
 
 
+@command()
 def main(arguments: list[str] | None = None) -> int:
     """Prints the table and a verdict; 1 if an estimate is wrong."""
-    parser = argparse.ArgumentParser(
-        prog="python -m zipnerf_ns.tools.memory",
-        description="Compares what trainings take of the GPU's memory with what is estimated before they begin.",
-        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
+    parser = command_parser(
+        "memory", "Compares what trainings take of the GPU's memory with what is estimated before they begin."
     )
     parser.add_argument("--data", type=Path, required=True, help="a scene's folder")
     parser.add_argument("--steps", type=int, default=20, help="of each training")
     options = parser.parse_args(arguments)
-    try:
-        if not torch.cuda.is_available():
-            raise InputError("there is no CUDA device, whose memory this measures.")
-        found = []
-        for setting in SETTINGS:
-            found.append(measure(setting, options.data, options.steps))
-            # Among what trainings say, and whatever becomes of the others.
-            print(table_of(found)[-1], flush=True)
-    except InputError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 1
+    if not torch.cuda.is_available():
+        raise InputError("there is no CUDA device, whose memory this measures.")
+    found = []
+    for setting in SETTINGS:
+        found.append(measure(setting, options.data, options.steps))
+        # Among what trainings say, and whatever becomes of the others.
+        print(table_of(found)[-1], flush=True)
     wrong = [each.name for each in found if abs(each.error) > TOLERANCE]
     verdict = f"FAILED: more than {TOLERANCE:.0%} off: {'; '.join(wrong)}." if wrong else f"All within {TOLERANCE:.0%}."
     print(*table_of(found), "", verdict, sep="\n")

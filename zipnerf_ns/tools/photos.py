@@ -21,7 +21,8 @@ from typing import Any, TypeVar
 from nerfstudio.utils.rich_utils import get_progress
 
 from zipnerf_ns.errors import InputError
-from zipnerf_ns.tools.colmap import CommandError, import_pycolmap
+from zipnerf_ns.tools.colmap import import_pycolmap
+from zipnerf_ns.tools.command import command, command_parser
 from zipnerf_ns.tools.reconstruction import pictures as copies
 from zipnerf_ns.tools.reconstruction.mapping import Placement, Workshop
 from zipnerf_ns.tools.reconstruction.pictures import Picture
@@ -57,8 +58,8 @@ def make_scene(sources: Sequence[Path], out: Path, masks: Path | None, frames: i
         lens: a key of LENSES.
 
     Raises:
-        InputError: if sources cannot be read, OUT is another's, or the photographs do not belong together.
-        CommandError: if pycolmap is missing.
+        InputError: if pycolmap is missing, sources cannot be read, OUT is another's, or the photographs do not belong
+            together.
     """
     if frames < MIN_PHOTOS:
         raise InputError(f"--frames must be at least {MIN_PHOTOS}.")
@@ -180,30 +181,28 @@ def _dated(*paths: Path | None) -> list[str]:
 
 def make_parser() -> argparse.ArgumentParser:
     """A parser of the command's arguments."""
-    parser = argparse.ArgumentParser(prog="python -m zipnerf_ns.tools.photos", description=__doc__.splitlines()[0])
+    parser = command_parser("photos", __doc__.splitlines()[0])
     parser.add_argument("sources", type=Path, nargs="+", metavar="SOURCE", help="photographs, videos, folders of them")
     parser.add_argument("out", type=Path, metavar="OUT", help="folder of the scene, new or to go on with")
     parser.add_argument("--masks", type=Path, help="folder of masks, named like the photographs: black is ignored")
-    parser.add_argument("--frames", type=int, default=FRAMES, help="frames taken of each video (%(default)s)")
-    parser.add_argument("--lens", choices=LENSES, default="perspective", help="kind of lens (%(default)s)")
+    parser.add_argument("--frames", type=int, default=FRAMES, help="frames taken of each video")
+    parser.add_argument("--lens", choices=LENSES, default="perspective", help="kind of lens")
     parser.add_argument("--remove-work", action="store_true", help=f"remove OUT/{WORK} when the scene is complete")
     return parser
 
 
-def main(arguments: Sequence[str] | None = None) -> int:
-    """The command; 1 if no scene was made, with one line that says why."""
+@command(OSError)
+def main(arguments: Sequence[str] | None = None) -> int | None:
+    """The command."""
     options = make_parser().parse_args(arguments)
     try:
         print(make_scene(options.sources, options.out, options.masks, options.frames, options.lens))
-    except (InputError, CommandError, OSError) as error:
-        print(f"Error: {error}", file=sys.stderr)
-        return 1
     except KeyboardInterrupt:
         print("\nInterrupted: the same command goes on from here.", file=sys.stderr)
         return 130
     if options.remove_work:
         shutil.rmtree(options.out / WORK)
-    return 0
+    return None
 
 
 if __name__ == "__main__":

@@ -50,10 +50,6 @@ MOVING = {
 """The same for a scene that moves."""
 
 
-class DemoError(Exception):
-    """A step could not be done; the message is all that the person needs."""
-
-
 def data_arguments(data: Path, longest_side: int) -> list[str]:
     """The dataparser of ``ns-train`` for a data set, with its options.
 
@@ -62,13 +58,13 @@ def data_arguments(data: Path, longest_side: int) -> list[str]:
         longest_side: images of this size are enough, pixels.
 
     Raises:
-        DemoError: no known data set is there; says what to do with plain photos.
+        InputError: no known data set is there; says what to do with plain photos.
     """
     if not data.exists():
-        raise DemoError(f"{data} does not exist.")
+        raise InputError(f"{data} does not exist.")
     found = find_format(data)
     if found is None:
-        raise DemoError(
+        raise InputError(
             f"{data} has no camera poses ({', '.join(row.marker for row in FORMATS)}). For a folder of photos, "
             f"find them first:\n  python -m zipnerf_ns.tools.photos {data} data/mine\n"
             "then give data/mine here."

@@ -7,7 +7,6 @@ what a step takes with it and without, and how much the held-out PSNR of several
 
 from __future__ import annotations
 
-import argparse
 import copy
 import hashlib
 import os
@@ -31,6 +30,7 @@ from nerfstudio.utils import writer
 from zipnerf_ns.engine.trainer import ZipNerfTrainerConfig
 from zipnerf_ns.tools.bench import built_in_scene
 from zipnerf_ns.tools.benchmark.setup import FULL, TINY, bench_config
+from zipnerf_ns.tools.command import command, command_parser
 from zipnerf_ns.tools.trials.report import table
 from zipnerf_ns.tools.trials.training import release
 
@@ -141,12 +141,11 @@ def compare(config: ZipNerfTrainerConfig, folder: Path, deterministic: bool) -> 
     return [first, *rows], all(other.digest == once.digest for other in ended.values())
 
 
+@command()
 def main(arguments: list[str] | None = None) -> int:
     """Prints the table; 1 if the deterministic trainings differ."""
-    parser = argparse.ArgumentParser(
-        prog="python -m zipnerf_ns.tools.repeat",
-        description="Whether the same training ends with the same bits, and how much it varies where it does not.",
-        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
+    parser = command_parser(
+        "repeat", "Whether the same training ends with the same bits, and how much it varies where it does not."
     )
     parser.add_argument("--data", type=Path, help="a scene's folder; without it the built-in scene")
     parser.add_argument("--steps", type=int, default=300, help="of each training that is compared; 0 compares none")

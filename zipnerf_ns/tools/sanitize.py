@@ -28,6 +28,7 @@ import torch
 from zipnerf_ns.errors import InputError
 from zipnerf_ns.ops import compile_ahead
 from zipnerf_ns.tools import rehearsal
+from zipnerf_ns.tools.command import command, command_parser
 from zipnerf_ns.tools.trials.report import table
 
 OPTIONS: dict[str, tuple[str, ...]] = {
@@ -71,10 +72,8 @@ class Report(NamedTuple):
 
 def parse(arguments: list[str] | None) -> argparse.Namespace:
     """The command line."""
-    parser = argparse.ArgumentParser(
-        prog="python -m zipnerf_ns.tools.sanitize",
-        description="Launches every kernel on few rays under NVIDIA's compute-sanitizer, and counts what it finds.",
-        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
+    parser = command_parser(
+        "sanitize", "Launches every kernel on few rays under NVIDIA's compute-sanitizer, and counts what it finds."
     )
     methods = list(rehearsal.METHODS)
     parser.add_argument("--tool", nargs="+", choices=list(OPTIONS), default=list(OPTIONS), help="of compute-sanitizer")
@@ -84,17 +83,13 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
     return parser.parse_args(arguments)
 
 
-def main(arguments: list[str] | None = None) -> int:
+@command()
+def main(arguments: list[str] | None = None) -> int | None:
     """Prints a table, the errors and a verdict; 1 unless each tool ran to its end and found the planted fault alone."""
     options = parse(arguments)
-    try:
-        if options.launch:
-            launch_all(options.method, options.launch == ANEW)
-            return 0
-        return check(find_sanitizer(), options.tool, options.method, options.logs)
-    except InputError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 1
+    if options.launch:
+        return launch_all(options.method, options.launch == ANEW)
+    return check(find_sanitizer(), options.tool, options.method, options.logs)
 
 
 def find_sanitizer() -> str:

@@ -8,7 +8,6 @@ runs, from one moment of the training to the next.
 
 from __future__ import annotations
 
-import argparse
 import json
 import math
 import sys
@@ -24,6 +23,7 @@ from nerfstudio.cameras.cameras import Cameras
 
 from zipnerf_ns.data.metadata import SCENE_HINTS
 from zipnerf_ns.errors import InputError
+from zipnerf_ns.tools.command import command, command_parser
 from zipnerf_ns.tools.programs import data_frame, load_run
 from zipnerf_ns.tools.scene.cameras import camera_pose, scene_pinhole
 from zipnerf_ns.tools.scene.render import Pinhole, render_view
@@ -160,24 +160,21 @@ def load(config: Path, data: Path | None) -> tuple[Pipeline, str]:
     return pipeline, made_with.get("motion", "none")
 
 
-def main(arguments: list[str] | None = None) -> int:
-    """The measurement; 0 if it was made."""
-    parser = argparse.ArgumentParser(
-        prog="python -m zipnerf_ns.tools.shimmer",
-        description="Measures how calm pictures of the built-in scene are, against exact ones, while a camera moves; "
-        "of the scene in motion while it stands still.",
+@command()
+def main(arguments: list[str] | None = None) -> None:
+    """The measurement."""
+    parser = command_parser(
+        "shimmer",
+        "Measures how calm pictures of the built-in scene are, against exact ones, while a camera moves; of the scene "
+        "in motion while it stands still.",
     )
     parser.add_argument("--load-config", type=Path, nargs="+", required=True,
                         help="config.yml of runs trained on the built-in scene")  # fmt: skip
     parser.add_argument("--data", type=Path, help="their scene, where it is now")
     options = parser.parse_args(arguments)
-    try:
-        runs = {str(config): load(config, options.data) for config in options.load_config}
-        if len({motion for _, motion in runs.values()}) > 1:
-            raise InputError("these runs are of different scenes. Measure those of each by themselves.")
-    except InputError as error:
-        print(f"Error: {error}", file=sys.stderr)
-        return 1
+    runs = {str(config): load(config, options.data) for config in options.load_config}
+    if len({motion for _, motion in runs.values()}) > 1:
+        raise InputError("these runs are of different scenes. Measure those of each by themselves.")
     pinhole = scene_pinhole(WIDTH, HEIGHT)
     (motion,) = {motion for _, motion in runs.values()}
     shots = orbit(COUNT, pinhole)
@@ -196,7 +193,6 @@ def main(arguments: list[str] | None = None) -> int:
         rows.append((name, f"{calm.psnr:.2f} dB", f"{calm.flicker:.2f}", f"{calm.change:.2f}"))
     rows.append(("the scene itself, exact", "", "", f"{measure(truth, truth).change:.2f}"))
     print("\n".join(table(("pictures", "PSNR", "flicker, of 255", "change, of 255"), rows)))
-    return 0
 
 
 if __name__ == "__main__":

@@ -27,6 +27,8 @@ from typing import Any, NamedTuple
 import psutil
 
 from zipnerf_ns.engine.checkpoints import checkpoints_in
+from zipnerf_ns.errors import InputError
+from zipnerf_ns.tools.command import command, command_parser
 from zipnerf_ns.tools.programs import data_arguments
 from zipnerf_ns.tools.system_check import script_environment
 from zipnerf_ns.tools.trials.report import table
@@ -136,11 +138,11 @@ class Training:
         """How it is now.
 
         Raises:
-            RuntimeError: if it has ended by itself.
+            InputError: if it has ended by itself.
         """
         if self.process.poll() is not None:
             said = self.log.read_text(encoding="utf-8")[-2000:]
-            raise RuntimeError(f"the training ended with status {self.process.returncode}:\n{said}")
+            raise InputError(f"the training ended with status {self.process.returncode}:\n{said}")
         memory = files = threads = 0
         for each in (self.process, *self.process.children(recursive=True)):
             with suppress(psutil.NoSuchProcess):
@@ -222,10 +224,8 @@ def train_command(options: argparse.Namespace, folder: Path, port: int) -> list[
 
 def parse(arguments: list[str] | None) -> argparse.Namespace:
     """The command line."""
-    parser = argparse.ArgumentParser(
-        prog="python -m zipnerf_ns.tools.soak",
-        description="Trains for long, with a viewer and in several processes, and says what grows meanwhile.",
-        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
+    parser = command_parser(
+        "soak", "Trains for long, with a viewer and in several processes, and says what grows meanwhile."
     )
     parser.add_argument("--data", type=Path, required=True, help="a scene's folder")
     parser.add_argument("--minutes", type=float, default=60.0, help="of all processes together")
@@ -241,7 +241,7 @@ def soak(options: argparse.Namespace, folder: Path) -> list[list[Sample]]:
     """The samples of every process; says how each ended.
 
     Raises:
-        RuntimeError: if a training ends by itself, or otherwise than by the signal, or the viewer has sent no picture.
+        InputError: if a training ends by itself, or otherwise than by the signal, or the viewer has sent no picture.
     """
     each, found = 60.0 * options.minutes / options.processes, []
     for number in range(1, options.processes + 1):
@@ -268,24 +268,21 @@ def soak(options: argparse.Namespace, folder: Path) -> list[list[Sample]]:
         )  # fmt: skip
         if status != 128 + signal.SIGTERM:
             said = training.log.read_text(encoding="utf-8")[-2000:]
-            raise RuntimeError(f"it should have ended with status 143:\n{said}")
+            raise InputError(f"it should have ended with status 143:\n{said}")
         if not viewer.pictures:
-            raise RuntimeError(f"the viewer at port {port} has sent no picture.")
+            raise InputError(f"the viewer at port {port} has sent no picture.")
         if len(found[-1]) < 6:
-            raise RuntimeError("there were fewer than six looks at a process that steps: give more --minutes.")
+            raise InputError("there were fewer than six looks at a process that steps: give more --minutes.")
     return found
 
 
+@command()
 def main(arguments: list[str] | None = None) -> int:
     """Prints the table and the verdict; 1 if something grows."""
     options = parse(arguments)
     print("The viewer is looked at by a client of its websocket, not by a browser.")
     with tempfile.TemporaryDirectory(prefix="zipnerf-soak-") as folder:
-        try:
-            found = soak(options, Path(folder))
-        except RuntimeError as error:
-            print(f"error: {error}", file=sys.stderr)
-            return 1
+        found = soak(options, Path(folder))
     text, growing = report(found)
     print(f"{text}\n\n{'GROWING: ' + '; '.join(growing) + '.' if growing else 'Flat.'}")
     return 1 if growing else 0

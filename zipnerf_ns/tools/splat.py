@@ -27,16 +27,15 @@ from zipnerf_ns.splats.gaussians import Gaussians
 from zipnerf_ns.splats.making import UNFINISHED, make_splats
 from zipnerf_ns.splats.page import StartView, write_page
 from zipnerf_ns.splats.rasterizer import prepare_gsplat
+from zipnerf_ns.tools.command import command, command_parser
 from zipnerf_ns.tools.programs import data_frame, load_run
 
 
 def parse(arguments: list[str] | None) -> argparse.Namespace:
     """The command line."""
     usual = SplatConfig()
-    parser = argparse.ArgumentParser(
-        prog="python -m zipnerf_ns.tools.splat",
-        description="Makes splats of a trained scene: Gaussians that look like it and are drawn in milliseconds.",
-        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
+    parser = command_parser(
+        "splat", "Makes splats of a trained scene: Gaussians that look like it and are drawn in milliseconds."
     )
     add = parser.add_argument
     add("--load-config", type=Path, required=True, help="config.yml of the run")
@@ -111,31 +110,27 @@ def to_world(pipeline: Any) -> Similarity:
     return Similarity(1.0 / scale.double(), back, -back @ transform[:, 3])
 
 
-def main(arguments: list[str] | None = None) -> int:
-    """The way from a run to splats; 0 if they were made."""
+@command()
+def main(arguments: list[str] | None = None) -> int | None:
+    """The way from a run to splats."""
     options = parse(arguments)
-    try:
-        config = settings(options)
-        prepare_gsplat(torch.device("cuda" if torch.cuda.is_available() else "cpu"), print_unbroken)
-        pipeline = load_run(options.load_config, options.data, test_mode="test")
-        if not hasattr(pipeline.model, "zipnerf"):
-            raise InputError(f"{options.load_config} is of another method: this makes splats of zipnerf-ns's models.")
-        experiment = options.load_config.absolute().parents[2].name
-        unfinished = options.load_config.parent / UNFINISHED
-        with StopRequests(is_alone=True) as stops:
-            try:
-                made = make_splats(
-                    pipeline, config, options.output_dir, experiment, unfinished, print_unbroken, options.resume,
-                    stops=lambda: stops.received is not None,
-                )  # fmt: skip
-            except Stopped:
-                print_unbroken("Stopped: the same command with --resume goes on.")
-                return stops.status
-        export(made.gaussians, pipeline, options)
-    except InputError as error:
-        print(f"Error: {error}", file=sys.stderr)
-        return 1
-    return 0
+    config = settings(options)
+    prepare_gsplat(torch.device("cuda" if torch.cuda.is_available() else "cpu"), print_unbroken)
+    pipeline = load_run(options.load_config, options.data, test_mode="test")
+    if not hasattr(pipeline.model, "zipnerf"):
+        raise InputError(f"{options.load_config} is of another method: this makes splats of zipnerf-ns's models.")
+    experiment = options.load_config.absolute().parents[2].name
+    unfinished = options.load_config.parent / UNFINISHED
+    with StopRequests(is_alone=True) as stops:
+        try:
+            made = make_splats(
+                pipeline, config, options.output_dir, experiment, unfinished, print_unbroken, options.resume,
+                stops=lambda: stops.received is not None,
+            )  # fmt: skip
+        except Stopped:
+            print_unbroken("Stopped: the same command with --resume goes on.")
+            return stops.status
+    return export(made.gaussians, pipeline, options)
 
 
 if __name__ == "__main__":

@@ -13,14 +13,13 @@ from pathlib import Path
 from zipnerf_ns.errors import InputError
 from zipnerf_ns.splats.files import WRITERS, read_gaussians, write_gaussians
 from zipnerf_ns.splats.page import MOST_GAUSSIANS, StartView, write_page
+from zipnerf_ns.tools.command import command, command_parser
 
 
 def parse(arguments: list[str] | None) -> argparse.Namespace:
     """The command line."""
-    parser = argparse.ArgumentParser(
-        prog="python -m zipnerf_ns.tools.splat_page",
-        description="Writes Gaussians as a page for a web server, or as a file of another format.",
-        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
+    parser = command_parser(
+        "splat_page", "Writes Gaussians as a page for a web server, or as a file of another format."
     )
     add = parser.add_argument
     add("gaussians", type=Path, help=f"file of Gaussians: {', '.join(WRITERS)}")
@@ -76,15 +75,10 @@ def run(options: argparse.Namespace) -> str:
     )
 
 
-def main(arguments: list[str] | None = None) -> int:
-    """The conversion; 0 if it was written."""
-    options = parse(arguments)
-    try:
-        print(run(options))
-    except InputError as error:
-        print(f"Error: {error}", file=sys.stderr)
-        return 1
-    return 0
+@command()
+def main(arguments: list[str] | None = None) -> None:
+    """The conversion."""
+    print(run(parse(arguments)))
 
 
 if __name__ == "__main__":
