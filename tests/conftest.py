@@ -46,6 +46,18 @@ def seed() -> int:
 
 
 @pytest.fixture
+def said(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[str]]:
+    """What is said once, as if for the first time."""
+    from zipnerf_ns import errors
+
+    lines: list[str] = []
+    monkeypatch.setattr(errors, "say", lines.append)
+    errors.say_once.cache_clear()
+    yield lines
+    errors.say_once.cache_clear()
+
+
+@pytest.fixture
 def fresh_writers() -> Iterator[None]:
     """Nerfstudio keeps its writers in globals, one more for every trainer of this process."""
     from nerfstudio.utils import writer

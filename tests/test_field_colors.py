@@ -9,7 +9,6 @@ import torch
 from _fields import hidden_of, linear_layers, make_field
 from _rays import make_encoding, make_rays, normal, short_intervals, unit_vectors
 
-from zipnerf_ns import field as field_module
 from zipnerf_ns.field import ZipNerfDensityField, ZipNerfField
 from zipnerf_ns.ops import TORCH_OPS
 
@@ -117,16 +116,6 @@ def test_the_folded_network_is_the_unfolded_one_in_values_and_every_gradient(col
 
 
 # --- the implementation ---
-
-
-@pytest.fixture
-def said(monkeypatch) -> list:
-    """What is said about kernels that are lacking, as if for the first time."""
-    lines = []
-    monkeypatch.setattr(field_module, "say", lines.append)
-    field_module._announce_lack.cache_clear()
-    yield lines
-    field_module._announce_lack.cache_clear()
 
 
 def kernels(calls: list):

@@ -27,7 +27,7 @@ LAYERS: tuple[frozenset[str], ...] = (
     frozenset({"cameras"}),
     frozenset({"ops", "hash_table"}),
     frozenset({"kernels"}),
-    frozenset({"rays", "functional", "errors"}),
+    frozenset({"rays", "functional", "errors", "files"}),
     frozenset({""}),
 )
 """The first part of a module's name within the package; the package itself is the empty name."""

@@ -27,16 +27,14 @@ KERNELS = TORCH_OPS._replace(name="triton")
 
 
 @pytest.fixture
-def triton(monkeypatch) -> SimpleNamespace:
+def triton(monkeypatch, said) -> SimpleNamespace:
     """Whether Triton is there, whatever this machine has; what is said about the choice, as if for the first time."""
-    state = SimpleNamespace(lacks=None, untried=None, said=[])
+    state = SimpleNamespace(lacks=None, untried=None, said=said)
     monkeypatch.setattr(support, "why_unavailable", lambda device: state.lacks)
     monkeypatch.setattr(support, "why_untried", lambda device: state.untried)
     monkeypatch.setattr(implementation, "triton_ops", lambda: KERNELS)
-    monkeypatch.setattr(implementation, "say", state.said.append)
-    implementation._announce_choice.cache_clear()
-    yield state
-    implementation._announce_choice.cache_clear()
+    monkeypatch.setattr(implementation, "say", said.append)
+    return state
 
 
 @pytest.mark.parametrize("name", OPERATIONS)
@@ -174,7 +172,6 @@ def test_a_backward_pass_that_failed_begins_anew(unable):
     ("7.5", "float32", "float32"), ("8.6", "float16", "float16"),
 ])  # fmt: skip
 def test_a_gpu_without_bfloat16_multiplies_float16_and_says_so(capability, asked, given, triton):
-    implementation._announce_float16.cache_clear()
     with pretending(find(capability)):
         assert [resolve_precision(asked, CPU) for _ in range(2)] == [given] * 2
     assert len(triton.said) == (asked != given) and resolve_precision(asked, CPU) == "float32"

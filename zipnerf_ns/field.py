@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from functools import cache
 from typing import Literal, NamedTuple
 
 import torch
@@ -11,7 +10,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from zipnerf_ns.encoding import AntiAliasedHashEncoding
-from zipnerf_ns.errors import say
+from zipnerf_ns.errors import say_once
 from zipnerf_ns.functional import mlp
 from zipnerf_ns.functional.cones import Cones, separate_intervals
 from zipnerf_ns.functional.hash_grid import Prefilter
@@ -273,10 +272,5 @@ def choose_mlp(kernel: Callable, twin: Callable, lack: str | None) -> Callable:
     """A network's kernel, or its torch twin for sizes that the kernels do not know, which is said once."""
     if lack is None:
         return kernel
-    _announce_lack(lack)
+    say_once(f"{lack} This network runs in torch.")
     return twin
-
-
-@cache
-def _announce_lack(lack: str) -> None:
-    say(f"{lack} This network runs in torch.")

@@ -57,7 +57,7 @@ class Asked(NamedTuple):
     view: View = UNCHANGED
     """The viewer's differences."""
     side: int = 1
-    """Of the squares of pixels, in which a camera's are counted then, whose rays share their proposals."""
+    """Side of the squares of pixels whose rays share their proposals; a camera's pixels are counted in them then."""
 
 
 class ZipNerfModel(Model):

@@ -7,14 +7,14 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from concurrent.futures import Future
-from functools import cache, lru_cache
+from functools import lru_cache
 from types import ModuleType
 from typing import Any, Literal, NamedTuple, TypeVar
 
 import torch
 from torch import Tensor
 
-from zipnerf_ns.errors import InputError, LaunchFailed, say
+from zipnerf_ns.errors import InputError, LaunchFailed, say, say_once
 from zipnerf_ns.functional import adam, cones, mlp, ray_march, signatures
 from zipnerf_ns.functional.mlp import Precision
 from zipnerf_ns.rays import CameraRays
@@ -185,12 +185,6 @@ def tcnn() -> ModuleType:
     return tcnn
 
 
-@cache
-def _announce_choice(implementation: str, choice: str, device_type: str, reason: str | None) -> None:
-    because = f": {reason}" if reason else "."
-    say(f"Implementation '{implementation}' chose '{choice}' on {device_type}{because}")
-
-
 def resolve_ops(implementation: str, device: torch.device, whose: str = "") -> Ops:
     """The operations that an implementation's name stands for on a device; what "auto" chooses is said once.
 
@@ -210,9 +204,9 @@ def resolve_ops(implementation: str, device: torch.device, whose: str = "") -> O
             f"implementation={implementation!r} is unknown: choose 'auto', 'torch' or 'triton', "
             "or 'tcnn' where encodings are chosen."
         )
-    is_asked_for = implementation == "triton"
+    is_asked_for, chose = implementation == "triton", f"Implementation '{implementation}' chose"
     if not is_asked_for and device.type != "cuda":
-        _announce_choice(implementation, "torch", device.type, None)
+        say_once(f"{chose} 'torch' on {device.type}.")
         return TORCH_OPS
     from zipnerf_ns.kernels import support
 
@@ -223,7 +217,7 @@ def resolve_ops(implementation: str, device: torch.device, whose: str = "") -> O
         if reason is not None:
             raise RuntimeError(f"implementation='triton'{whose} cannot run: {reason}")
     else:
-        _announce_choice(implementation, "triton" if reason is None else "torch", device.type, reason)
+        say_once(f"{chose} 'triton' on cuda." if reason is None else f"{chose} 'torch' on cuda: {reason}")
     if reason is not None:
         return TORCH_OPS
     return triton_ops() if is_asked_for else guarded_ops()
@@ -244,14 +238,10 @@ def resolve_precision(precision: Precision, device: torch.device) -> Precision:
         return "float32"
     found = describe(device)
     if precision == "bfloat16" and found.backend == "cuda" and found.capability < BFLOAT16_FROM:
-        _announce_float16(found.name)
+        name = found.name
+        say_once(f"{name} has no bfloat16: matrix products are in float16, and their gradients scaled to its range.")
         return "float16"
     return precision
-
-
-@cache
-def _announce_float16(name: str) -> None:
-    say(f"{name} has no bfloat16: matrix products are in float16, and their gradients scaled to its range.")
 
 
 def compile_ahead(rehearse: Callable[[], object], device: torch.device) -> list[Future[None]]:

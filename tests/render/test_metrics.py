@@ -74,13 +74,6 @@ def without_lpips(monkeypatch) -> list:
     return asked
 
 
-@pytest.fixture
-def said(monkeypatch) -> list:
-    lines = []
-    monkeypatch.setattr(metrics_module.CONSOLE, "log", lambda text, **_: lines.append(text))
-    return lines
-
-
 def test_psnr_is_its_formula():
     prediction, truth = pictures(7, 5)
     errors = [
@@ -242,10 +235,8 @@ def test_what_does_not_fit_onto_the_gpu_is_measured_on_the_cpu_and_said_once(mon
             raise torch.cuda.OutOfMemoryError("CUDA out of memory")
         return (a - b).square().mean()
 
-    metrics_module._announce_move.cache_clear()
     a, b = pictures(20, 20)
     for _ in range(2):
         assert metrics_module.with_room("SSIM", measure, a.as_subclass(OnGpu), b.as_subclass(OnGpu)) == measure(a, b)
     assert asked == [OnGpu, torch.Tensor, torch.Tensor] * 2 and len(emptied) == 2
     assert len(said) == 1 and "SSIM" in said[0]
-    metrics_module._announce_move.cache_clear()

@@ -237,7 +237,7 @@ class RisingField(TrueField):
 
 def test_of_a_scene_that_moves_each_moment_is_a_mesh(tmp_path, pipeline, monkeypatch, capsys):
     pipeline.model.field, pipeline.model.has_time, pipeline.model.shutter = RisingField(), True, 0.1
-    monkeypatch.setattr(export_mesh, "load_pipeline", lambda config, data: pipeline)
+    monkeypatch.setattr(export_mesh, "load_field", lambda config, data: pipeline)
     command = ["--load-config", "config.yml", "--output-dir", str(tmp_path), "--resolution", "60", "--save-world-frame"]
     assert export_mesh.main([*command, "--time", "0.25", "0.5"]) == 0
     lowest = [trimesh.load(tmp_path / f"density_mesh_{index:04d}.ply", process=False).bounds[0, 2] for index in (0, 1)]

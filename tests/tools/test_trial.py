@@ -16,13 +16,14 @@ from PIL import Image
 
 from nerfstudio.cameras.camera_optimizers import CameraOptimizerConfig
 
+from zipnerf_ns.files import write_json
 from zipnerf_ns.render.metrics import in_8_bits
 from zipnerf_ns.tools.trials import trial as trials
 from zipnerf_ns.tools.trials import views as trial_views
 from zipnerf_ns.tools.trials import worker as trial_worker
 from zipnerf_ns.tools.trials.config import change, prepare, set_steps
 from zipnerf_ns.tools.trials.training import release, set_up
-from zipnerf_ns.tools.trials.trial import Planned, Trial, read_result, run_all, run_trial, save_json
+from zipnerf_ns.tools.trials.trial import Planned, Trial, read_result, run_all, run_trial
 from zipnerf_ns.tools.trials.views import View, measure, render_views
 
 TRIAL = Trial(scene="scene", method="zipnerf", scales=(1, 2), changes={"pipeline.model.prefilter": "ipe"})
@@ -112,7 +113,7 @@ def test_kept_results_are_said_and_the_others_are_run(tmp_path, worker, monkeypa
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "7")
     planned = [Planned(dataclasses.replace(TRIAL, seed=seed), tmp_path / f"t{seed}", f"t{seed}") for seed in range(2)]
     kept = {"status": "done", "trial": dataclasses.asdict(planned[1].trial), "first_step_seconds": 2.0}
-    save_json(planned[1].folder / "result.json", kept)
+    write_json(planned[1].folder / "result.json", kept)
     *_, (run, again) = run_all(planned, True)
     assert run["gpu"] == "7" and again == json.loads(json.dumps(kept))
     assert capsys.readouterr().out.splitlines() == [
@@ -128,7 +129,7 @@ def test_the_worker_performs_what_it_was_given(tmp_path, monkeypatch):
 
 
 def test_only_results_of_the_same_trial_are_kept(tmp_path):
-    save_json(tmp_path / "result.json", {"status": "done", "trial": dataclasses.asdict(TRIAL)})
+    write_json(tmp_path / "result.json", {"status": "done", "trial": dataclasses.asdict(TRIAL)})
     assert read_result(tmp_path, TRIAL)["status"] == "done"
     for other in ({"seed": 1}, {"scales": ()}, {"changes": {}}, {"seconds": 60.0}):
         assert read_result(tmp_path, dataclasses.replace(TRIAL, **other)) is None

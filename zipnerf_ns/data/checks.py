@@ -19,6 +19,7 @@ from nerfstudio.cameras import camera_utils
 from nerfstudio.cameras.cameras import Cameras, CameraType
 from nerfstudio.data.dataparsers.base_dataparser import DataparserOutputs
 
+from zipnerf_ns.data.dataparsers.names import scene_folder
 from zipnerf_ns.data.images import check_masks, check_some_used
 from zipnerf_ns.data.poses import check_poses
 from zipnerf_ns.errors import InputError, say, shorten
@@ -58,7 +59,7 @@ def check_images(filenames: Sequence[Path], sizes: Sequence[tuple[int, int]] | N
         try:
             with Image.open(filename) as image:
                 size = image.size
-                has_alpha = has_alpha or "A" in image.getbands() or "transparency" in image.info
+                has_alpha = has_alpha or image.has_transparency_data
         except Exception as error:
             raise InputError(f"image {filename} cannot be read ({error}). Replace it or remove its frame.") from error
         if sizes is not None and size[::-1] == tuple(sizes[index]) != size and _is_turned(filename):
@@ -84,7 +85,7 @@ def say_outside(filenames: Sequence[Path], data: Path) -> None:
         data: the scene's folder, or a file in it.
     """
     # Not where links lead: they are the person's own.
-    folder = os.path.abspath(data.parent if data.is_file() else data)
+    folder = os.path.abspath(scene_folder(data))
     outside = [str(name) for name in filenames if not Path(os.path.abspath(name)).is_relative_to(folder)]
     if outside:
         say(f"{len(outside)} pictures lie outside of {folder}, and are read from there: {shorten(outside)}.")

@@ -32,7 +32,7 @@ DECODING_SHARE = 0.1
 DECODING_ROOM = 2**26
 """Bytes that this takes in any case: where images are small, all threads have work."""
 ROWS = 64
-"""Of an image that are copied at a time."""
+"""Rows of an image that are copied at a time."""
 FLOAT_OVERSHOOT = 0.5
 """How far values of floating-point images may leave [0, 1], as sharpening makes them; they are clipped."""
 USED_FROM = 128
@@ -42,7 +42,7 @@ LOSSY_FORMATS = ("JPEG", "MPO")
 """Formats, as Pillow names them, that cannot hold labels: what is nearly black in them is black."""
 
 GRAY = 128
-"""Of what stands for an image that is not there."""
+"""Brightness of what stands for an image that is not there."""
 NOTHING_USED = "the masks leave no pixel: white marks what is used, black what is ignored."
 """Said of masks that ignore all of every image."""
 
@@ -72,7 +72,7 @@ class CheckedDataset(InputDataset):
 
     @property
     def channels(self) -> int:
-        """Of every image: 3, or 4 with alpha."""
+        """Channels of every image: 3, or 4 with alpha."""
         return 4 if self.has_alpha else 3
 
     @property
@@ -207,8 +207,7 @@ def _to_rgb_or_rgba(image: Image.Image, has_alpha: bool, filename: Path) -> Imag
         limits = (-FLOAT_OVERSHOOT, 1.0 + FLOAT_OVERSHOOT)
         _check_values(values, limits, filename)
         image = Image.fromarray(np.round(values.clip(0.0, 1.0) * 255.0).astype(np.uint8))
-    has_alpha = has_alpha or "A" in image.getbands() or "transparency" in image.info
-    mode = "RGBA" if has_alpha else "RGB"
+    mode = "RGBA" if has_alpha or image.has_transparency_data else "RGB"
     # Pillow would copy what is right already.
     image.load()
     return image if image.mode == mode else image.convert(mode)
@@ -314,7 +313,7 @@ def brightness(mask: Image.Image) -> Image.Image:
     if mask.mode.startswith("I"):
         wide = np.asarray(mask, dtype=np.float64)
         return Image.fromarray((255.0 * wide / _white(mask, wide)).clip(0.0, 255.0).astype(np.uint8))
-    if "A" in mask.getbands() or "transparency" in mask.info:
+    if mask.has_transparency_data:
         over_black = Image.new("RGBA", mask.size, (0, 0, 0, 255))
         return Image.alpha_composite(over_black, mask.convert("RGBA")).convert("L")
     brightness = mask.convert("L")

@@ -23,7 +23,7 @@ IN_MAIN_MEMORY = "--pipeline.datamanager.images-on-gpu"
 ON_DISK = "--pipeline.datamanager.pixels.where disk"
 """What to give for pixels that no memory holds."""
 BYTES_AT_ONCE = 2**16
-"""Of a mask of eight pixels a byte that are taken apart together: their numbers take 64 times as much."""
+"""Bytes of a mask, eight pixels each, that are taken apart together: their numbers take 64 times as much."""
 THUMBNAIL_SIDE = 100
 """Pixels along a thumbnail's shorter side: what Nerfstudio's viewer shows."""
 

@@ -16,6 +16,7 @@ from nerfstudio.cameras.cameras import Cameras
 from nerfstudio.data.dataparsers.base_dataparser import DataparserOutputs
 from nerfstudio.data.scene_box import SceneBox
 
+from zipnerf_ns.data.dataparsers.names import scene_folder
 from zipnerf_ns.data.metadata import SceneHints
 
 DATA_VARIABLE = "ZIPNERF_DATA"
@@ -38,7 +39,7 @@ class Views(NamedTuple):
     @classmethod
     def of(cls, outputs: DataparserOutputs, data: Path) -> Views:
         """The views of a dataparser's outputs."""
-        return cls([_name(filename, _folder(data)) for filename in outputs.image_filenames], outputs.cameras)
+        return cls([_name(filename, scene_folder(data)) for filename in outputs.image_filenames], outputs.cameras)
 
     def sizes(self) -> list[str]:
         """The least and the greatest size of an image, or the only one."""
@@ -66,7 +67,7 @@ class TrainedData:
     transform: Float[Tensor, "3 4"]
     """What the dataparser did to poses, first."""
     scale: float
-    """By which it then multiplied positions."""
+    """Factor by which it then multiplied positions."""
     box: Float[Tensor, "2 3"]
     """The scene box."""
     hints: SceneHints
@@ -129,14 +130,11 @@ class TrainedData:
             views: of one split.
             data: where the photos are, or would be.
         """
+        folder = scene_folder(data)
         return DataparserOutputs(
-            [_folder(data) / name for name in views.names], views.cameras, scene_box=SceneBox(self.box), metadata={},
+            [folder / name for name in views.names], views.cameras, scene_box=SceneBox(self.box), metadata={},
             dataparser_transform=self.transform, dataparser_scale=self.scale,
         )  # fmt: skip
-
-
-def _folder(data: Path) -> Path:
-    return data.parent if data.suffix == ".json" else data
 
 
 def _name(filename: Path, folder: Path) -> str:

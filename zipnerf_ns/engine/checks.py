@@ -30,17 +30,17 @@ from zipnerf_ns.model_config import (
 from zipnerf_ns.ops import Ops, resolve_ops, resolve_precision
 
 TRAINING_BYTES_PER_VALUE = 16
-"""Of a hash table: value, gradient and Adam's two moments, float32."""
+"""What a value of a hash table takes in training: itself, gradient and Adam's two moments, float32."""
 NUMBERS_PER_INTERVAL = 9
-"""In float32: two fenceposts, turn, density, weight, a loss's slope, and the cotangents of the last three."""
+"""Numbers in float32: two fenceposts, turn, density, weight, a loss's slope, the cotangents of the last three."""
 COLOR_NUMBERS = 9
-"""Beside them in the rendered round: color and its cotangent, twice where gradients are scaled, and their factor."""
+"""Further ones in the rendered round: color and its cotangent, twice where gradients are scaled, and their factor."""
 NUMBERS_PER_SAMPLE = 40
 """What autograd keeps of a multisample's way from camera to cube, where poses are learned; a shift takes six."""
 CORNER_BYTES = 8 * (4 + 8 + 4 + 4 + 4)
-"""Of a multisample while the torch twin works at a level, by its eight corners: row (twice), two weights, product."""
+"""What a multisample takes while the torch twin works at a level: eight corners' row (twice), two weights, product."""
 SAVED_BYTES_PER_VALUE = 12
-"""Of a hash table in a checkpoint: value and Adam's two moments, float32. Networks are small beside it."""
+"""What a value takes in a checkpoint: itself and Adam's two moments, float32. Networks are small beside tables."""
 COTANGENT_ROWS = 1 << 18
 """Intervals for which the kernels hold the color layers' cotangents at a time (``kernels.mlp.tuning``)."""
 GPU_BYTES = 2**28
@@ -217,11 +217,11 @@ class TrainingMemory(NamedTuple):
     """Bytes that a training holds on its device at the same time, as the tensors' sizes say before they exist."""
 
     tables: int
-    """With gradients, moments, and copies in half precision."""
+    """Hash tables with gradients, moments, and copies in half precision."""
     step: int
     """What a step keeps from its forward pass and makes in its backward pass."""
     pixels: int
-    """Of the training images."""
+    """The training images'."""
 
     def __str__(self) -> str:
         parts = {"hash tables": self.tables, "a step": self.step, "pixels": self.pixels}

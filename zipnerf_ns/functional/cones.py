@@ -32,7 +32,7 @@ class Cones(NamedTuple):
     times: Float[Tensor, "rays 1"] | None = None
     """Middles of the moments in which the rays see, 0 to 1; for grids that change with time."""
     shifts: Float[Tensor, "intervals 3"] | None = None
-    """Of each interval, ray by ray: added to where its samples lie in the unit cube, not to their extents."""
+    """What is added to where each interval's samples lie in the unit cube, not to their extents, ray by ray."""
     shutter: float = 0.0
     """Length of the moments."""
 

@@ -25,7 +25,7 @@ class Backbone(NamedTuple):
     architecture: str
     """Torchvision's name."""
     file: str
-    """Of its published weights, whose SHA-256 begins with the name's last eight digits."""
+    """Name of its published weights' file, whose SHA-256 begins with the last eight digits."""
     heads: str
     """Name of the fitted weights, which come with torchmetrics."""
     layers: tuple[int, ...]
@@ -38,7 +38,7 @@ BACKBONES = {
     "lpips": Backbone("vgg16", "vgg16-397923af.pth", "vgg", (3, 8, 15, 22, 29), 16),
     "lpips_alex": Backbone("alexnet", "alexnet-owt-7be5be79.pth", "alex", (1, 4, 7, 9, 11), 31),
 }
-"""By the metrics' names. Radiance fields are published with VGG's; few with AlexNet's, whose values are lower."""
+"""The classifiers by the metrics' names. Radiance fields are published with VGG's; few with AlexNet's: lower."""
 DOWNLOAD = "https://download.pytorch.org/models"
 """Where the classifiers' weights are published: half a gigabyte for VGG, for which no evaluation should wait."""
 MEAN, STD = (-0.030, -0.088, -0.188), (0.458, 0.448, 0.450)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from functools import cache, cached_property
+from functools import cached_property
 from pathlib import Path
 
 import torch
@@ -11,8 +11,7 @@ from jaxtyping import Bool, Float
 from torch import Tensor, nn
 from torch.nn.functional import conv2d
 
-from nerfstudio.utils.rich_utils import CONSOLE
-
+from zipnerf_ns.errors import say_once
 from zipnerf_ns.render.lpips import BACKBONES, load_all
 
 WINDOW, SIGMA = 11, 1.5
@@ -63,13 +62,8 @@ def with_room(name: str, measure: Callable[[Tensor, Tensor], Tensor], prediction
         # Not handled here: the error keeps alive what did not fit.
         pass
     torch.cuda.empty_cache()
-    _announce_move(name)
+    say_once(f"{name} of such pictures does not fit into what is left of the GPU's memory: the CPU measures it.")
     return measure(prediction.cpu(), truth.cpu())
-
-
-@cache
-def _announce_move(name: str) -> None:
-    CONSOLE.log(f"{name} of such pictures does not fit into what is left of the GPU's memory: the CPU measures it.")
 
 
 class ImageMetrics(nn.Module):

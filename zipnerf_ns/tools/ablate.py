@@ -14,7 +14,9 @@ from pathlib import Path
 from typing import Any, get_args
 
 from zipnerf_ns.data.metadata import FRAME_KEY, mean_metrics
+from zipnerf_ns.data.transforms import transforms_file
 from zipnerf_ns.errors import InputError
+from zipnerf_ns.files import write_json
 from zipnerf_ns.functional.hash_grid import Prefilter
 from zipnerf_ns.tools.command import command, command_parser
 from zipnerf_ns.tools.compare import add_trial_arguments, checked, planned_trial
@@ -30,7 +32,7 @@ from zipnerf_ns.tools.trials.report import (
     succeeded,
     table,
 )
-from zipnerf_ns.tools.trials.trial import run_all, save_json
+from zipnerf_ns.tools.trials.trial import run_all
 
 CLOSE_CALL = 2.0
 """A difference smaller than this many standard errors of the difference is marked as not told apart."""
@@ -208,7 +210,7 @@ def main(arguments: list[str] | None = None) -> int:
     for results in run_all(planned, options.resume, options.gpus):
         rows = [{"variant": name, "seed": seed, **result}
                 for (name, seed), result in zip(variants, results, strict=False)]  # fmt: skip
-        save_json(options.output / "ablation.json", {"left_out": left_out, "results": rows})
+        write_json(options.output / "ablation.json", {"left_out": left_out, "results": rows})
         (options.output / "ablation.md").write_text(report(options, rows, left_out), encoding="utf-8")
     print(f"All results: {options.output}")
     return 0 if any(row["variant"] == BASE and row["status"] == "done" for row in rows) else 1
@@ -216,7 +218,7 @@ def main(arguments: list[str] | None = None) -> int:
 
 def shows_scales(scene: Path) -> bool:
     """Whether a scene's own frames are at several scales."""
-    path = scene if scene.suffix == ".json" else scene / "transforms.json"
+    path = transforms_file(scene)
     return path.is_file() and f'"{FRAME_KEY}"' in path.read_text(encoding="utf-8")
 
 

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
-import json
 import platform
 import subprocess
 import sys
@@ -26,6 +25,7 @@ from rich.table import Table
 
 from nerfstudio.utils.rich_utils import CONSOLE
 
+from zipnerf_ns.files import write_json
 from zipnerf_ns.ops import TORCH_OPS
 from zipnerf_ns.tools.benchmark.floors import COUNTING, measure_rates
 from zipnerf_ns.tools.benchmark.pieces import LEVELS, PIECES, measure_pieces
@@ -69,8 +69,7 @@ def main(arguments: list[str] | None = None) -> None:
     about = describe(bench, options.data) | {"seconds": time.monotonic() - begin}
     about |= {"left out": bench.left_out, "floor": COUNTING}
     report = about | {"rows": [dataclasses.asdict(row) for row in bench.rows]}
-    options.output.parent.mkdir(parents=True, exist_ok=True)
-    options.output.write_text(json.dumps(report, indent=1) + "\n")
+    write_json(options.output, report)
     show(about, bench.rows)
     print(f"All numbers are in {options.output}.")
 

@@ -21,9 +21,8 @@ from multiprocessing import get_context
 from typing import TYPE_CHECKING, NamedTuple
 
 from zipnerf_ns.errors import InputError
-from zipnerf_ns.tools.command import command, command_parser
+from zipnerf_ns.tools.command import command, command_parser, table
 from zipnerf_ns.tools.rehearsal import AS_CONFIGURED, METHODS, variations
-from zipnerf_ns.tools.trials.report import table
 
 if TYPE_CHECKING:
     from zipnerf_ns.kernels.check.compiler import Compiled
@@ -44,7 +43,7 @@ class Row(NamedTuple):
     registers: int
     spilled: int
     seconds: float
-    """Of all variants together."""
+    """Time that all variants took together."""
     errors: tuple[str, ...]
 
 

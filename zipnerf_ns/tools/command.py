@@ -1,4 +1,4 @@
-"""What every command has: a parser that names it, and one line where what it was given is of no use."""
+"""What every command has: a parser that names it, one line where what it was given is of no use, tables."""
 
 from __future__ import annotations
 
@@ -52,3 +52,9 @@ def command(*told: type[Exception]) -> Callable[[Callable[..., int | None]], Mai
         return main
 
     return decorate
+
+
+def table(headings: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
+    """A Markdown table's lines; the first column is text, the others are numbers."""
+    lines = ["| " + " | ".join(headings) + " |", "|---|" + "---:|" * (len(headings) - 1)]
+    return lines + ["| " + " | ".join(row) + " |" for row in rows]

@@ -17,10 +17,11 @@ from typing import Any
 import torch
 import yaml
 
+from zipnerf_ns.files import write_json
 from zipnerf_ns.tools.command import command, command_parser
 from zipnerf_ns.tools.trials.figures import save_crops, save_curves
 from zipnerf_ns.tools.trials.report import comparison, scene_name
-from zipnerf_ns.tools.trials.trial import Planned, Trial, run_all, save_json
+from zipnerf_ns.tools.trials.trial import Planned, Trial, run_all
 
 METHODS = ("zipnerf", "zipnerf-lite", "nerfacto", "splatfacto", "instant-ngp")
 DEFAULT_SECONDS = 120.0
@@ -141,7 +142,7 @@ def main(arguments: list[str] | None = None) -> int:
     planned = plan(options)
     command = shlex.join(sys.argv[1:] if arguments is None else arguments)
     for results in run_all(planned, options.resume, options.gpus):
-        save_json(options.output / "results.json", {"command": command, "results": results})
+        write_json(options.output / "results.json", {"command": command, "results": results})
         if not options.build_only:
             (options.output / "results.md").write_text(comparison(results), encoding="utf-8")
             save_curves(options.output / "curves.png", results)

@@ -10,7 +10,6 @@ from __future__ import annotations
 import json
 import os
 import shlex
-import signal
 import subprocess
 import sys
 import time
@@ -28,8 +27,8 @@ from zipnerf_ns.errors import InputError
 from zipnerf_ns.tools import programs
 from zipnerf_ns.tools.command import command
 from zipnerf_ns.tools.demo_scene import write_scene
-from zipnerf_ns.tools.programs import CONFIG, METRICS, PICTURES, VIDEO
-from zipnerf_ns.tools.system_check import check_all, format_table, script_environment
+from zipnerf_ns.tools.programs import CONFIG, METRICS, PICTURES, VIDEO, exit_reason, quiet_environment
+from zipnerf_ns.tools.system_check import check_all, format_table
 
 EXPERIMENT = "demo"
 NO_FFMPEG = ("ffmpeg", "missing")
@@ -51,14 +50,6 @@ def hide_config(lines: Iterable[bytes]) -> Iterator[bytes]:
             yield line
         if is_rule:
             hidden = words == "Config"
-
-
-def quiet_environment() -> dict[str, str]:
-    """A program's environment, in which it prints at once, and no warnings.
-
-    They are about nerfstudio's own lines, and would bury what the person looks for.
-    """
-    return {"PYTHONWARNINGS": "ignore", **script_environment(), "PYTHONUNBUFFERED": "1"}
 
 
 def show(chunk: bytes) -> None:
@@ -114,15 +105,6 @@ def run_step(
     if process.returncode != 0:
         raise InputError(f"{name} failed ({exit_reason(process.returncode)}). All that it printed: {log}")
     return time.monotonic() - start
-
-
-def exit_reason(returncode: int) -> str:
-    """An exit status in words."""
-    if returncode >= 0:
-        return f"exit status {returncode}"
-    number = signal.Signals(-returncode)
-    hint = ", often for lack of memory" if number == signal.SIGKILL else ""
-    return f"ended by {number.name}{hint}"
 
 
 def held_out(folder: Path) -> tuple[float, int, tuple[int, int]]:

@@ -27,6 +27,7 @@ from typing import Literal, NamedTuple, get_args
 import numpy as np
 from PIL import Image
 
+from zipnerf_ns.files import write_json
 from zipnerf_ns.tools.command import command, command_parser
 from zipnerf_ns.tools.scene.cameras import (
     DOME,
@@ -159,8 +160,8 @@ def write_scene(
         for downscale in DOWNSCALES:
             _pictures(folder, downscale).mkdir(parents=True)
         _draw(functools.partial(_write_view, folder, pinhole, settings), views, workers)
-        _write_json(folder / "transforms.json", _transforms(settings, pinhole, views))
-        _write_json(folder / "transforms_multiscale.json", _transforms_multiscale(settings, pinhole, views))
+        write_json(folder / "transforms.json", _transforms(settings, pinhole, views))
+        write_json(folder / "transforms_multiscale.json", _transforms_multiscale(settings, pinhole, views))
         if output.exists():
             output.rmdir()
         folder.rename(output)
@@ -226,10 +227,6 @@ def _already_there(output: Path, settings: _Settings) -> bool:
         if not file.is_file():
             raise FileNotFoundError(f"{file} is missing; remove {output} and write the scene again")
     return True
-
-
-def _write_json(path: Path, content: dict) -> None:
-    path.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
 
 
 def _draw(task, views: list[_View], workers: int) -> None:

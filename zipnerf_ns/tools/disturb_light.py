@@ -15,8 +15,9 @@ from PIL import Image
 from tyro.conf import Positional, arg
 
 from zipnerf_ns.errors import InputError
+from zipnerf_ns.files import write_json
 from zipnerf_ns.tools.command import command
-from zipnerf_ns.tools.disturb_poses import link_files, open_scene, write_scene, write_transforms
+from zipnerf_ns.tools.disturb_poses import link_files, open_scene, write_scene
 from zipnerf_ns.tools.scene.light import draw_gains, relight
 
 RELIT = Path("relit")
@@ -62,7 +63,8 @@ def disturb_light(
     for split in ("train_filenames", "val_filenames", "test_filenames"):
         if split in meta:
             meta[split] = [renamed.get(name, name) for name in meta[split]]
-    write_transforms(output, meta)
+    # Last, for then an interrupted run leaves nothing like a scene.
+    write_json(output / "transforms.json", meta)
     return output
 
 

@@ -23,6 +23,7 @@ from tyro.conf import Positional, arg
 
 from zipnerf_ns.data.transforms import read_transforms
 from zipnerf_ns.errors import InputError
+from zipnerf_ns.files import write_json
 from zipnerf_ns.tools.command import command
 
 Splits = Literal["all", "train"]
@@ -57,7 +58,8 @@ def disturb_scene(
     scene, output, meta = open_scene(scene, output, seed)
     meta = disturb_meta(meta, degrees, percent, seed, splits)
     link_files(scene, output)
-    write_transforms(output, meta)
+    # Last, for then an interrupted run leaves nothing like a scene.
+    write_json(output / "transforms.json", meta)
     return output
 
 
@@ -84,11 +86,6 @@ def link_files(scene: Path, output: Path) -> None:
     for entry in scene.iterdir():
         if not (entry.name.startswith("transforms") and entry.suffix == ".json"):
             _bring(entry, output / entry.name)
-
-
-def write_transforms(output: Path, meta: dict[str, Any]) -> None:
-    """Writes a transforms.json; to be called last, for then an interrupted run leaves nothing like a scene."""
-    (output / "transforms.json").write_text(json.dumps(meta, indent=2) + "\n", encoding="utf-8")
 
 
 def disturb_meta(

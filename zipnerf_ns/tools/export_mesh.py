@@ -31,7 +31,7 @@ from zipnerf_ns.tools.mesh.surface import (
     opacity_to_density,
     paint,
 )
-from zipnerf_ns.tools.programs import data_frame, load_run
+from zipnerf_ns.tools.programs import data_frame, load_field
 
 if TYPE_CHECKING:
     from nerfstudio.pipelines.base_pipeline import Pipeline
@@ -75,21 +75,6 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
     if options.max_triangles is not None and options.max_triangles < 4:
         parser.error("--max-triangles must be at least 4")
     return options
-
-
-def load_pipeline(config: Path, data: Path | None) -> Pipeline:
-    """The trained pipeline without its images.
-
-    Args:
-        config: of the run.
-        data: where its data are now, if it matters.
-    Raises:
-        InputError: if there is no such run, or its method is another one's.
-    """
-    pipeline = load_run(config, data)
-    if not hasattr(pipeline.model, "field") or not hasattr(pipeline.model.field, "encoding"):
-        raise InputError(f"{config} is of another method: this exports the models of zipnerf-ns.")
-    return pipeline
 
 
 def to_world_frame(
@@ -185,7 +170,7 @@ def describe(mesh_path: Path, report: MeshReport) -> str:
 def main(arguments: list[str] | None = None) -> None:
     """The export."""
     options = parse(arguments)
-    pipeline = load_pipeline(options.load_config, options.data)
+    pipeline = load_field(options.load_config, options.data)
     for number, time in enumerate(options.time):
         name = f"{NAME}_{number:04d}" if len(options.time) > 1 else NAME
         print(describe(*export(pipeline, options, time, name)))

@@ -6,7 +6,6 @@ is refused. Here six configurations are trained for some steps, and the most tha
 
 from __future__ import annotations
 
-import copy
 import dataclasses
 import sys
 import tempfile
@@ -18,14 +17,13 @@ import torch
 
 from nerfstudio.cameras.camera_optimizers import CameraOptimizerConfig
 
-from zipnerf_ns.data.dataparsers.formats import FORMATS, find_format
 from zipnerf_ns.data.memory import GIB
 from zipnerf_ns.engine.checks import TrainingMemory, training_memory
 from zipnerf_ns.engine.trainer import ZipNerfTrainerConfig
 from zipnerf_ns.errors import InputError
-from zipnerf_ns.tools.command import command, command_parser
+from zipnerf_ns.tools.benchmark.setup import training_config
+from zipnerf_ns.tools.command import command, command_parser, table
 from zipnerf_ns.tools.rehearsal import METHODS
-from zipnerf_ns.tools.trials.report import table
 from zipnerf_ns.tools.trials.training import release, set_up, train
 
 TOLERANCE = 0.15
@@ -70,20 +68,15 @@ class Measured(NamedTuple):
 
     @property
     def error(self) -> float:
-        """Of the estimate, as a share of what was allocated."""
+        """How much more was estimated than was allocated, as a share of the latter."""
         return sum(self.estimate) / self.allocated - 1.0
 
 
 def config_of(setting: Setting, data: Path, output: Path, steps: int) -> ZipNerfTrainerConfig:
     """The setting's training."""
-    config = copy.deepcopy(METHODS[setting.method])
-    config.output_dir, config.experiment_name, config.timestamp = output, "memory", "run"
-    config.vis, config.max_num_iterations, config.steps_per_eval_image = "tensorboard", steps, 0
-    config.viewer.quit_on_train_completion = True
+    config = training_config(METHODS[setting.method], data, output, steps, setting.rays)
+    config.steps_per_eval_image = 0
     config.pipeline.model = dataclasses.replace(config.pipeline.model, **setting.model)
-    manager = config.pipeline.datamanager
-    manager.data, manager.train_num_rays_per_batch = data, setting.rays
-    manager.dataparser = (find_format(data) or FORMATS[-1]).parser(data=data)
     return config
 
 

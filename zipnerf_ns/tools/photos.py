@@ -21,6 +21,7 @@ from typing import Any, TypeVar
 from nerfstudio.utils.rich_utils import get_progress
 
 from zipnerf_ns.errors import InputError
+from zipnerf_ns.files import write_json
 from zipnerf_ns.tools.colmap import import_pycolmap
 from zipnerf_ns.tools.command import command, command_parser
 from zipnerf_ns.tools.reconstruction import pictures as copies
@@ -91,8 +92,7 @@ def enter(out: Path, order: dict[str, Any]) -> None:
             raise InputError(f"{out} exists and was not made by this command. Give a new folder.")
         if json.loads(record.read_text()) != order:
             raise InputError(f"{out} was begun with other photographs or options. Remove it, or give a new folder.")
-    record.parent.mkdir(parents=True, exist_ok=True)
-    record.write_text(json.dumps(order))
+    write_json(record, order)
 
 
 def gather(found: Sources, out: Path, frames: int) -> tuple[list[Picture], Path | None]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple
@@ -14,6 +15,7 @@ from zipnerf_ns.data.dataparsers.formats import FORMATS, find_format
 from zipnerf_ns.engine.messages import quiet_dependencies
 from zipnerf_ns.engine.safety.configs import check_config_file
 from zipnerf_ns.errors import InputError
+from zipnerf_ns.tools.system_check import script_environment
 
 if TYPE_CHECKING:
     from nerfstudio.pipelines.base_pipeline import Pipeline
@@ -22,6 +24,9 @@ CONFIG, METRICS, PICTURES, VIDEO = "config.yml", "eval.json", "eval", "video.mp4
 """What a run's folder holds: what other commands load it by, ns-eval's result and pictures, and the camera path."""
 VIDEO_SECONDS = 2.0
 FRAME_RATE = 24
+
+
+TestMode = Literal["inference", "test"]
 
 
 class Machine(NamedTuple):
@@ -36,7 +41,7 @@ class Machine(NamedTuple):
     video_height: int
     """The video is not higher than this, pixels."""
     options: tuple[str, ...] = ()
-    """Of the method."""
+    """Options of the method."""
     is_moving: bool = False
     """Whether the method knows time."""
 
@@ -89,6 +94,23 @@ def downscale_factor(data: Path, longest_side: int) -> int:
     while side > longest_side * factor and (data / f"images_{2 * factor}").is_dir():
         factor *= 2
     return factor
+
+
+def quiet_environment() -> dict[str, str]:
+    """A program's environment, in which it prints at once, and no warnings.
+
+    They are about nerfstudio's own lines, and would bury what the person looks for.
+    """
+    return {"PYTHONWARNINGS": "ignore", **script_environment(), "PYTHONUNBUFFERED": "1"}
+
+
+def exit_reason(returncode: int) -> str:
+    """An exit status in words."""
+    if returncode >= 0:
+        return f"exit status {returncode}"
+    number = signal.Signals(-returncode)
+    hint = ", often for lack of memory" if number == signal.SIGKILL else ""
+    return f"ended by {number.name}{hint}"
 
 
 def photos_command(photos: Path, scene: Path) -> list[str]:
@@ -173,7 +195,7 @@ def video_reduction(size: tuple[int, int], video_height: int) -> float:
     return height / top
 
 
-def load_run(config: Path, data: Path | None = None, test_mode: Literal["inference", "test"] = "inference") -> Pipeline:
+def load_run(config: Path, data: Path | None = None, test_mode: TestMode = "inference") -> Pipeline:
     """The trained pipeline, by default without its images.
 
     Args:
@@ -198,6 +220,18 @@ def load_run(config: Path, data: Path | None = None, test_mode: Literal["inferen
         return run
 
     return eval_setup(config, test_mode=test_mode, update_config_callback=with_data)[1]
+
+
+def load_field(config: Path, data: Path | None = None, test_mode: TestMode = "inference") -> Pipeline:
+    """:func:`load_run` for what asks the field itself.
+
+    Raises:
+        InputError: for a run of another method, too.
+    """
+    pipeline = load_run(config, data, test_mode)
+    if not hasattr(pipeline.model, "zipnerf"):
+        raise InputError(f"{config} is of another method: this takes runs of zipnerf-ns.")
+    return pipeline
 
 
 def data_frame(pipeline: Pipeline) -> tuple[Float[np.ndarray, "3 4"], float]:

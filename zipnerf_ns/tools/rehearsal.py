@@ -38,7 +38,7 @@ AS_CONFIGURED = "as configured"
 FEATURES = (1, 2, 4, 8)
 """Features a level that the kernels read."""
 RAYS, ODD_RAYS = 64, 37
-"""Of a step and of most chunks, a multiple of sixteen, on which Triton's code may depend; and of a last chunk."""
+"""Rays of a step and of most chunks, a multiple of 16, on which Triton's code may depend; and of a last chunk."""
 PHOTOS, SIDE = 2, 16
 """Number of training images, and their sides in pixels."""
 DEVICE = "cuda"

@@ -30,8 +30,7 @@ from nerfstudio.utils import writer
 from zipnerf_ns.engine.trainer import ZipNerfTrainerConfig
 from zipnerf_ns.tools.bench import built_in_scene
 from zipnerf_ns.tools.benchmark.setup import FULL, TINY, bench_config
-from zipnerf_ns.tools.command import command, command_parser
-from zipnerf_ns.tools.trials.report import table
+from zipnerf_ns.tools.command import command, command_parser, table
 from zipnerf_ns.tools.trials.training import release
 
 
@@ -39,13 +38,13 @@ class Ended(NamedTuple):
     """What is left of a training."""
 
     digest: str
-    """Of all its bits: parameters, moments and rates."""
+    """One number for all its bits: parameters, moments and rates."""
     parameters: list[Tensor]
     """On the CPU."""
     step_ms: float
     """Mean of the later half's."""
     psnr: float | None
-    """Of the held-out views, if it was asked for."""
+    """PSNR of the held-out views, dB, if it was asked for."""
 
 
 def state_of(trainer: Any) -> Iterator[tuple[str, Tensor]]:

@@ -22,12 +22,12 @@ from jaxtyping import Float
 from nerfstudio.cameras.cameras import Cameras
 
 from zipnerf_ns.data.metadata import SCENE_HINTS
+from zipnerf_ns.data.transforms import transforms_file
 from zipnerf_ns.errors import InputError
-from zipnerf_ns.tools.command import command, command_parser
+from zipnerf_ns.tools.command import command, command_parser, table
 from zipnerf_ns.tools.programs import data_frame, load_run
 from zipnerf_ns.tools.scene.cameras import camera_pose, scene_pinhole
 from zipnerf_ns.tools.scene.render import Pinhole, render_view
-from zipnerf_ns.tools.trials.report import table
 
 if TYPE_CHECKING:
     from nerfstudio.pipelines.base_pipeline import Pipeline
@@ -150,7 +150,7 @@ def load(config: Path, data: Path | None) -> tuple[Pipeline, str]:
     """
     pipeline = load_run(config, data)
     data = Path(pipeline.datamanager.config.dataparser.data)
-    transforms = data if data.is_file() else data / "transforms.json"
+    transforms = transforms_file(data)
     made_with = json.loads(transforms.read_text(encoding="utf-8")).get("demo_scene") if transforms.is_file() else None
     if made_with is None or made_with.get("detail", "near") != "near":
         raise InputError(

@@ -28,10 +28,8 @@ import psutil
 
 from zipnerf_ns.engine.checkpoints import checkpoints_in
 from zipnerf_ns.errors import InputError
-from zipnerf_ns.tools.command import command, command_parser
-from zipnerf_ns.tools.programs import data_arguments
-from zipnerf_ns.tools.system_check import script_environment
-from zipnerf_ns.tools.trials.report import table
+from zipnerf_ns.tools.command import command, command_parser, table
+from zipnerf_ns.tools.programs import data_arguments, quiet_environment
 
 FOREVER = 100_000_000
 """Steps that no soak reaches."""
@@ -127,12 +125,10 @@ class Training:
     """
 
     def __init__(self, command: Sequence[str], log: Path) -> None:
-        environment = {"PYTHONWARNINGS": "ignore", **script_environment(), "PYTHONUNBUFFERED": "1"}
         self.log = log
         with log.open("w", encoding="utf-8") as stream:
-            self.process = psutil.Popen(
-                list(command), env=environment, stdin=subprocess.DEVNULL, stdout=stream, stderr=subprocess.STDOUT
-            )
+            settings = {"env": quiet_environment(), "stdin": subprocess.DEVNULL, "stderr": subprocess.STDOUT}
+            self.process = psutil.Popen(list(command), stdout=stream, **settings)
 
     def look(self) -> Sample:
         """How it is now.

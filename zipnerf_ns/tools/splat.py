@@ -18,7 +18,6 @@ import torch
 
 from zipnerf_ns.engine.messages import print_unbroken
 from zipnerf_ns.engine.safety.stopping import StopRequests
-from zipnerf_ns.errors import InputError
 from zipnerf_ns.functional.similarity import Similarity
 from zipnerf_ns.splats.distill.distill import Stopped
 from zipnerf_ns.splats.distill.fit import SplatConfig
@@ -28,7 +27,7 @@ from zipnerf_ns.splats.making import UNFINISHED, make_splats
 from zipnerf_ns.splats.page import StartView, write_page
 from zipnerf_ns.splats.rasterizer import prepare_gsplat
 from zipnerf_ns.tools.command import command, command_parser
-from zipnerf_ns.tools.programs import data_frame, load_run
+from zipnerf_ns.tools.programs import data_frame, load_field
 
 
 def parse(arguments: list[str] | None) -> argparse.Namespace:
@@ -116,9 +115,7 @@ def main(arguments: list[str] | None = None) -> int | None:
     options = parse(arguments)
     config = settings(options)
     prepare_gsplat(torch.device("cuda" if torch.cuda.is_available() else "cpu"), print_unbroken)
-    pipeline = load_run(options.load_config, options.data, test_mode="test")
-    if not hasattr(pipeline.model, "zipnerf"):
-        raise InputError(f"{options.load_config} is of another method: this makes splats of zipnerf-ns's models.")
+    pipeline = load_field(options.load_config, options.data, test_mode="test")
     experiment = options.load_config.absolute().parents[2].name
     unfinished = options.load_config.parent / UNFINISHED
     with StopRequests(is_alone=True) as stops:

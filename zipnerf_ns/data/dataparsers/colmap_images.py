@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import os
-import tempfile
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -16,9 +14,10 @@ from nerfstudio.utils.rich_utils import CONSOLE, get_progress
 
 from zipnerf_ns.data.dataparsers.reduction import tell_of_others
 from zipnerf_ns.errors import InputError
+from zipnerf_ns.files import whole_file
 
 JPEG_QUALITY = 95
-"""Of reduced images of JPEG photographs."""
+"""Quality of reduced images of JPEG photographs."""
 ROUND = {"floor": torch.floor, "round": lambda sides: torch.floor(sides + 0.5), "ceil": torch.ceil}
 """How Nerfstudio's cameras round their reduced sides."""
 
@@ -82,7 +81,7 @@ def _reduce(original: Path, target: Path, factor: int, rounding: str, resampling
     try:
         with Image.open(original) as image:
             if image.mode == "P":
-                image = image.convert("RGBA" if "transparency" in image.info else "RGB")
+                image = image.convert("RGBA" if image.has_transparency_data else "RGB")
             # As the cameras' sides are rounded, products in float32 included.
             sides = ROUND[rounding](torch.tensor(image.size) * torch.tensor(1.0 / factor)).int().tolist()
             # A pixel covers a whole square: what is left at the right and the bottom is cut off.
@@ -91,13 +90,9 @@ def _reduce(original: Path, target: Path, factor: int, rounding: str, resampling
     except (OSError, ValueError) as error:
         raise InputError(f"image {original} cannot be reduced ({error}). Replace it or remove it.") from error
     try:
-        target.parent.mkdir(parents=True, exist_ok=True)
-        handle, unfinished = tempfile.mkstemp(prefix=f".{target.name}.", dir=target.parent)
         options = {"quality": JPEG_QUALITY} if image.format in ("JPEG", "MPO") else {}
-        with os.fdopen(handle, "wb") as file:
-            reduced.save(file, format=Image.registered_extensions()[target.suffix.lower()], **options)
-        os.chmod(unfinished, 0o644)
-        os.replace(unfinished, target)
+        with whole_file(target) as unfinished:
+            reduced.save(unfinished, format=Image.registered_extensions()[target.suffix.lower()], **options)
     except OSError as error:
         raise InputError(
             f"reduced images cannot be written to {target.parent} ({error}). Write them yourself, or read the full "

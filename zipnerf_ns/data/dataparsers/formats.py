@@ -148,6 +148,11 @@ def find_format(data: Path) -> SceneFormat | None:
     return next((row for row in FORMATS if (data / row.marker).exists()), None)
 
 
+def parser_for(data: Path) -> DataParserConfig:
+    """The parser of a scene's format; where no marker is there, the last one's, which says what it misses."""
+    return (find_format(data) or FORMATS[-1]).parser(data=data)
+
+
 def format_of(parser: DataParserConfig) -> SceneFormat | None:
     """The format that a parser reads; None for those without a row, such as Nerfstudio's other parsers."""
     rows = {row.parser: row for row in (*FORMATS, *ASKED_FOR)}

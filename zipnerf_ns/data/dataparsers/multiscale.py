@@ -26,6 +26,7 @@ from zipnerf_ns.data.checks import check_images
 from zipnerf_ns.data.dataparsers.exact import exact
 from zipnerf_ns.data.dataparsers.formats import FORMATS, find_format, with_reader
 from zipnerf_ns.data.dataparsers.mipnerf360 import MipNerf360DataParserConfig
+from zipnerf_ns.data.dataparsers.names import scene_folder
 from zipnerf_ns.data.dataparsers.reduction import reduce_image, reduce_mask, write_reduced
 from zipnerf_ns.data.metadata import SCALES, find_scales
 from zipnerf_ns.errors import InputError
@@ -105,7 +106,7 @@ class MultiscaleDataParser(DataParser):
         )
 
     def _reduced_paths(self, outputs: DataparserOutputs) -> tuple[list[list[Path]], list[list[Path]] | None]:
-        folder = self.config.data.parent if self.config.data.suffix == ".json" else self.config.data
+        folder = scene_folder(self.config.data)
         cache = folder / self.config.cache_dir
 
         def at_scale(paths: Sequence[Path], scale: int) -> list[Path]:

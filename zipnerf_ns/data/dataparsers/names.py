@@ -63,6 +63,11 @@ class ImageFinder:
         return path if is_file(path) else None
 
 
+def scene_folder(data: Path) -> Path:
+    """The folder of the scene that ``--data`` names, itself or by a file in it."""
+    return data.parent if data.suffix == ".json" else data
+
+
 def _key(name: str) -> str:
     return unicodedata.normalize("NFC", name).casefold()
 

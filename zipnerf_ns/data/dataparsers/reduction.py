@@ -7,7 +7,6 @@ multi-scale scenes of mip-NeRF.
 from __future__ import annotations
 
 import os
-import tempfile
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
@@ -17,18 +16,19 @@ from PIL import Image
 
 from zipnerf_ns.data.images import brightness, used_pixels
 from zipnerf_ns.errors import InputError, say, shorten
+from zipnerf_ns.files import whole_file
 
 COMPARED = 4
 """Reduced images that are compared with their originals."""
 SQUARES = 16
-"""Along each side of an image that is compared."""
+"""Squares along each side of an image that is compared."""
 MOST_DIFFERENT = 8.0
-"""Of 255: more than filters and compression change of a square's brightness."""
+"""Mean change of a square's brightness, of 255, that filters and compression do not make."""
 
 
 def reduce_image(image: Image.Image, scale: int) -> npt.NDArray[np.uint8]:
     """An image with pixels ``scale`` times as large, ``[height, width, 3 or 4]``; straight alpha in and out."""
-    has_alpha = "A" in image.getbands() or "transparency" in image.info
+    has_alpha = image.has_transparency_data
     pixels = np.asarray(image.convert("RGBA" if has_alpha else "RGB"), dtype=np.float32)
     if not has_alpha:
         return _to_bytes(_squares(pixels, scale).mean(axis=(1, 3)))
@@ -108,13 +108,9 @@ def write_reduced(
             raise
         raise InputError(f"image {original} cannot be reduced ({error}). Replace it or remove its frame.") from error
     try:
-        target.parent.mkdir(parents=True, exist_ok=True)
-        # Moved into place whole: an interrupted run leaves no half image.
-        handle, unfinished = tempfile.mkstemp(prefix=f".{target.name}.", dir=target.parent)
-        with os.fdopen(handle, "wb") as file:
-            Image.fromarray(reduced).save(file, format="PNG", compress_level=1)
-        os.utime(unfinished, ns=(changed, changed))
-        os.replace(unfinished, target)
+        with whole_file(target) as unfinished:
+            Image.fromarray(reduced).save(unfinished, format="PNG", compress_level=1)
+            os.utime(unfinished, ns=(changed, changed))
     except OSError as error:
         raise InputError(
             f"reduced images cannot be written to {target.parent} ({error}). Give another --cache-dir."

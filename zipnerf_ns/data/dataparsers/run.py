@@ -16,8 +16,8 @@ from torch import Tensor
 from nerfstudio.cameras.cameras import Cameras
 from nerfstudio.data.dataparsers.base_dataparser import DataParser, DataParserConfig, DataparserOutputs
 from nerfstudio.data.scene_box import SceneBox
-from nerfstudio.utils.rich_utils import CONSOLE
 
+from zipnerf_ns.data.dataparsers.readers import tell
 from zipnerf_ns.data.trained import CAMERA_FIELDS, Key, TrainedData, Views
 from zipnerf_ns.errors import InputError, shorten
 from zipnerf_ns.functional.similarity import align_cameras, move_cameras, pose_errors
@@ -112,7 +112,7 @@ class RunParser(DataParser):
         if not _are_same(train, run.train):
             return self._kept(now, data)
         if (sizes := train.sizes()) != (then := run.train.sizes()):
-            _say(f"Photos of {data} have {' and '.join(sizes)} pixels; the run was trained on {' and '.join(then)}.")
+            tell(f"Photos of {data} have {' and '.join(sizes)} pixels; the run was trained on {' and '.join(then)}.")
         return now
 
     def _kept(self, now: Splits, data: Path) -> Splits:
@@ -170,14 +170,10 @@ class RunParser(DataParser):
         if added:
             parts.append(f"has {len(added)} photos that the run does not know ({_named(added)}), which are left out")
         what = " and ".join(parts) or "is split or placed otherwise than in the training"
-        _say(
+        tell(
             f"{data} {what}. The run's own frame (scale {self.run.scale:.4g}; the data now give {scale:.4g}) and its "
             "held-out photos are kept."
         )
-
-
-def _say(text: str) -> None:
-    CONSOLE.print(text, markup=False, highlight=False, soft_wrap=True)
 
 
 def _named(keys: Sequence[Key]) -> str:

@@ -28,9 +28,9 @@ class Order:
     """
 
     num_pixels: int
-    """Of all photos; what masks ignore is not counted."""
+    """Pixels of all photos; what masks ignore is not counted."""
     num_pieces: int
-    """Of equal length, no more than there are pixels."""
+    """Pieces, of equal length; no more than there are pixels."""
 
     @property
     def length(self) -> int:

@@ -38,7 +38,7 @@ and a piece's least pixels: the last of it may be one that another piece has, to
 WRITING_ROOM, WRITING_BYTES = 3 * 2**29, 16
 """Bytes of main memory for images on their way to the disk, and what a pixel of them takes."""
 PIXELS_AT_ONCE = 2**17
-"""Of an image, that are sorted together: with what names them they stay in a processor's cache."""
+"""Pixels of an image that are sorted together: with what names them they stay in a processor's cache."""
 PAUSE = 0.5
 """Seconds after which a process looks again whether another one has written the store."""
 MANIFEST, PIXELS, CHECKS, LOCK = "store.json", "pixels.bin", "checks.bin", "lock"

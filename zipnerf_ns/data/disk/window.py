@@ -20,6 +20,7 @@ from torch import Tensor
 from nerfstudio.engine.callbacks import TrainingCallback, TrainingCallbackLocation
 from nerfstudio.utils.comms import get_rank, get_world_size
 
+from zipnerf_ns.data.dataparsers.names import scene_folder
 from zipnerf_ns.data.disk.store import DiskStore
 from zipnerf_ns.data.images import CheckedDataset
 from zipnerf_ns.data.memory import GIB, check_room, room_on
@@ -27,7 +28,7 @@ from zipnerf_ns.data.pixels import PixelStore, num_bytes_of
 from zipnerf_ns.errors import InputError, say_once
 
 FEWEST_PIECES = 8
-"""In the window: a smaller share of the rays than one in so many changes at a time."""
+"""Pieces that a window has at least: no more than one ray in so many is of a piece that is exchanged."""
 LOADING = 1.1
 """What loading takes of memory, over what is kept."""
 LONG = 1.0
@@ -196,7 +197,7 @@ def open_pixels(
     fits = LOADING * num_bytes_of(dataset) <= room
     if config.where == "memory" or (config.where == "auto" and fits):
         return PixelStore.load(dataset, device)
-    folder = config.folder or (data.parent if data.is_file() else data) / ".zipnerf-pixels"
+    folder = config.folder or scene_folder(data) / ".zipnerf-pixels"
     store = DiskStore(dataset, folder.absolute(), writes)
     piece = store.order.length * (store.channels + store.number_type.itemsize)
     num_pieces = max(int(min(config.buffer * GIB, max(room, 0) / 2) / piece), FEWEST_PIECES)

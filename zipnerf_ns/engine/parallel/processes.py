@@ -26,11 +26,11 @@ from zipnerf_ns.errors import InputError
 HEARTBEAT = 1.0
 """Seconds between two signs of life."""
 SILENCE = timedelta(minutes=5)
-"""After which a process that is still there counts as lost: its machine is, or it hangs."""
+"""Time after which a silent process counts as lost: its machine is, or it hangs."""
 LOST = 75
 """Exit code of a process that ends because another one was lost (sysexits.h: try again)."""
 PAUSE = timedelta(days=1)
-"""For which the first process may evaluate, or stand still in the viewer, while the others wait."""
+"""Time for which the first process may evaluate, or stand still in the viewer, while the others wait."""
 GRACE = 3.0
 """Seconds in which launchers see for themselves whom they have lost, say so, and end the others."""
 

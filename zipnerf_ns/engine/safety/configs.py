@@ -18,9 +18,9 @@ from zipnerf_ns.errors import InputError
 
 PYTHON = "tag:yaml.org,2002:python/"
 PACKAGES = ("nerfstudio", "zipnerf_ns", "torch.optim", "pathlib")
-"""Of whose classes configurations are made."""
+"""Packages of whose classes configurations are made."""
 FUNCTIONS = (nerfstudio_collate,)
-"""That a configuration names."""
+"""Functions that a configuration names."""
 
 
 def check_config_file(path: Path) -> None:

@@ -32,7 +32,7 @@ class Compiled(NamedTuple):
     limit: int
     """Bytes that there are."""
     registers: int
-    """Of each thread."""
+    """Registers of each thread."""
     spilled: int
     """NVIDIA: bytes of each thread's registers that are written to memory for lack of room; AMD: registers."""
     seconds: float

@@ -16,7 +16,7 @@ import torch
 from nerfstudio.engine.callbacks import TrainingCallbackLocation
 
 from zipnerf_ns.config import zipnerf
-from zipnerf_ns.data.dataparsers.formats import FORMATS, find_format
+from zipnerf_ns.data.dataparsers.formats import parser_for
 from zipnerf_ns.encoding import HashGridConfig
 from zipnerf_ns.engine.trainer import ZipNerfTrainer, ZipNerfTrainerConfig
 from zipnerf_ns.errors import InputError
@@ -124,6 +124,26 @@ class Bench:
             _ = self.model.zipnerf.ops
 
 
+def training_config(
+    method: ZipNerfTrainerConfig, data: Path, output: Path, steps: int, rays: int
+) -> ZipNerfTrainerConfig:
+    """A method's training on a scene as `ns-train` would run it, that ends by itself.
+
+    Args:
+        method: its configuration.
+        data: folder or transforms file of a scene in one of our formats.
+        output: folder for what the trainer writes.
+        steps, rays: of the training, and of each step.
+    """
+    config = copy.deepcopy(method)
+    config.output_dir, config.experiment_name, config.timestamp = output, "measured", "run"
+    config.vis, config.max_num_iterations = "tensorboard", steps
+    config.viewer.quit_on_train_completion = True
+    manager = config.pipeline.datamanager
+    manager.data, manager.train_num_rays_per_batch, manager.dataparser = data, rays, parser_for(data)
+    return config
+
+
 def bench_config(data: Path, output: Path, sizes: Sizes) -> ZipNerfTrainerConfig:
     """The method `zipnerf` as `ns-train` would run it on a scene, with a schedule as long as the training beforehand.
 
@@ -132,14 +152,7 @@ def bench_config(data: Path, output: Path, sizes: Sizes) -> ZipNerfTrainerConfig
         output: folder for what the trainer writes.
         sizes: of the training; tiny ones also shrink the model.
     """
-    config = copy.deepcopy(zipnerf.config)
-    config.output_dir, config.experiment_name, config.timestamp = output, "bench", "run"
-    config.vis, config.max_num_iterations = "tensorboard", sizes.warm_steps
-    config.viewer.quit_on_train_completion = True
-    manager = config.pipeline.datamanager
-    manager.data, manager.train_num_rays_per_batch = data, sizes.warm_rays
-    # Where no format is found the last one's parser says what it misses.
-    manager.dataparser = (find_format(data) or FORMATS[-1]).parser(data=data)
+    config = training_config(zipnerf.config, data, output, sizes.warm_steps, sizes.warm_rays)
     if sizes.is_tiny:
         config.pipeline.model = shrunken(config.pipeline.model)
     return config

@@ -26,7 +26,7 @@ MIN_MATCHES = 15
 MIN_POINTS = 15
 """A picture that shares fewer points with any other has not been placed, whatever pose it was given."""
 FEW_FEATURES, MOST_FEATURES = 100, 4096
-"""Of a picture: fewer are named as the reason why it was not placed; more (COLMAP takes twice as many) cost time."""
+"""Features of a picture: fewer are why it has no pose, as is then said; more (COLMAP takes twice as many) cost time."""
 ENOUGH_PLACED = 0.9
 """Share of the pictures that hang together, below which the next mapper is tried, too."""
 MAPPERS = ("global", "incremental")

@@ -7,11 +7,11 @@ from collections.abc import Collection, Iterable, Sequence
 import numpy as np
 
 EXHAUSTIVE_UP_TO = 60
-"""Of so many pictures, each is compared with each."""
+"""Number of pictures up to which each is compared with each."""
 NEIGHBORS = 10
-"""Of more, each with so many that follow it in its sequence ..."""
+"""Pictures that follow one in its sequence and are compared with it, where there are more ..."""
 SPREAD = 20
-"""... and with so many that are spread evenly over all, so that loops close and sequences meet."""
+"""... and those that are spread evenly over all, so that loops close and sequences meet."""
 MIN_COMMON = 2
 """Pictures that match the same others, at least so many, are compared in the second round."""
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import shutil
 import struct
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import NamedTuple
@@ -16,6 +16,7 @@ from PIL import Image, ImageOps
 from zipnerf_ns.data.dataparsers.reduction import reduce_image, reduce_mask
 from zipnerf_ns.data.images import used_pixels, white_of_integers
 from zipnerf_ns.errors import InputError
+from zipnerf_ns.files import whole_file
 from zipnerf_ns.tools.reconstruction.sources import HEIF, RAW, Photo
 
 MAX_SIDE = 1600
@@ -33,7 +34,7 @@ class Picture(NamedTuple):
     """An upright picture that features are found in."""
 
     name: str
-    """Of its file in the folder of pictures."""
+    """Name of its file in the folder of pictures."""
     size: tuple[int, int]
     """Width and height, pixels."""
     camera: str
@@ -139,7 +140,8 @@ def _write_upright(path: Path, folder: Path, stem: str) -> Path:
         keeps = image.getexif().get(ORIENTATION, 1) == 1 and image.mode in ("RGB", "RGBA")
         if keeps and image.format in ("JPEG", "PNG"):
             target = folder / f"{stem}{'.jpg' if image.format == 'JPEG' else '.png'}"
-            write_whole(target, lambda unfinished: shutil.copyfile(path, unfinished))
+            with whole_file(target) as unfinished:
+                shutil.copyfile(path, unfinished)
             return target
         lossless = image.format in _LOSSLESS
         upright = ImageOps.exif_transpose(_to_8_bits(image, path))
@@ -158,8 +160,7 @@ def _to_8_bits(image: Image.Image, path: Path) -> Image.Image:
         eight = np.rint(255.0 * values / white_of_integers(image, float(values.max()))).clip(0, 255)
         result = Image.fromarray(eight.astype(np.uint8)).convert("RGB")
     else:
-        has_alpha = "A" in image.getbands() or "transparency" in image.info
-        result = image.convert("RGBA" if has_alpha else "RGB")
+        result = image.convert("RGBA" if image.has_transparency_data else "RGB")
     result.info["exif"] = exif.tobytes()
     return result
 
@@ -223,12 +224,5 @@ def save(image: Image.Image, target: Path, **options: object) -> None:
         options |= {"format": "JPEG", "quality": JPEG_QUALITY, "subsampling": 0}
     else:
         options |= {"format": "PNG", "compress_level": 1}
-    write_whole(target, lambda unfinished: image.save(unfinished, **options))
-
-
-def write_whole(target: Path, write: Callable[[Path], object]) -> None:
-    """Calls ``write(path)`` for a path beside the target and moves the file into place."""
-    target.parent.mkdir(parents=True, exist_ok=True)
-    unfinished = target.with_name(f".{target.name}.unfinished")
-    write(unfinished)
-    os.replace(unfinished, target)
+    with whole_file(target) as unfinished:
+        image.save(unfinished, **options)

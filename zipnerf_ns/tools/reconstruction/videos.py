@@ -13,7 +13,8 @@ from jaxtyping import UInt8
 from PIL import Image
 
 from zipnerf_ns.errors import InputError
-from zipnerf_ns.tools.reconstruction.pictures import save, write_whole
+from zipnerf_ns.files import write_json
+from zipnerf_ns.tools.reconstruction.pictures import save
 from zipnerf_ns.tools.reconstruction.sources import Photo
 
 
@@ -115,5 +116,5 @@ def take_frames(
             advance(1.0 / min(wanted, footage.count))
         if not names:
             raise InputError(f"{path} holds no frame that can be read.")
-        write_whole(record, lambda target: target.write_text(json.dumps({**about, "frames": names})))
+        write_json(record, {**about, "frames": names})
     return [Photo(folder / f"{name}.jpg", name, sequence, video=path) for name in names]

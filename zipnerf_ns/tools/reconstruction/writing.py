@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -12,7 +11,7 @@ from jaxtyping import Float
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
-from zipnerf_ns.tools.reconstruction.pictures import write_whole
+from zipnerf_ns.files import write_json
 
 POINTS = "points3D.ply"
 DRAWING = "cameras.png"
@@ -68,7 +67,7 @@ def write_scene(model: Any, folder: Path, has_masks: bool, timestamps: Mapping[s
     model.extract_colors_for_all_images(folder / "images")
     model.export_PLY(folder / POINTS)
     meta = describe(model, has_masks, timestamps)
-    write_whole(folder / "transforms.json", lambda path: path.write_text(json.dumps(meta, indent=1)))
+    write_json(folder / "transforms.json", meta)
     return meta
 
 

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from zipnerf_ns.data.metadata import mean_metrics
+from zipnerf_ns.tools.command import table
 
 Result = Mapping[str, Any]
 """What a trial leaves: see :mod:`worker`."""
@@ -35,12 +36,6 @@ HOW = (
 )
 
 
-def table(headings: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
-    """A Markdown table's lines; the first column is text, the others are numbers."""
-    lines = ["| " + " | ".join(headings) + " |", "|---|" + "---:|" * (len(headings) - 1)]
-    return lines + ["| " + " | ".join(row) + " |" for row in rows]
-
-
 def metric_cells(each: Sequence[Mapping[str, float]]) -> list[str]:
     """PSNR, SSIM and LPIPS, or a dash for what was not measured.
 
@@ -57,7 +52,7 @@ def _mean_cell(form: str, values: Sequence[float]) -> str:
 
 
 def standard_error(values: Sequence[float]) -> float:
-    """Of the mean of at least two values."""
+    """Standard error of the mean of at least two values."""
     return statistics.stdev(values) / math.sqrt(len(values))
 
 

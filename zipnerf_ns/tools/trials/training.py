@@ -37,7 +37,7 @@ class Course:
     evaluation_seconds: float = 0.0
     """Seconds during which the clock stood still."""
     peak_gpu_bytes: int = 0
-    """Allocated by torch at most in training; 0 without a GPU."""
+    """Bytes that torch has allocated at most in training; 0 without a GPU."""
     steps_per_second: float = 0.0
     """The later half's speed: what is started in the first steps does not count."""
     curve: list[dict[str, float]] = field(default_factory=list)

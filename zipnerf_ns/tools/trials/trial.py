@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import os
 import queue
 import subprocess
 import sys
@@ -20,7 +19,8 @@ from typing import Any, Literal, NamedTuple
 
 import torch
 
-from zipnerf_ns.tools.demo import exit_reason, quiet_environment
+from zipnerf_ns.files import write_json
+from zipnerf_ns.tools.programs import exit_reason, quiet_environment
 from zipnerf_ns.tools.trials.report import Result, outcome
 
 RESULT_FILE, LOG_FILE, VIEWS = "result.json", "log.txt", "views"
@@ -60,14 +60,6 @@ class Trial:
     """Fields of the method's configuration by their dotted names, and their values."""
     build_only: bool = False
     """Take two steps, for what is compiled at first use, and measure nothing."""
-
-
-def save_json(path: Path, content: Any) -> None:
-    """Writes a JSON file beside its place and moves it there: no reader, or kill, ever meets half of one."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    unfinished = path.with_name(f".{path.name}.unfinished")
-    unfinished.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
-    os.replace(unfinished, path)
 
 
 def read_result(folder: Path, trial: Trial) -> Result | None:
@@ -110,7 +102,7 @@ def run_trial(trial: Trial, folder: Path, gpu: str | None = None) -> Result:
 def save_failure(folder: Path, trial: Trial, reason: str) -> Result:
     """The result of a trial that failed, which is also written to its folder."""
     result = {"trial": dataclasses.asdict(trial), "status": "failed", "reason": reason}
-    save_json(folder / RESULT_FILE, result)
+    write_json(folder / RESULT_FILE, result)
     return result
 
 

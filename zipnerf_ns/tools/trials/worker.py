@@ -14,9 +14,10 @@ from typing import Any
 import torch
 
 from zipnerf_ns.data.metadata import find_scales, mean_metrics, means_by_scale
+from zipnerf_ns.files import write_json
 from zipnerf_ns.tools.trials.config import Prepared, prepare, set_steps
 from zipnerf_ns.tools.trials.training import Course, draw_same_rays, release, renders_pictures, set_up, train
-from zipnerf_ns.tools.trials.trial import RESULT_FILE, VIEWS, Trial, save_failure, save_json
+from zipnerf_ns.tools.trials.trial import RESULT_FILE, VIEWS, Trial, save_failure
 from zipnerf_ns.tools.trials.views import LPIPS_VARIANT, mean_psnr, measure
 
 WARM_UP_SECONDS, WARM_UP_STEPS = 2.0, 3
@@ -114,7 +115,7 @@ def main(arguments: list[str]) -> int:
     trial = Trial(**{**fields, "scales": tuple(fields["scales"])})
     try:
         result = {**perform(trial, folder), "status": "done"}
-        save_json(folder / RESULT_FILE, {**result, "total_seconds": time.perf_counter() - start})
+        write_json(folder / RESULT_FILE, {**result, "total_seconds": time.perf_counter() - start})
     except Exception as error:
         # A result like any other; where it comes from stands in the log.
         traceback.print_exc()
