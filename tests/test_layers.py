@@ -22,12 +22,13 @@ LAYERS: tuple[frozenset[str], ...] = (
     frozenset({"model"}),
     frozenset({"render", "model_config"}),
     frozenset({"zipnerf"}),
+    frozenset({"settings"}),
     frozenset({"field", "sampler", "losses"}),
     frozenset({"encoding", "data"}),
     frozenset({"cameras"}),
     frozenset({"ops", "hash_table"}),
     frozenset({"kernels"}),
-    frozenset({"rays", "functional", "errors", "files"}),
+    frozenset({"rays", "functional", "errors"}),
     frozenset({""}),
 )
 """The first part of a module's name within the package; the package itself is the empty name."""

@@ -135,7 +135,6 @@ def unable(triton, monkeypatch) -> list[str]:
     implementation.guarded_ops.cache_clear()
 
 
-
 def test_auto_goes_on_in_torch_where_a_kernel_cannot_be_launched_and_says_so_once(unable, triton):
     ops = resolve_ops("auto", CUDA)
     for _ in range(2):

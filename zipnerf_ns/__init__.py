@@ -10,10 +10,10 @@ __version__ = "0.1.0"
 # Imported when first asked for: whoever wants one of them need not wait for the others, or for Nerfstudio.
 _PUBLIC = {
     "HashGridConfig": "encoding",
-    "ProposalConfig": "zipnerf",
+    "ProposalConfig": "settings",
     "Rays": "rays",
     "ZipNerf": "zipnerf",
-    "ZipNerfConfig": "zipnerf",
+    "ZipNerfConfig": "settings",
     "ZipNerfModelConfig": "model_config",
 }
 __all__ = ["__version__", *_PUBLIC]

@@ -26,8 +26,8 @@ from zipnerf_ns.engine.safety.viewers import mend_viewers
 from zipnerf_ns.engine.startup import spare_nerfstudio_its_look_at_the_stack, spare_viser_its_search_for_icons
 from zipnerf_ns.engine.trainer import ZipNerfTrainerConfig
 from zipnerf_ns.model_config import ZipNerfModelConfig
+from zipnerf_ns.settings import ProposalConfig
 from zipnerf_ns.splats.trainer import SplatTrainer, SplatTrainerConfig
-from zipnerf_ns.zipnerf import ProposalConfig
 
 spare_nerfstudio_its_look_at_the_stack()
 spare_viser_its_search_for_icons()
@@ -126,7 +126,6 @@ zipnerf_lite = _method(
     ),
     num_rays=1024,
     num_steps=5_000,
-    network_lr=0.005,
 )
 
 

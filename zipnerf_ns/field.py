@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Literal, NamedTuple
+from typing import NamedTuple
 
 import torch
 from jaxtyping import Float
@@ -14,7 +14,7 @@ from zipnerf_ns.errors import say_once
 from zipnerf_ns.functional import mlp
 from zipnerf_ns.functional.cones import Cones, separate_intervals
 from zipnerf_ns.functional.hash_grid import Prefilter
-from zipnerf_ns.functional.mlp import VIEW_DIM, RadianceWeights
+from zipnerf_ns.functional.mlp import VIEW_DIM, Precision, RadianceWeights
 from zipnerf_ns.functional.normals import density_normals
 from zipnerf_ns.functional.numerics import bounded_exp
 from zipnerf_ns.ops import Ops, resolve_precision
@@ -24,8 +24,6 @@ DENSITY_SHIFT = -1.0
 """density = exp(raw + shift): a scene starts a little transparent (Zip-NeRF's supplement)."""
 RGB_PADDING = 0.001
 """The sigmoid's range is widened by this on both sides, so that pure black and white are reached (mip-NeRF)."""
-
-Precision = Literal["float32", "bfloat16"]
 
 
 class Radiance(NamedTuple):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import Literal, NamedTuple
+from typing import Literal
 
 import torch
 from jaxtyping import Float
@@ -30,63 +30,6 @@ COMMON_DEPARTURE = 0.1
 
 ColorLoss = Literal["pseudo_huber", "charbonnier", "mse", "rmse"]
 """Distances between rendered and true colors."""
-
-
-class Multipliers(NamedTuple):
-    """Weights of the losses beside the color loss; a loss of weight 0 is not computed."""
-
-    interlevel: float
-    distillation: float
-    distortion: float
-    hash_decay: float
-    level_consistency: float
-    appearance: float
-    mask: float
-
-
-def regularizers(
-    mults: Multipliers,
-    ops: Ops,
-    rounds: Sequence[Round],
-    blur_halfwidths: Sequence[float],
-    mean_squares: Sequence[Float[Tensor, "_"]],
-    per_level: Float[Tensor, "intervals levels features"] | None = None,
-    rgb_loss: Float[Tensor, ""] | None = None,
-    departures: Float[Tensor, "images 3"] | None = None,
-    mask: Float[Tensor, "intervals 1"] | None = None,
-) -> dict[str, Float[Tensor, ""]]:
-    """What a training minimizes beside the color loss, by name: each loss that is on, times its weight.
-
-    Args:
-        mults: the weights.
-        ops: the implementation.
-        rounds: of the step's rays, the rendered one last.
-        blur_halfwidths: of each proposal, normalized distance.
-        mean_squares: of the hash tables of all rounds, level by level.
-        per_level: the rendered round's features by level, for level consistency.
-        rgb_loss: beside which proposals must not lag in distillation; without it they may.
-        departures: of the photos' light from its mean, where appearance is learned.
-        mask: of what moves, in the rendered round, where it is learned.
-    """
-    scaled: dict[str, Tensor] = {}
-    if mults.interlevel > 0.0:
-        scaled["interlevel_loss"] = mults.interlevel * interlevel_loss(rounds, blur_halfwidths, ops)
-    if mults.distillation > 0.0:
-        distillation = mults.distillation * distillation_loss(rounds)
-        if rgb_loss is not None:
-            distillation = distillation * proposal_catchup(distillation, rgb_loss)
-        scaled["distillation_loss"] = distillation
-    if mults.distortion > 0.0:
-        scaled["distortion_loss"] = mults.distortion * distortion_loss(rounds[-1], ops)
-    if mults.level_consistency > 0.0:
-        scaled["level_consistency_loss"] = mults.level_consistency * level_consistency(per_level)
-    if mults.hash_decay > 0.0:
-        scaled["hash_decay"] = mults.hash_decay * hash_decay(mean_squares)
-    if mults.appearance > 0.0 and departures is not None:
-        scaled["appearance_loss"] = mults.appearance * appearance_loss(departures)
-    if mults.mask > 0.0 and mask is not None:
-        scaled["mask_loss"] = mults.mask * mask_loss(rounds[-1], mask)
-    return scaled
 
 
 def charbonnier(prediction: Float[Tensor, "*batch 3"], target: Float[Tensor, "*batch 3"]) -> Float[Tensor, "*batch"]:

@@ -1,4 +1,4 @@
-"""The model's configuration: every setting with its line, and what is refused."""
+"""How Zip-NeRF meets Nerfstudio: the settings beside the method's own, each with its line, and what is refused."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from zipnerf_ns.encoding import HashGridConfig
 from zipnerf_ns.errors import InputError, shorten
 from zipnerf_ns.functional.hash_grid import Prefilter
 from zipnerf_ns.ops import resolve_ops, tcnn
-from zipnerf_ns.zipnerf import MIN_ACTIVE_LEVELS, ZipNerfConfig
+from zipnerf_ns.settings import MIN_ACTIVE_LEVELS, ZipNerfConfig
 
 BYTES_PER_VALUE = 4
 """What a value of a hash table takes: float32."""

@@ -6,13 +6,13 @@ an anti-aliased hash encoding (``encoding``), in which an interval too large for
 density becomes weights along the ray (``functional.ray_march``), with which the last round's colors are summed. Losses
 (``losses``) compare these with the photos, and pull the proposals over the rendered weights.
 
-Nothing here knows Nerfstudio: ``model`` is its face.
+What all of it is made of is set in ``settings``. Nothing here knows Nerfstudio: ``model`` is its face.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
-from typing import Any, Literal, NamedTuple
+from collections.abc import Callable
+from typing import Any, NamedTuple
 
 import torch
 from jaxtyping import Float
@@ -21,122 +21,20 @@ from torch import Tensor, nn
 from zipnerf_ns import losses
 from zipnerf_ns.cameras.appearance import Appearance, clipped
 from zipnerf_ns.encoding import AntiAliasedHashEncoding, HashGridConfig, TcnnHashEncoding
-from zipnerf_ns.encoding.moving import MotionConfig, MovingGridConfig, MovingHashEncoding
-from zipnerf_ns.field import Precision, Radiance, ZipNerfDensityField, ZipNerfField
+from zipnerf_ns.encoding.moving import MotionConfig, MovingHashEncoding
+from zipnerf_ns.field import Radiance, ZipNerfDensityField, ZipNerfField
 from zipnerf_ns.functional.adam import decay_coefficients
 from zipnerf_ns.functional.gradient_scaling import near_camera_scaling, scale_gradient
 from zipnerf_ns.functional.hash_grid import Prefilter
 from zipnerf_ns.functional.normals import ray_normals
 from zipnerf_ns.hash_table import HashTable
-from zipnerf_ns.losses import ColorLoss, Multipliers
-from zipnerf_ns.ops import Implementation, Ops, resolve_ops
+from zipnerf_ns.ops import Ops, resolve_ops
 from zipnerf_ns.rays import Rays, Round
 from zipnerf_ns.sampler import IntervalSampler
+from zipnerf_ns.settings import MIN_ACTIVE_LEVELS, ProposalConfig, ZipNerfConfig
 
-MIN_ACTIVE_LEVELS = 4
-"""Levels that progressive training begins with."""
-
-
-@dataclass
-class ProposalConfig:
-    """One proposal round."""
-
-    num_samples: int = 64
-    """Intervals per ray in this round."""
-    grid: HashGridConfig = field(default_factory=lambda: HashGridConfig(6, 1, 16, 512))
-    """Hash grid of this round's density."""
-    hidden_dim: int = 64
-    """Width of the hidden layer."""
-    blur_halfwidth: float = 0.03
-    """Half-width of the box blur in the interlevel loss, in normalized ray distance (0.03 then 0.003 in Zip-NeRF)."""
-    moving_grid: MovingGridConfig = field(default_factory=lambda: MovingGridConfig(6, 1, 16, 512, 19))
-    """Hash grid of what changes with time; of use only with motion."""
-
-
-def paper_proposals() -> tuple[ProposalConfig, ...]:
-    """The two proposal rounds of Zip-NeRF (section 5)."""
-    return (
-        ProposalConfig(grid=HashGridConfig(6, 1, 16, 512), blur_halfwidth=0.03),
-        ProposalConfig(grid=HashGridConfig(8, 1, 16, 2048), blur_halfwidth=0.003),
-    )
-
-
-@dataclass
-class ZipNerfConfig:
-    """What Zip-NeRF is made of; defaults are the paper's unless their line says otherwise."""
-
-    grid: HashGridConfig = field(default_factory=HashGridConfig)
-    """Hash grid of the rendered round."""
-    proposals: tuple[ProposalConfig, ...] = field(default_factory=paper_proposals)
-    """The proposal rounds, in order."""
-    num_samples: int = 32
-    """Intervals per ray in the rendered round."""
-    prefilter: Prefilter = "multisample"
-    """Anti-aliasing: multisample (six look-ups an interval, best), ipe (one, faster), none (for comparison)."""
-    proposal_prefilter: Prefilter = "ipe"
-    """Anti-aliasing of the proposal rounds, of which no color is seen: with one look-up an interval pictures were as
-    good as with the paper's six (multisample)."""
-    implementation: Implementation = "auto"
-    """What computes the model: triton (CUDA), torch (anywhere), auto (the faster that runs here), tcnn (as auto, with
-    hash grids by tinycudann)."""
-    precision: Precision = "bfloat16"
-    """Number format of matrix products on CUDA: bfloat16, float16 (what it is on GPUs without bfloat16: RTX 20, T4),
-    float32; density and prefilter weights are always float32."""
-
-    motion: MotionConfig = field(default_factory=MotionConfig)
-    """Whether and how the scene moves."""
-
-    hidden_dim: int = 64
-    """Width of the density network's hidden layer."""
-    bottleneck_dim: int = 256
-    """Features handed from the density to the color network."""
-    color_layers: int = 3
-    """Hidden layers of the color network."""
-    color_dim: int = 256
-    """Width of the color network's hidden layers."""
-    color_group: Literal[1, 2, 4, 8, 16] = 2
-    """Neighboring intervals of a ray that share a color, seen in the mean of their features; 1: each has its own."""
-
-    rgb_loss: ColorLoss = "pseudo_huber"
-    """Distance of rendered and true colors, beside which the other losses count: pseudo_huber (measured best: small
-    errors squared, large ones not, by a step's own root mean square), charbonnier (the paper's), mse, rmse."""
-    interlevel_loss_mult: float = 0.01
-    """Weight of the anti-aliased interlevel loss, which trains the proposals (Zip-NeRF, section 4); 0 is off."""
-    distillation_loss_mult: float = 0.0
-    """Weight of KL + squared difference between the rendered and the proposals' histograms; 0 is off."""
-    proposal_catchup: bool = True
-    """Raise the distillation's weight while it exceeds ten times the color loss; without distillation no effect."""
-    distortion_loss_mult: float = 0.05
-    """Weight of the distortion loss, which gathers each ray's weight (mip-NeRF 360, with 0.01); 0 is off."""
-    hash_decay_mult: float = 0.1
-    """Weight of the decay of hash table values (Zip-NeRF, section 5); 0 is off."""
-    level_consistency_mult: float = 0.0
-    """Weight of the difference between adjacent levels' features; 0 is off."""
-    appearance_loss_mult: float = 0.003
-    """Weight of the share of photos whose light is not the mean one, with use_appearance; 0 is off."""
-    mask_loss_mult: float = 0.001
-    """Weight of the share of what is seen that may move, with motion.kind blend and both; 0 is off."""
-    use_gradient_scaling: bool = True
-    """Lower the gradients of what is nearer to a camera than one world unit: against floaters before the cameras (not
-    in the paper)."""
-    anneal_slope: float = 10.0
-    """Slope b of the proposals' annealing: weights to the power b*f/((b-1)*f+1) at share f of the training
-    (mip-NeRF 360)."""
-    progressive_levels: bool = False
-    """Switch hash levels on from coarse to fine over the training, beginning with four."""
-
-    @property
-    def loss_multipliers(self) -> Multipliers:
-        """The losses' weights beside the color loss."""
-        return Multipliers(
-            interlevel=self.interlevel_loss_mult,
-            distillation=self.distillation_loss_mult,
-            distortion=self.distortion_loss_mult,
-            hash_decay=self.hash_decay_mult,
-            level_consistency=self.level_consistency_mult,
-            appearance=self.appearance_loss_mult,
-            mask=self.mask_loss_mult,
-        )
+__all__ = ["ProposalConfig", "Rendering", "ZipNerf", "ZipNerfConfig"]
+# The first is not used here: config.yml files of earlier versions name it as this module's.
 
 
 class Rendering(NamedTuple):
@@ -305,18 +203,40 @@ class ZipNerf(nn.Module):
             target: the photos' colors over the same one.
             ray_weights: of each ray in the color loss, 1 on average; equal if not given.
         """
-        ops, per_level, departures = self.ops, None, None
-        if self.config.level_consistency_mult > 0.0:
-            per_level = self.field.encoding.per_level(rendering.radiance.channels)
-        mask = self.field.encoding.mask(rendering.radiance.channels) if self.config.motion.is_masked else None
+        config, encoding, rounds = self.config, self.field.encoding, rendering.rounds
+        channels, halfwidths = rendering.radiance.channels, [proposal.blur_halfwidth for proposal in config.proposals]
         if self.appearance is not None:
-            prediction, departures = clipped(prediction), self.appearance.departures()
-        rgb_loss = losses.color_loss(self.config.rgb_loss, prediction, target, ray_weights)
-        return {"rgb_loss": rgb_loss, **losses.regularizers(
-            self.config.loss_multipliers, ops, rendering.rounds, [p.blur_halfwidth for p in self.config.proposals],
-            [table.mean_squares_to_decay() for table in self.tables()],
-            per_level, rgb_loss if self.config.proposal_catchup else None, departures, mask,
-        )}  # fmt: skip
+            prediction = clipped(prediction)
+        rgb_loss = losses.color_loss(config.rgb_loss, prediction, target, ray_weights)
+
+        def distillation() -> Tensor:
+            loss = losses.distillation_loss(rounds)
+            if not config.proposal_catchup:
+                return loss
+            return loss * losses.proposal_catchup(config.distillation_loss_mult * loss, rgb_loss)
+
+        # Each with its weight; those that weigh nothing are not computed.
+        others: dict[str, tuple[float, Callable[[], Tensor]]] = {
+            "interlevel_loss": (
+                config.interlevel_loss_mult, lambda: losses.interlevel_loss(rounds, halfwidths, self.ops)
+            ),
+            "distillation_loss": (config.distillation_loss_mult, distillation),
+            "distortion_loss": (config.distortion_loss_mult, lambda: losses.distortion_loss(rounds[-1], self.ops)),
+            "level_consistency_loss": (
+                config.level_consistency_mult, lambda: losses.level_consistency(encoding.per_level(channels))
+            ),
+            "hash_decay": (
+                config.hash_decay_mult,
+                lambda: losses.hash_decay([table.mean_squares_to_decay() for table in self.tables()]),
+            ),
+        }  # fmt: skip
+        if (appearance := self.appearance) is not None:
+            own = config.appearance_loss_mult, lambda: losses.appearance_loss(appearance.departures())
+            others["appearance_loss"] = own
+        if config.motion.is_masked:
+            own = config.mask_loss_mult, lambda: losses.mask_loss(rounds[-1], encoding.mask(channels))
+            others["mask_loss"] = own
+        return {"rgb_loss": rgb_loss, **{name: mult * loss() for name, (mult, loss) in others.items() if mult > 0.0}}
 
     def distances(self, rounds: list[Round]) -> dict[str, Float[Tensor, "rays 1"]]:
         """Distances along the rays, world units: the rendered round's median and geometric mean first, then the

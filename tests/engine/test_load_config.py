@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
 from _scenes import assert_clear, said_when_started, tiny_config, train, write_scene
 
 from nerfstudio.scripts import train as program
@@ -16,6 +17,7 @@ from nerfstudio.scripts import train as program
 from zipnerf_ns.config import zipnerf_lite
 from zipnerf_ns.engine.runs import RunConfig
 from zipnerf_ns.errors import InputError
+from zipnerf_ns.settings import ProposalConfig
 
 
 @pytest.fixture
@@ -24,6 +26,12 @@ def launched(monkeypatch) -> list[RunConfig]:
     found: list[RunConfig] = []
     monkeypatch.setattr(program, "launch", lambda config, **others: found.append(config))
     return found
+
+
+def test_settings_of_earlier_runs_are_read():
+    """Under the names of the modules in which they were when their config.yml was written."""
+    read = yaml.load("!!python/object:zipnerf_ns.zipnerf.ProposalConfig {num_samples: 7}", Loader=yaml.Loader)
+    assert isinstance(read, ProposalConfig) and read.num_samples == 7
 
 
 def command(**changes: Any) -> RunConfig:

@@ -45,7 +45,6 @@ test of half precision is the one against the same roundings; this one is for wh
 PADDING = 0.001
 
 
-
 @needs_interpreter
 def test_under_the_interpreter():
     run_under_the_interpreter(__file__)

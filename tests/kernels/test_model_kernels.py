@@ -25,7 +25,6 @@ from zipnerf_ns.zipnerf import ProposalConfig
 RAYS = 500 if DEVICE.type == "cuda" else 5
 
 
-
 @needs_interpreter
 def test_under_the_interpreter():
     run_under_the_interpreter(__file__)

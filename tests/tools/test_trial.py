@@ -16,7 +16,7 @@ from PIL import Image
 
 from nerfstudio.cameras.camera_optimizers import CameraOptimizerConfig
 
-from zipnerf_ns.files import write_json
+from zipnerf_ns.data.disk.files import write_json
 from zipnerf_ns.render.metrics import in_8_bits
 from zipnerf_ns.tools.trials import trial as trials
 from zipnerf_ns.tools.trials import views as trial_views

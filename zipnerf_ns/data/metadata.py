@@ -98,6 +98,16 @@ def area_weights(scales: Sequence[int], num_pixels: Sequence[int]) -> Float[Tens
     return (areas * pixels.sum() / (areas * pixels).sum()).float()
 
 
+def per_image_rows(
+    images: Sequence[Path], scales: Sequence[int] | None, per_image: Sequence[Mapping[str, float]]
+) -> list[dict[str, Any]]:
+    """The metrics of each image with its name, and with its scale where there are several."""
+    return [
+        {"image": str(image), **({} if scales is None else {"scale": scales[index]}), **metrics}
+        for index, (image, metrics) in enumerate(zip(images, per_image, strict=True))
+    ]
+
+
 def means_by_scale(
     per_image: Sequence[Mapping[str, float]], scales: Sequence[int] | None
 ) -> dict[int, dict[str, float]]:

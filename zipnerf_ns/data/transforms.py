@@ -78,7 +78,7 @@ def read_transforms(path: Path, needs_images: bool = True) -> Transforms:
         read["time"] = time
     if times.fault is not None:
         result[TIME_FAULT] = times.fault
-    result |= _read_top(path, meta, top)
+    result |= _read_top(path, meta)
     for key in ("applied_scale", "aabb_scale"):
         if key in top:
             result[key] = top[key]
@@ -223,7 +223,7 @@ def _sizes(
     return sizes
 
 
-def _read_top(path: Path, meta: Mapping[str, Any], top: Mapping[str, Any]) -> dict[str, Any]:
+def _read_top(path: Path, meta: Mapping[str, Any]) -> dict[str, Any]:
     """What is said of the scene as a whole, beside cameras and splits."""
     result: dict[str, Any] = {}
     if meta.get("applied_transform") is not None:

@@ -2,16 +2,12 @@
 
 from __future__ import annotations
 
-import json
-from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from time import perf_counter
 from typing import Any
 
-import numpy as np
 import torch
-from PIL import Image
 from torch import Tensor
 
 from nerfstudio.cameras.cameras import Cameras
@@ -21,13 +17,15 @@ from nerfstudio.utils.rich_utils import CONSOLE, get_progress
 
 from zipnerf_ns.cameras.held_out import describe, drift, moved_bundle, moved_camera, refine
 from zipnerf_ns.cameras.moments import let_time_run_along_paths, refuse_stopped_time
+from zipnerf_ns.data.disk.files import write_json
 from zipnerf_ns.data.memory import limit_memory
-from zipnerf_ns.data.metadata import find_scales, mean_metrics, means_by_scale
+from zipnerf_ns.data.metadata import find_scales, mean_metrics, means_by_scale, per_image_rows
 from zipnerf_ns.engine.messages import quiet_dependencies, tell_in_any_program
 from zipnerf_ns.engine.parallel.pictures import SharedPictures
 from zipnerf_ns.engine.parallel.processes import join_to_look
 from zipnerf_ns.errors import InputError
 from zipnerf_ns.functional.similarity import Similarity
+from zipnerf_ns.render.pictures import save_picture
 
 PER_IMAGE = "per_image.json"
 """Written beside the pictures of an evaluation: every image's metrics."""
@@ -176,20 +174,16 @@ class ZipNerfPipeline(VanillaPipeline):
                 metrics, pictures = self.model.get_image_metrics_and_images(outputs, batch)
                 if output_path is not None:
                     for name, picture in pictures.items():
-                        _save_picture(picture, output_path / f"eval_{name}_{index:04d}.png")
+                        save_picture(picture, output_path / f"eval_{name}_{index:04d}.png")
                 frames = 1.0 / (perf_counter() - start)
                 num_rays = int(camera.height) * int(camera.width)
                 per_image.append({**metrics, **moves, "num_rays_per_sec": frames * num_rays, "fps": frames})
         scales = find_scales(dataset.image_filenames, dataset.metadata, Path(self.datamanager.get_datapath()))
         if output_path is not None:
-            _write_per_image(output_path / PER_IMAGE, dataset.image_filenames, scales, per_image)
+            write_json(output_path / PER_IMAGE, per_image_rows(dataset.image_filenames, scales, per_image))
+            CONSOLE.log(f"Each image's metrics: {output_path / PER_IMAGE}")
         self.train()
         return _averages(per_image, scales, get_std)
-
-
-def _save_picture(picture: Tensor, path: Path) -> None:
-    pixels = (picture.detach().clamp(0.0, 1.0) * 255.0).round().to(torch.uint8).cpu().numpy()
-    Image.fromarray(np.repeat(pixels, 3, axis=-1) if pixels.shape[-1] == 1 else pixels).save(path)
 
 
 def _averages(per_image: list[dict[str, float]], scales: tuple[int, ...] | None, get_std: bool) -> dict[str, float]:
@@ -201,14 +195,3 @@ def _averages(per_image: list[dict[str, float]], scales: tuple[int, ...] | None,
     for scale, means in means_by_scale(per_image, scales).items():
         averages.update({f"{name}_scale_{scale}": value for name, value in means.items()})
     return averages
-
-
-def _write_per_image(
-    path: Path, images: Sequence[Path], scales: tuple[int, ...] | None, per_image: list[dict[str, float]]
-) -> None:
-    rows = [
-        {"image": str(image), **({} if scales is None else {"scale": scales[index]}), **metrics}
-        for index, (image, metrics) in enumerate(zip(images, per_image, strict=True))
-    ]
-    path.write_text(json.dumps(rows, indent=2) + "\n", encoding="utf-8")
-    CONSOLE.log(f"Each image's metrics: {path}")

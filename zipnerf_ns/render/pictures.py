@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import re
+from pathlib import Path
 
 import torch
-from jaxtyping import Bool, Float
+from jaxtyping import Bool, Float, UInt8
+from PIL import Image
 from torch import Tensor
 
 from nerfstudio.utils import colormaps
@@ -37,6 +39,17 @@ def straight_alpha(
     """The inverse of :func:`blend`: takes a known background out of a rendered picture."""
     color = (rgb - background * (1.0 - alpha)) / alpha.clamp_min(1e-10)
     return torch.cat([color.clamp(0.0, 1.0), alpha], dim=-1)
+
+
+def to_bytes(picture: Float[Tensor, "*shape"]) -> UInt8[Tensor, "*shape"]:
+    """The values of a picture, clipped to [0, 1], as files of 8 bits a channel hold them."""
+    return (picture.detach().clamp(0.0, 1.0) * 255.0).round().to(torch.uint8)
+
+
+def save_picture(picture: Float[Tensor, "height width channels"], path: Path) -> None:
+    """Writes a picture of one channel, of three or of four as PNG."""
+    pixels = to_bytes(picture).cpu().numpy()
+    Image.fromarray(pixels.repeat(3, axis=-1) if pixels.shape[-1] == 1 else pixels).save(path)
 
 
 def depths_of_nothing(outputs: dict[str, Tensor]) -> dict[str, Tensor]:

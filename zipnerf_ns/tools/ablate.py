@@ -13,10 +13,10 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, get_args
 
+from zipnerf_ns.data.disk.files import write_json
 from zipnerf_ns.data.metadata import FRAME_KEY, mean_metrics
 from zipnerf_ns.data.transforms import transforms_file
 from zipnerf_ns.errors import InputError
-from zipnerf_ns.files import write_json
 from zipnerf_ns.functional.hash_grid import Prefilter
 from zipnerf_ns.tools.command import command, command_parser
 from zipnerf_ns.tools.compare import add_trial_arguments, checked, planned_trial

@@ -25,7 +25,7 @@ from rich.table import Table
 
 from nerfstudio.utils.rich_utils import CONSOLE
 
-from zipnerf_ns.files import write_json
+from zipnerf_ns.data.disk.files import write_json
 from zipnerf_ns.ops import TORCH_OPS
 from zipnerf_ns.tools.benchmark.floors import COUNTING, measure_rates
 from zipnerf_ns.tools.benchmark.pieces import LEVELS, PIECES, measure_pieces

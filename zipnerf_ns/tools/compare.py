@@ -17,7 +17,7 @@ from typing import Any
 import torch
 import yaml
 
-from zipnerf_ns.files import write_json
+from zipnerf_ns.data.disk.files import write_json
 from zipnerf_ns.tools.command import command, command_parser
 from zipnerf_ns.tools.trials.figures import save_crops, save_curves
 from zipnerf_ns.tools.trials.report import comparison, scene_name

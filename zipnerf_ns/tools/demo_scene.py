@@ -27,7 +27,7 @@ from typing import Literal, NamedTuple, get_args
 import numpy as np
 from PIL import Image
 
-from zipnerf_ns.files import write_json
+from zipnerf_ns.data.disk.files import write_json
 from zipnerf_ns.tools.command import command, command_parser
 from zipnerf_ns.tools.scene.cameras import (
     DOME,

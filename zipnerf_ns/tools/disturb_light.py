@@ -14,8 +14,8 @@ import numpy as np
 from PIL import Image
 from tyro.conf import Positional, arg
 
+from zipnerf_ns.data.disk.files import write_json
 from zipnerf_ns.errors import InputError
-from zipnerf_ns.files import write_json
 from zipnerf_ns.tools.command import command
 from zipnerf_ns.tools.disturb_poses import link_files, open_scene, write_scene
 from zipnerf_ns.tools.scene.light import draw_gains, relight

@@ -21,9 +21,9 @@ import tyro
 from scipy.spatial.transform import Rotation
 from tyro.conf import Positional, arg
 
+from zipnerf_ns.data.disk.files import write_json
 from zipnerf_ns.data.transforms import read_transforms
 from zipnerf_ns.errors import InputError
-from zipnerf_ns.files import write_json
 from zipnerf_ns.tools.command import command
 
 Splits = Literal["all", "train"]

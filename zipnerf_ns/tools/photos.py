@@ -20,8 +20,8 @@ from typing import Any, TypeVar
 
 from nerfstudio.utils.rich_utils import get_progress
 
+from zipnerf_ns.data.disk.files import write_json
 from zipnerf_ns.errors import InputError
-from zipnerf_ns.files import write_json
 from zipnerf_ns.tools.colmap import import_pycolmap
 from zipnerf_ns.tools.command import command, command_parser
 from zipnerf_ns.tools.reconstruction import pictures as copies

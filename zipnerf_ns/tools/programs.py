@@ -24,8 +24,6 @@ CONFIG, METRICS, PICTURES, VIDEO = "config.yml", "eval.json", "eval", "video.mp4
 """What a run's folder holds: what other commands load it by, ns-eval's result and pictures, and the camera path."""
 VIDEO_SECONDS = 2.0
 FRAME_RATE = 24
-
-
 TestMode = Literal["inference", "test"]
 
 

@@ -24,6 +24,7 @@ from nerfstudio.cameras.cameras import Cameras
 from zipnerf_ns.data.metadata import SCENE_HINTS
 from zipnerf_ns.data.transforms import transforms_file
 from zipnerf_ns.errors import InputError
+from zipnerf_ns.render.metrics import psnr
 from zipnerf_ns.tools.command import command, command_parser, table
 from zipnerf_ns.tools.programs import data_frame, load_run
 from zipnerf_ns.tools.scene.cameras import camera_pose, scene_pinhole
@@ -72,11 +73,11 @@ def measure(pictures: Pictures, truth: Pictures) -> Calm:
     Args:
         pictures, truth: in [0, 1]; at least two each.
     """
-    error = np.square(pictures - truth).mean(axis=(1, 2, 3))
+    pairs = zip(*map(torch.from_numpy, (pictures, truth)), strict=True)
     change = np.diff(pictures, axis=0)
     flicker = np.abs(change - np.diff(truth, axis=0)).mean()
-    psnr = np.mean(-10.0 * np.log10(np.maximum(error, 1e-10)))
-    return Calm(float(psnr), 255.0 * float(flicker), 255.0 * float(np.abs(change).mean()))
+    quality = np.mean([float(psnr(picture, exact)) for picture, exact in pairs])
+    return Calm(float(quality), 255.0 * float(flicker), 255.0 * float(np.abs(change).mean()))
 
 
 def orbit(count: int, pinhole: Pinhole) -> list[Shot]:

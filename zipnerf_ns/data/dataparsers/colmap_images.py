@@ -13,8 +13,8 @@ from nerfstudio.data.dataparsers.colmap_dataparser import MAX_AUTO_RESOLUTION, C
 from nerfstudio.utils.rich_utils import CONSOLE, get_progress
 
 from zipnerf_ns.data.dataparsers.reduction import tell_of_others
+from zipnerf_ns.data.disk.files import whole_file
 from zipnerf_ns.errors import InputError
-from zipnerf_ns.files import whole_file
 
 JPEG_QUALITY = 95
 """Quality of reduced images of JPEG photographs."""

@@ -14,9 +14,9 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image
 
+from zipnerf_ns.data.disk.files import whole_file
 from zipnerf_ns.data.images import brightness, used_pixels
 from zipnerf_ns.errors import InputError, say, shorten
-from zipnerf_ns.files import whole_file
 
 COMPARED = 4
 """Reduced images that are compared with their originals."""

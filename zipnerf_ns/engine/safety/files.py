@@ -15,6 +15,7 @@ from zipnerf_ns.errors import InputError, say_once
 FOLDER = 0x10
 """The mark of a folder among a zip file's parts."""
 
+
 def write_whole(state: dict[str, Any], path: Path, unfinished: Path) -> None:
     """Writes a state so that a kill at any moment leaves ``path`` as it was or complete.
 

@@ -23,8 +23,8 @@ from zipnerf_ns.errors import InputError
 from zipnerf_ns.model import ZipNerfModel
 from zipnerf_ns.model_config import ZipNerfModelConfig
 from zipnerf_ns.ops import Ops
+from zipnerf_ns.settings import ProposalConfig
 from zipnerf_ns.tools.benchmark.floors import Amounts
-from zipnerf_ns.zipnerf import ProposalConfig
 
 
 class Sizes(NamedTuple):

@@ -7,10 +7,10 @@ from typing import Any
 
 import numpy as np
 import trimesh
-from jaxtyping import Float
 
 from zipnerf_ns.errors import InputError
 from zipnerf_ns.tools.mesh.surface import MeshReport, drop_small_components
+from zipnerf_ns.tools.scene.light import to_linear
 
 UPRIGHT = np.array([[1.0, 0.0, 0.0, 0.0], [0.0, 0.0, 1.0, 0.0], [0.0, -1.0, 0.0, 0.0], [0.0, 0.0, 0.0, 1.0]])
 """Nerfstudio's frames have z up, glTF's y."""
@@ -40,25 +40,19 @@ def decimate(mesh: trimesh.Trimesh, most: int, report: MeshReport) -> tuple[trim
     small = whole.simplify_quadric_decimation(most).remove_unreferenced_vertices()
     mesh = trimesh.Trimesh(np.asarray(small.vertices), np.asarray(small.triangles), process=False)
     _, components, _ = drop_small_components(mesh, 0.0)
-    watertight = bool(mesh.is_watertight and mesh.is_winding_consistent)
-    return mesh, MeshReport(len(mesh.vertices), len(mesh.faces), watertight, components, report.dropped)
+    return mesh, MeshReport.of(mesh, components, report.dropped)
 
 
 def write_glb(mesh: trimesh.Trimesh, path: Path) -> None:
     """Writes glTF as viewers want it: y up, colors linear, and shown as they are, for they hold the scene's light."""
     bare = trimesh.Trimesh(mesh.vertices, mesh.faces, vertex_normals=mesh.vertex_normals, process=False)
-    colors = linear(np.asarray(mesh.visual.vertex_colors)[:, :3] / 255.0)
+    colors = to_linear(np.asarray(mesh.visual.vertex_colors)[:, :3] / 255.0)
     opaque = np.concatenate([colors, np.ones((len(colors), 1))], axis=1)
     # Linear values of 8 bits would be steps that are seen in the dark, and trimesh writes colors of 8 bits only.
     bare.vertex_attributes["color"] = np.round(opaque * 65535.0).astype(np.uint16)
     scene = trimesh.Scene()
     scene.add_geometry(bare, transform=UPRIGHT)
     path.write_bytes(scene.export(file_type="glb", include_normals=True, tree_postprocessor=_finish))
-
-
-def linear(colors: Float[np.ndarray, "*colors 3"]) -> Float[np.ndarray, "*colors 3"]:
-    """sRGB's values as amounts of light, 0 to 1."""
-    return np.where(colors <= 0.04045, colors / 12.92, ((colors + 0.055) / 1.055) ** 2.4)
 
 
 def _finish(tree: dict[str, Any]) -> None:

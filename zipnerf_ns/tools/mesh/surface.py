@@ -21,6 +21,7 @@ from torch import Tensor
 
 from zipnerf_ns.data.memory import check_room
 from zipnerf_ns.errors import InputError
+from zipnerf_ns.render.pictures import to_bytes
 
 SURFACE = 0.5
 """Occupancy at the surface, see `occupancy`."""
@@ -86,6 +87,12 @@ class MeshReport(NamedTuple):
     """Separate surfaces that were kept."""
     dropped: int
     """Separate surfaces that were too small to keep."""
+
+    @classmethod
+    def of(cls, mesh: trimesh.Trimesh, components: int, dropped: int) -> MeshReport:
+        """The report of a mesh of so many surfaces."""
+        watertight = bool(mesh.is_watertight and mesh.is_winding_consistent)
+        return cls(len(mesh.vertices), len(mesh.faces), watertight, components, dropped)
 
 
 def opacity_to_density(opacity: float, length: float) -> float:
@@ -197,8 +204,7 @@ def density_mesh(
     """
     values = sample_occupancy(density_at, grid, threshold, points_per_chunk, device, say)
     mesh, stayed, dropped = drop_small_components(extract_surface(values, grid), least_share)
-    watertight = bool(mesh.is_watertight and mesh.is_winding_consistent)
-    return mesh, MeshReport(len(mesh.vertices), len(mesh.faces), watertight, stayed, dropped)
+    return mesh, MeshReport.of(mesh, stayed, dropped)
 
 
 def paint(
@@ -220,4 +226,4 @@ def paint(
     chunks = zip(points.split(points_per_chunk), views.split(points_per_chunk), strict=True)
     colors = torch.cat([color_at(point.to(device), view.to(device)).cpu() for point, view in chunks])
     opaque = np.full((len(colors), 1), 255, dtype=np.uint8)
-    mesh.visual.vertex_colors = np.concatenate([(colors * 255.0).round().to(torch.uint8).numpy(), opaque], axis=-1)
+    mesh.visual.vertex_colors = np.concatenate([to_bytes(colors).numpy(), opaque], axis=-1)

@@ -157,7 +157,7 @@ class Workshop:
         adjust(self.pycolmap, model)
         # About the cameras' middle, and ten units wide: numbers that a person and float32 can hold.
         model.normalize()
-        return Placement(model, mapper, self._reasons(model, features, matching, together))
+        return Placement(model, mapper, self._reasons(model, features, together))
 
     def _map(self, name: str) -> Any | None:
         """The largest model that a mapper makes, of what hangs together in it."""
@@ -177,9 +177,7 @@ class Workshop:
             keep_whole(model)
         return max(models, key=_placed, default=None)
 
-    def _reasons(
-        self, model: Any, features: dict[str, int], matching: dict[Pair, int], together: list[list[int]]
-    ) -> dict[str, str]:
+    def _reasons(self, model: Any, features: dict[str, int], together: list[list[int]]) -> dict[str, str]:
         placed = {model.image(number).name for number in model.reg_image_ids()}
         group_of = {index: group for group in together for index in group}
         reasons = {}

@@ -14,9 +14,9 @@ import numpy as np
 from PIL import Image, ImageOps
 
 from zipnerf_ns.data.dataparsers.reduction import reduce_image, reduce_mask
+from zipnerf_ns.data.disk.files import whole_file
 from zipnerf_ns.data.images import used_pixels, white_of_integers
 from zipnerf_ns.errors import InputError
-from zipnerf_ns.files import whole_file
 from zipnerf_ns.tools.reconstruction.sources import HEIF, RAW, Photo
 
 MAX_SIDE = 1600

@@ -12,8 +12,8 @@ import numpy as np
 from jaxtyping import UInt8
 from PIL import Image
 
+from zipnerf_ns.data.disk.files import write_json
 from zipnerf_ns.errors import InputError
-from zipnerf_ns.files import write_json
 from zipnerf_ns.tools.reconstruction.pictures import save
 from zipnerf_ns.tools.reconstruction.sources import Photo
 

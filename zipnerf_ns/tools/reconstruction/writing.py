@@ -11,7 +11,7 @@ from jaxtyping import Float
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
-from zipnerf_ns.files import write_json
+from zipnerf_ns.data.disk.files import write_json
 
 POINTS = "points3D.ply"
 DRAWING = "cameras.png"

@@ -25,8 +25,12 @@ def draw_gains(count: int, stops: float, seed: list[int]) -> Float[ndarray, "cou
     return 2.0 ** (drawn - drawn.mean(axis=0))
 
 
+def to_linear(colors: Float[ndarray, "*batch 3"]) -> Float[ndarray, "*batch 3"]:
+    """sRGB colors as amounts of light, both in [0, 1]."""
+    return np.where(colors <= TOE, colors / 12.92, ((colors + 0.055) / 1.055) ** 2.4)
+
+
 def relight(colors: Float[ndarray, "*batch 3"], gains: Float[ndarray, "3"]) -> Float[ndarray, "*batch 3"]:
     """sRGB colors in [0, 1] under gains of linear light, brought back to sRGB and clipped, as a camera does it."""
-    linear = np.where(colors <= TOE, colors / 12.92, ((colors + 0.055) / 1.055) ** 2.4)
-    linear = np.clip(linear * gains, 0.0, 1.0)
+    linear = np.clip(to_linear(colors) * gains, 0.0, 1.0)
     return np.where(linear <= TOE / 12.92, 12.92 * linear, 1.055 * linear ** (1 / 2.4) - 0.055)

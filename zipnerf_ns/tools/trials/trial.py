@@ -19,7 +19,7 @@ from typing import Any, Literal, NamedTuple
 
 import torch
 
-from zipnerf_ns.files import write_json
+from zipnerf_ns.data.disk.files import write_json
 from zipnerf_ns.tools.programs import exit_reason, quiet_environment
 from zipnerf_ns.tools.trials.report import Result, outcome
 

@@ -8,16 +8,14 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import numpy as np
 import torch
-from PIL import Image
 from torch import Tensor
 
 from nerfstudio.model_components import renderers
 
 from zipnerf_ns.cameras.held_out import drift, moved_camera
 from zipnerf_ns.render.metrics import ImageMetrics, in_8_bits, psnr
-from zipnerf_ns.render.pictures import blend
+from zipnerf_ns.render.pictures import blend, save_picture
 from zipnerf_ns.tools.benchmark.timing import synchronize
 
 LPIPS_VARIANT = "VGG"
@@ -102,5 +100,4 @@ def save_view(folder: Path, index: int, view: View) -> None:
     """Writes a view's truth and rendering as PNG."""
     folder.mkdir(parents=True, exist_ok=True)
     for name, picture in (("truth", view.truth), ("rendering", view.rendering)):
-        pixels = (picture * 255.0).round().to(torch.uint8).cpu().numpy()
-        Image.fromarray(np.ascontiguousarray(pixels)).save(folder / f"{index:04d}_{name}.png")
+        save_picture(picture, folder / f"{index:04d}_{name}.png")

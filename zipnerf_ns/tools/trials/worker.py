@@ -13,8 +13,8 @@ from typing import Any
 
 import torch
 
-from zipnerf_ns.data.metadata import find_scales, mean_metrics, means_by_scale
-from zipnerf_ns.files import write_json
+from zipnerf_ns.data.disk.files import write_json
+from zipnerf_ns.data.metadata import find_scales, mean_metrics, means_by_scale, per_image_rows
 from zipnerf_ns.tools.trials.config import Prepared, prepare, set_steps
 from zipnerf_ns.tools.trials.training import Course, draw_same_rays, release, renders_pictures, set_up, train
 from zipnerf_ns.tools.trials.trial import RESULT_FILE, VIEWS, Trial, save_failure
@@ -92,10 +92,7 @@ def measurements(trial: Trial, prepared: Prepared, pipeline: Any, folder: Path) 
         # With several scales every scale counts the same.
         "metrics": mean_metrics(list(by_scale.values()) or per_image),
         "by_scale": {str(scale): means for scale, means in by_scale.items()},
-        "per_image": [
-            {"image": str(image), **({} if scales is None else {"scale": scales[index]}), **metrics}
-            for index, (image, metrics) in enumerate(zip(dataset.image_filenames, per_image, strict=True))
-        ],
+        "per_image": per_image_rows(dataset.image_filenames, scales, per_image),
         "rendered_rays_per_second": speed,
         "kept_views": kept,
         "lpips": LPIPS_VARIANT if has_lpips else "not measured: its weights are not here, or a picture is too small",
