@@ -134,8 +134,11 @@ def check_cameras(cameras: Cameras, filenames: Sequence[Path], source: Path) -> 
             if not math.isfinite(value) or value <= 0.0:
                 raise InputError(f"camera of {name}: focal length {key} is {value}. It must be positive.")
     has_lens = (cameras.camera_type == CameraType.PERSPECTIVE.value) | (cameras.camera_type == CameraType.FISHEYE.value)
-    if not has_lens.all():
-        return
+    if has_lens.all():
+        _check_lenses(cameras, names, source)
+
+
+def _check_lenses(cameras: Cameras, names: Sequence[str], source: Path) -> None:
     center, size, focal = (
         torch.cat(pair, dim=-1).double()
         for pair in ((cameras.cx, cameras.cy), (cameras.width, cameras.height), (cameras.fx, cameras.fy))

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -289,16 +289,20 @@ def _splits(
     found = complete_splits(listed, [frame["file_path"] for frame in frames])
     if not found["train"]:
         raise InputError(f"{path}: 'train_filenames' is empty. List the images to train on, or remove the key.")
-    trained = set(found["train"])
-    both = [name for name in dict.fromkeys(found["val"] + found["test"]) if name in trained]
-    if both:
-        warnings.append(f"{path}: {shorten(both)} is held out and trained on: its PSNR says little.")
-    used = {name for names in found.values() for name in names}
-    unused = [frame["file_path"] for frame in frames if frame["file_path"] not in used]
-    if unused:
-        warnings.append(f"{path}: {shorten(unused)} is in no list of images and not used.")
-    absent = [split for split in SPLITS if split not in listed]
-    if absent:
-        counts = ", ".join(f"{split} {len(found[split])}" for split in SPLITS)
-        warnings.append(f"{path}: '{absent[0]}_filenames' is missing; images of each split: {counts}.")
+    warnings += [f"{path}: {note}" for note in _odd_splits(found, listed, frames)]
     return {f"{split}_filenames": names for split, names in found.items()}
+
+
+def _odd_splits(
+    found: Mapping[str, list[str]], listed: Mapping[str, list[str]], frames: Sequence[Mapping[str, Any]]
+) -> Iterator[str]:
+    """What a person should know of the images of each split."""
+    trained = set(found["train"])
+    if both := [name for name in dict.fromkeys(found["val"] + found["test"]) if name in trained]:
+        yield f"{shorten(both)} is held out and trained on: its PSNR says little."
+    used = {name for names in found.values() for name in names}
+    if unused := [frame["file_path"] for frame in frames if frame["file_path"] not in used]:
+        yield f"{shorten(unused)} is in no list of images and not used."
+    if absent := [split for split in SPLITS if split not in listed]:
+        counts = ", ".join(f"{split} {len(found[split])}" for split in SPLITS)
+        yield f"'{absent[0]}_filenames' is missing; images of each split: {counts}."

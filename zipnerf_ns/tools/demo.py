@@ -143,6 +143,32 @@ def verdict(psnr: float, steps: int, expected_steps: int | None) -> tuple[str, b
     return f"{said}: below {goal}, so something is wrong", False
 
 
+def check_ready() -> None:
+    """Prints what this machine has and lacks.
+
+    Raises:
+        InputError: it cannot train, or not write a video.
+    """
+    findings = check_all()
+    print(format_table(findings))
+    if unfit := [each.name for each in findings if each.state == "wrong" or (each.name, each.state) == NO_FFMPEG]:
+        raise InputError(f"this machine is not ready for training and ns-render: see {', '.join(unfit)} above.")
+
+
+def built_in_scene(output_dir: Path, is_moving: bool) -> Path:
+    """The built-in scene in a folder of its own, or the one that moves.
+
+    Raises:
+        InputError: it could not be written.
+    """
+    folder, motion = (output_dir / "moving_scene", "one-camera") if is_moving else (output_dir / "demo_scene", "none")
+    print(f"\n== built-in scene: {folder}", flush=True)
+    try:
+        return write_scene(folder, motion=motion, workers=os.cpu_count() or 1)
+    except (OSError, ValueError) as error:
+        raise InputError(f"the built-in scene could not be written: {error}") from error
+
+
 def demo(
     data: Path | None = None,
     output_dir: Path = Path("outputs"),
@@ -167,22 +193,10 @@ def demo(
     machine = programs.CUDA if torch.cuda.is_available() else programs.CPU
     if scene == "moving":
         machine = programs.MOVING[machine]
-    findings = check_all()
-    print(format_table(findings))
-    if unfit := [each.name for each in findings if each.state == "wrong" or (each.name, each.state) == NO_FFMPEG]:
-        raise InputError(f"this machine is not ready for training and ns-render: see {', '.join(unfit)} above.")
+    check_ready()
     folder = output_dir / EXPERIMENT / machine.method / time.strftime("%Y-%m-%d_%H%M%S")
-    source = data
-    if source is None:
-        source, motion = output_dir / "demo_scene", "none"
-        if machine.is_moving:
-            source, motion = output_dir / "moving_scene", "one-camera"
-        print(f"\n== built-in scene: {source}", flush=True)
-        try:
-            source = write_scene(source, motion=motion, workers=os.cpu_count() or 1)
-        except (OSError, ValueError) as error:
-            raise InputError(f"the built-in scene could not be written: {error}") from error
-    elif source.exists() and find_format(source) is None:
+    source = built_in_scene(output_dir, machine.is_moving) if data is None else data
+    if source.exists() and find_format(source) is None:
         source = output_dir / f"{source.resolve().name}_scene"
         run_step("camera poses", programs.photos_command(data, source), folder / "photos.log")
     steps_taken = machine.steps if steps is None else steps

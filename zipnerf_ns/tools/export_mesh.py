@@ -88,6 +88,28 @@ def to_world_frame(
     return (points / scale - transform[:, 3]) @ np.linalg.inv(transform[:, :3]).T
 
 
+def check_export(pipeline: Pipeline, options: argparse.Namespace, time: float | None) -> None:
+    """Refuses a time where nothing moves, none where something does, and a format that would round the mesh away.
+
+    Args:
+        options, time: as for :func:`export`.
+    Raises:
+        InputError: saying what to give.
+    """
+    if pipeline.model.has_time != (time is not None):
+        raise InputError(
+            "this scene moves: say of which moments, such as --time 0 0.5 1." if pipeline.model.has_time
+            else "nothing moves in this scene: leave --time out."
+        )  # fmt: skip
+    if options.save_world_frame and options.output_format != "obj":
+        box = np.array([options.bounding_box_min, options.bounding_box_max], dtype=np.float64)
+        if rounds_too_much(to_world_frame(box, *data_frame(pipeline))):
+            raise InputError(
+                f"the data set lies so far from its origin that {options.output_format}, which holds float32, would "
+                "round the mesh away. Give --output-format obj, or leave --save-world-frame out."
+            )
+
+
 def export(
     pipeline: Pipeline, options: argparse.Namespace, time: float | None = None, name: str = NAME
 ) -> tuple[Path, MeshReport]:
@@ -102,20 +124,9 @@ def export(
             time where nothing moves.
     """
     model = pipeline.model.eval()
-    if model.has_time != (time is not None):
-        raise InputError(
-            "this scene moves: say of which moments, such as --time 0 0.5 1." if model.has_time
-            else "nothing moves in this scene: leave --time out."
-        )  # fmt: skip
-    moment = None if time is None else Moment(time, model.shutter)
     grid = VoxelGrid.cover(options.bounding_box_min, options.bounding_box_max, options.resolution)
-    if options.save_world_frame and options.output_format != "obj":
-        box = np.array([options.bounding_box_min, options.bounding_box_max], dtype=np.float64)
-        if rounds_too_much(to_world_frame(box, *data_frame(pipeline))):
-            raise InputError(
-                f"the data set lies so far from its origin that {options.output_format}, which holds float32, would "
-                "round the mesh away. Give --output-format obj, or leave --save-world-frame out."
-            )
+    check_export(pipeline, options, time)
+    moment = None if time is None else Moment(time, model.shutter)
     threshold = options.density_threshold
     if hasattr(options, "opacity_threshold"):
         threshold = opacity_to_density(options.opacity_threshold, grid.voxel)

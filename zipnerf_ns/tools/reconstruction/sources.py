@@ -66,25 +66,13 @@ def find_sources(given: Sequence[Path], masks: Path | None = None) -> Sources:
     videos: list[tuple[int, Path]] = []
     passed_over: list[Path] = []
     taken: set[str] = set()
-    loose: dict[Path, list[Path]] = {}
-    for path in given:
-        if not path.exists():
-            raise InputError(f"{path} does not exist.")
-        if path.is_file() and path.suffix.lower() not in PHOTOS | VIDEOS:
-            raise InputError(f"{path} is neither a photograph nor a video that can be read: {_endings()}.")
-        # Photographs that a shell's star named one by one follow each other as those of their folder do.
-        loose.setdefault(path if path.is_dir() else path.parent, []).extend(
-            # A Mac leaves ._IMG_1.jpg beside IMG_1.jpg on other disks.
-            sorted((each for each in path.glob("[!.]*") if not each.is_dir()), key=natural_order)
-            if path.is_dir()
-            else [path]
-        )
+    listed = _by_folder(given)
     if masks is not None and not masks.is_dir():
         raise InputError(f"--masks {masks} is not a folder.")
     sequence = 0
-    mask_folders = {folder: [masks] if masks else [folder / MASKS, folder.parent / MASKS] for folder in loose}
+    mask_folders = {folder: [masks] if masks else [folder / MASKS, folder.parent / MASKS] for folder in listed}
     named = {each: _by_stem(each) for folders in mask_folders.values() for each in folders}
-    for folder, files in loose.items():
+    for folder, files in listed.items():
         images = [path for path in dict.fromkeys(files) if path.suffix.lower() in PHOTOS]
         developed = {path.stem for path in images if path.suffix.lower() not in RAW}
         twice = [path for path in images if path.suffix.lower() in RAW and path.stem in developed]
@@ -108,6 +96,24 @@ def find_sources(given: Sequence[Path], masks: Path | None = None) -> Sources:
         )
     require_readers([photo.path for photo in photos], bool(videos))
     return Sources(tuple(photos), tuple(videos), tuple(passed_over))
+
+
+def _by_folder(given: Sequence[Path]) -> dict[Path, list[Path]]:
+    """The files that were given, by their folders: those that a shell's star named one by one follow each other as
+    those of a folder do."""
+    listed: dict[Path, list[Path]] = {}
+    for path in given:
+        if not path.exists():
+            raise InputError(f"{path} does not exist.")
+        if path.is_dir():
+            # A Mac leaves ._IMG_1.jpg beside IMG_1.jpg on other disks.
+            files = (each for each in path.glob("[!.]*") if not each.is_dir())
+            listed.setdefault(path, []).extend(sorted(files, key=natural_order))
+        elif path.suffix.lower() in PHOTOS | VIDEOS:
+            listed.setdefault(path.parent, []).append(path)
+        else:
+            raise InputError(f"{path} is neither a photograph nor a video that can be read: {_endings()}.")
+    return listed
 
 
 def _by_stem(folder: Path) -> dict[str, Path]:
