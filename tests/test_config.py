@@ -205,20 +205,6 @@ def test_methods_share_no_mutable_part():
             setattr(methods.zipnerf.config, field.name, getattr(changed, field.name))
 
 
-def test_every_loss_has_its_multiplier_among_the_fields():
-    """Switching a multiplier off takes its loss away; the color loss is the unit of the others."""
-    names = {field.name for field in dataclasses.fields(ZipNerfModelConfig) if field.name.endswith("_mult")}
-    source = (ROOT / "zipnerf_ns" / "losses.py").read_text()
-    losses = {node.slice.value for node in ast.walk(ast.parse(source))
-              if isinstance(node, ast.Subscript) and isinstance(node.ctx, ast.Store)
-              and isinstance(node.value, ast.Name) and node.value.id == "scaled"}  # fmt: skip
-    stems = {name.removesuffix("_mult").removesuffix("_loss") for name in names}
-    assert {name.removesuffix("_loss") for name in losses} == stems
-    assert stems == {
-        "interlevel", "distillation", "distortion", "hash_decay", "level_consistency", "appearance", "mask"
-    }  # fmt: skip
-
-
 def test_device_is_one_that_is_there():
     for specification in METHODS.values():
         assert specification.config.machine.device_type == ("cuda" if torch.cuda.is_available() else "cpu")

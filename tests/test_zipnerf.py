@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import re
 import subprocess
@@ -15,6 +16,7 @@ from nerfstudio.cameras.cameras import Cameras
 
 from zipnerf_ns import HashGridConfig, ProposalConfig, Rays, ZipNerf, ZipNerfConfig
 from zipnerf_ns.cameras.rays import rays_of_bundle
+from zipnerf_ns.encoding.moving import MotionConfig, MovingGridConfig
 from zipnerf_ns.functional.frustum import pinhole_cones
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -22,6 +24,7 @@ SMALL = ZipNerfConfig(
     grid=HashGridConfig(5, 2, 8, 64, 10), proposals=(ProposalConfig(8, HashGridConfig(3, 1, 8, 32, 10), 8),) * 2,
     num_samples=6, hidden_dim=8, bottleneck_dim=8, color_layers=2, color_dim=8, implementation="torch",
 )  # fmt: skip
+MOVING = MovingGridConfig(3, 1, 8, 32, 10, 2, 4)
 
 
 def some_rays(count: int = 20) -> Rays:
@@ -63,6 +66,35 @@ def test_a_step_trains_every_parameter():
     assert set(model.distances(first.rounds)) == {"depth", "expected_depth", "prop_depth_0", "prop_depth_1"}
     lengths = model.normals(rays, first.rounds[-1]).norm(dim=-1)
     assert bool((lengths <= 1.0 + 1e-5).all())
+
+
+def test_every_loss_has_its_weight():
+    """The weight of each multiplies it alone, and without one it is not computed; the color loss is their unit."""
+    weights = {field.name for field in dataclasses.fields(ZipNerfConfig) if field.name.endswith("_mult")}
+    moving = dataclasses.replace(SMALL.proposals[0], moving_grid=MOVING)
+    motion = MotionConfig("both", MOVING, MOVING, hidden_dim=8)
+
+    def losses(**changed: float) -> dict[str, float]:
+        torch.manual_seed(0)
+        config = dataclasses.replace(
+            SMALL, proposals=(moving,) * 2, motion=motion, proposal_catchup=False,
+            **{name: changed.get(name, 1.0) for name in weights},
+        )  # fmt: skip
+        model = ZipNerf(config, num_images=4)
+        with torch.no_grad():
+            model.appearance.log_gains.normal_()
+        times, images = torch.rand(20, 1), torch.randint(4, (20, 1))
+        rendering = model(some_rays()._replace(times=times, camera_indices=images))
+        found = model.losses(rendering, rendering.rgb, torch.rand(20, 3))
+        return {name.removesuffix("_loss"): float(loss) for name, loss in found.items()}
+
+    whole = losses()
+    assert whole.keys() == {"rgb", *(name.removesuffix("_mult").removesuffix("_loss") for name in weights)}
+    assert all(value != 0.0 for value in whole.values())
+    for name in weights:
+        stem = name.removesuffix("_mult").removesuffix("_loss")
+        assert losses(**{name: 0.0}).keys() == whole.keys() - {stem}
+        assert losses(**{name: 2.0}) == pytest.approx(whole | {stem: 2.0 * whole[stem]})
 
 
 def test_the_hash_decay_has_a_gradient_where_no_optimizer_applies_it():
