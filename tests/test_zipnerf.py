@@ -142,12 +142,14 @@ def test_an_unknown_public_name_is_an_attribute_error():
 
 
 def test_readmes_example_trains(tiny_scene: Path, tmp_path: Path):
-    """The example as it stands, with fewer steps, in its own process beside the built-in scene."""
+    """The example as it stands, with fewer and smaller steps, in its own process beside the built-in scene."""
     (example,) = [block for block in re.findall(r"```python\n(.*?)```", (ROOT / "README.md").read_text(), re.DOTALL)
                   if "ZipNerf(" in block]  # fmt: skip
-    assert "range(2000)" in example
+    assert "range(2000)" in example and "ZipNerfConfig())" in example
     (tmp_path / "scene").symlink_to(tiny_scene)
-    program = example.replace("range(2000)", "range(12)") + "\nimport json\nprint(json.dumps(history))\n"
+    program = example.replace("range(2000)", "range(12)") + "\nprint(json.dumps(history))\n"
+    small = "ZipNerfConfig(zipnerf_ns.HashGridConfig(6, 4, 16, 256, 14)))"
+    program = "import zipnerf_ns\n" + program.replace("ZipNerfConfig())", small).replace("(1024,)", "(128,)")
     result = subprocess.run([sys.executable, "-W", "ignore", "-c", program], capture_output=True, text=True,
                             cwd=tmp_path, env={**__import__("os").environ, "PYTHONPATH": str(ROOT)})  # fmt: skip
     assert result.returncode == 0, result.stderr
