@@ -133,7 +133,7 @@ def test_cameras_look_at_the_origin_from_a_dome(scene: Path):
 
 def test_many_views_surround_the_scene():
     """At the default counts every octant of azimuth is taken, and no test view repeats a training view."""
-    views = demo_scene._views(demo_scene._Settings(256, 192, 48, 8, 1, 0, False))
+    views = demo_scene._views(demo_scene.SceneSettings(256, 192, 48, 8, 1, 0, False))
     eyes = {s: np.array([v.camera_to_world[:, 3] for v in views if v.split == s]) for s in ("train", "test")}
     octants = np.floor(np.arctan2(eyes["train"][:, 1], eyes["train"][:, 0]) / (np.pi / 4))
     assert min(np.sum(octants == k) for k in range(-4, 4)) >= 4

@@ -20,9 +20,9 @@ import tempfile
 import time
 from collections.abc import Iterable
 from concurrent.futures import ProcessPoolExecutor, as_completed
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields
 from pathlib import Path
-from typing import Literal, NamedTuple, get_args
+from typing import Any, Literal, NamedTuple, get_args
 
 import numpy as np
 from PIL import Image
@@ -61,23 +61,42 @@ NUM_VIEWS: dict[Motion, tuple[int, int]] = {"none": (48, 8), "one-camera": (96, 
 
 
 @dataclass(frozen=True)
-class _Settings:
-    """What a scene is made with; a folder with the same settings is reused."""
+class SceneSettings:
+    """What a scene is made with; a folder with the same settings is reused.
 
-    width: int
-    height: int
-    num_train: int
-    num_test: int
-    samples_per_pixel: int
-    seed: int
-    rgba: bool
+    Raises:
+        ValueError: if a size or count is out of range, or settings contradict each other.
+    """
+
+    width: int = 256
+    """Width of the full-resolution pictures, pixels; divides by 8."""
+    height: int = 192
+    """Their height, likewise."""
+    num_train: int | None = None
+    """Views to train on; by default as many as suit the motion (NUM_VIEWS)."""
+    num_test: int | None = None
+    """Views held out, likewise."""
+    samples_per_pixel: int = 64
+    """Samples of a pixel at full resolution."""
+    seed: int = 0
+    """Moves the cameras and the samples in their pixels."""
+    rgba: bool = False
+    """The still life alone, on a transparent background."""
     light: Light = "even"
+    """changing: every training photo has an exposure and a white balance of its own."""
     detail: Detail = "near"
+    """far: also a skyline of fine structure, tens to hundreds of units away, and a finely textured sky; the cameras are
+    lower, so that all see the horizon."""
     motion: Motion = "none"
+    """Whether things move, seen by one camera that walks about them or by eight that stand still. Held-out views are
+    from other places, at moments of the training."""
     version: int = _VERSION
     """Version of the scene's contents: raised when a change here changes the pictures."""
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
+        for name, number in zip(("num_train", "num_test"), NUM_VIEWS[self.motion], strict=True):
+            if getattr(self, name) is None:
+                object.__setattr__(self, name, number)
         for name in ("width", "height"):
             if getattr(self, name) < DOWNSCALES[-1] or getattr(self, name) % DOWNSCALES[-1]:
                 raise ValueError(
@@ -108,46 +127,24 @@ class _View(NamedTuple):
     camera_to_world: np.ndarray
     seed: int
     gains: np.ndarray | None = None
-    """Of linear light, red, green and blue; none where light is even."""
+    """Gains of linear light, red, green and blue; none where light is even."""
     time: float | None = None
     """From 0 to 1; none where nothing moves."""
 
 
-def write_scene(
-    output: Path | str,
-    *,
-    width: int = 256,
-    height: int = 192,
-    num_train: int | None = None,
-    num_test: int | None = None,
-    samples_per_pixel: int = 64,
-    seed: int = 0,
-    rgba: bool = False,
-    light: Light = "even",
-    detail: Detail = "near",
-    motion: Motion = "none",
-    workers: int = 1,
-) -> Path:
+def write_scene(output: Path | str, workers: int = 1, **settings: Any) -> Path:
     """Writes the scene into the folder `output` and returns it; a folder with the same settings is left as it is.
 
     Args:
-        width, height: of the full-resolution pictures; both must divide by 8.
-        num_train, num_test: views; by default as many as suit the motion, see NUM_VIEWS.
-        rgba: the still life alone, on a transparent background.
-        light: "changing" gives every training photo an exposure and a white balance of its own.
-        detail: "far" adds a skyline of fine structure, tens to hundreds of units away, and a finely textured sky; the
-            cameras are lower, so that all see the horizon.
-        motion: whether things move, seen by one camera that walks about them or by eight that stand still. Held-out
-            views are from other places, at moments of the training.
         workers: processes; above 1 the calling script needs the usual `if __name__ == "__main__"`.
+        settings: fields of :class:`SceneSettings`.
 
     Raises:
-        ValueError: a size or count is out of range.
+        ValueError: for settings that cannot be.
         FileExistsError: the folder holds something else.
         FileNotFoundError: the folder holds this scene, but not all of it.
     """
-    num_train, num_test = (NUM_VIEWS[motion][i] if n is None else n for i, n in enumerate((num_train, num_test)))
-    settings = _Settings(width, height, num_train, num_test, samples_per_pixel, seed, rgba, light, detail, motion)
+    settings = SceneSettings(**settings)
     output = Path(output).expanduser().resolve()
     if _already_there(output, settings):
         print(f"{output} already holds this scene; using it as it is.", flush=True)
@@ -168,7 +165,7 @@ def write_scene(
     return output
 
 
-def _views(settings: _Settings) -> list[_View]:
+def _views(settings: SceneSettings) -> list[_View]:
     views = []
     for number, (split, count) in enumerate((("test", settings.num_test), ("train", settings.num_train))):
         streams = np.random.SeedSequence([settings.seed, number]).spawn(count + 1)
@@ -187,7 +184,7 @@ def _views(settings: _Settings) -> list[_View]:
     return views
 
 
-def _moment(settings: _Settings, split: str, index: int, random: np.random.Generator) -> tuple[float, np.ndarray]:
+def _moment(settings: SceneSettings, split: str, index: int, random: np.random.Generator) -> tuple[float, np.ndarray]:
     """Time and pose of a view of the moving scene; training pictures come camera by camera."""
     moments, is_fixed = settings.num_train // settings.cameras, settings.cameras > 1
     if split == "train":
@@ -199,7 +196,7 @@ def _moment(settings: _Settings, split: str, index: int, random: np.random.Gener
     return time, between_pose(random) if is_fixed else beside_pose(time, random)
 
 
-def _already_there(output: Path, settings: _Settings) -> bool:
+def _already_there(output: Path, settings: SceneSettings) -> bool:
     """Whether the folder holds exactly this scene; anything else in it is an error, never overwritten."""
     if not output.exists():
         return False
@@ -258,7 +255,7 @@ def _pictures(folder: Path, downscale: int) -> Path:
     return folder / ("images" if downscale == 1 else f"images_{downscale}")
 
 
-def _write_view(folder: Path, pinhole: Pinhole, settings: _Settings, view: _View) -> None:
+def _write_view(folder: Path, pinhole: Pinhole, settings: SceneSettings, view: _View) -> None:
     kind = {"rgba": settings.rgba, "far": settings.detail == "far", "time": view.time}
     full = render_view(view.camera_to_world, pinhole, settings.samples_per_pixel, view.seed, **kind)
     for downscale in DOWNSCALES:
@@ -285,7 +282,7 @@ def _intrinsics(pinhole: Pinhole) -> dict:
     return dict(zip(("fl_x", "fl_y", "cx", "cy", "w", "h"), pinhole, strict=True))
 
 
-def _meta(settings: _Settings, frames: list[tuple[str, dict]]) -> dict:
+def _meta(settings: SceneSettings, frames: list[tuple[str, dict]]) -> dict:
     """What the two files share: settings, camera model, and explicit splits, of which test and val are the same."""
     lists = {split: [frame["file_path"] for own, frame in frames if own == split] for split in ("train", "test")}
     return {
@@ -299,11 +296,11 @@ def _meta(settings: _Settings, frames: list[tuple[str, dict]]) -> dict:
     }
 
 
-def _transforms(settings: _Settings, pinhole: Pinhole, views: list[_View]) -> dict:
+def _transforms(settings: SceneSettings, pinhole: Pinhole, views: list[_View]) -> dict:
     return _intrinsics(pinhole) | _meta(settings, [(view.split, _frame(1, view)) for view in views])
 
 
-def _transforms_multiscale(settings: _Settings, pinhole: Pinhole, views: list[_View]) -> dict:
+def _transforms_multiscale(settings: SceneSettings, pinhole: Pinhole, views: list[_View]) -> dict:
     # Coarsest first: Nerfstudio decides by the first frame's size whether to read other, reduced pictures instead.
     frames = [
         (view.split, _frame(downscale, view) | _intrinsics(pinhole.reduced(downscale)) | {"downscale": downscale})
@@ -320,19 +317,24 @@ def main(arguments: list[str] | None = None) -> None:
         "demo_scene", "Writes a procedural scene with exact anti-aliased pictures, in Nerfstudio's format."
     )
     parser.add_argument("output", type=Path, help="folder to write; new, empty, or holding this same scene")
-    parser.add_argument("--width", type=int, default=256, help="of the full-resolution pictures; divides by 8")
-    parser.add_argument("--height", type=int, default=192, help="likewise")
+    usual = {field.name: field.default for field in fields(SceneSettings)}
     counts = ", ".join(f"{motion} {train} and {test}" for motion, (train, test) in NUM_VIEWS.items())
-    parser.add_argument("--num-train", type=int, help=f"views to train on; these and held-out ones by motion: {counts}")
-    parser.add_argument("--num-test", type=int, help="views held out")
-    parser.add_argument("--samples-per-pixel", type=int, default=64, help="at full resolution")
-    parser.add_argument("--seed", type=int, default=0, help="moves the cameras and the samples in their pixels")
+    for name, told in (
+        ("width", "of the full-resolution pictures; divides by 8"),
+        ("height", "likewise"),
+        ("num_train", f"views to train on; these and held-out ones by motion: {counts}"),
+        ("num_test", "views held out"),
+        ("samples_per_pixel", "at full resolution"),
+        ("seed", "moves the cameras and the samples in their pixels"),
+    ):
+        parser.add_argument(f"--{name.replace('_', '-')}", type=int, default=usual[name], help=told)
     parser.add_argument("--rgba", action="store_true", help="the still life alone, on a transparent background")
-    parser.add_argument("--light", choices=get_args(Light), default="even", help="of the training photos")
-    parser.add_argument("--detail", choices=get_args(Detail), default="near",
-                        help="far: also a skyline and clouds of fine structure, seen from lower")  # fmt: skip
-    parser.add_argument("--motion", choices=get_args(Motion), default="none",
-                        help="things move: one camera that walks, or eight that stand still, see them")  # fmt: skip
+    for name, kinds, told in (
+        ("light", Light, "of the training photos"),
+        ("detail", Detail, "far: also a skyline and clouds of fine structure, seen from lower"),
+        ("motion", Motion, "things move: one camera that walks, or eight that stand still, see them"),
+    ):
+        parser.add_argument(f"--{name}", choices=get_args(kinds), default=usual[name], help=told)
     parser.add_argument("--workers", type=int, default=os.cpu_count() or 1, help="processes that draw")
     options = vars(parser.parse_args(arguments))
     folder = write_scene(options.pop("output"), **options)
