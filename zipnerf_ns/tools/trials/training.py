@@ -90,52 +90,67 @@ def train(
             them, is left to the caller.
         evaluate: gives the held-out views' PSNR from the pipeline; None renders nothing.
     """
-    course = Course()
-    planned = trainer.config.max_num_iterations
     due = [0.5**power for power in range(moments - 1, 0, -1)] if evaluate is not None else []
-    entered = started = time.perf_counter()
-    middle: tuple[int, float] | None = None
     _forget_memory()
-
-    def counted() -> float:
-        """The clock's seconds so far; while the device works on, it may lag far behind the processor."""
-        return time.perf_counter() - started - course.evaluation_seconds
-
-    def counted_exactly() -> float:
-        synchronize(trainer.device)
-        course.peak_gpu_bytes = max(course.peak_gpu_bytes, torch.cuda.max_memory_allocated())
-        return counted()
-
-    def after_step(step: int) -> None:
-        nonlocal started, middle
-        course.steps, course.rays = step + 1, course.rays + rays_of_step(trainer.pipeline)
-        if step == 0:
-            synchronize(trainer.device)
-            started = time.perf_counter()
-            course.first_step_seconds = started - entered
-        steps_done = (step + 1) / planned
-        share = steps_done if seconds is None else counted() / seconds
-        if max(share, steps_done) >= 1.0:
-            course.seconds = counted_exactly()
-            first, begin = middle or (0, 0.0)
-            course.steps_per_second = max(step - first, 1) / max(course.seconds - begin, 1e-6)
-            trainer.stop_training = True
-            return
-        if middle is None and max(share, steps_done) >= 0.5:
-            middle = step, counted_exactly()
-        if due and share >= due[0]:
-            while due and share >= due[0]:
-                due.pop(0)
-            now = counted_exactly()
-            course.curve.append({"step": step + 1, "seconds": now, "psnr": evaluate(trainer.pipeline)})
-            synchronize(trainer.device)
-            course.evaluation_seconds += counted() - now
-            # What evaluation allocates is not training's.
-            _forget_memory()
-
-    trainer.callbacks.append(TrainingCallback([TrainingCallbackLocation.AFTER_TRAIN_ITERATION], after_step))
+    watch = _Watch(trainer, seconds, due, evaluate)
+    after_step = TrainingCallback([TrainingCallbackLocation.AFTER_TRAIN_ITERATION], watch.after_step)
+    trainer.callbacks.append(after_step)
     trainer.train()
-    return course
+    return watch.course
+
+
+class _Watch:
+    """Notes a training's course after each step, renders the moments that are due, and ends it in time."""
+
+    def __init__(
+        self, trainer: Any, seconds: float | None, due: list[float], evaluate: Callable[[Any], float] | None
+    ) -> None:
+        self.trainer, self.seconds, self.due, self.evaluate = trainer, seconds, due, evaluate
+        self.course = Course()
+        self.entered = self.started = time.perf_counter()
+        self.middle: tuple[int, float] | None = None
+
+    def counted(self) -> float:
+        """The clock's seconds so far; while the device works on, it may lag far behind the processor."""
+        return time.perf_counter() - self.started - self.course.evaluation_seconds
+
+    def counted_exactly(self) -> float:
+        """The same once the device has done its work; notes the memory that this took."""
+        synchronize(self.trainer.device)
+        self.course.peak_gpu_bytes = max(self.course.peak_gpu_bytes, torch.cuda.max_memory_allocated())
+        return self.counted()
+
+    def after_step(self, step: int) -> None:
+        course = self.course
+        course.steps, course.rays = step + 1, course.rays + rays_of_step(self.trainer.pipeline)
+        if step == 0:
+            synchronize(self.trainer.device)
+            self.started = time.perf_counter()
+            course.first_step_seconds = self.started - self.entered
+        steps_done = (step + 1) / self.trainer.config.max_num_iterations
+        share = steps_done if self.seconds is None else self.counted() / self.seconds
+        if max(share, steps_done) >= 1.0:
+            self._end(step)
+            return
+        if self.middle is None and max(share, steps_done) >= 0.5:
+            self.middle = step, self.counted_exactly()
+        if self.due and share >= self.due[0]:
+            self.due = [moment for moment in self.due if moment > share]
+            self._render(step)
+
+    def _end(self, step: int) -> None:
+        self.course.seconds = self.counted_exactly()
+        first, begin = self.middle or (0, 0.0)
+        self.course.steps_per_second = max(step - first, 1) / max(self.course.seconds - begin, 1e-6)
+        self.trainer.stop_training = True
+
+    def _render(self, step: int) -> None:
+        now = self.counted_exactly()
+        self.course.curve.append({"step": step + 1, "seconds": now, "psnr": self.evaluate(self.trainer.pipeline)})
+        synchronize(self.trainer.device)
+        self.course.evaluation_seconds += self.counted() - now
+        # What evaluation allocates is not training's.
+        _forget_memory()
 
 
 def _forget_memory() -> None:
