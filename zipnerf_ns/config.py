@@ -74,6 +74,10 @@ def _method(
                 # Before there is a scene, its gradients would lead cameras astray, and it would then be learned there.
                 "scheduler": WarmupLogDecayConfig(lr_final=1e-5, hold_fraction=0.1, warmup_start=0.0, for_steps=4000),
             },
+            "lens": {
+                "optimizer": CameraAdamConfig(lr=2e-4, pull=0.0),
+                "scheduler": WarmupLogDecayConfig(lr_final=1e-5, hold_fraction=0.05, warmup_start=0.0, for_steps=4000),
+            },
         },
         # Nerfstudio's profile of its own functions would be the last thing that is read; "basic" prints it.
         logging=LoggingConfig(steps_per_log=50, local_writer=LocalWriterConfig(enable=False), profiler="none"),

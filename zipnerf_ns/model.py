@@ -18,6 +18,7 @@ from nerfstudio.models.base_model import Model
 
 from zipnerf_ns import losses
 from zipnerf_ns.cameras import corrections as camera_poses
+from zipnerf_ns.cameras.lens import LEARNED_UNTIL, LensCorrections
 from zipnerf_ns.cameras.moments import at_moment, stopped_time
 from zipnerf_ns.cameras.rays import ImageRays, rays_of_bundle
 from zipnerf_ns.data.metadata import SceneHints, find_hints
@@ -96,6 +97,7 @@ class ZipNerfModel(Model):
         self.register_buffer("background", torch.full((3,), float(self._is_background_white(hints))))
         if config.camera_optimizer.mode != "off":
             self.camera_optimizer = config.camera_optimizer.setup(num_cameras=self.num_train_data, device="cpu")
+        self.lens = LensCorrections(self.num_train_data) if config.optimize_lens else None
         self.view = ViewerControls(len(self.field.encoding.grid.levels), num_photos, prefilters_of(config))
         self.metrics = ImageMetrics(config.lpips_weights)
         self.monitor = CollisionMonitor(config.collision_check_steps)
@@ -137,6 +139,8 @@ class ZipNerfModel(Model):
             groups["appearance"] = list(self.zipnerf.appearance.parameters())
         if self.corrections is not None:
             groups["camera_opt"] = list(self.corrections.parameters())
+        if self.lens is not None:
+            groups["lens"] = list(self.lens.parameters())
         return groups
 
     def get_training_callbacks(
@@ -149,6 +153,8 @@ class ZipNerfModel(Model):
         def set_progress(step: int) -> None:
             self.zipnerf.set_progress(min(step / max(total, 1), 1.0))
             self.monitor.step = step
+            if self.lens is not None:
+                self.lens.is_learned = self.zipnerf.progress < LEARNED_UNTIL
 
         return [TrainingCallback([TrainingCallbackLocation.BEFORE_TRAIN_ITERATION], set_progress)]
 
@@ -164,6 +170,8 @@ class ZipNerfModel(Model):
         """:meth:`get_outputs` with the viewer's differences."""
         config = self.config
         if self.training:
+            if self.lens is not None:
+                ray_bundle = self.lens.corrected_bundle(ray_bundle)
             ray_bundle = camera_poses.corrected_bundle(ray_bundle, self.corrections)
         rays = rays_of_bundle(ray_bundle, config.near_plane, config.far_plane, self.zipnerf.aabb, self.shutter)
         if self.has_time and not self.training:

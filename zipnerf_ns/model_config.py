@@ -79,6 +79,9 @@ class ZipNerfModelConfig(ModelConfig, ZipNerfConfig):
     camera_optimizer: CameraOptimizerConfig = field(default_factory=CameraOptimizerConfig)
     """Corrects the training cameras' poses while the scene is learned: mode SO3xR3; off for benchmarks."""
 
+    optimize_lens: bool = False
+    """Corrects the calibration that all photos of a lens share, in the first half of the training."""
+
     scene_adapted_resolution: bool = False
     """Resolutions of all grids by the longest image side s, pixels: base max(16, s/100), finest min(max_res, 10 s)."""
     collision_check_steps: int = 5000

@@ -77,6 +77,8 @@ class ZipNerfPipeline(VanillaPipeline):
                 refuse_stopped_time("A training")
         # Of several processes Nerfstudio would have torch exchange the gradients, which the trainer does.
         super().__init__(config, device, *args, **{**kwargs, "world_size": 1})
+        if self.model.lens is not None:
+            self.model.lens.adopt(self.datamanager.train_dataset.cameras)
 
     def load_pipeline(self, loaded_state: dict[str, Any], step: int) -> None:
         """Loads a checkpoint; of several processes that look at a run, all but the first then render for that one.
@@ -132,6 +134,8 @@ class ZipNerfPipeline(VanillaPipeline):
         self, camera: Cameras, batch: dict[str, Any], similarity: Similarity | None
     ) -> tuple[Cameras, dict[str, float]]:
         """A held-out camera where it is scored, and how far its own photo has moved it."""
+        if self.model.lens is not None:
+            camera = self.model.lens.corrected(camera)
         camera = moved_camera(camera, similarity)
         if self.config.eval_pose_steps == 0:
             return camera, {}

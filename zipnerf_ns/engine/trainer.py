@@ -116,6 +116,9 @@ class ZipNerfTrainer(ResumableTrainer):
         if isinstance(adam := optimizers.optimizers.get("camera_opt"), CameraAdam):
             (parameter,) = optimizers.parameters["camera_opt"]
             adam.adopt(parameter, preconditioner(self.pipeline.datamanager.train_dataset.cameras))
+        if isinstance(adam := optimizers.optimizers.get("lens"), CameraAdam):
+            (parameter,) = optimizers.parameters["lens"]
+            adam.adopt(parameter, self.pipeline.model.lens.preconditioner())
         return optimizers
 
     def train(self) -> None:
@@ -298,7 +301,8 @@ class ZipNerfTrainer(ResumableTrainer):
             self.optimizers.zero_grad_some([name for name, steps in every.items() if step % steps == 0])
             loss, loss_dict, metrics_dict = self._guarded(step)
         else:
-            key = self.pipeline.datamanager.get_train_rays_per_batch(), model.zipnerf.num_active_levels()
+            learns_lens = model.lens is not None and model.lens.is_learned
+            key = self.pipeline.datamanager.get_train_rays_per_batch(), model.zipnerf.num_active_levels(), learns_lens
             loss, loss_dict, metrics_dict = self._graph(key, lambda: self._guarded(step))
             # What is measured by eager steps alone is not written by a replay, whose metrics are those of its capture.
             metrics_dict = {**metrics_dict, **model.monitor.shares}

@@ -84,14 +84,22 @@ def precondition(
     nearest = NEAREST * torch.where(spread > 0.0, spread, 1.0)
     gram = motion_gram(directions, 0.5 / nearest, 1.0 / (3.0 * nearest.square()))
     diagonal = torch.diagonal(gram, dim1=-2, dim2=-1)
-    values, vectors = torch.linalg.eigh(gram + torch.diag_embed((damping * diagonal).clamp_min(LEAST)))
-    # Directions of float32 are a little longer or shorter than one, which leaves what is not seen a little below zero.
-    roots = values.clamp_min(LEAST).sqrt()[:, None, :]
-    matrix, inverse = ((vectors * scale) @ vectors.transpose(1, 2) for scale in (1.0 / roots, roots))
+    matrix, inverse = inverse_roots(gram + torch.diag_embed((damping * diagonal).clamp_min(LEAST)))
     whitened = (inverse @ similarity_motions(centered)).flatten(0, 1)
     basis, sizes, _ = torch.linalg.svd(whitened, full_matrices=False)
     # Cameras in one place are not moved by a change of scale.
     return Preconditioner(matrix, inverse, basis[:, sizes > 1e-9 * sizes[0]].view(len(positions), 6, -1))
+
+
+def inverse_roots(
+    gram: Float[Tensor, "cameras numbers numbers"],
+) -> tuple[Float[Tensor, "cameras numbers numbers"], Float[Tensor, "cameras numbers numbers"]]:
+    """The inverse square roots of symmetric matrices, and the roots themselves."""
+    values, vectors = torch.linalg.eigh(gram)
+    # Directions of float32 are a little longer or shorter than one, which leaves what is not seen a little below zero.
+    roots = values.clamp_min(LEAST).sqrt()[:, None, :]
+    matrix, inverse = ((vectors * scale) @ vectors.transpose(1, 2) for scale in (1.0 / roots, roots))
+    return matrix, inverse
 
 
 def motion_gram(
