@@ -2,11 +2,15 @@
 
 import pytest
 import torch
+from _scenes import start, write_scene
+from _scenes import tiny_config as trainer_config
 from torch.nn import functional
 
 from nerfstudio.cameras.cameras import Cameras, CameraType
 
 from zipnerf_ns.cameras.lens import FEWEST_PHOTOS, LensCorrections, find_lenses
+
+pytestmark = pytest.mark.usefixtures("fresh_writers")
 
 CORRECTIONS = torch.tensor([0.02, -0.03, 0.01, 0.015, -0.02, 0.01, -0.015])
 
@@ -80,3 +84,42 @@ def test_a_unit_of_each_coordinate_moves_what_is_seen_by_a_radian() -> None:
         seen = float((moved - bundle.directions).square().sum(dim=-1).mean().sqrt()) / step
         # The damping keeps what is hardly seen from being moved far.
         assert 0.5 < seen < 1.1, axis
+
+
+@pytest.fixture(scope="module")
+def scene(tmp_path_factory):
+    return write_scene(tmp_path_factory.mktemp("lens") / "scene", count=12)
+
+
+def test_held_out_cameras_and_pixels_are_seen_through_the_corrected_lens(scene, tmp_path) -> None:
+    config = trainer_config(scene, tmp_path)
+    config.pipeline.model.optimize_lens = True
+    pipeline = start(config).pipeline
+    lens, cameras = pipeline.model.lens, pipeline.datamanager.eval_dataset.cameras
+    assert (lens.lens == 0).all() and (lens.lenses_of(cameras) == 0).all()
+    with torch.no_grad():
+        lens.corrections[0, 3:] = torch.tensor([0.1, 0.1, 0.05, 0.0])
+    looked: list = []
+    pipeline.model.get_outputs_for_camera = lambda camera: looked.append(camera) or {"rgb": torch.zeros(16, 24, 3)}
+    pipeline.model.get_image_metrics_and_images = lambda outputs, batch: ({"psnr": 1.0}, {})
+    pipeline.get_average_eval_image_metrics()
+    assert all(float(camera.fx) < 0.92 * float(cameras.fx[0]) for camera in looked) and len(looked) == len(cameras)
+    seen: list = []
+    pipeline.model.register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0]))
+    pipeline.get_eval_loss_dict(0)
+    (bundle,), torch_rays = seen, lens.corrected(cameras)
+    ahead = -torch_rays.camera_to_worlds[bundle.camera_indices[:, 0], :, 2]
+    spread = (functional.normalize(bundle.directions, dim=-1) * ahead).sum(dim=-1).min()
+    given = -cameras.camera_to_worlds[0, :, 2], cameras.generate_rays(0).directions
+    assert float(spread) < float((given[1] * given[0]).sum(dim=-1).min())
+
+
+def test_a_training_finds_what_is_wrong_with_a_lens_and_then_leaves_it(scene, tmp_path) -> None:
+    config = trainer_config(scene, tmp_path)
+    config.pipeline.model.optimize_lens = True
+    config.max_num_iterations = 8
+    trainer = start(config)
+    trainer.train()
+    lens = trainer.pipeline.model.lens
+    assert lens.corrections[0].abs().min() > 0.0 and (lens.corrections[1:] == 0.0).all() and not lens.is_learned
+    assert "lens.corrections" in "".join(trainer.pipeline.model.state_dict())

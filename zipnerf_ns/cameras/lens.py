@@ -68,13 +68,22 @@ class LensCorrections(nn.Module):
         least, lens = far.min(dim=-1)
         return torch.where(least <= SAME, lens, -1)
 
-    def corrected_bundle(self, bundle: RayBundle) -> RayBundle:
-        """The rays of training cameras as their lenses see them, with a gradient; the bundle is left as it is."""
+    def corrected_bundle(self, bundle: RayBundle, cameras: Cameras | None = None) -> RayBundle:
+        """The rays as their lenses see them, with a gradient to the corrections; the bundle is left as it is.
+
+        Args:
+            bundle: of any shape, with ``camera_indices``.
+            cameras: that these count, ``[cameras]``; the training's if not given.
+        """
         corrections = self.corrections if self.is_learned else self.corrections.detach()
+        lens, rotations = self.lens, self.rotations
+        if cameras is not None:
+            lens = self.lenses_of(cameras).to(lens.device)
+            rotations = cameras.camera_to_worlds[:, :, :3].to(lens.device)
         with torch.autocast(bundle.origins.device.type, enabled=False):
-            maps = _maps(corrections).index_select(0, self.lens.clamp(min=0))
-            maps = torch.where((self.lens >= 0)[:, None, None], maps, torch.eye(3, device=maps.device))
-            maps = _product(_product(self.rotations, maps), self.rotations.mT)
+            maps = _maps(corrections).index_select(0, lens.clamp(min=0))
+            maps = torch.where((lens >= 0)[:, None, None], maps, torch.eye(3, device=maps.device))
+            maps = _product(_product(rotations, maps), rotations.mT)
             chosen = maps.index_select(0, bundle.camera_indices.reshape(-1))
             directions = (chosen * bundle.directions.reshape(-1, 1, 3)).sum(dim=-1)
         return dataclasses.replace(bundle, directions=directions.view(bundle.directions.shape))
@@ -109,6 +118,12 @@ class LensCorrections(nn.Module):
         rest = torch.eye(7, dtype=torch.float64).expand(MAX_LENSES - len(gram), 7, 7)
         matrix, inverse = torch.cat([matrix, rest]), torch.cat([inverse, rest])
         return Preconditioner(matrix, inverse, torch.zeros(MAX_LENSES, 7, 0, dtype=torch.float64))
+
+
+def through_lens(model: nn.Module, cameras: Cameras) -> Cameras:
+    """Cameras with what a model has learned of their lenses; themselves where it learns nothing of them."""
+    lens = getattr(model, "lens", None)
+    return cameras if lens is None else lens.corrected(cameras)
 
 
 def find_lenses(cameras: Cameras) -> Float[Tensor, "lenses 11"]:

@@ -16,6 +16,7 @@ from nerfstudio.utils.comms import get_rank
 from nerfstudio.utils.rich_utils import CONSOLE, get_progress
 
 from zipnerf_ns.cameras.held_out import describe, drift, moved_bundle, moved_camera, refine
+from zipnerf_ns.cameras.lens import through_lens
 from zipnerf_ns.cameras.moments import let_time_run_along_paths, refuse_stopped_time
 from zipnerf_ns.data.disk.files import write_json
 from zipnerf_ns.data.memory import limit_memory
@@ -100,6 +101,8 @@ class ZipNerfPipeline(VanillaPipeline):
         """
         self.eval()
         bundle, batch = self.datamanager.next_eval(step)
+        if self.model.lens is not None:
+            bundle = self.model.lens.corrected_bundle(bundle, self.datamanager.eval_dataset.cameras)
         outputs = self.model(moved_bundle(bundle, self._drift()))
         metrics = self.model.get_metrics_dict(outputs, batch)
         losses = self.model.get_loss_dict(outputs, batch, metrics)
@@ -134,9 +137,7 @@ class ZipNerfPipeline(VanillaPipeline):
         self, camera: Cameras, batch: dict[str, Any], similarity: Similarity | None
     ) -> tuple[Cameras, dict[str, float]]:
         """A held-out camera where it is scored, and how far its own photo has moved it."""
-        if self.model.lens is not None:
-            camera = self.model.lens.corrected(camera)
-        camera = moved_camera(camera, similarity)
+        camera = moved_camera(through_lens(self.model, camera), similarity)
         if self.config.eval_pose_steps == 0:
             return camera, {}
         refined = refine(self.model, camera, batch, self.config.eval_pose_steps)

@@ -22,22 +22,22 @@ NEAREST = 0.5
 
 
 class Preconditioner(NamedTuple):
-    """Coordinates of cameras' motions in which a unit moves what is seen by a radian, whichever way it points."""
+    """Coordinates of cameras' motions, or of what lenses do, in which a unit moves what is seen by a radian, whichever way it points."""
 
-    matrix: Float[Tensor, "cameras 6 6"]
+    matrix: Float[Tensor, "cameras numbers numbers"]
     """From these coordinates to motions; symmetric."""
-    inverse: Float[Tensor, "cameras 6 6"]
+    inverse: Float[Tensor, "cameras numbers numbers"]
     """From motions to these coordinates."""
-    gauge: Float[Tensor, "cameras 6 kinds"]
+    gauge: Float[Tensor, "cameras numbers kinds"]
     """Orthonormal, in these coordinates: motions of all cameras at once that are small similarities of the world."""
 
-    def remove_gauge(self, values: Float[Tensor, "cameras 6"]) -> Float[Tensor, "cameras 6"]:
+    def remove_gauge(self, values: Float[Tensor, "cameras numbers"]) -> Float[Tensor, "cameras numbers"]:
         """Coordinates without the part that is a similarity of the world: the nearest ones that have none."""
         shares = (self.gauge * values[..., None]).sum(dim=(0, 1))
         return values - (self.gauge * shares).sum(dim=-1)
 
 
-def apply(matrices: Float[Tensor, "cameras 6 6"], values: Float[Tensor, "cameras 6"]) -> Float[Tensor, "cameras 6"]:
+def apply(matrices: Float[Tensor, "cameras numbers numbers"], values: Float[Tensor, "cameras numbers"]) -> Float[Tensor, "cameras numbers"]:
     """Each camera's matrix times its vector, in full precision: a matrix product may be in TF32."""
     return (matrices * values[:, None, :]).sum(dim=-1)
 

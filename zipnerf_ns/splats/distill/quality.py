@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from zipnerf_ns.cameras.held_out import drift, moved_camera
+from zipnerf_ns.cameras.lens import through_lens
 from zipnerf_ns.render.metrics import ImageMetrics
 from zipnerf_ns.splats.distill.views import Pinhole, field_picture, photos, pinholes
 from zipnerf_ns.splats.gaussians import Gaussians
@@ -58,7 +59,7 @@ def measure(pipeline: Any, gaussians: Gaussians, rasterizer: Rasterizer) -> Qual
     dataset, of_training = manager.eval_dataset, manager.train_dataset.cameras
     if not dataset or manager.lacks_photos(dataset):
         return None
-    moved = moved_camera(dataset.cameras, drift(model.corrections, of_training.camera_to_worlds))
+    moved = moved_camera(through_lens(model, dataset.cameras), drift(model.corrections, of_training.camera_to_worlds))
     cameras = pinholes(moved, moved.camera_to_worlds)
     every = -(-len(cameras) // MEASURED_VIEWS)
     metrics, background = ImageMetrics(), model.background.detach()

@@ -18,6 +18,7 @@ from nerfstudio.cameras.cameras import Cameras, CameraType
 
 from zipnerf_ns.cameras.appearance import SRGB_OFFSET
 from zipnerf_ns.cameras.corrections import corrected_poses
+from zipnerf_ns.cameras.lens import through_lens
 from zipnerf_ns.data.images import read_all
 from zipnerf_ns.errors import InputError
 
@@ -216,7 +217,7 @@ def photos(
 
 def training_cameras(pipeline: Any) -> list[Pinhole]:
     """The training cameras without distortion, where the field has found them to stand."""
-    cameras = pipeline.datamanager.train_dataset.cameras
+    cameras = through_lens(pipeline.model, pipeline.datamanager.train_dataset.cameras)
     return pinholes(cameras, corrected_poses(cameras.camera_to_worlds, pipeline.model.corrections).cpu())
 
 

@@ -14,6 +14,7 @@ from torch import Tensor
 from nerfstudio.model_components import renderers
 
 from zipnerf_ns.cameras.held_out import drift, moved_camera
+from zipnerf_ns.cameras.lens import through_lens
 from zipnerf_ns.render.metrics import ImageMetrics, in_8_bits, psnr
 from zipnerf_ns.render.pictures import blend, save_picture
 from zipnerf_ns.tools.benchmark.timing import synchronize
@@ -59,7 +60,7 @@ def render_views(pipeline: Any, over_white: bool) -> Iterator[View]:
             for camera, batch in pipeline.datamanager.fixed_indices_eval_dataloader:
                 synchronize(model.device)
                 start = time.perf_counter()
-                rendering = model.get_outputs_for_camera(moved_camera(camera, moved).to(model.device))["rgb"]
+                rendering = model.get_outputs_for_camera(moved_camera(through_lens(model, camera), moved).to(model.device))["rgb"]
                 synchronize(model.device)
                 seconds = time.perf_counter() - start
                 image = batch["image"].to(model.device)
