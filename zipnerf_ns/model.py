@@ -132,15 +132,11 @@ class ZipNerfModel(Model):
         return self.zipnerf.ops.name == "triton"
 
     def get_param_groups(self) -> dict[str, list[nn.Parameter]]:
-        """Hash tables, networks and, where they are learned, appearance and cameras: each has its own learning rate."""
+        """Hash tables, networks and, where learned, appearance, cameras and lenses: each has its own learning rate."""
         tables, networks = self.zipnerf.parameter_groups()
         groups = {"hash_tables": tables, "networks": networks}
-        if self.zipnerf.appearance is not None:
-            groups["appearance"] = list(self.zipnerf.appearance.parameters())
-        if self.corrections is not None:
-            groups["camera_opt"] = list(self.corrections.parameters())
-        if self.lens is not None:
-            groups["lens"] = list(self.lens.parameters())
+        others = {"appearance": self.zipnerf.appearance, "camera_opt": self.corrections, "lens": self.lens}
+        groups |= {name: list(part.parameters()) for name, part in others.items() if part is not None}
         return groups
 
     def get_training_callbacks(
@@ -170,9 +166,7 @@ class ZipNerfModel(Model):
         """:meth:`get_outputs` with the viewer's differences."""
         config = self.config
         if self.training:
-            if self.lens is not None:
-                ray_bundle = self.lens.corrected_bundle(ray_bundle)
-            ray_bundle = camera_poses.corrected_bundle(ray_bundle, self.corrections)
+            ray_bundle = camera_poses.corrected_bundle(ray_bundle, self.corrections, self.lens)
         rays = rays_of_bundle(ray_bundle, config.near_plane, config.far_plane, self.zipnerf.aabb, self.shutter)
         if self.has_time and not self.training:
             rays = at_moment(rays, self.stopped_time)

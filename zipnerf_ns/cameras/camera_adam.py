@@ -9,8 +9,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from nerfstudio.engine.optimizers import OptimizerConfig
+from nerfstudio.cameras.cameras import Cameras
+from nerfstudio.engine.optimizers import OptimizerConfig, Optimizers
 
+from zipnerf_ns.cameras.corrections import preconditioner
+from zipnerf_ns.cameras.lens import LensCorrections
 from zipnerf_ns.functional import camera_motion
 from zipnerf_ns.functional.camera_motion import Preconditioner
 
@@ -101,6 +104,21 @@ class CameraAdam(torch.optim.Adam):
         values = values * (1.0 - back / size).clamp_min(0.0)
         moved = camera_motion.apply(preconditioner.matrix, preconditioner.remove_gauge(values))
         parameter.copy_(torch.where(taken > 0.0, moved, parameter))
+
+
+def adopt_cameras(optimizers: Optimizers, cameras: Cameras, lens: LensCorrections | None) -> None:
+    """Says to the optimizers of cameras and of lenses, where they are a :class:`CameraAdam`, what they correct.
+
+    Args:
+        optimizers: of the groups "camera_opt" and "lens", where cameras and lenses are learned.
+        cameras: of the training.
+        lens: theirs.
+    """
+    makers = {"camera_opt": lambda: preconditioner(cameras), "lens": lambda: lens.preconditioner()}
+    for name, make in makers.items():
+        if isinstance(adam := optimizers.optimizers.get(name), CameraAdam):
+            (parameter,) = optimizers.parameters[name]
+            adam.adopt(parameter, make())
 
 
 @dataclass

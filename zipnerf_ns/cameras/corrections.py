@@ -17,6 +17,7 @@ from nerfstudio.cameras.camera_optimizers import CameraOptimizer
 from nerfstudio.cameras.cameras import Cameras
 from nerfstudio.cameras.rays import RayBundle
 
+from zipnerf_ns.cameras.lens import LensCorrections
 from zipnerf_ns.functional.camera_motion import Preconditioner, precondition, rotate, se3_shift
 
 PIXELS_ALONG_A_SIDE = 4
@@ -24,13 +25,18 @@ PIXELS_ALONG_A_SIDE = 4
 where Nerfstudio divides a fisheye's 0 by 0."""
 
 
-def corrected_bundle(bundle: RayBundle, optimizer: CameraOptimizer | None) -> RayBundle:
+def corrected_bundle(
+    bundle: RayBundle, optimizer: CameraOptimizer | None, lens: LensCorrections | None = None
+) -> RayBundle:
     """The rays as the corrected cameras see them, with a gradient to the corrections; the bundle is left as it is.
 
     Args:
         bundle: of any shape, with ``camera_indices``.
         optimizer: holds a correction for each of these cameras; none where cameras are not optimized.
+        lens: of these cameras, if that is corrected as well.
     """
+    if lens is not None:
+        bundle = lens.corrected_bundle(bundle)
     if optimizer is None:
         return bundle
     shape = bundle.origins.shape

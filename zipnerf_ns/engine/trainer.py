@@ -20,8 +20,7 @@ from nerfstudio.utils.misc import step_check
 from nerfstudio.utils.rich_utils import CONSOLE
 from nerfstudio.utils.writer import EventName, TimeWriter
 
-from zipnerf_ns.cameras.camera_adam import CameraAdam
-from zipnerf_ns.cameras.corrections import preconditioner
+from zipnerf_ns.cameras.camera_adam import adopt_cameras
 from zipnerf_ns.engine.checkpoints import ResumableTrainer, restore_rng, source_of
 from zipnerf_ns.engine.checks import check_room_to_train, check_run
 from zipnerf_ns.engine.graph import set_up_graph
@@ -113,12 +112,7 @@ class ZipNerfTrainer(ResumableTrainer):
         # With any other there is no decay: check_run has refused it.
         if isinstance(adam := optimizers.optimizers["hash_tables"], DecayingAdam):
             adam.adopt(self.pipeline.model.zipnerf.tables())
-        if isinstance(adam := optimizers.optimizers.get("camera_opt"), CameraAdam):
-            (parameter,) = optimizers.parameters["camera_opt"]
-            adam.adopt(parameter, preconditioner(self.pipeline.datamanager.train_dataset.cameras))
-        if isinstance(adam := optimizers.optimizers.get("lens"), CameraAdam):
-            (parameter,) = optimizers.parameters["lens"]
-            adam.adopt(parameter, self.pipeline.model.lens.preconditioner())
+        adopt_cameras(optimizers, self.pipeline.datamanager.train_dataset.cameras, self.pipeline.model.lens)
         return optimizers
 
     def train(self) -> None:

@@ -22,7 +22,8 @@ NEAREST = 0.5
 
 
 class Preconditioner(NamedTuple):
-    """Coordinates of cameras' motions, or of what lenses do, in which a unit moves what is seen by a radian, whichever way it points."""
+    """Coordinates of cameras' motions, or of lenses' errors, in which a unit in any direction moves what is seen by a
+    radian."""
 
     matrix: Float[Tensor, "cameras numbers numbers"]
     """From these coordinates to motions; symmetric."""
@@ -37,7 +38,9 @@ class Preconditioner(NamedTuple):
         return values - (self.gauge * shares).sum(dim=-1)
 
 
-def apply(matrices: Float[Tensor, "cameras numbers numbers"], values: Float[Tensor, "cameras numbers"]) -> Float[Tensor, "cameras numbers"]:
+def apply(
+    matrices: Float[Tensor, "cameras numbers numbers"], values: Float[Tensor, "cameras numbers"]
+) -> Float[Tensor, "cameras numbers"]:
     """Each camera's matrix times its vector, in full precision: a matrix product may be in TF32."""
     return (matrices * values[:, None, :]).sum(dim=-1)
 

@@ -60,7 +60,8 @@ def render_views(pipeline: Any, over_white: bool) -> Iterator[View]:
             for camera, batch in pipeline.datamanager.fixed_indices_eval_dataloader:
                 synchronize(model.device)
                 start = time.perf_counter()
-                rendering = model.get_outputs_for_camera(moved_camera(through_lens(model, camera), moved).to(model.device))["rgb"]
+                found = moved_camera(through_lens(model, camera), moved).to(model.device)
+                rendering = model.get_outputs_for_camera(found)["rgb"]
                 synchronize(model.device)
                 seconds = time.perf_counter() - start
                 image = batch["image"].to(model.device)
