@@ -262,7 +262,7 @@ def _step_memory(model: ZipNerfModelConfig, num_rays: int, ops: Ops, device: tor
         kept += num_rays * intervals * (4 * NUMBERS_PER_INTERVAL + each)
     rows = num_rays * model.num_samples
     kept += model.motion.is_deformed * rows * NUM_MULTISAMPLES * 4 * NUMBERS_PER_SAMPLE
-    if model.camera_optimizer.mode != "off":
+    if model.camera_optimizer.mode != "off" or model.optimize_lens:
         kept += rows * samples * 4 * NUMBERS_PER_SAMPLE
     lack = ops.why_radiance_unsupported(
         rendered_channels(model), model.hidden_dim, model.color_layers, model.color_dim, VIEW_DIM, precision
