@@ -32,7 +32,7 @@ from nerfstudio.utils.eval_utils import eval_setup
 from nerfstudio.utils.rich_utils import CONSOLE
 
 from zipnerf_ns.errors import InputError
-from zipnerf_ns.tools.programs import data_frame, load_run
+from zipnerf_ns.tools.programs import into_model_frame, load_run
 
 COUNT = 12
 """Images of the scene; each fourth is held out."""
@@ -215,10 +215,10 @@ def test_added_photos_leave_the_runs_frame_and_its_held_out_photos(trained, move
         names = [[file.name for file in each.datamanager.eval_dataset.image_filenames] for each in (before, pipeline)]
         assert names[0] == names[1]
         assert psnr(pipeline) == pytest.approx(truth, abs=2e-3)
-        assert data_frame(pipeline)[1] == data_frame(before)[1]
+        assert into_model_frame(pipeline).scale == into_model_frame(before).scale
         # The scene is another one in size where the run is not asked.
         fresh = NerfstudioDataParserConfig(data=moved.data).setup().get_dataparser_outputs("train")
-        assert fresh.dataparser_scale < 0.6 * data_frame(before)[1]
+        assert fresh.dataparser_scale < 0.6 * into_model_frame(before).scale
 
 
 def resumed(moved: Moved, output: Path, **changes: Any) -> Any:

@@ -24,6 +24,16 @@ class Similarity(NamedTuple):
     translation: Float[Tensor, "3"]
     """Shift, in the units of the target."""
 
+    def inverse(self) -> Similarity:
+        """The similarity back."""
+        back = torch.linalg.inv(self.rotation)
+        return Similarity(1.0 / self.scale, back, -(back @ self.translation) / self.scale)
+
+    def of_points(self, points: Float[Tensor, "*batch 3"]) -> Float[Tensor, "*batch 3"]:
+        """Points moved by it, in their dtype."""
+        scale, rotation, translation = (value.to(points) for value in self)
+        return scale * (points @ rotation.T) + translation
+
 
 def align_cameras(source: Float[Tensor, "cameras 3 4"], target: Float[Tensor, "cameras 3 4"]) -> Similarity:
     """The similarity that best moves one set of cameras onto another, in float64.
@@ -74,8 +84,7 @@ def move_rays(
     similarity: Similarity, origins: Float[Tensor, "*batch 3"], directions: Float[Tensor, "*batch 3"]
 ) -> tuple[Float[Tensor, "*batch 3"], Float[Tensor, "*batch 3"]]:
     """Rays moved by a similarity; directions only turn."""
-    scale, rotation, translation = (value.to(origins) for value in similarity)
-    return scale * (origins @ rotation.T) + translation, directions @ rotation.T
+    return similarity.of_points(origins), directions @ similarity.rotation.to(directions).T
 
 
 def pose_errors(

@@ -15,9 +15,8 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-import numpy as np
+import torch
 import trimesh
-from jaxtyping import Float
 
 from zipnerf_ns.data.poses import rounds_too_much
 from zipnerf_ns.errors import InputError
@@ -31,7 +30,7 @@ from zipnerf_ns.tools.mesh.surface import (
     opacity_to_density,
     paint,
 )
-from zipnerf_ns.tools.programs import data_frame, load_field
+from zipnerf_ns.tools.programs import into_model_frame, load_field
 
 if TYPE_CHECKING:
     from nerfstudio.pipelines.base_pipeline import Pipeline
@@ -77,17 +76,6 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
     return options
 
 
-def to_world_frame(
-    points: Float[np.ndarray, "points 3"], transform: Float[np.ndarray, "3 4"], scale: float
-) -> Float[np.ndarray, "points 3"]:
-    """Points from the model's frame into the data set's.
-
-    Args:
-        transform, scale: what the dataparser did to the poses: first the transform, then the scale.
-    """
-    return (points / scale - transform[:, 3]) @ np.linalg.inv(transform[:, :3]).T
-
-
 def check_export(pipeline: Pipeline, options: argparse.Namespace, time: float | None) -> None:
     """Refuses a time where nothing moves, none where something does, and a format that would round the mesh away.
 
@@ -102,8 +90,8 @@ def check_export(pipeline: Pipeline, options: argparse.Namespace, time: float | 
             else "nothing moves in this scene: leave --time out."
         )  # fmt: skip
     if options.save_world_frame and options.output_format != "obj":
-        box = np.array([options.bounding_box_min, options.bounding_box_max], dtype=np.float64)
-        if rounds_too_much(to_world_frame(box, *data_frame(pipeline))):
+        box = torch.tensor([options.bounding_box_min, options.bounding_box_max], dtype=torch.float64)
+        if rounds_too_much(into_model_frame(pipeline).inverse().of_points(box).numpy()):
             raise InputError(
                 f"the data set lies so far from its origin that {options.output_format}, which holds float32, would "
                 "round the mesh away. Give --output-format obj, or leave --save-world-frame out."
@@ -152,7 +140,8 @@ def export(
         model.device,
     )
     if options.save_world_frame:
-        mesh.vertices = to_world_frame(np.asarray(mesh.vertices), *data_frame(pipeline))
+        vertices = torch.tensor(mesh.vertices, dtype=torch.float64)
+        mesh.vertices = into_model_frame(pipeline).inverse().of_points(vertices).numpy()
     options.output_dir.mkdir(parents=True, exist_ok=True)
     path = options.output_dir / f"{name}.{options.output_format}"
     write_mesh(mesh, path)

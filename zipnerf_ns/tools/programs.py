@@ -7,14 +7,14 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
-import numpy as np
-from jaxtyping import Float
+import torch
 from PIL import Image
 
 from zipnerf_ns.data.dataparsers.formats import FORMATS, find_format
 from zipnerf_ns.engine.messages import quiet_dependencies
 from zipnerf_ns.engine.safety.configs import check_config_file
 from zipnerf_ns.errors import InputError
+from zipnerf_ns.functional.similarity import Similarity
 from zipnerf_ns.tools.system_check import script_environment
 
 if TYPE_CHECKING:
@@ -232,7 +232,9 @@ def load_field(config: Path, data: Path | None = None, test_mode: TestMode = "in
     return pipeline
 
 
-def data_frame(pipeline: Pipeline) -> tuple[Float[np.ndarray, "3 4"], float]:
-    """What the dataparser did to the data set's poses: first the transform, then the scale."""
+def into_model_frame(pipeline: Pipeline) -> Similarity:
+    """From the data set's frame into the one that the model was trained in: what the dataparser did to poses."""
     outputs = pipeline.datamanager.train_dataparser_outputs
-    return outputs.dataparser_transform.double().numpy(), float(outputs.dataparser_scale)
+    transform, scale = outputs.dataparser_transform.double(), float(outputs.dataparser_scale)
+    # First its rotation and shift, then its scale.
+    return Similarity(torch.tensor(scale, dtype=torch.float64), transform[:, :3], scale * transform[:, 3])

@@ -24,9 +24,10 @@ from nerfstudio.cameras.cameras import Cameras
 from zipnerf_ns.data.metadata import SCENE_HINTS
 from zipnerf_ns.data.transforms import transforms_file
 from zipnerf_ns.errors import InputError
+from zipnerf_ns.functional.similarity import move_cameras
 from zipnerf_ns.render.metrics import psnr
 from zipnerf_ns.tools.command import command, command_parser, table
-from zipnerf_ns.tools.programs import data_frame, load_run
+from zipnerf_ns.tools.programs import into_model_frame, load_run
 from zipnerf_ns.tools.scene.cameras import camera_pose, scene_pinhole
 from zipnerf_ns.tools.scene.render import Pinhole, render_view
 
@@ -115,26 +116,13 @@ def true_pictures(shots: Sequence[Shot], pinhole: Pinhole, samples_per_pixel: in
     ])  # fmt: skip
 
 
-def to_model_frame(
-    pose: Float[np.ndarray, "3 4"], transform: Float[np.ndarray, "3 4"], scale: float
-) -> Float[np.ndarray, "3 4"]:
-    """A pose of the data set in the frame that a model was trained in.
-
-    Args:
-        transform, scale: what the dataparser did to the poses: first the transform, then the scale.
-    """
-    rotation, eye = transform[:, :3] @ pose[:, :3], transform[:, :3] @ pose[:, 3] + transform[:, 3]
-    return np.concatenate([rotation, scale * eye[:, None]], axis=1)
-
-
 def rendered_pictures(pipeline: Pipeline, shots: Sequence[Shot], pinhole: Pinhole) -> Pictures:
     """A run's pictures."""
-    transform, scale = data_frame(pipeline)
     model = pipeline.model.eval()
     pictures = []
-    for shot in shots:
-        matrix = torch.from_numpy(to_model_frame(shot.pose, transform, scale)).float()
-        camera = Cameras(matrix[None], *(float(value) for value in pinhole[:4]), pinhole.width, pinhole.height)
+    poses = torch.from_numpy(np.stack([shot.pose for shot in shots]))
+    for shot, pose in zip(shots, move_cameras(into_model_frame(pipeline), poses).float(), strict=True):
+        camera = Cameras(pose[None], *(float(value) for value in pinhole[:4]), pinhole.width, pinhole.height)
         camera.times = None if shot.time is None else torch.tensor([[shot.time]])
         pictures.append(model.get_outputs_for_camera(camera.to(model.device))["rgb"].cpu().numpy())
     return np.stack(pictures)

@@ -18,7 +18,6 @@ import torch
 
 from zipnerf_ns.engine.messages import print_unbroken
 from zipnerf_ns.engine.safety.stopping import StopRequests
-from zipnerf_ns.functional.similarity import Similarity
 from zipnerf_ns.splats.distill.distill import Stopped
 from zipnerf_ns.splats.distill.fit import SplatConfig
 from zipnerf_ns.splats.files import WRITERS, write_gaussians
@@ -27,7 +26,7 @@ from zipnerf_ns.splats.making import UNFINISHED, make_splats
 from zipnerf_ns.splats.page import StartView, write_page
 from zipnerf_ns.splats.rasterizer import prepare_gsplat
 from zipnerf_ns.tools.command import command, command_parser
-from zipnerf_ns.tools.programs import data_frame, load_field
+from zipnerf_ns.tools.programs import into_model_frame, load_field
 
 
 def parse(arguments: list[str] | None) -> argparse.Namespace:
@@ -84,7 +83,7 @@ def export(gaussians: Gaussians, pipeline: Any, options: argparse.Namespace) -> 
     """
     names = ("means", "quats", "scales", "opacities", "sh")
     gaussians = dataclasses.replace(gaussians, **{name: getattr(gaussians, name).cpu() for name in names})
-    in_frame = gaussians.moved(to_world(pipeline)) if options.world_frame else gaussians
+    in_frame = gaussians.moved(into_model_frame(pipeline).inverse()) if options.world_frame else gaussians
     for path in options.export:
         path.parent.mkdir(parents=True, exist_ok=True)
         write_gaussians(in_frame, path)
@@ -99,14 +98,6 @@ def export(gaussians: Gaussians, pipeline: Any, options: argparse.Namespace) -> 
             f"{options.web}: a page of {report.gaussians:,} Gaussians, {report.size / 1e6:.1f} MB. To look at it: "
             f"python -m http.server --directory {options.web}, then http://localhost:8000"
         )
-
-
-def to_world(pipeline: Any) -> Similarity:
-    """From the field's frame to the data set's: the inverse of what the dataparser did to poses."""
-    transform, scale = (torch.as_tensor(value) for value in data_frame(pipeline))
-    # First its rotation and shift, then its scale.
-    back = transform[:, :3].T
-    return Similarity(1.0 / scale.double(), back, -back @ transform[:, 3])
 
 
 @command()
