@@ -24,7 +24,7 @@ EXTENSION = "gsplat_cuda"
 """What gsplat compiles itself as at its first use."""
 SECONDS_BETWEEN_LINES = 15.0
 TILE_ROWS = 4
-"""Of a picture whose contributions are found at a time: some five million of them, at 1,600 pixels of width."""
+"""Rows of a picture's tiles whose contributions are found at a time: some five million, at 1,600 pixels of width."""
 WITHOUT = (
     "Without splats the field can be looked at (ns-viewer), rendered (ns-render), and exported as a mesh "
     "(python -m zipnerf_ns.tools.export_mesh) or a point cloud (ns-export pointcloud)."

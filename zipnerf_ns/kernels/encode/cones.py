@@ -134,7 +134,7 @@ def _reach(o, d, middle, step, off_axis, box, BOXED: tl.constexpr):
 @triton.jit
 @no_type_check
 def _cosine(sample):
-    """Of the sample's angle, functional.frustum.multisample_turns sixths of a turn: 0, 2, 4, 3, 5, 1."""
+    """Cosine of the sample's angle, functional.frustum.multisample_turns sixths of a turn: 0, 2, 4, 3, 5, 1."""
     return tl.where(sample == 0, 1.0, tl.where(sample < 3, -0.5, tl.where(sample == 3, -1.0, 0.5)))
 
 

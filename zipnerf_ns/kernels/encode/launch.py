@@ -28,7 +28,7 @@ SAMPLE_BLOCK = 128
 VECTOR_ATOMICS = (9, 0)
 """The first compute capability whose atomics add four floats at once; on older ones a window would cost four."""
 SUM_BITS = 62
-"""Of an exact sum; 63 are an integer's, and rounded products may exceed what bounds them."""
+"""Bits of an exact sum; 63 are an integer's, and rounded products may exceed what bounds them."""
 MAX_SHIFT = 126
 """The largest power of two of an exact sum's scale: a float32 whose inverse is one."""
 
@@ -69,7 +69,7 @@ class Source(NamedTuple):
     turned: bool
     shifts: Tensor | None = None
     times: Tensor | None = None
-    """Of the cones' rays, or of the samples' intervals."""
+    """Times of the cones' rays, or of the samples' intervals."""
     shutter: float = 0.0
 
 

@@ -29,11 +29,11 @@ from zipnerf_ns.splats.gaussians import Gaussians
 from zipnerf_ns.splats.rasterizer import Gsplat, Rasterizer
 
 FIELD_SHARE = 0.25
-"""Of the time, for the field's pictures."""
+"""Share of the time that the field's pictures take."""
 POINTS = 1_000_000
 """Pixels at the most that first Gaussians are made of."""
 MEMORY_SHARE = 0.25
-"""Of a GPU's free memory, for the pictures that are fitted to; else they stay in main memory."""
+"""Share of a GPU's free memory that pictures to fit to may take there; else they stay in main memory."""
 STEPS_PER_VIEW = 20
 """Where steps are counted: one view of the field for so many."""
 
@@ -47,13 +47,13 @@ class Scene(NamedTuple):
 
     model: Any
     cameras: list[Pinhole]
-    """Of the training, in the order of the photos."""
+    """Training cameras, in the order of the photos."""
     photos: list[Target]
     """Empty where they are not there."""
     is_open: bool
     """Whether photos show all there is behind things; else they are transparent."""
     background: Tensor
-    """Behind transparent photos."""
+    """Color behind transparent photos."""
     begun: float
     """When it was asked for, by :func:`time.monotonic`: from then on the seconds count."""
 
@@ -103,31 +103,19 @@ def distill(
         Stopped: if it was asked to.
     """
     device = scene.model.device
-    state = None
-    if resumes:
-        if unfinished is None or not unfinished.is_file() or not is_whole(unfinished):
-            raise InputError(f"{unfinished} is absent or cut short: there is nothing to resume. Leave --resume out.")
-        state = torch.load(unfinished, map_location="cpu", weights_only=True)
+    state = _load_unfinished(unfinished) if resumes else None
     seed_all(config.seed)
     rasterizer = rasterizer or Gsplat(config.antialiased, absgrad=config.strategy == "default")
     center, radius = extent(scene.cameras)
     new = between(scene.cameras, 2 * len(scene.cameras), np.random.default_rng(config.seed))
-    if state is None:
-        # The default strategy only adds, and needs room for it.
-        count = max(min(config.max_gaussians // (2 if config.strategy == "default" else 1), POINTS), 2)
-        draws = torch.Generator().manual_seed(config.seed)
-        first = first_gaussians(scene.model, [*scene.cameras, *new], count, config.sh_degree, scene.is_open, draws)
-        seconds = time.monotonic() - scene.begun
-        say(f"{len(first):,} first Gaussians, where the field has surfaces, after {seconds:.0f} s.")
+    # Numbers of the state take these ones' place.
+    first = _empty(config, device) if state is not None else _first(scene, new, config, say)
     fields = field_views(scene, new, config, say, None if state is None else state["field_views"])
     held = [target._replace(pinhole=target.pinhole.on(device)) for target in (*scene.photos, *fields)]
     if sum(target.colors.nbytes for target in held) < MEMORY_SHARE * room_on(device):
         held = [target.on(device) for target in held]
-    seconds = config.seconds
-    if state is not None:
-        # Its numbers take the place of these.
-        first, seconds = Gaussians(*_empty(config.sh_degree, device), config.antialiased), state["seconds"]
-    elif seconds is not None:
+    seconds = config.seconds if state is None else state["seconds"]
+    if state is None and seconds is not None:
         seconds = max(seconds - (time.monotonic() - scene.begun), 1.0)
     background = scene.background if scene.is_open else None
     own, shown = held[: len(scene.photos)], held[len(scene.photos) :]
@@ -149,9 +137,25 @@ def distill(
     return fit.gaussians()
 
 
-def _empty(degree: int, device: torch.device) -> tuple[Tensor, ...]:
-    shapes = ((0, 3), (0, 4), (0, 3), (0,), (0, (degree + 1) ** 2, 3))
-    return tuple(torch.zeros(shape, device=device) for shape in shapes)
+def _load_unfinished(path: Path | None) -> dict[str, Any]:
+    if path is None or not path.is_file() or not is_whole(path):
+        raise InputError(f"{path} is absent or cut short: there is nothing to resume. Leave --resume out.")
+    return torch.load(path, map_location="cpu", weights_only=True)
+
+
+def _first(scene: Scene, new: list[Pinhole], config: SplatConfig, say: Callable[[str], object]) -> Gaussians:
+    # The default strategy only adds, and needs room for it.
+    count = max(min(config.max_gaussians // (2 if config.strategy == "default" else 1), POINTS), 2)
+    draws = torch.Generator().manual_seed(config.seed)
+    first = first_gaussians(scene.model, [*scene.cameras, *new], count, config.sh_degree, scene.is_open, draws)
+    seconds = time.monotonic() - scene.begun
+    say(f"{len(first):,} first Gaussians, where the field has surfaces, after {seconds:.0f} s.")
+    return first
+
+
+def _empty(config: SplatConfig, device: torch.device) -> Gaussians:
+    shapes = ((0, 3), (0, 4), (0, 3), (0,), (0, (config.sh_degree + 1) ** 2, 3))
+    return Gaussians(*(torch.zeros(shape, device=device) for shape in shapes), config.antialiased)
 
 
 def field_views(

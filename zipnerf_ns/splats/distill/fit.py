@@ -37,9 +37,9 @@ SMALL_UNTIL = 0.15
 DEGREE_EVERY = 0.05
 """Share of the whole after which another degree of the spherical harmonics is taken up."""
 SSIM_SHARE = 0.2
-"""Of the loss; the rest is the mean absolute difference (3DGS, equation 7)."""
+"""Share of structural dissimilarity in the loss; the rest is the mean absolute difference (3DGS, equation 7)."""
 REGULARIZATION = 0.01
-"""Of the mean opacity and the mean standard deviation, for Gaussians that are not needed to vanish (3DGS-MCMC)."""
+"""Weight of the mean opacity and standard deviation, for Gaussians that are not needed to vanish (3DGS-MCMC)."""
 GROWTH_GRADIENT = 8e-4
 """Absolute gradient in the picture from which the default strategy divides a Gaussian, as splatfacto has it."""
 SECONDS_BETWEEN_LINES = 5.0
@@ -68,7 +68,7 @@ class SplatConfig:
     antialiased: bool = True
     """Opacities that make up for the blur of small Gaussians. Viewers must know it, and most do."""
     seed: int = 0
-    """Of all that is drawn at random."""
+    """Seed of all that is drawn at random."""
 
     def __post_init__(self) -> None:
         if self.steps is not None:

@@ -20,7 +20,7 @@ from zipnerf_ns.splats.distill.views import Pinhole
 from zipnerf_ns.splats.gaussians import SH_C0, Gaussians
 
 OPACITY = 0.1
-"""Of a Gaussian at first."""
+"""Opacity of a Gaussian at first."""
 NEIGHBORS = 3
 """Whose mean distance is a Gaussian's first standard deviation, as in 3DGS."""
 SHELL = 500.0

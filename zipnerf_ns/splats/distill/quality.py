@@ -11,6 +11,7 @@ from torch import Tensor
 
 from zipnerf_ns.cameras.held_out import drift, moved_camera
 from zipnerf_ns.cameras.lens import through_lens
+from zipnerf_ns.data.metadata import mean_metrics
 from zipnerf_ns.render.metrics import ImageMetrics
 from zipnerf_ns.splats.distill.views import Pinhole, field_picture, photos, pinholes
 from zipnerf_ns.splats.gaussians import Gaussians
@@ -19,9 +20,9 @@ from zipnerf_ns.splats.rasterizer import Rasterizer
 MEASURED_VIEWS = 40
 """Held-out views at the most that are measured."""
 WIDTH, HEIGHT = 1920, 1080
-"""Of the pictures whose number a second is counted."""
+"""Size of the pictures whose number a second is counted, pixels."""
 FRAMES = 60
-"""That are counted."""
+"""Pictures that are counted."""
 
 
 class Quality(NamedTuple):
@@ -73,12 +74,7 @@ def measure(pipeline: Any, gaussians: Gaussians, rasterizer: Rasterizer) -> Qual
         of_splats.append(metrics(drawn.rgb + background * (1.0 - drawn.alpha), truth, used))
         shown = field_picture(model, target.pinhole, with_alpha=False)
         of_field.append(metrics(shown.float() / 255.0, truth, used))
-    return Quality(len(of_splats), *map(_means, (of_splats, of_field)))
-
-
-def _means(each: list[dict[str, float]]) -> dict[str, float]:
-    each = [metrics for metrics in each if metrics]
-    return {name: sum(metrics[name] for metrics in each) / len(each) for name in each[0]}
+    return Quality(len(of_splats), mean_metrics(of_splats), mean_metrics(of_field))
 
 
 @torch.no_grad()

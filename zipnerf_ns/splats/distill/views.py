@@ -21,6 +21,7 @@ from zipnerf_ns.cameras.corrections import corrected_poses
 from zipnerf_ns.cameras.lens import through_lens
 from zipnerf_ns.data.images import read_all
 from zipnerf_ns.errors import InputError
+from zipnerf_ns.render.pictures import blend, to_bytes
 
 LENSES = (CameraType.PERSPECTIVE.value, CameraType.FISHEYE.value)
 """Types of camera whose photos are brought into a pinhole's."""
@@ -88,9 +89,7 @@ class Target(NamedTuple):
     ) -> tuple[Float[Tensor, "rows columns 3"], Float[Tensor, "rows columns 1"] | None]:
         """Colors in [0, 1] over a background, and how much of each pixel counts, on the background's device."""
         device = background.device
-        values = self.colors.to(device).float() / 255.0
-        alpha = values[..., 3:] if values.shape[-1] == 4 else None
-        rgb = values if alpha is None else values[..., :3] * alpha + background * (1.0 - alpha)
+        rgb = blend(self.colors.to(device).float() / 255.0, background)
         used = None if self.used is None else self.used.to(device).float()
         if is_halved:
             rgb, used = (None if each is None else _halved(each) for each in (rgb, used))
@@ -187,8 +186,7 @@ def in_mean_light(
 ) -> UInt8[Tensor, "height width channels"]:
     """A photo in the mean light of all: the inverse of :class:`~zipnerf_ns.cameras.appearance.Appearance`."""
     rgb = (image[..., :3].float() / 255.0 + SRGB_OFFSET) / gains.to(image.device) - SRGB_OFFSET
-    rgb = (rgb.clamp(0.0, 1.0) * 255.0).round().to(torch.uint8)
-    return torch.cat([rgb, image[..., 3:]], dim=-1)
+    return torch.cat([to_bytes(rgb), image[..., 3:]], dim=-1)
 
 
 def photos(
@@ -252,5 +250,4 @@ def field_picture(model: Any, pinhole: Pinhole, with_alpha: bool) -> UInt8[Tenso
         with_alpha: RGBA with straight alpha instead of RGB over the model's background.
     """
     outputs = model.get_outputs_for_camera(pinhole.camera().to(model.device))
-    picture = model.get_rgba_image(outputs) if with_alpha else outputs["rgb"]
-    return (picture.clamp(0.0, 1.0) * 255.0).round().to(torch.uint8)
+    return to_bytes(model.get_rgba_image(outputs) if with_alpha else outputs["rgb"])

@@ -10,7 +10,7 @@ from torch import Tensor
 ROUNDS = 10
 """Lloyd's steps, after which centers hardly move."""
 BINS = 128
-"""Of a histogram that tells how dense values are: few enough that outliers are seen."""
+"""Bins of the histogram that tells how dense values are: few enough that outliers are seen."""
 SAMPLES_PER_CENTER = 4
 """Points that the centers are fitted to: more change a palette little, and cost in proportion."""
 MOST_PAIRS = 1 << 26

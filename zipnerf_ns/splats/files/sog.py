@@ -27,7 +27,7 @@ from zipnerf_ns.splats.gaussians import Gaussians
 MOST_SH = 1 << 16
 """Sets of coefficients above the constant that a label of two bytes can name."""
 PALETTE_COLUMNS = 64
-"""Of those sets in a row of their image."""
+"""Sets of coefficients in a row of their image."""
 LARGEST_FIRST = torch.tensor([[1, 2, 3], [0, 2, 3], [0, 1, 3], [0, 1, 2]])
 """The parts that are stored of a quaternion, by the place of the largest, which is not."""
 

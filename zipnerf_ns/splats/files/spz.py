@@ -26,8 +26,8 @@ MOST_FRACTIONAL_BITS = 16
 """Positions to a 65,536th of a unit where the scene is small enough: finer ones would only be more bytes."""
 COLOR_SCALE = 0.15
 SH_BITS = (7, 6)
-"""Of a coefficient's eight bits those that are kept, in degree 1 and above: the rest is zero, and costs nothing. With
-the 5 and 4 of Niantic's writer pictures lost three times as much, for a third fewer bytes."""
+"""Bits of a coefficient's eight that are kept, in degree 1 and above: the rest is zero, and costs nothing. With the 5
+and 4 of Niantic's writer pictures lost three times as much, for a third fewer bytes."""
 SQRT_HALF = math.sqrt(0.5)
 
 
