@@ -69,6 +69,14 @@ def fresh_writers() -> Iterator[None]:
     writer.EVENT_STORAGE.clear()
 
 
+@pytest.fixture(scope="module")
+def scene(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A few pictures that a short training takes, in nerfstudio's format."""
+    from _scenes import write_scene
+
+    return write_scene(tmp_path_factory.mktemp("scene") / "scene")
+
+
 @pytest.fixture(scope="session")
 def tiny_scene(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The built-in scene with few, small pictures, in nerfstudio's format."""

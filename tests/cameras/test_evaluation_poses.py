@@ -8,7 +8,7 @@ import json
 import pytest
 import torch
 from _rays import make_bundle, make_model, normal, tiny_config
-from _scenes import start, write_scene
+from _scenes import start
 from _scenes import tiny_config as trainer_config
 
 from nerfstudio.cameras.camera_optimizers import CameraOptimizerConfig
@@ -161,11 +161,6 @@ def test_no_step_is_no_move(blob_model):
 
 
 # --- the pipeline ---
-
-
-@pytest.fixture(scope="module")
-def scene(tmp_path_factory):
-    return write_scene(tmp_path_factory.mktemp("evaluation") / "scene")
 
 
 def started(scene, tmp_path, mode: str = "SO3xR3", steps: int = 0):

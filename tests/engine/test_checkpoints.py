@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 import torch
-from _scenes import assert_clear, checkpoint, load, start, tiny_config, train, write_scene
+from _scenes import assert_clear, checkpoint, load, start, tiny_config, train
 
 from nerfstudio.utils.eval_utils import eval_setup
 
@@ -22,11 +22,6 @@ from zipnerf_ns.errors import InputError
 
 PATIENCE = 20.0
 """Seconds after which a test that waits for another thread fails."""
-
-
-@pytest.fixture(scope="module")
-def scene(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return write_scene(tmp_path_factory.mktemp("checkpoints") / "scene")
 
 
 def test_a_snapshot_is_of_the_state_as_it_was(tmp_path):

@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 import torch
-from _scenes import assert_clear, checkpoint, start, tiny_config, train, write_scene
+from _scenes import assert_clear, checkpoint, start, tiny_config, train
 
 from nerfstudio.utils.rich_utils import CONSOLE
 
@@ -27,11 +27,6 @@ from zipnerf_ns.engine.trainer import ZipNerfTrainer
 from zipnerf_ns.errors import InputError
 
 pytestmark = pytest.mark.usefixtures("fresh_writers")
-
-
-@pytest.fixture(scope="module")
-def scene(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return write_scene(tmp_path_factory.mktemp("messages") / "scene")
 
 
 @pytest.mark.parametrize("when", ["set-up", "step"])

@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import math
-from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from _scenes import assert_clear, checkpoint, load, start, tiny_config, write_scene
+from _scenes import assert_clear, checkpoint, load, start, tiny_config
 from torch import nn
 
 from nerfstudio.engine.optimizers import AdamOptimizerConfig, RAdamOptimizerConfig
@@ -22,11 +21,6 @@ from zipnerf_ns.model import ZipNerfModel
 pytestmark = pytest.mark.usefixtures("fresh_writers")
 
 BAD = [math.nan, math.inf, -math.inf]
-
-
-@pytest.fixture(scope="module")
-def scene(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return write_scene(tmp_path_factory.mktemp("nonfinite") / "scene")
 
 
 def guarded(device: str = "cpu", make: Any = DecayingAdam) -> tuple[NonFiniteGuard, list[nn.Parameter], Any]:

@@ -8,12 +8,11 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from _scenes import assert_clear, checkpoint, load, start, tiny_config, train, write_scene
+from _scenes import assert_clear, checkpoint, load, start, tiny_config, train
 
 from zipnerf_ns.engine.checkpoints import checkpoints_in
 from zipnerf_ns.engine.safety import stopping
@@ -36,11 +35,6 @@ def handlers() -> Iterator[None]:
     yield
     for number, handler in zip(numbers, before, strict=True):
         signal.signal(number, handler)
-
-
-@pytest.fixture(scope="module")
-def scene(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return write_scene(tmp_path_factory.mktemp("stopping") / "scene")
 
 
 def before_step(trainer: Any, at: int, act: Any) -> None:

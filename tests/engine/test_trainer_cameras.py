@@ -6,18 +6,13 @@ from pathlib import Path
 
 import pytest
 import torch
-from _scenes import assert_clear, checkpoint, load, said_when_started, start, tiny_config, train, write_scene
+from _scenes import assert_clear, checkpoint, load, said_when_started, start, tiny_config, train
 
 from nerfstudio.utils.eval_utils import eval_setup
 
 from zipnerf_ns.engine.graph import why_no_graph
 
 pytestmark = pytest.mark.usefixtures("fresh_writers")
-
-
-@pytest.fixture(scope="module")
-def scene(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return write_scene(tmp_path_factory.mktemp("cameras") / "scene")
 
 
 def camera_config(scene: Path, output: Path, mode: str = "SO3xR3", **changes):

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 import torch
-from _scenes import checkpoint, load, start, tiny_config, train, write_scene
+from _scenes import checkpoint, load, start, tiny_config, train
 from _together import results, start_one, together
 
 from zipnerf_ns.data.disk.window import PixelsConfig
@@ -18,11 +18,6 @@ pytestmark = pytest.mark.usefixtures("fresh_writers")
 
 STEPS = 5
 RAYS = 48
-
-
-@pytest.fixture(scope="module")
-def scene(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return write_scene(tmp_path_factory.mktemp("exchange") / "scene")
 
 
 def config_of(scene: Path, output: Path, rays: int, **changes: Any) -> ZipNerfTrainerConfig:

@@ -5,12 +5,11 @@ from __future__ import annotations
 import os
 import signal
 import sys
-from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from _scenes import assert_clear, checkpoint, load, tiny_config, write_scene
+from _scenes import assert_clear, checkpoint, load, tiny_config
 from _together import start_one, together
 
 from zipnerf_ns.engine.messages import tell_of_lost_processes
@@ -20,11 +19,6 @@ from zipnerf_ns.engine.trainer import ZipNerfTrainerConfig
 from zipnerf_ns.errors import InputError
 
 pytestmark = pytest.mark.usefixtures("fresh_writers")
-
-
-@pytest.fixture(scope="module")
-def scene(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return write_scene(tmp_path_factory.mktemp("processes") / "scene")
 
 
 def lose_one(rank: int, config: ZipNerfTrainerConfig, lost: int, how: str) -> None:
