@@ -138,7 +138,8 @@ def test_checkpoints_go_from_two_processes_to_one_and_back(scene, tmp_path):
     assert len(third[0]["losses"]) == 4 and not set(third[0]["losses"]) & set(third[1]["losses"])
     state = load(checkpoint(again, 11))
     assert {float(entry["step"]) for group in state["optimizers"].values() for entry in group["state"].values()} == {12}
-    last = {name: group["scheduler"].lr_final for name, group in again.optimizers.items()}
+    # Lenses are not corrected by default.
+    last = {name: group["scheduler"].lr_final for name, group in again.optimizers.items() if name != "lens"}
     # So short a training ends at a tenth of its first rates, which is ten times the last ones of a long one. The
     # cameras' rate is of 4,000 steps, and eight times that at most where there are fewer.
     factors = {"hash_tables": 10.0, "networks": 10.0 * 2.0**0.5, "appearance": 10.0, "camera_opt": 8.0}
