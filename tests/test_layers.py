@@ -41,9 +41,10 @@ LATE_UPWARDS = frozenset({(f"{PACKAGE}.model_config", f"{PACKAGE}.model")})
 """A configuration names the class that it builds, which is made of it: imported within a function."""
 KERNEL_USERS = frozenset({"ops", "kernels"})
 """The parts that import kernels; ops does so where they can run, within a function."""
-COMPILING_TOOL = f"{PACKAGE}.tools.check_gpu"
-COMPILER = f"{PACKAGE}.kernels.check"
-"""One tool compiles kernels instead of running them; it may ask for what does so, within a function."""
+CHECKING_TOOLS = frozenset({f"{PACKAGE}.tools.check_gpu", f"{PACKAGE}.tools.sanitize"})
+CHECK = f"{PACKAGE}.kernels.check"
+"""Tools that compile kernels instead of running them, or run them alone; they may ask for what does so, within a
+function."""
 LATE_IMPORTS_ONLY = ("nerfstudio.configs.method_configs", "nerfstudio.utils.eval_utils")
 """Modules that load every method's entry point: imported while ours loads, they go in a circle."""
 
@@ -116,8 +117,8 @@ def arrow_violation(source: str, target: str) -> str | None:
     """What is wrong with one arrow between two modules of the package, or None."""
     if part(target) == "tools" and part(source) != "tools":
         return "nothing imports tools"
-    compiles = source == COMPILING_TOOL and target.startswith(COMPILER)
-    if part(target) == "kernels" and part(source) not in KERNEL_USERS and not compiles:
+    checks = source in CHECKING_TOOLS and target.startswith(CHECK)
+    if part(target) == "kernels" and part(source) not in KERNEL_USERS and not checks:
         return "kernels are had from ops"
     if layer(target) < layer(source):
         return "points upwards"

@@ -24,7 +24,7 @@ from zipnerf_ns.engine.trainer import ZipNerfTrainerConfig
 from zipnerf_ns.functional.hash_grid import Prefilter
 from zipnerf_ns.functional.mlp import Precision
 from zipnerf_ns.model import ZipNerfModel
-from zipnerf_ns.model_config import ZipNerfModelConfig
+from zipnerf_ns.model_config import ZipNerfModelConfig, named_grids
 from zipnerf_ns.render.outputs import EXTRA_OUTPUTS
 from zipnerf_ns.render.points import Moment, query_density, query_points
 
@@ -79,16 +79,20 @@ def _with_width(config: ZipNerfModelConfig, width: int) -> dict[str, Any]:
     return {"hidden_dim": width, "proposals": proposals}
 
 
-def rehearse(method: str, variation: str) -> None:
+def rehearse(method: str, variation: str, log2_hashmap_size: int | None = None) -> None:
     """Everything of a method that launches kernels, once.
 
     Args:
         method: a key of ``METHODS``.
         variation: a key of what :func:`variations` gives for it.
+        log2_hashmap_size: of all tables, instead of the method's.
     """
     config = copy.deepcopy(METHODS[method])
     changes = variations(config.pipeline.model)[variation]
     config.pipeline.model = dataclasses.replace(config.pipeline.model, implementation="triton", **changes)
+    if log2_hashmap_size is not None:
+        for grid in named_grids(config.pipeline.model).values():
+            grid.log2_hashmap_size = log2_hashmap_size
     box = SceneBox(torch.tensor([[-1.0] * 3, [1.0] * 3]))
     # A GPU that is not here cannot be asked for its memory.
     device = DEVICE if torch.cuda.is_available() else "cpu"

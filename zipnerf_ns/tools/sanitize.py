@@ -1,10 +1,11 @@
 """Every kernel under NVIDIA's compute-sanitizer: `python -m zipnerf_ns.tools.sanitize`.
 
-What the methods launch in training, evaluation and the viewer is launched once, on few rays, while the sanitizer
-watches each access to memory: for places outside of every tensor (memcheck), for threads of a program that do not wait
-for each other (racecheck), and for values that nobody wrote (initcheck). Every tensor then has an allocation of its
-own: torch otherwise cuts them from large blocks, in which an overrun ends in another tensor and is no error. At last a
-kernel with faults is launched that each of them has to find; a tool that does not is no witness.
+What the methods launch in training, evaluation and the viewer, on few rays and small tables, is taken down with all
+that it is given. Then nothing but these launches is made, while the sanitizer watches each access to memory: for places
+outside of every tensor (memcheck), for threads of a program that do not wait for each other (racecheck), and for values
+that nobody wrote (initcheck). Every tensor has an allocation of its own: torch otherwise cuts them from large blocks,
+in which an overrun ends in another tensor and is no error. Before, a kernel with faults is launched that each of them
+has to find; a tool that does not is no witness. A run that is cut off tells what has been seen until then.
 """
 
 from __future__ import annotations
@@ -13,12 +14,15 @@ import argparse
 import os
 import re
 import shutil
+import signal
 import subprocess
 import sys
 import tempfile
+import threading
+import time
 from collections import Counter
-from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor, wait
 from contextlib import suppress
 from pathlib import Path
 from typing import NamedTuple
@@ -26,8 +30,6 @@ from typing import NamedTuple
 import torch
 
 from zipnerf_ns.errors import InputError
-from zipnerf_ns.ops import compile_ahead
-from zipnerf_ns.tools import rehearsal
 from zipnerf_ns.tools.command import command, command_parser
 from zipnerf_ns.tools.trials.report import table
 
@@ -38,11 +40,15 @@ OPTIONS: dict[str, tuple[str, ...]] = {
 }
 """The sanitizer's tools, and what they are told: of calls that torch makes to try whether they work nothing is said."""
 COMMON = ("--show-backtrace", "no", "--print-limit", "10000", "--launch-timeout", "0")
-"""Of all tools; they wait however long Nerfstudio takes to be imported."""
-DEFAULT_METHODS = ("zipnerf", "zipnerf-lite")
-"""Six look-ups an interval and one, four features a level and two: between them every kernel."""
-LAUNCH, ANEW, COMPILED = "--launch", "anew", "compiled"
-"""Asks for the launches themselves, of kernels to be compiled first or not: the process that is watched."""
+"""Of all tools; they wait however long torch takes to be imported."""
+DEFAULT_METHODS = ("zipnerf", "zipnerf-lite", "zipnerf-dynamic")
+"""Six look-ups an interval and one, four features a level and two, no time and time: between them every kernel."""
+LOG2_HASHMAP_SIZE = 12
+"""Of all tables: levels with hashing and without."""
+TAKE, LAUNCH, PLANT = "--take", "--launch", "--plant"
+"""What the processes do that the command starts: take launches down; make them; make the one with faults."""
+SEEN = "launched:"
+"""Begins the line of a launch that has been made: a number, of how many, the kernel."""
 MOST_SAID = 20
 """Different errors that are printed."""
 PLANTED = "planted_fault"
@@ -60,14 +66,16 @@ class Report(NamedTuple):
     tool: str
     errors: dict[str, int]
     """How often each was found: its headline, kernel and place in a line."""
-    total: int | None
-    """Errors by the tool's own count; None if it did not come to its end."""
+    launched: Counter[str]
+    """Launches that were made, by kernels."""
+    ended: bool
+    """Whether the tool came to its end, and counted."""
     last: str
     """Its last words."""
 
-    def of(self, kernels: Sequence[str]) -> int:
-        """Errors in some kernels."""
-        return sum(count for error, count in self.errors.items() if kernel_of(error) in kernels)
+    def of(self, kernel: str) -> int:
+        """Errors in a kernel."""
+        return sum(count for error, count in self.errors.items() if kernel_of(error) == kernel)
 
 
 def parse(arguments: list[str] | None) -> argparse.Namespace:
@@ -75,21 +83,27 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
     parser = command_parser(
         "sanitize", "Launches every kernel on few rays under NVIDIA's compute-sanitizer, and counts what it finds."
     )
-    methods = list(rehearsal.METHODS)
     parser.add_argument("--tool", nargs="+", choices=list(OPTIONS), default=list(OPTIONS), help="of compute-sanitizer")
-    parser.add_argument("--method", nargs="+", choices=methods, default=list(DEFAULT_METHODS), help="as in ns-train")
+    parser.add_argument("--method", nargs="+", default=list(DEFAULT_METHODS), help="as in ns-train")
+    parser.add_argument("--seconds", type=float, default=0.0, help="after which it is cut off; 0 is never")
     parser.add_argument("--logs", type=Path, metavar="FOLDER", help="keeps what the tools print")
-    parser.add_argument(LAUNCH, choices=(ANEW, COMPILED), help=argparse.SUPPRESS)
+    for option in (TAKE, LAUNCH):
+        parser.add_argument(option, type=Path, help=argparse.SUPPRESS)
+    parser.add_argument(PLANT, action="store_true", help=argparse.SUPPRESS)
     return parser.parse_args(arguments)
 
 
 @command()
 def main(arguments: list[str] | None = None) -> int | None:
-    """Prints a table, the errors and a verdict; 1 unless each tool ran to its end and found the planted fault alone."""
+    """Prints tables, the errors and a verdict; 1 unless each tool ran to its end and found the planted fault alone."""
     options = parse(arguments)
+    if options.take:
+        return take(options.method, options.take)
     if options.launch:
-        return launch_all(options.method, options.launch == ANEW)
-    return check(find_sanitizer(), options.tool, options.method, options.logs)
+        return launch(options.launch)
+    if options.plant:
+        return plant()
+    return check(find_sanitizer(), options)
 
 
 def find_sanitizer() -> str:
@@ -112,71 +126,161 @@ def find_sanitizer() -> str:
     return found
 
 
-def check(sanitizer: str, tools: Sequence[str], methods: Sequence[str], logs: Path | None) -> int:
+def check(sanitizer: str, options: argparse.Namespace) -> int:
     """Runs the tools, beside each other, and prints what they found; the exit status."""
-    command = [sys.executable, "-W", "ignore", "-m", __spec__.name, "--method", *methods, LAUNCH]
-    with tempfile.TemporaryDirectory(prefix="zipnerf-sanitize-") as cache:
-        environment = {**os.environ, "TRITON_CACHE_DIR": cache, "PYTORCH_NO_CUDA_MEMORY_CACHING": "1"}
-        # Without a tool first: it compiles what the others then find, and what fails here has nothing to do with them.
-        status, said = _run([*command, ANEW], environment)
-        if status:
+    command = [sys.executable, "-W", "ignore", "-m", __spec__.name]
+    with tempfile.TemporaryDirectory(prefix="zipnerf-sanitize-") as name, Running(name, options.seconds) as running:
+        launches = Path(name) / "launches"
+        # Without a tool: it compiles what the tools then find, and what fails here has nothing to do with them.
+        said = running.run("without a tool", [*command, "--method", *options.method, TAKE, str(launches)])
+        if not launches.exists():
             raise InputError(f"the kernels could not be launched:\n{said[-2000:]}")
-        codes = Counter(path.stem for path in Path(cache).rglob("*.cubin"))
+        total = seen_in(said)
 
         def run(tool: str) -> Report:
-            _, said = _run([sanitizer, "--tool", tool, *OPTIONS[tool], *COMMON, *command, COMPILED], environment)
-            if logs is not None:
-                logs.mkdir(parents=True, exist_ok=True)
-                (logs / f"{tool}.txt").write_text(said, encoding="utf-8")
-            return read(tool, said)
+            watched = [sanitizer, "--tool", tool, *OPTIONS[tool], *COMMON, *command]
+            said = [running.run(tool, [*watched, *what]) for what in ([PLANT], [LAUNCH, str(launches)])]
+            if options.logs is not None:
+                options.logs.mkdir(parents=True, exist_ok=True)
+                (options.logs / f"{tool}.txt").write_text("".join(said), encoding="utf-8")
+            return read(tool, *said)
 
-        with ThreadPoolExecutor(len(tools)) as pool:
-            reports = list(pool.map(run, tools))
-    lines, is_clean = format_reports(reports, codes)
+        with ThreadPoolExecutor(len(options.tool)) as pool:
+            pending = [pool.submit(run, tool) for tool in options.tool]
+            with suppress(KeyboardInterrupt):
+                wait(pending)
+            running.end()
+            reports = [each.result() for each in pending]
+    lines, is_clean = format_reports(reports, total)
     print("\n".join(lines))
     return 0 if is_clean else 1
 
 
-def _run(command: Sequence[str], environment: dict[str, str]) -> tuple[int, str]:
-    """Status of a program, and all that it printed."""
-    result = subprocess.run(command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
-    return result.returncode, result.stdout
-
-
-def launch_all(methods: Sequence[str], compiles: bool) -> None:
-    """All kernels of some methods on this machine's GPU, and where they need not be compiled, last the one with faults.
+class Running:
+    """Processes that end with the context, by SIGTERM, or when their time is over.
 
     Args:
-        methods: as in ns-train.
-        compiles: the kernels first, several at a time.
+        folder: what Triton compiles is kept there.
+        seconds: for all of them; 0 sets no end.
     """
 
-    def launch() -> None:
+    def __init__(self, folder: str, seconds: float) -> None:
+        self._environment = {**os.environ, "TRITON_CACHE_DIR": folder, "PYTORCH_NO_CUDA_MEMORY_CACHING": "1"}
+        self._start = time.monotonic()
+        self._processes: list[subprocess.Popen] = []
+        self._has_ended = False
+        self._limit = threading.Timer(seconds, self.end)
+        if seconds:
+            self._limit.start()
+
+    def __enter__(self) -> Running:
+        self._before = signal.signal(signal.SIGTERM, signal.default_int_handler)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        signal.signal(signal.SIGTERM, self._before)
+        self._limit.cancel()
+        self.end()
+
+    def run(self, name: str, command: Sequence[str]) -> str:
+        """All that a program prints; its launches are told at once, with the number of errors until then."""
+        if self._has_ended:
+            return ""
+        # A session of its own, so that the tool's child ends with it.
+        process = subprocess.Popen(command, env=self._environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
+                                   text=True, start_new_session=True)  # fmt: skip
+        self._processes.append(process)
+        said, errors = [], 0
+        for line in process.stdout:
+            said.append(line)
+            # A race has a second place, in a line that begins with "and".
+            errors += line.startswith("=====") and "+0x" in line and not line.lstrip("= ").startswith("and")
+            if line.startswith(SEEN):
+                what = f"{name}, {line.removeprefix(SEEN).strip()}: {errors} errors until then"
+                print(f"{time.monotonic() - self._start:.0f} s, {what}", file=sys.stderr, flush=True)
+        process.wait()
+        return "".join(said)
+
+    def end(self) -> None:
+        """Ends them, and those that would come."""
+        self._has_ended = True
+        for process in self._processes:
+            if process.poll() is None:
+                os.killpg(process.pid, signal.SIGKILL)
+
+
+def take(methods: Sequence[str], path: Path) -> None:
+    """Launches all kernels of some methods on this machine's GPU, and writes down with what.
+
+    Raises:
+        InputError: if there is no such method.
+    """
+    from zipnerf_ns.kernels.check.replay import taken_down, write
+    from zipnerf_ns.ops import compile_ahead
+    from zipnerf_ns.tools import rehearsal
+
+    if unknown := [method for method in methods if method not in rehearsal.METHODS]:
+        raise InputError(f"--method {unknown[0]}: choose of {', '.join(rehearsal.METHODS)}.")
+
+    def rehearse() -> None:
         for method in methods:
-            rehearsal.rehearse(method, rehearsal.AS_CONFIGURED)
+            rehearsal.rehearse(method, rehearsal.AS_CONFIGURED, LOG2_HASHMAP_SIZE)
 
-    if compiles:
-        for pending in compile_ahead(launch, torch.device(rehearsal.DEVICE, torch.cuda.current_device())):
-            pending.result()
-    launch()
+    for pending in compile_ahead(rehearse, torch.device(rehearsal.DEVICE, torch.cuda.current_device())):
+        pending.result()
+    with taken_down() as found:
+        rehearse()
     torch.cuda.synchronize()
-    if not compiles:
-        _launch_fault()
+    for number, taken in enumerate(found.values(), 1):
+        _tell(number, len(found), taken.kernel)
+    write(found.values(), path)
 
 
-def _launch_fault() -> None:
+def launch(path: Path) -> None:
+    """Makes the launches that were written down, and says so of each."""
+    from zipnerf_ns.kernels.check.replay import launch_again, read
+
+    launches, device = read(path), torch.device("cuda", torch.cuda.current_device())
+    for number, taken in enumerate(launches, 1):
+        try:
+            launch_again(taken, device)
+            torch.cuda.synchronize()
+        except RuntimeError as error:
+            # A tool ends a kernel that reads where nothing is, of which torch hears.
+            print(f"{taken.kernel} was ended: {error}", flush=True)
+            continue
+        _tell(number, len(launches), taken.kernel)
+
+
+def _tell(number: int, total: int, kernel: str) -> None:
+    print(SEEN, f"{number} of {total}", kernel, flush=True)
+
+
+def plant() -> None:
+    """Launches a kernel with faults."""
     # In CUDA's own language: in Triton's nobody can forget to wait.
     planted = torch.cuda._compile_kernel(SOURCE, PLANTED)
-    values, sums = (torch.empty(64, device=rehearsal.DEVICE) for _ in range(2))
-    # A tool ends a kernel that reads where nothing is, of which torch hears.
+    values, sums = (torch.empty(64, device="cuda") for _ in range(2))
     with suppress(RuntimeError):
         planted(grid=(1, 1, 1), block=(64, 1, 1), args=(values, sums, 4096))
         torch.cuda.synchronize()
 
 
-def read(tool: str, output: str) -> Report:
-    """What a tool says: blocks of lines, each an error's headline, then the kernel and its place in the source."""
-    said = [line.removeprefix("=========").rstrip() for line in output.splitlines() if line.startswith("=========")]
+def seen_in(output: str) -> Counter[str]:
+    """Launches that a process has told of, by kernels."""
+    return Counter(line.split()[-1] for line in output.splitlines() if line.startswith(SEEN))
+
+
+def read(tool: str, of_planted: str, of_kernels: str) -> Report:
+    """What a tool says: blocks of lines, each an error's headline, then the kernel and its place in the source.
+
+    Args:
+        tool: its name.
+        of_planted: all that was printed about the kernel with faults.
+        of_kernels: about the others.
+    """
+    said = [line.removeprefix("=========").rstrip() for line in f"{of_planted}\n{of_kernels}".splitlines()
+            if line.startswith("=========")]  # fmt: skip
     errors: Counter[str] = Counter()
     headline = ""
     for line in said:
@@ -188,9 +292,8 @@ def read(tool: str, output: str) -> Report:
             what = headline.split(" at ")[0]
             errors[f"{place[1]}: {what}{f', {place[2]}' if place[2] else ''}"] += 1
             headline = ""
-    count = re.search(r"(?:ERROR|RACECHECK) SUMMARY: (?:\d+ hazards? displayed \()?(\d+) error", "\n".join(said))
-    last = next((line for line in reversed(output.splitlines()) if line.strip("= ")), "nothing")
-    return Report(tool, dict(errors), int(count[1]) if count else None, last.strip("= "))
+    last = next((line for line in reversed((of_kernels or of_planted).splitlines()) if line.strip("= ")), "nothing")
+    return Report(tool, dict(errors), seen_in(of_kernels), " SUMMARY: " in of_kernels, last.strip("= "))
 
 
 def kernel_of(error: str) -> str:
@@ -198,21 +301,28 @@ def kernel_of(error: str) -> str:
     return error.split(":")[0]
 
 
-def format_reports(reports: Sequence[Report], codes: Counter[str]) -> tuple[list[str], bool]:
-    """A Markdown table, what was found below it and a verdict; and whether nothing was but what had been planted."""
-    kernels, rows, said = list(codes), [], []
+def format_reports(reports: Sequence[Report], total: Mapping[str, int]) -> tuple[list[str], bool]:
+    """A Markdown table, what was found below it and a verdict; and whether nothing was but what had been planted.
+
+    Args:
+        reports: of each tool.
+        total: launches that there are, by kernels.
+    """
+    rows = [[PLANTED, *("found" if report.of(PLANTED) else "NOT FOUND" for report in reports)]]
+    rows += [[kernel, *(f"{report.launched[kernel]} of {count}, {report.of(kernel)}" for report in reports)]
+             for kernel, count in sorted(total.items())]  # fmt: skip
+    said, is_clean = [], True
     for report in reports:
-        ours, planted = report.of(kernels), report.of([PLANTED])
-        others = "did not end" if report.total is None else str(max(report.total - ours - planted, 0))
-        rows.append([report.tool, str(len(codes)), str(codes.total()), str(ours), others, "yes" if planted else "NO"])
         found = Counter({error: count for error, count in report.errors.items() if kernel_of(error) != PLANTED})
         said += [f"{report.tool}: {error} ({count} times)" for error, count in found.most_common(MOST_SAID)]
-        if report.total is None or not planted:
+        if not report.of(PLANTED):
             said.append(f"{report.tool} is no witness: {report.last}")
-    headings = ("tool", "kernels", "codes", "errors in them", "errors elsewhere", "found the planted fault")
-    is_clean = not any(report.of(kernels) or report.total is None or not report.of([PLANTED]) for report in reports)
+        if not report.ended or report.launched != Counter(total):
+            said.append(f"{report.tool} did not end; its last words: {report.last}")
+        is_clean &= report.ended and report.launched == Counter(total) and not found and bool(report.of(PLANTED))
+    headings = ("launches, errors", *(report.tool for report in reports))
     verdict = "No error in any kernel." if is_clean else "FAILED: see above."
-    return [*table(headings, rows), "", f"Kernels: {', '.join(sorted(kernels))}.", *said, verdict], is_clean
+    return [*table(headings, rows), "", *said, verdict], is_clean
 
 
 if __name__ == "__main__":

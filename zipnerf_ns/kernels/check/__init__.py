@@ -1,1 +1,1 @@
-"""What the kernels take on a GPU that is not here, asked of Triton's compiler."""
+"""What the kernels take on a GPU that is not here, asked of Triton's compiler; and launches made again alone."""
