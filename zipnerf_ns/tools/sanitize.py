@@ -30,8 +30,7 @@ from typing import NamedTuple
 import torch
 
 from zipnerf_ns.errors import InputError
-from zipnerf_ns.tools.command import command, command_parser
-from zipnerf_ns.tools.trials.report import table
+from zipnerf_ns.tools.command import command, command_parser, table
 
 OPTIONS: dict[str, tuple[str, ...]] = {
     "memcheck": ("--destroy-on-device-error", "kernel", "--report-api-errors", "no"),
