@@ -120,6 +120,57 @@ class Replays(GraphedStep):
         return compute()
 
 
+def test_an_eager_step_finds_the_memory_of_a_captured_one(played_graphs, monkeypatch):
+    """What lay in it is gone, the gradients too, before torch is asked for what it has no use for."""
+    parameter = nn.Parameter(torch.tensor([1.0, 2.0]))
+    step, freed = GraphedStep([parameter]), []
+    monkeypatch.setattr(torch.cuda, "empty_cache", lambda: freed.append((step._graph, parameter.grad)))
+    step.forget()
+    assert freed == []
+    step("a", Squares(parameter))
+    assert parameter.grad is not None
+    step.forget()
+    assert freed == [(None, None)] * 2
+
+
+def test_a_measuring_step_does_not_need_memory_beside_the_graphs(tmp_path: Path, monkeypatch, fresh_writers):
+    """Every so many steps one is eager, of a training that fitted until then."""
+    config = tiny_config(write_scene(tmp_path / "scene"), tmp_path, steps=7)
+    config.pipeline.model.collision_check_steps = 5
+    trainer = start(config)
+    monkeypatch.setattr(ZipNerfModel, "uses_kernels", property(lambda self: True))
+    graph, compute, eager = Replays(trainer), trainer._guarded, []
+    trainer._graph = graph
+    graph.forget = lambda: graph.steps.append("forgotten")
+
+    def guarded(step: int) -> Any:
+        if step not in graph.steps:
+            eager.append((step, graph.steps[-1:]))
+        return compute(step)
+
+    trainer._guarded = guarded
+    trainer.train()
+    assert eager == [(0, ["forgotten"]), (1, ["forgotten"]), (2, ["forgotten"]), (5, ["forgotten"])]
+
+
+def test_moments_are_made_before_anything_that_a_step_needs(tmp_path: Path, fresh_writers):
+    """They stay, and would split large pieces of memory that the step gives back."""
+    trainer = start(tiny_config(write_scene(tmp_path / "scene"), tmp_path, steps=1))
+    adam, compute = trainer.optimizers.optimizers["hash_tables"], trainer._guarded
+    number = len(trainer.pipeline.model.zipnerf.tables())
+
+    def guarded(step: int) -> Any:
+        assert [float(state["step"]) for state in adam.state.values()] == [0.0] * number
+        assert not any(state["exp_avg"].any() for state in adam.state.values())
+        return compute(step)
+
+    # Nothing is there before: a training that is stopped then has nothing to save.
+    assert len(adam.state) == 0
+    trainer._guarded = guarded
+    trainer.train()
+    assert [float(state["step"]) for state in adam.state.values()] == [1.0] * number
+
+
 def test_the_step_after_a_checkpoint_was_loaded_is_not_replayed(tmp_path: Path, monkeypatch, fresh_writers):
     """What is kept of the tables is of the values before: a replay would read it, an eager step renews it."""
     config = tiny_config(write_scene(tmp_path / "scene"), tmp_path, steps=9)

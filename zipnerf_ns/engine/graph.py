@@ -15,10 +15,14 @@ from nerfstudio.engine.trainer import Trainer
 from nerfstudio.utils.rich_utils import CONSOLE
 
 from zipnerf_ns.engine.messages import raise_for_user
+from zipnerf_ns.engine.optimizers import DecayingAdam
 from zipnerf_ns.errors import InputError
 from zipnerf_ns.hash_table import HashTable
 
 Result = TypeVar("Result")
+
+EAGER_STEPS = 3
+"""Steps before one is captured: they let libraries set themselves up."""
 
 
 class GraphedStep:
@@ -59,8 +63,9 @@ class GraphedStep:
         return self._result
 
     def forget(self) -> None:
-        """Gives the graph and its memory back."""
-        self._graph, self._key, self._result, self._gradients, self._addresses = None, None, None, [], []
+        """Gives the graph and its memory back, the gradients among it; the next call captures anew."""
+        if self._graph is not None:
+            self._clear()
 
     def has_current_tables(self) -> bool:
         """Whether what the look-ups keep of every hash table is of its present values.
@@ -73,12 +78,16 @@ class GraphedStep:
     def _find_addresses(self) -> list[int]:
         return [parameter.data_ptr() for parameter in self.parameters]
 
-    def _capture(self, key: Hashable, compute: Callable[[], Result]) -> None:
-        self.forget()
+    def _clear(self) -> None:
+        self._graph, self._key, self._result, self._gradients, self._addresses = None, None, None, [], []
         for parameter in self.parameters:
             parameter.grad = None
-        # What eager steps have left in torch's cache is of no use to the graph, which has memory of its own.
+        # What eager steps have left in torch's cache is of no use to a graph, which has memory of its own, nor a
+        # graph's to them.
         torch.cuda.empty_cache()
+
+    def _capture(self, key: Hashable, compute: Callable[[], Result]) -> None:
+        self._clear()
         graph = torch.cuda.CUDAGraph()
         # Other threads may go on to use the device: the viewer's, and those that pin memory.
         with torch.cuda.graph(graph, capture_error_mode="thread_local"):
@@ -102,6 +111,20 @@ def set_up_graph(trainer: Trainer) -> GraphedStep | None:
     CONSOLE.log("Training steps are replayed as one CUDA graph.")
     parameters = [parameter for group in trainer.optimizers.parameters.values() for parameter in group]
     return GraphedStep(parameters, trainer.pipeline.model.zipnerf.tables())
+
+
+def make_room(trainer: Trainer, is_first: bool) -> None:
+    """Has an eager step find memory: a captured one gives back its own, for there is none for two, and what stays from
+    the first step on is made before it.
+
+    Args:
+        trainer: about to take the step.
+        is_first: of the process.
+    """
+    if trainer._graph is not None:
+        trainer._graph.forget()
+    if is_first and isinstance(adam := trainer.optimizers.optimizers["hash_tables"], DecayingAdam):
+        adam.make_moments()
 
 
 def why_no_graph(trainer: Trainer) -> str | None:

@@ -149,6 +149,12 @@ class DecayingAdam(torch.optim.Adam):
             self._step_others(group, [parameter for parameter in due if parameter not in tables])
         return loss
 
+    def make_moments(self) -> None:
+        """Makes those of tables, which the first update would put where its step has had something for a while: large
+        pieces of memory that then stay taken."""
+        for table in self._tables:
+            self._state_of(table.hash_table, "cpu")
+
     @torch.no_grad()
     def rehearse(self) -> None:
         """Updates a copy of every table, for the launches that this takes."""

@@ -95,6 +95,8 @@ def compile_kernels(trainer: Trainer) -> None:
         # Ctrl-C would wait for all of them.
         for each in pending:
             each.cancel()
+    # Of what the rehearsal took.
+    torch.cuda.empty_cache()
 
 
 def rehearse(trainer: Trainer) -> None:

@@ -23,7 +23,7 @@ from nerfstudio.utils.writer import EventName, TimeWriter
 from zipnerf_ns.cameras.camera_adam import adopt_cameras
 from zipnerf_ns.engine.checkpoints import ResumableTrainer, restore_rng, source_of
 from zipnerf_ns.engine.checks import check_room_to_train, check_run
-from zipnerf_ns.engine.graph import set_up_graph
+from zipnerf_ns.engine.graph import EAGER_STEPS, make_room, set_up_graph
 from zipnerf_ns.engine.messages import interrupted, next_commands, print_unbroken, quiet_dependencies, tell
 from zipnerf_ns.engine.optimizers import DecayingAdam, complete_schedules
 from zipnerf_ns.engine.parallel.exchange import GradientExchange
@@ -37,9 +37,6 @@ from zipnerf_ns.engine.safety.viewers import pictures_end
 from zipnerf_ns.engine.startup import compile_kernels, show_images
 from zipnerf_ns.errors import InputError, say_once
 from zipnerf_ns.ops import with_fallbacks
-
-EAGER_STEPS = 3
-"""Steps before one is captured: they let libraries set themselves up."""
 
 
 @dataclass
@@ -291,6 +288,7 @@ class ZipNerfTrainer(ResumableTrainer):
         # What was true of the model at set-up need not be any more: its configuration can be changed between steps.
         is_eager = self._graph is None or not model.uses_kernels or model.monitor.is_due()
         if is_eager or self._eager_steps < EAGER_STEPS or not self._graph.has_current_tables():
+            make_room(self, self._eager_steps == 0)
             self._eager_steps += 1
             self.optimizers.zero_grad_some([name for name, steps in every.items() if step % steps == 0])
             loss, loss_dict, metrics_dict = self._guarded(step)
