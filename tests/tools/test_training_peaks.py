@@ -1,4 +1,4 @@
-"""Estimates of memory beside what was allocated: every setting is a training that exists, and what is wrong is said."""
+"""Estimates of memory beside what was taken: every setting is a training that exists, and what is wrong is said."""
 
 from __future__ import annotations
 
@@ -27,18 +27,20 @@ def test_six_different_trainings_are_measured(tmp_path: Path):
                                                       (2.4, "-17%", 1)])  # fmt: skip
 def test_estimates_that_are_off_are_named(gib: float, error: str, status: int, tmp_path: Path, monkeypatch, capsys):
     def measure(setting: Setting, data: Path, steps: int) -> Measured:
-        allocated = gib if setting is SETTINGS[1] else 2.0
-        return Measured(setting.name, TrainingMemory(GIB, GIB // 2, GIB // 2), int(allocated * GIB), 3 * GIB)
+        reserved = gib if setting is SETTINGS[1] else 2.0
+        return Measured(setting.name, TrainingMemory(GIB, GIB // 2, GIB // 2), GIB, int(reserved * GIB))
 
     monkeypatch.setattr(memory, "measure", measure)
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     assert memory.main(["--data", str(tmp_path)]) == status
     said = capsys.readouterr().out
-    assert said.count(f"| {SETTINGS[1].name} | 2.00 | {gib:.2f} | {error} | 3.00 |") == 2
+    assert said.count(f"| {SETTINGS[1].name} | 2.00 | {gib:.2f} | {error} | 1.00 |") == 2
     assert said.splitlines()[-1] == (f"FAILED: more than 15% off: {SETTINGS[1].name}." if status else "All within 15%.")
+    assert memory.main(["--data", str(tmp_path), "--only", "1", "3"]) == 0
+    assert SETTINGS[2].name in (said := capsys.readouterr().out) and SETTINGS[1].name not in said
 
 
-def test_a_training_is_measured_by_what_it_allocates(tiny_scene: Path, monkeypatch, fresh_writers):
+def test_a_training_is_measured_by_what_it_takes(tiny_scene: Path, monkeypatch, fresh_writers):
     """On a CPU, on which nothing is counted, with a peak that is said; the steps are taken."""
     taken: list[int] = []
 

@@ -43,8 +43,10 @@ SAVED_BYTES_PER_VALUE = 12
 """What a value takes in a checkpoint: itself and Adam's two moments, float32. Networks are small beside tables."""
 COTANGENT_ROWS = 1 << 18
 """Intervals for which the kernels hold the color layers' cotangents at a time (``kernels.mlp.tuning``)."""
-GPU_BYTES = 2**28
+GPU_BYTES = 2**26
 """Workspaces of libraries, and what torch rounds up."""
+OUTSIDE_BYTES = 2**27
+"""What torch does not count: the code of kernels that are yet to be loaded, and what the driver makes of a graph."""
 FEWEST_RAYS, SMALLEST_TABLE = 256, 12
 """Fewer rays a step, and smaller tables (log2), are not proposed."""
 
@@ -214,7 +216,10 @@ def _warn_of_disk(config: Any) -> None:
 
 
 class TrainingMemory(NamedTuple):
-    """Bytes that a training holds on its device at the same time, as the tensors' sizes say before they exist."""
+    """Bytes that a training holds on its device at the same time, as the tensors' sizes say before they exist.
+
+    Of a GPU all that torch takes from the driver, which the driver's own, some half a GiB, comes on top of.
+    """
 
     tables: int
     """Hash tables with gradients, moments, and copies in half precision."""
@@ -246,7 +251,8 @@ def training_memory(model: ZipNerfModelConfig, num_rays: int, pixels: int, devic
 
 
 def _step_memory(model: ZipNerfModelConfig, num_rays: int, ops: Ops, device: torch.device) -> int:
-    """Bytes of one step: what every round keeps, and the larger of what colors and look-ups need for a while."""
+    """Bytes of one step, the tables' gradients not among them: what every round keeps, and the larger of what colors
+    and look-ups need for a while."""
     precision = resolve_precision(model.precision, device)
     number = 4 if precision == "float32" else 2
     has_kernels = ops.name == "triton" and model.implementation != "tcnn"
@@ -261,6 +267,7 @@ def _step_memory(model: ZipNerfModelConfig, num_rays: int, ops: Ops, device: tor
             corners = max(corners, num_rays * intervals * samples * CORNER_BYTES)
         kept += num_rays * intervals * (4 * NUMBERS_PER_INTERVAL + each)
     rows = num_rays * model.num_samples
+    colored = num_rays * -(-model.num_samples // model.color_group)
     kept += model.motion.is_deformed * rows * NUM_MULTISAMPLES * 4 * NUMBERS_PER_SAMPLE
     if model.camera_optimizer.mode != "off" or model.optimize_lens:
         kept += rows * samples * 4 * NUMBERS_PER_SAMPLE
@@ -270,11 +277,14 @@ def _step_memory(model: ZipNerfModelConfig, num_rays: int, ops: Ops, device: tor
     layers = model.color_layers * model.color_dim
     if ops.name == "triton" and lack is None:
         # Each layer's input, with the view direction and a column of ones beside it.
-        colors = rows * (layers + model.hidden_dim + model.color_layers * VIEW_DIM) * number
-        briefly = min(rows, COTANGENT_ROWS) * layers * number
+        colors = colored * (layers + model.hidden_dim + model.color_layers * VIEW_DIM) * number
+        briefly = min(colored, COTANGENT_ROWS) * (layers + model.hidden_dim) * number
+        # Gradients of tables come when colors have given back their memory, which is theirs then if it is large enough.
+        values = table_values(model).values()
+        briefly -= 4 * (sum(values) if colors > 4 * max(values) else sum(values) - max(values))
     else:
         unfolded = 3 * model.bottleneck_dim if model.color_layers == 1 else 0
-        colors, briefly = rows * (layers + unfolded) * number, rows * 3 * model.color_dim * number
+        colors, briefly = colored * (layers + unfolded) * number, colored * 3 * model.color_dim * number
     kept += rows * 4 * COLOR_NUMBERS
     return max(kept + colors + briefly, kept + corners) + (GPU_BYTES if device.type == "cuda" else 0)
 
@@ -292,6 +302,7 @@ def check_memory(config: Any, device: torch.device, held: int = 0, pixels: int =
     """
     model, num_rays = config.pipeline.model, config.pipeline.datamanager.train_num_rays_per_batch
     needed, room = training_memory(model, num_rays, pixels, device), room_on(device) + held
+    room -= OUTSIDE_BYTES * (device.type == "cuda")
     if sum(needed) <= room:
         return sum(needed)
     values = table_values(model)
