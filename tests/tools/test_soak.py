@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import math
 import sys
+import threading
 from pathlib import Path
 
 import pytest
+from websockets.sync.server import serve
 
 from zipnerf_ns.tools import soak
 from zipnerf_ns.tools.soak import Sample
@@ -40,8 +42,8 @@ def run(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, what: str, seconds: flo
     monkeypatch.setattr(soak, "train_command", lambda options, folder, port: [
         sys.executable, "-c", PROGRAM, str(port), what
     ])  # fmt: skip
-    monkeypatch.setattr(soak, "gpu_memory", lambda: math.nan)
-    monkeypatch.setattr(soak.Viewer.__init__, "__defaults__", (0.05,))
+    monkeypatch.setattr(soak, "gpu_memory", lambda processes: math.nan)
+    monkeypatch.setattr(soak.Viewer.__init__, "__defaults__", (0.05, 0.2))
     return soak.main(["--data", str(tmp_path), "--minutes", str(seconds / 30), "--processes", "2", "--every", "0.1"])
 
 
@@ -50,6 +52,34 @@ def test_what_grows_is_said(monkeypatch, tmp_path, capsys, what, verdict):
     assert run(monkeypatch, tmp_path, what) == (what == "leak")
     said = capsys.readouterr().out
     assert verdict in said and said.count("status 143") == 2 and "4.0 - 4.0" in said
+
+
+def test_the_viewers_client_comes_and_goes():
+    def answer(connection) -> None:
+        for _ in connection:
+            connection.send(b"... BackgroundImageMessage ...")
+
+    with serve(answer, "127.0.0.1", 0) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        viewer = soak.Viewer(f"ws://127.0.0.1:{server.socket.getsockname()[1]}", pause=0.01, stay=0.05)
+        viewer.start()
+        while viewer.connections < 3 or not viewer.pictures:
+            viewer.join(0.01)
+            assert viewer.is_alive()
+        viewer.end()
+        server.shutdown()
+
+
+@pytest.mark.parametrize(("own", "expected"), [
+    ("7, 100\n8, 20\n9, 3000", 120.0), ("9, 3000", 4000.0), ("7, [N/A]", math.nan), ("", 4000.0),
+])  # fmt: skip
+def test_memory_of_the_gpu_is_the_processes_own_where_the_driver_tells(monkeypatch, tmp_path, own, expected):
+    program = tmp_path / "nvidia-smi"
+    program.write_text(f'#!/bin/sh\ncase "$1" in *apps*) printf "{own}";; *) echo 4000;; esac\n')
+    program.chmod(0o755)
+    monkeypatch.setenv("PATH", f"{tmp_path}:/bin:/usr/bin")
+    found = soak.gpu_memory([7, 8])
+    assert found == expected or (math.isnan(found) and math.isnan(expected))
 
 
 def test_a_training_that_ends_is_an_error(monkeypatch, tmp_path, capsys):

@@ -49,7 +49,7 @@ class Sample(NamedTuple):
     memory: float
     """MiB of main memory, all of its processes together."""
     gpu: float
-    """MiB in use on the first GPU; NaN without nvidia-smi."""
+    """MiB of the GPU, its own, or where the driver does not say whose all that is in use; NaN without nvidia-smi."""
     files: float
     threads: float
     step: float
@@ -57,29 +57,30 @@ class Sample(NamedTuple):
 
 
 class Viewer(threading.Thread):
-    """A client of a viewer, which moves its camera and counts the pictures that it is sent.
+    """A client of a viewer, which comes and goes, moves its camera and counts the pictures that it is sent.
 
     Args:
         url: of the viewer's websocket.
-        pause: seconds between two movements.
+        pause: seconds between two movements, and between two connections.
+        stay: seconds of a connection.
     """
 
-    def __init__(self, url: str, pause: float = 0.5) -> None:
+    def __init__(self, url: str, pause: float = 0.5, stay: float = 10.0) -> None:
         super().__init__(daemon=True)
-        self.url, self.pause = url, pause
+        self.url, self.pause, self.stay = url, pause, stay
         self.connections = self.pictures = 0
         self._ended = threading.Event()
 
     def run(self) -> None:
-        """Connects, and again wherever the connection ends."""
+        """Connects, and again when the connection has ended."""
         while not self._ended.wait(self.pause):
             with suppress(OSError, EOFError), connected(self.url) as connection:
                 self.connections += 1
                 self._look(connection)
 
     def _look(self, connection: Any) -> None:
-        moved = 0.0
-        while not self._ended.is_set():
+        moved, end = 0.0, time.monotonic() + self.stay
+        while not self._ended.is_set() and time.monotonic() < end:
             if time.monotonic() - moved >= self.pause:
                 moved = time.monotonic()
                 connection.send(camera_message(moved))
@@ -140,12 +141,14 @@ class Training:
             said = self.log.read_text(encoding="utf-8")[-2000:]
             raise InputError(f"the training ended with status {self.process.returncode}:\n{said}")
         memory = files = threads = 0
-        for each in (self.process, *self.process.children(recursive=True)):
+        processes = [self.process, *self.process.children(recursive=True)]
+        for each in processes:
             with suppress(psutil.NoSuchProcess):
                 memory, files, threads = (memory + each.memory_info().rss / 2**20, files + each.num_fds(),
                                           threads + each.num_threads())  # fmt: skip
         times = re.findall(r"([\d.]+) ms/step", self.log.read_text(encoding="utf-8"))
-        return Sample(memory, gpu_memory(), files, threads, float(times[-1]) if times else math.nan)
+        gpu, step = gpu_memory([each.pid for each in processes]), float(times[-1]) if times else math.nan
+        return Sample(memory, gpu, files, threads, step)
 
     def steps(self) -> int:
         """The last step that it told of."""
@@ -158,13 +161,20 @@ class Training:
         return self.process.wait(120)
 
 
-def gpu_memory() -> float:
-    """MiB in use on the first GPU, NaN where that is not known."""
+def gpu_memory(processes: Sequence[int]) -> float:
+    """MiB that processes have of GPUs, or all that is in use on the first where the driver, as in containers, does not
+    say whose it is; NaN where that is not known either."""
     if shutil.which("nvidia-smi") is None:
         return math.nan
-    query = ["nvidia-smi", "--query-gpu=memory.used", "--format=csv,noheader,nounits", "--id=0"]
-    found = subprocess.run(query, capture_output=True, text=True).stdout.strip()
-    return float(found) if found.isdigit() else math.nan
+
+    def ask(*query: str) -> list[list[str]]:
+        command = ["nvidia-smi", *query, "--format=csv,noheader,nounits"]
+        said = subprocess.run(command, capture_output=True, text=True).stdout
+        return [[cell.strip() for cell in line.split(",")] for line in said.splitlines()]
+
+    own = [row[1] for row in ask("--query-compute-apps=pid,used_memory") if row[0] in map(str, processes)]
+    found = own or [row[0] for row in ask("--query-gpu=memory.used", "--id=0")]
+    return sum(map(float, found)) if found and all(each.isdigit() for each in found) else math.nan
 
 
 def halves(samples: Sequence[Sample]) -> tuple[Sample, Sample]:
@@ -260,7 +270,7 @@ def soak(options: argparse.Namespace, folder: Path) -> list[list[Sample]]:
         found.append([sample for sample in samples if not math.isnan(sample.step)])
         print(
             f"process {number}: step {training.steps():,}, {first.memory:.0f} MiB, {viewer.pictures} pictures of the "
-            f"viewer, status {status}", flush=True,
+            f"viewer in {viewer.connections} visits, status {status}", flush=True,
         )  # fmt: skip
         if status != 128 + signal.SIGTERM:
             said = training.log.read_text(encoding="utf-8")[-2000:]
