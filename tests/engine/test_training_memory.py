@@ -18,7 +18,9 @@ from zipnerf_ns.config import zipnerf, zipnerf_big, zipnerf_dynamic, zipnerf_lit
 from zipnerf_ns.data.datamanager import ZipNerfDataManager
 from zipnerf_ns.encoding.moving import MotionConfig
 from zipnerf_ns.engine import checks
-from zipnerf_ns.engine.checks import check_memory, check_run, training_memory
+from zipnerf_ns.engine.checks import check_run
+from zipnerf_ns.engine.safety import room as reckoned
+from zipnerf_ns.engine.safety.room import check_memory, training_memory
 from zipnerf_ns.engine.trainer import ZipNerfTrainer, ZipNerfTrainerConfig
 from zipnerf_ns.errors import InputError
 from zipnerf_ns.kernels.encode.tuning import reads_half
@@ -33,15 +35,15 @@ CPU, CUDA = torch.device("cpu"), torch.device("cuda:0")
 @pytest.fixture(autouse=True)
 def gpu(monkeypatch: pytest.MonkeyPatch) -> None:
     """As on a GPU that multiplies in the format that is asked for, and without kernels."""
-    monkeypatch.setattr(checks, "resolve_ops", lambda *_: TORCH_OPS)
-    monkeypatch.setattr(checks, "resolve_precision", lambda asked, device: "float32" if device == CPU else asked)
+    monkeypatch.setattr(reckoned, "resolve_ops", lambda *_: TORCH_OPS)
+    monkeypatch.setattr(reckoned, "resolve_precision", lambda asked, device: "float32" if device == CPU else asked)
 
 
 @pytest.fixture
 def kernels(gpu: None, monkeypatch: pytest.MonkeyPatch) -> None:
     """As on a GPU, where the kernels compute the model."""
     ops = TORCH_OPS._replace(name="triton", reads_half=reads_half)
-    monkeypatch.setattr(checks, "resolve_ops", lambda *_: ops)
+    monkeypatch.setattr(reckoned, "resolve_ops", lambda *_: ops)
 
 
 @pytest.mark.parametrize(("method", "num_rays", "changes", "counted"), [
@@ -52,7 +54,7 @@ def kernels(gpu: None, monkeypatch: pytest.MonkeyPatch) -> None:
 def test_a_training_needs_what_was_counted(kernels, method, num_rays, changes, counted):
     """MiB, from all pieces of memory that a step asks for and gives back, put into blocks as torch does it."""
     model = dataclasses.replace(method.config.pipeline.model, **changes)
-    needed = sum(training_memory(model, num_rays, 0, CUDA)) - checks.GPU_BYTES
+    needed = sum(training_memory(model, num_rays, 0, CUDA)) - reckoned.GPU_BYTES
     assert 0.95 * counted <= needed / 2**20 <= 1.06 * counted
 
 
@@ -65,14 +67,16 @@ def test_so_does_the_torch_form(num_rays, measured):
 
 
 def test_the_kernels_hold_as_many_cotangents_as_is_counted():
-    assert RadianceTuning().rows == checks.COTANGENT_ROWS
+    assert RadianceTuning().rows == reckoned.COTANGENT_ROWS
 
 
 def test_zipnerf_at_its_defaults_fits_a_small_card(kernels, monkeypatch):
     """6 GB, half a GiB of it the driver's and the screen's, with 1.5 GiB of pixels; more would lie on disk."""
-    monkeypatch.setattr(checks, "room_on", lambda device: 5 * GIB)
+    monkeypatch.setattr(reckoned, "room_on", lambda device: 5 * GIB)
     check_memory(zipnerf.config, CUDA, pixels=3 * GIB // 2)
-    check_memory(zipnerf_lite.config, CUDA, pixels=3 * GIB // 2)
+    needed = check_memory(zipnerf_lite.config, CUDA, pixels=3 * GIB // 2)
+    counted = sum(training_memory(zipnerf_lite.config.pipeline.model, 1024, 3 * GIB // 2, CUDA))
+    assert needed == counted + reckoned.OUTSIDE_BYTES
     with pytest.raises(InputError):
         check_memory(zipnerf_big.config, CUDA, pixels=3 * GIB // 2)
 
@@ -95,7 +99,7 @@ OPTION = r"--pipeline\.([a-z0-9.-]+) (\d+)"
 ])  # fmt: skip
 def test_what_is_proposed_fits(kernels, monkeypatch, room, pixels, proposed):
     """Any of what is proposed fits by itself, and no smaller change would; or all fit together where none does."""
-    monkeypatch.setattr(checks, "room_on", lambda device: int(room * GIB) + checks.OUTSIDE_BYTES)
+    monkeypatch.setattr(reckoned, "room_on", lambda device: int(room * GIB) + reckoned.OUTSIDE_BYTES)
     config, on_gpu = zipnerf_big.config, int(pixels * GIB)
     with pytest.raises(InputError, match=rf"needs \d+\.\d GiB.*cuda:0.*{room} GiB.*zipnerf-lite") as error:
         check_memory(config, CUDA, pixels=on_gpu)
@@ -118,7 +122,7 @@ def test_what_is_proposed_fits(kernels, monkeypatch, room, pixels, proposed):
 
 
 def test_where_nothing_would_fit_no_number_is_proposed(monkeypatch):
-    monkeypatch.setattr(checks, "room_on", lambda device: 2**20)
+    monkeypatch.setattr(reckoned, "room_on", lambda device: 2**20)
     with pytest.raises(InputError, match="Choose a device with more memory") as error:
         check_memory(zipnerf_lite.config, CUDA)
     assert re.findall(OPTION, str(error.value)) == []
@@ -126,7 +130,7 @@ def test_where_nothing_would_fit_no_number_is_proposed(monkeypatch):
 
 def test_what_lies_on_the_device_already_counts_as_had(monkeypatch):
     needed = sum(training_memory(zipnerf_lite.config.pipeline.model, 1024, 0, CPU))
-    monkeypatch.setattr(checks, "room_on", lambda device: needed - 1000)
+    monkeypatch.setattr(reckoned, "room_on", lambda device: needed - 1000)
     check_memory(zipnerf_lite.config, CPU, held=1000)
     with pytest.raises(InputError):
         check_memory(zipnerf_lite.config, CPU, held=999)
@@ -150,7 +154,7 @@ def test_memory_of_a_training_is_asked_of_trainings_alone(tmp_path, monkeypatch)
     """Tables that fit, but not with their gradients and moments, are rendered and not trained."""
     config = tiny_config(tmp_path, tmp_path)
     room = 8 * sum(table_values(config.pipeline.model).values())
-    monkeypatch.setattr(checks, "room_on", lambda device: room)
+    monkeypatch.setattr(reckoned, "room_on", lambda device: room)
     monkeypatch.setattr("zipnerf_ns.data.memory.room_on", lambda device: room)
     check_table_memory(config.pipeline.model, CPU)
     with pytest.raises(InputError, match="the training needs"):
@@ -160,9 +164,10 @@ def test_memory_of_a_training_is_asked_of_trainings_alone(tmp_path, monkeypatch)
 def test_the_trainer_asks_again_when_it_knows_its_pixels(tmp_path, monkeypatch):
     """What is held by then, pixels and parameters, is not asked for twice."""
     asked = []
-    monkeypatch.setattr(checks, "room_on", lambda device: GIB)
+    monkeypatch.setattr(reckoned, "room_on", lambda device: GIB)
     ask = lambda config, device, held=0, pixels=0: asked.append((held, pixels)) or 0  # noqa: E731
-    monkeypatch.setattr(checks, "check_memory", ask)
+    for module in (checks, reckoned):
+        monkeypatch.setattr(module, "check_memory", ask)
     trainer = tiny_config(write_scene(tmp_path / "scene"), tmp_path).setup()
     trainer.setup()
     store = trainer.pipeline.datamanager.pixels
@@ -190,14 +195,14 @@ def test_the_trainer_counts_within_its_share(monkeypatch):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(checks, "explain_implementation", lambda *_: None)
     monkeypatch.setattr(checks, "limit_memory", lambda device, gib: limits.append(gib))
-    monkeypatch.setattr(checks, "room_on", lambda device: int(limits[-1] * GIB) + checks.OUTSIDE_BYTES)
+    monkeypatch.setattr(reckoned, "room_on", lambda device: int(limits[-1] * GIB) + reckoned.OUTSIDE_BYTES)
     with pytest.raises(InputError, match=r"of cuda it may take 1\.0 GiB"):
         check_run(config)
 
 
 def test_a_training_that_does_not_fit_ends_before_its_first_step(tmp_path, monkeypatch):
     rooms = iter([GIB, 1000])
-    monkeypatch.setattr(checks, "room_on", lambda device: next(rooms))
+    monkeypatch.setattr(reckoned, "room_on", lambda device: next(rooms))
     monkeypatch.setattr(ZipNerfTrainer, "train_iteration", lambda *_: pytest.fail("a step was made"))
     said = said_when_started(tiny_config(write_scene(tmp_path / "scene"), tmp_path))
     assert "the training needs" in said and "Choose" in said

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from zipnerf_ns.data.memory import GIB
-from zipnerf_ns.engine.checks import TrainingMemory
+from zipnerf_ns.engine.safety.room import TrainingMemory
 from zipnerf_ns.tools import memory
 from zipnerf_ns.tools.memory import SETTINGS, Measured, Setting, config_of
 

@@ -22,7 +22,7 @@ from nerfstudio.utils.writer import EventName, TimeWriter
 
 from zipnerf_ns.cameras.camera_adam import adopt_cameras
 from zipnerf_ns.engine.checkpoints import ResumableTrainer, restore_rng, source_of
-from zipnerf_ns.engine.checks import check_room_to_train, check_run
+from zipnerf_ns.engine.checks import check_run
 from zipnerf_ns.engine.graph import EAGER_STEPS, make_room, set_up_graph
 from zipnerf_ns.engine.messages import interrupted, next_commands, print_unbroken, quiet_dependencies, tell
 from zipnerf_ns.engine.optimizers import DecayingAdam, complete_schedules
@@ -32,6 +32,7 @@ from zipnerf_ns.engine.progress import EventLog, ProgressLine, StepTimer, Traini
 from zipnerf_ns.engine.runs import RunConfig, read_trained
 from zipnerf_ns.engine.safety.determinism import prepare_to_repeat, repeatable
 from zipnerf_ns.engine.safety.gradients import NonFiniteGuard, gradient_norms, update_scaler
+from zipnerf_ns.engine.safety.room import check_room_to_train
 from zipnerf_ns.engine.safety.stopping import StopRequests
 from zipnerf_ns.engine.safety.viewers import pictures_end
 from zipnerf_ns.engine.startup import compile_kernels, show_images

@@ -1,7 +1,7 @@
 """How much memory trainings take, estimated and measured: `python -m zipnerf_ns.tools.memory --data SCENE`.
 
-Before a training begins, what it needs is estimated from its configuration (``engine.checks``), and what would not fit
-is refused. Here six configurations are trained for some steps, and the most that torch has taken from the device is
+Before a training begins, what it needs is estimated from its configuration (``engine.safety.room``), and what would not
+fit is refused. Here six configurations are trained for some steps, and the most that torch has taken from the device is
 compared; what the driver takes for itself comes on top.
 """
 
@@ -19,7 +19,7 @@ import torch
 from nerfstudio.cameras.camera_optimizers import CameraOptimizerConfig
 
 from zipnerf_ns.data.memory import GIB
-from zipnerf_ns.engine.checks import TrainingMemory, training_memory
+from zipnerf_ns.engine.safety.room import TrainingMemory, training_memory
 from zipnerf_ns.engine.trainer import ZipNerfTrainerConfig
 from zipnerf_ns.errors import InputError
 from zipnerf_ns.tools.benchmark.setup import training_config
