@@ -139,6 +139,13 @@ def test_what_fails_is_said_and_decides() -> None:
     assert second == "| 8.6 | march_kernel | 2 | 150,000 FAILS | 101,376 | 255 | 12 | 2.5 s |"
 
 
+def test_methods_with_the_same_model_are_rehearsed_once() -> None:
+    """Others each, and of all methods every option that another does not have."""
+    plans = check_gpu.rehearsals(["zipnerf", "zipnerf-big", "zipnerf-lite"], every_option=True)
+    assert {method for method, variation in plans if variation == "precision float32"} == {"zipnerf", "zipnerf-lite"}
+    assert check_gpu.rehearsals(["zipnerf-lite"], every_option=False) == [("zipnerf-lite", rehearsal.AS_CONFIGURED)]
+
+
 def test_every_variation_changes_its_method() -> None:
     """Options that a method has already are left out, and every precision and prefilter is tried."""
     for method, config in rehearsal.METHODS.items():

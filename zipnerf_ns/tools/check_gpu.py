@@ -8,6 +8,7 @@ all that can be known so: neither that the results are right nor how fast they c
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import os
 import sys
 import tempfile
@@ -107,18 +108,25 @@ def rehearsed(
 ) -> dict[tuple[str, Launch], None]:
     """What is launched on each GPU, each once."""
     found: dict[tuple[str, Launch], None] = {}
-    plans = [
-        (gpu, method, variation)
-        for gpu in gpus
-        for method in methods
-        for variation in (variations(METHODS[method].pipeline.model) if every_option else [AS_CONFIGURED])
-    ]
+    plans = [(gpu, *plan) for gpu in gpus for plan in rehearsals(methods, every_option)]
     for (gpu, method, variation), launches in zip(plans, pool.map(rehearse_on, *zip(*plans, strict=True)), strict=True):
         for launch in launches:
             if any(fnmatchcase(launch.kernel, name) for name in kernels):
                 found.setdefault((gpu, launch))
         tell(f"{gpu}: {method}, {variation}: {len(launches)} launches")
     return found
+
+
+def rehearsals(methods: Sequence[str], every_option: bool) -> list[tuple[str, str]]:
+    """Methods and variations that differ in what is rehearsed: some methods have the same model, on other data."""
+    found: dict[str, tuple[str, str]] = {}
+    for method in methods:
+        model = METHODS[method].pipeline.model
+        for variation, changes in variations(model).items():
+            if every_option or variation == AS_CONFIGURED:
+                # Optimizers differ in their rates.
+                found.setdefault(repr(dataclasses.replace(model, **changes)), (method, variation))
+    return list(found.values())
 
 
 def rehearse_on(gpu: str, method: str, variation: str) -> list[Launch]:
