@@ -122,17 +122,29 @@ def test_ctrl_c_ends_with_where_to_go_on(scene, tmp_path, at):
     assert ("No checkpoint" in line) is (at == 1)
 
 
-@pytest.mark.parametrize("at", [1, 4])
-def test_a_gpu_that_fails_ends_with_where_to_go_on(scene, tmp_path, at):
+@pytest.mark.parametrize(("at", "said_by"), [(1, "CUDA error"), (4, "CUDA error"), (4, "Triton Error [CUDA]")])
+def test_a_gpu_that_fails_ends_with_where_to_go_on(scene, tmp_path, at, said_by):
     config = tiny_config(scene, tmp_path, steps=9, steps_per_save=2)
     trainer = start(config)
-    fail_at(trainer, at, RuntimeError("CUDA error: unspecified launch failure\nCUDA kernel errors might be ..."))
+    fail_at(trainer, at, RuntimeError(f"{said_by}: unspecified launch failure\nCUDA kernel errors might be ..."))
     with CONSOLE.capture() as said, pytest.raises(SystemExit) as ended:
         trainer.train()
     assert ended.value.code == 1
     (line,) = [line for line in said.get().splitlines() if line.startswith("Error:")]
     left = (str(checkpoint(config, 2)), "--load-dir") if at == 4 else ("No checkpoint had been written",)
-    assert_clear(line, ("the GPU failed (CUDA error: unspecified launch failure).", *left))
+    assert_clear(line, (f"the GPU failed ({said_by}: unspecified launch failure).", *left))
+
+
+def test_memory_that_runs_out_in_the_middle_ends_with_where_to_go_on(scene, tmp_path):
+    """Another program may have taken it."""
+    config = tiny_config(scene, tmp_path, steps=9, steps_per_save=2)
+    trainer = start(config)
+    fail_at(trainer, 4, torch.cuda.OutOfMemoryError("CUDA out of memory"))
+    with CONSOLE.capture() as said, pytest.raises(SystemExit) as ended:
+        trainer.train()
+    (line,) = [line for line in said.get().splitlines() if line.startswith("Error:")]
+    assert ended.value.code == 1
+    assert_clear(line, ("the GPU's memory does not suffice", str(checkpoint(config, 2)), "--load-dir"))
 
 
 def test_a_gpu_that_falls_away_ends_with_where_to_go_on(scene, tmp_path):

@@ -47,12 +47,21 @@ def test_a_missing_compiler_is_told_with_what_to_install(error):
 
 @pytest.mark.parametrize("error", [
     torch.OutOfMemoryError("CUDA out of memory."), RuntimeError("CUDA error: an illegal memory access"),
-    RuntimeError("Triton Error [CUDA]: out of memory"), ValueError("w must have shape (3,)"), KeyboardInterrupt(),
+    RuntimeError("Triton Error [CUDA]: unspecified launch failure"), ValueError("w must have shape (3,)"),
+    RuntimeError("Triton Error [CUDA]: an illegal memory access was encountered"), KeyboardInterrupt(),
 ])  # fmt: skip
 def test_other_errors_pass_as_they_are(error):
     with pytest.raises(type(error)) as raised, launching("render", TENSOR):
         raise error
     assert raised.value is error
+
+
+def test_a_kernel_whose_code_finds_no_memory_is_like_a_tensor_that_finds_none():
+    """Pictures then shrink, and a training ends with what to lower."""
+    error = RuntimeError("Triton Error [CUDA]: out of memory")
+    with pytest.raises(torch.OutOfMemoryError, match="out of memory") as raised, launching("render", TENSOR):
+        raise error
+    assert raised.value.__cause__ is error
 
 
 def test_an_operation_that_failed_goes_one_launch_down_until_there_is_none(said):

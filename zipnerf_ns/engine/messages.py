@@ -26,6 +26,8 @@ from zipnerf_ns.errors import InputError
 
 TOLD = 1
 """Exit code of a program that has said what is wrong."""
+OF_GPU = ("CUDA error", "Triton Error [CUDA]")
+"""In messages of torch and of Triton about a GPU that has failed."""
 SECOND_VOICE = 2.0
 """Seconds after which another than the first process tells of an error."""
 VIEWED_HERE = ("--viewer.websocket-host", "127.0.0.1")
@@ -109,7 +111,7 @@ def tell(config: Any) -> Iterator[None]:
     except torch.cuda.OutOfMemoryError:
         raise_for_user(out_of_memory(config))
     except RuntimeError as error:
-        if "CUDA error" not in str(error):
+        if not any(name in str(error) for name in OF_GPU):
             raise
         raise_for_user(gpu_failed(error, config.get_checkpoint_dir()))
     except OSError as error:
@@ -134,9 +136,11 @@ def out_of_memory(config: Any) -> InputError:
         others.append("keep the images in main memory with --pipeline.datamanager.images-on-gpu False (now True)")
     if config.method_name != "zipnerf-lite":
         others.append(f"train the smaller method zipnerf-lite (now {config.method_name})")
-    return InputError(
-        f"the GPU's memory does not suffice. Lower {' or '.join(mends)}{''.join(f', or {other}' for other in others)}."
-    )
+    checkpoints = config.get_checkpoint_dir()
+    # As soon as there is one, memory has sufficed: it may be another program that takes it now.
+    rest = f" {_how_to_go_on(checkpoints)}." if checkpoints_in(checkpoints) else ""
+    mend = f"Lower {' or '.join(mends)}{''.join(f', or {other}' for other in others)}."
+    return InputError(f"the GPU's memory does not suffice. {mend}{rest}")
 
 
 def disk_is_full(error: OSError, checkpoints: Path) -> InputError:

@@ -18,8 +18,10 @@ from zipnerf_ns.kernels.device import describe
 
 Launch = TypeVar("Launch")
 
-UNRELATED = ("out of memory", "illegal", "misaligned", "assert", "CUDA error")
-"""In the message of a RuntimeError: memory ran out, or a kernel that was launched went wrong, maybe an earlier one."""
+UNRELATED = ("illegal", "misaligned", "assert", "launch failure", "CUDA error")
+"""In the message of a RuntimeError: a kernel that was launched went wrong, maybe an earlier one."""
+NO_MEMORY = "out of memory"
+"""In Triton's, where a kernel's code finds no room on the GPU."""
 MAX_REASON = 300
 """Characters of what a compiler says that are passed on."""
 
@@ -34,6 +36,7 @@ class launching:
 
     Raises:
         LaunchFailed: instead of what Triton, its compiler or the driver raise when a kernel cannot be launched.
+        torch.OutOfMemoryError: where there is no memory for it.
     """
 
     def __init__(self, operation: str, tensor: Tensor) -> None:
@@ -48,6 +51,8 @@ class launching:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self._device.__exit__(kind, error, trace)
+        if type(error) is RuntimeError and NO_MEMORY in str(error):
+            raise torch.OutOfMemoryError(str(error)) from error
         if error is not None and _is_of_launch(error):
             kernel, device = _kernel_name(trace) or self._operation, describe(self._tensor.device).name
             raise LaunchFailed(self._operation, kernel, device, _reason(error)) from error
