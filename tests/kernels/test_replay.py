@@ -58,7 +58,8 @@ def test_stretches_of_written_memory_are_found() -> None:
 def test_each_kernel_is_seen_before_any_is_seen_again(tmp_path: Path) -> None:
     """A run that is cut off has then seen as many kernels as it could."""
     names = ["a", "a", "a", "b", "c", "c"]
-    launches = [replay.Taken("module", name, (number,), [], [], {}) for number, name in enumerate(names)]
+    memory = torch.zeros(1, dtype=torch.uint8)
+    launches = [replay.Taken("module", name, (number,), [memory], [], {}) for number, name in enumerate(names)]
     replay.write(launches, tmp_path / "launches")
     assert [launch.kernel for launch in replay.read(tmp_path / "launches")] == ["a", "b", "c", "a", "c", "a"]
     assert [launch.grid for launch in replay.read(tmp_path / "launches")][0] == (0,)

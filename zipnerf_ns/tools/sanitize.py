@@ -46,6 +46,8 @@ LOG2_HASHMAP_SIZE = 12
 """Of all tables: levels with hashing and without."""
 TAKE, LAUNCH, PLANT = "--take", "--launch", "--plant"
 """What the processes do that the command starts: take launches down; make them; make the one with faults."""
+ALLOCATED_ALONE = {"PYTORCH_NO_CUDA_MEMORY_CACHING": "1"}
+"""Has torch ask the driver for the memory of each tensor."""
 SEEN = "launched:"
 """Begins the line of a launch that has been made: a number, of how many, the kernel."""
 MOST_SAID = 20
@@ -127,30 +129,34 @@ def find_sanitizer() -> str:
 
 def check(sanitizer: str, options: argparse.Namespace) -> int:
     """Runs the tools, beside each other, and prints what they found; the exit status."""
-    command = [sys.executable, "-W", "ignore", "-m", __spec__.name]
-    with tempfile.TemporaryDirectory(prefix="zipnerf-sanitize-") as name, Running(name, options.seconds) as running:
-        launches = Path(name) / "launches"
+    program = [sys.executable, "-W", "ignore", "-m", __spec__.name]
+    with (
+        tempfile.TemporaryDirectory(prefix="zipnerf-sanitize-") as folder,
+        Running(options.seconds) as running,
+        ThreadPoolExecutor(len(options.tool)) as pool,
+    ):
+        launches = Path(folder) / "launches"
+
+        def watch(tool: str, *what: str) -> str:
+            watched = [sanitizer, "--tool", tool, *OPTIONS[tool], *COMMON, *program, *what]
+            return running.run(tool, watched, ALLOCATED_ALONE)
+
+        planted = [pool.submit(watch, tool, PLANT) for tool in options.tool]
         # Without a tool: it compiles what the tools then find, and what fails here has nothing to do with them.
-        said = running.run("without a tool", [*command, "--method", *options.method, TAKE, str(launches)])
-        if not launches.exists():
-            raise InputError(f"the kernels could not be launched:\n{said[-2000:]}")
-        total = seen_in(said)
-
-        def run(tool: str) -> Report:
-            watched = [sanitizer, "--tool", tool, *OPTIONS[tool], *COMMON, *command]
-            said = [running.run(tool, [*watched, *what]) for what in ([PLANT], [LAUNCH, str(launches)])]
-            if options.logs is not None:
-                options.logs.mkdir(parents=True, exist_ok=True)
-                (options.logs / f"{tool}.txt").write_text("".join(said), encoding="utf-8")
-            return read(tool, *said)
-
-        with ThreadPoolExecutor(len(options.tool)) as pool:
-            pending = [pool.submit(run, tool) for tool in options.tool]
-            with suppress(KeyboardInterrupt):
-                wait(pending)
-            running.end()
-            reports = [each.result() for each in pending]
-    lines, is_clean = format_reports(reports, total)
+        taken = running.run("without a tool", [*program, "--method", *options.method, TAKE, str(launches)])
+        made = [pool.submit(watch, tool, LAUNCH, str(launches)) for tool in options.tool if launches.exists()]
+        with suppress(KeyboardInterrupt):
+            wait([*planted, *made])
+        running.end()
+        if not made:
+            raise InputError(f"the kernels could not be launched, or not in time:\n{taken[-2000:]}")
+        said = [(first.result(), second.result()) for first, second in zip(planted, made, strict=True)]
+    if options.logs is not None:
+        options.logs.mkdir(parents=True, exist_ok=True)
+        for tool, texts in zip(options.tool, said, strict=True):
+            (options.logs / f"{tool}.txt").write_text("".join(texts), encoding="utf-8")
+    reports = [read(tool, *texts) for tool, texts in zip(options.tool, said, strict=True)]
+    lines, is_clean = format_reports(reports, seen_in(taken))
     print("\n".join(lines))
     return 0 if is_clean else 1
 
@@ -159,12 +165,10 @@ class Running:
     """Processes that end with the context, by SIGTERM, or when their time is over.
 
     Args:
-        folder: what Triton compiles is kept there.
         seconds: for all of them; 0 sets no end.
     """
 
-    def __init__(self, folder: str, seconds: float) -> None:
-        self._environment = {**os.environ, "TRITON_CACHE_DIR": folder, "PYTORCH_NO_CUDA_MEMORY_CACHING": "1"}
+    def __init__(self, seconds: float) -> None:
         self._start = time.monotonic()
         self._processes: list[subprocess.Popen] = []
         self._has_ended = False
@@ -181,13 +185,15 @@ class Running:
         self._limit.cancel()
         self.end()
 
-    def run(self, name: str, command: Sequence[str]) -> str:
+    def run(self, name: str, arguments: Sequence[str], environment: Mapping[str, str] | None = None) -> str:
         """All that a program prints; its launches are told at once, with the number of errors until then."""
         if self._has_ended:
             return ""
         # A session of its own, so that the tool's child ends with it.
-        process = subprocess.Popen(command, env=self._environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
-                                   text=True, start_new_session=True)  # fmt: skip
+        process = subprocess.Popen(
+            arguments, env={**os.environ, **(environment or {})}, stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
+            text=True, start_new_session=True,
+        )  # fmt: skip
         self._processes.append(process)
         said, errors = [], 0
         for line in process.stdout:
@@ -225,13 +231,16 @@ def take(methods: Sequence[str], path: Path) -> None:
         for method in methods:
             rehearsal.rehearse(method, rehearsal.AS_CONFIGURED, LOG2_HASHMAP_SIZE)
 
-    for pending in compile_ahead(rehearse, torch.device(rehearsal.DEVICE, torch.cuda.current_device())):
-        pending.result()
+    pending = compile_ahead(rehearse, torch.device(rehearsal.DEVICE, torch.cuda.current_device()))
+    print(f"{len(pending)} kernels are compiled.", flush=True)
+    for each in pending:
+        each.result()
+    print("Their launches are taken down.", flush=True)
     with taken_down() as found:
         rehearse()
-    torch.cuda.synchronize()
     for number, taken in enumerate(found.values(), 1):
         _tell(number, len(found), taken.kernel)
+    print("They are written.", flush=True)
     write(found.values(), path)
 
 

@@ -28,8 +28,8 @@ CORNER_BYTES = 8 * (4 + 8 + 4 + 4 + 4)
 """What a multisample takes while the torch twin works at a level: eight corners' row (twice), two weights, product."""
 COTANGENT_ROWS = 1 << 18
 """Intervals for which the kernels hold the color layers' cotangents at a time (``kernels.mlp.tuning``)."""
-GPU_BYTES = 2**26
-"""Workspaces of libraries, and what torch rounds up."""
+GPU_BYTES = 144 * 2**20
+"""Workspaces of libraries, and what torch rounds up: docs/measurements.md, "Memory before the first step"."""
 OUTSIDE_BYTES = 2**27
 """What torch does not count: the code of kernels that are yet to be loaded, and what the driver makes of a graph."""
 FEWEST_RAYS, SMALLEST_TABLE = 256, 12
@@ -95,17 +95,18 @@ def _step_memory(model: ZipNerfModelConfig, num_rays: int, ops: Ops, device: tor
     lack = ops.why_radiance_unsupported(
         rendered_channels(model), model.hidden_dim, model.color_layers, model.color_dim, VIEW_DIM, precision
     )
-    layers = model.color_layers * model.color_dim
+    layers, values = model.color_layers * model.color_dim, table_values(model).values()
     if ops.name == "triton" and lack is None:
         # Each layer's input, with the view direction and a column of ones beside it.
         colors = colored * (layers + model.hidden_dim + model.color_layers * VIEW_DIM) * number
         briefly = min(colored, COTANGENT_ROWS) * (layers + model.hidden_dim) * number
         # Gradients of tables come when colors have given back their memory, which is theirs then if it is large enough.
-        values = table_values(model).values()
         briefly -= 4 * (sum(values) if colors > 4 * max(values) else sum(values) - max(values))
     else:
         unfolded = 3 * model.bottleneck_dim if model.color_layers == 1 else 0
         colors, briefly = colored * (layers + unfolded) * number, colored * 3 * model.color_dim * number
+        # What close multisamples, looked up as one, give the table comes by itself before it is added.
+        corners += 4 * max(values)
     kept += rows * 4 * COLOR_NUMBERS
     return max(kept + colors + briefly, kept + corners) + (GPU_BYTES if device.type == "cuda" else 0)
 

@@ -47,7 +47,7 @@ class Taken(NamedTuple):
     kernel: str
     grid: tuple[int, ...]
     memories: list[Tensor]
-    """Bytes of all that its tensors lie in."""
+    """Bytes of all that its tensors lie in: copies where they lay, or from :func:`read` on the CPU."""
     arguments: list[Any]
     """As it was given them, but tensors as places."""
     options: dict[str, Any]
@@ -101,7 +101,7 @@ def _take(name: tuple[str, str], grid: tuple[int, ...], args: Sequence[Any], opt
         storage = value.untyped_storage()
         if storage.data_ptr() not in memories:
             content = torch.zeros(0, dtype=torch.uint8, device=value.device).set_(storage)
-            memories[storage.data_ptr()] = content.clone().cpu()
+            memories[storage.data_ptr()] = content.clone()
         number = list(memories).index(storage.data_ptr())
         return Place(number, value.storage_offset(), tuple(value.shape), value.stride(), value.dtype)
 
@@ -116,7 +116,11 @@ def write(launches: Iterable[Taken], path: Path) -> None:
         turns[launch.kernel].append(launch)
     rounds = sorted(((turn, each) for of_kernel in turns.values() for turn, each in enumerate(of_kernel)),
                     key=lambda pair: pair[0])  # fmt: skip
-    path.write_bytes(pickle.dumps([launch for _, launch in rounds]))
+    # In one piece: for each by itself the device would have to be waited for.
+    sizes = [len(memory) for _, launch in rounds for memory in launch.memories]
+    pieces = iter(torch.cat([memory for _, launch in rounds for memory in launch.memories]).cpu().split(sizes))
+    kept = [launch._replace(memories=[next(pieces).clone() for _ in launch.memories]) for _, launch in rounds]
+    path.write_bytes(pickle.dumps(kept))
 
 
 def read(path: Path) -> list[Taken]:
