@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 from pathlib import Path
 
 import pytest
@@ -33,8 +34,17 @@ def test_the_same_training_repeats_and_another_does_not(tiny_scene: Path, tmp_pa
     assert repeat.run(config).digest != rows[0][2]
 
 
+def test_the_spread_of_trainings_is_told(tiny_scene: Path, capsys: pytest.CaptureFixture[str], fresh_writers: None):
+    """On a CPU they are all the same; each is told when it ends."""
+    options = ["--data", str(tiny_scene), "--tiny", "--steps", "0", "--runs", "2", "--run-steps", "3"]
+    assert repeat.main(options) == 0
+    said = capsys.readouterr().out
+    first, second = re.findall(r"^Training [12] of 2: (\S+) dB$", said, re.MULTILINE)
+    assert first == second and f"{first} dB, standard deviation 0.000: {first}, {first}." in said
+
+
 def test_how_far_trainings_are_apart():
-    first, second = (repeat.Ended(name, [torch.ones(2), torch.full((3,), value)], 1.0, None)
+    first, second = (repeat.Ended(name, [torch.ones(2), torch.full((3,), value)], 1.0)
                      for name, value in (("a", 1.0), ("b", 1.1)))  # fmt: skip
     assert repeat.apart(first, first) == "the same bits"
     assert repeat.apart(first, second) == f"parameters differ by {(0.03 / 5) ** 0.5:.1e} of their norm"

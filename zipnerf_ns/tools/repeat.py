@@ -31,7 +31,7 @@ from zipnerf_ns.engine.trainer import ZipNerfTrainerConfig
 from zipnerf_ns.tools.bench import built_in_scene
 from zipnerf_ns.tools.benchmark.setup import FULL, TINY, bench_config
 from zipnerf_ns.tools.command import command, command_parser, table
-from zipnerf_ns.tools.trials.training import release
+from zipnerf_ns.tools.trials.training import release, set_up
 
 
 class Ended(NamedTuple):
@@ -43,8 +43,6 @@ class Ended(NamedTuple):
     """On the CPU."""
     step_ms: float
     """Mean of the later half's."""
-    psnr: float | None
-    """PSNR of the held-out views, dB, if it was asked for."""
 
 
 def state_of(trainer: Any) -> Iterator[tuple[str, Tensor]]:
@@ -66,13 +64,12 @@ def digest_of(trainer: Any) -> str:
     return found.hexdigest()[:16]
 
 
-def run(config: ZipNerfTrainerConfig, stop_at: int | None = None, measures: bool = False) -> Ended:
+def run(config: ZipNerfTrainerConfig, stop_at: int | None = None) -> Ended:
     """Trains as ``ns-train`` does.
 
     Args:
         config: of the training.
         stop_at: the step in which the process is sent SIGTERM.
-        measures: whether held-out views are rendered at the end.
     """
     config = copy.deepcopy(config)
     writer.EVENT_WRITERS.clear()
@@ -95,14 +92,22 @@ def run(config: ZipNerfTrainerConfig, stop_at: int | None = None, measures: bool
     with nullcontext() if stop_at is None else suppress(SystemExit):
         trainer.train()
     step_ms = (times.get(total - 1, 0.0) - times.get(total // 2, 0.0)) / (total - 1 - total // 2) * 1e3
-    psnr = trainer.pipeline.get_average_eval_image_metrics()["psnr"] if measures else None
     parameters = [parameter.detach().cpu() for parameter in trainer.pipeline.model.parameters()]
-    ended = Ended(digest_of(trainer), parameters, step_ms, psnr)
+    ended = Ended(digest_of(trainer), parameters, step_ms)
     release(trainer)
     if stop_at is None:
         # Checkpoints are large, and this one is not resumed.
         shutil.rmtree(config.get_base_dir())
     return ended
+
+
+def measure(config: ZipNerfTrainerConfig) -> float:
+    """PSNR of the held-out views after a training that writes nothing."""
+    trainer, _ = set_up(config)
+    trainer.train()
+    psnr = trainer.pipeline.get_average_eval_image_metrics()["psnr"]
+    release(trainer)
+    return psnr
 
 
 def apart(first: Ended, second: Ended) -> str:
@@ -175,7 +180,9 @@ def main(arguments: list[str] | None = None) -> int:
         for number in range(options.runs):
             config.output_dir, config.max_num_iterations = folder / f"run {number}", options.run_steps
             config.steps_per_eval_image = 0
-            measured.append(run(config, measures=True).psnr)
+            measured.append(measure(config))
+            # Among what trainings say, and whatever becomes of the others.
+            print(f"Training {number + 1} of {options.runs}: {measured[-1]:.3f} dB", flush=True)
     print("\n".join(table(("training", "ended", "digest"), rows)))
     if len(measured) > 1:
         mean, spread = statistics.mean(measured), statistics.stdev(measured)
