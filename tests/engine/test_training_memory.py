@@ -46,20 +46,25 @@ def kernels(gpu: None, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(reckoned, "resolve_ops", lambda *_: ops)
 
 
-@pytest.mark.parametrize(("method", "num_rays", "changes", "counted"), [
-    (zipnerf, 8192, {}, 1799), (zipnerf, 16_384, {}, 2127), (zipnerf_big, 65_536, {}, 4243),
-    (zipnerf_lite, 1024, {}, 256), (zipnerf, 8192, {"precision": "float32"}, 2111),
-    (zipnerf, 8192, {"camera_optimizer": CameraOptimizerConfig(mode="SO3xR3")}, 1973),
+@pytest.mark.parametrize(("method", "num_rays", "changes", "taken"), [
+    (zipnerf, 16_384, {}, 2.26), (zipnerf_big, 65_536, {}, 4.30), (zipnerf_lite, 1024, {}, 0.41),
+    (zipnerf, 8192, {"camera_optimizer": CameraOptimizerConfig(mode="SO3xR3")}, 2.09),
+    (zipnerf, 8192, {"precision": "float32"}, 2.26),
 ])  # fmt: skip
-def test_a_training_needs_what_was_counted(kernels, method, num_rays, changes, counted):
-    """MiB, from all pieces of memory that a step asks for and gives back, put into blocks as torch does it."""
+def test_a_training_needs_what_was_measured(kernels, method, num_rays, changes, taken):
+    """docs/measurements.md has GiB that torch has taken from an H200, 0.02 of them for pixels."""
     model = dataclasses.replace(method.config.pipeline.model, **changes)
-    needed = sum(training_memory(model, num_rays, 0, CUDA)) - reckoned.GPU_BYTES
-    assert 0.95 * counted <= needed / 2**20 <= 1.06 * counted
+    assert sum(training_memory(model, num_rays, int(0.016 * GIB), CUDA)) / GIB == pytest.approx(taken, rel=0.06)
+
+
+def test_a_training_by_torch_needs_what_was_measured():
+    """Of pieces that find no place in others' more is taken than is in use: the estimate lies in between."""
+    needed = sum(training_memory(zipnerf.config.pipeline.model, 4096, int(0.016 * GIB), CUDA)) / GIB
+    assert 1.90 < needed < 2.26 < 1.15 * needed
 
 
 @pytest.mark.parametrize(("num_rays", "measured"), [(16_384, 4.3), (65_536, 13.3)])
-def test_so_does_the_torch_form(num_rays, measured):
+def test_the_torch_form_needs_what_was_in_use(num_rays, measured):
     """It was measured when proposals had six look-ups an interval, and each interval its color; GiB in use."""
     model = dataclasses.replace(zipnerf.config.pipeline.model, proposal_prefilter="multisample", color_group=1)
     needed = sum(training_memory(model, num_rays, 0, CUDA))
