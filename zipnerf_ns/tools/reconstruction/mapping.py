@@ -7,8 +7,9 @@ from __future__ import annotations
 
 import itertools
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, NamedTuple
 
 from rich.console import Console
@@ -63,12 +64,21 @@ class Workshop:
         masks: folder of masks named ``NAME.png`` for a picture's whole name, or None.
         folder: of the database and of models.
         lens: COLMAP's camera model.
+        known: intrinsics of cameras to begin with, numbers in COLMAP's order between commas; others are guessed.
     """
 
-    def __init__(self, pictures: Sequence[Picture], images: Path, masks: Path | None, folder: Path, lens: str) -> None:
+    def __init__(
+        self,
+        pictures: Sequence[Picture],
+        images: Path,
+        masks: Path | None,
+        folder: Path,
+        lens: str,
+        known: Mapping[str, str] = MappingProxyType({}),
+    ) -> None:
         self.pycolmap = import_pycolmap()
         self.pycolmap.logging.minloglevel = self.pycolmap.logging.Level.ERROR.value
-        self.pictures, self.images, self.folder = pictures, images, folder
+        self.pictures, self.images, self.folder, self.known = pictures, images, folder, known
         self.names = [picture.name for picture in pictures]
         self.database = folder / "database.db"
         self.reader = self.pycolmap.ImageReaderOptions(camera_model=lens)
@@ -85,7 +95,8 @@ class Workshop:
         for picture in self.pictures:
             by_camera.setdefault(picture.camera, []).append(picture.name)
         with get_progress("Cameras      ") as progress:
-            for names in progress.track(list(by_camera.values())):
+            for camera, names in progress.track(list(by_camera.items())):
+                self.reader.camera_params = self.known.get(camera, "")
                 self.pycolmap.import_images(
                     self.database,
                     self.images,
