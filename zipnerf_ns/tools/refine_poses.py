@@ -24,7 +24,6 @@ from zipnerf_ns.data.images import read_mask
 from zipnerf_ns.data.transforms import read_transforms
 from zipnerf_ns.errors import InputError
 from zipnerf_ns.functional.similarity import align_cameras, move_cameras, pose_errors
-from zipnerf_ns.tools.colmap import CommandError
 from zipnerf_ns.tools.command import command
 from zipnerf_ns.tools.disturb_poses import link_files, open_scene, write_scene
 from zipnerf_ns.tools.reconstruction.mapping import Placement, Workshop
@@ -51,8 +50,8 @@ def refine_scene(
     Returns:
         The new folder.
     Raises:
-        InputError: the scene cannot be read, its photographs do not belong together, or ``output`` exists.
-        CommandError: pycolmap is missing.
+        InputError: the scene cannot be read, its photographs do not belong together, ``output`` exists, or pycolmap is
+            missing.
     """
     scene, output, _ = open_scene(scene, output, 0)
     meta = read_transforms(scene / "transforms.json").meta
@@ -127,7 +126,7 @@ def move_frames(meta: dict[str, Any], placement: Placement) -> str:
     return "\n".join(lines)
 
 
-@command(CommandError, OSError)
+@command(OSError)
 def main(arguments: list[str] | None = None) -> None:
     """The command."""
     write_scene(refine_scene, "refine_poses", "Refined scene", arguments)
