@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from nerfstudio.engine.optimizers import AdamOptimizerConfig
 
 from zipnerf_ns.data.datamanager import ZipNerfDataManager
-from zipnerf_ns.engine.graph import GraphedStep, set_up_graph, why_no_graph
+from zipnerf_ns.engine.step import GraphedStep, set_up_graph, why_no_graph
 from zipnerf_ns.model import ZipNerfModel
 
 
@@ -139,8 +139,8 @@ def test_a_measuring_step_does_not_need_memory_beside_the_graphs(tmp_path: Path,
     config.pipeline.model.collision_check_steps = 5
     trainer = start(config)
     monkeypatch.setattr(ZipNerfModel, "uses_kernels", property(lambda self: True))
-    graph, compute, eager = Replays(trainer), trainer._guarded, []
-    trainer._graph = graph
+    graph, compute, eager = Replays(trainer), trainer.gradients.compute, []
+    trainer.gradients.graph = graph
     graph.forget = lambda: graph.steps.append("forgotten")
 
     def guarded(step: int) -> Any:
@@ -148,7 +148,7 @@ def test_a_measuring_step_does_not_need_memory_beside_the_graphs(tmp_path: Path,
             eager.append((step, graph.steps[-1:]))
         return compute(step)
 
-    trainer._guarded = guarded
+    trainer.gradients.compute = guarded
     trainer.train()
     assert eager == [(0, ["forgotten"]), (1, ["forgotten"]), (2, ["forgotten"]), (5, ["forgotten"])]
 
@@ -156,7 +156,7 @@ def test_a_measuring_step_does_not_need_memory_beside_the_graphs(tmp_path: Path,
 def test_moments_are_made_before_anything_that_a_step_needs(tmp_path: Path, fresh_writers):
     """They stay, and would split large pieces of memory that the step gives back."""
     trainer = start(tiny_config(write_scene(tmp_path / "scene"), tmp_path, steps=1))
-    adam, compute = trainer.optimizers.optimizers["hash_tables"], trainer._guarded
+    adam, compute = trainer.optimizers.optimizers["hash_tables"], trainer.gradients.compute
     number = len(trainer.pipeline.model.zipnerf.tables())
 
     def guarded(step: int) -> Any:
@@ -166,7 +166,7 @@ def test_moments_are_made_before_anything_that_a_step_needs(tmp_path: Path, fres
 
     # Nothing is there before: a training that is stopped then has nothing to save.
     assert len(adam.state) == 0
-    trainer._guarded = guarded
+    trainer.gradients.compute = guarded
     trainer.train()
     assert [float(state["step"]) for state in adam.state.values()] == [1.0] * number
 
@@ -177,7 +177,7 @@ def test_the_step_after_a_checkpoint_was_loaded_is_not_replayed(tmp_path: Path, 
     trainer = start(config)
     trainer.save_checkpoint(0)
     monkeypatch.setattr(ZipNerfModel, "uses_kernels", property(lambda self: True))
-    graph = trainer._graph = Replays(trainer)
+    graph = trainer.gradients.graph = Replays(trainer)
     iterate = trainer.train_iteration
 
     def iteration(step: int) -> Any:
@@ -213,7 +213,7 @@ def test_shares_of_collisions_are_the_latest_ones_after_every_replay(tmp_path: P
     config.pipeline.model.collision_check_steps = 5
     trainer = start(config)
     monkeypatch.setattr(ZipNerfModel, "uses_kernels", property(lambda self: True))
-    graph = trainer._graph = Frozen(trainer)
+    graph = trainer.gradients.graph = Frozen(trainer)
     monitor, told = trainer.pipeline.model.monitor, {}
     iterate = trainer.train_iteration
 

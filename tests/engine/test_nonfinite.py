@@ -182,7 +182,7 @@ def test_a_step_with_a_bad_loss_is_skipped_and_the_training_goes_on(
                 trainer.optimizers.zero_grad_all()
                 return compute()
 
-        trainer._graph = Graph()
+        trainer.gradients.graph = Graph()
     states = spoil(trainer, range(5, 7), factor)
     trainer.train()
     assert [step for step in range(1, 8) if not changed(states, step)] == [5, 6]

@@ -10,7 +10,7 @@ from _scenes import assert_clear, checkpoint, load, said_when_started, start, ti
 
 from nerfstudio.utils.eval_utils import eval_setup
 
-from zipnerf_ns.engine.graph import why_no_graph
+from zipnerf_ns.engine.step import why_no_graph
 
 pytestmark = pytest.mark.usefixtures("fresh_writers")
 

@@ -109,11 +109,11 @@ def rehearse(trainer: Trainer) -> None:
     model.zipnerf.set_progress(trainer._start_step / config.max_num_iterations)
     with torch.random.fork_rng([device] if device.type == "cuda" else []):
         pipeline.train()
-        trainer._losses_and_gradients(trainer._start_step)
+        trainer.gradients.compute(trainer._start_step)
         if model.lens is not None:
             # Later steps have no gradient to rays.
             model.lens.is_learned = False
-            trainer._losses_and_gradients(trainer._start_step)
+            trainer.gradients.compute(trainer._start_step)
         for optimizer in trainer.optimizers.optimizers.values():
             if isinstance(optimizer, DecayingAdam):
                 optimizer.rehearse()

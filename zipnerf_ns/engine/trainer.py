@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 import time
 from contextlib import nullcontext, suppress
 from dataclasses import dataclass, field
@@ -23,21 +22,20 @@ from nerfstudio.utils.writer import EventName, TimeWriter
 from zipnerf_ns.cameras.camera_adam import adopt_cameras
 from zipnerf_ns.engine.checkpoints import ResumableTrainer, restore_rng, source_of
 from zipnerf_ns.engine.checks import check_run
-from zipnerf_ns.engine.graph import EAGER_STEPS, make_room, set_up_graph
 from zipnerf_ns.engine.messages import interrupted, next_commands, print_unbroken, quiet_dependencies, tell
 from zipnerf_ns.engine.optimizers import DecayingAdam, complete_schedules
 from zipnerf_ns.engine.parallel.exchange import GradientExchange
 from zipnerf_ns.engine.parallel.processes import Watch, place
 from zipnerf_ns.engine.progress import EventLog, ProgressLine, StepTimer, TrainingClock, log_step
 from zipnerf_ns.engine.runs import RunConfig, read_trained
-from zipnerf_ns.engine.safety.determinism import prepare_to_repeat, repeatable
+from zipnerf_ns.engine.safety.determinism import prepare_to_repeat
 from zipnerf_ns.engine.safety.gradients import NonFiniteGuard, gradient_norms, update_scaler
 from zipnerf_ns.engine.safety.room import check_room_to_train
 from zipnerf_ns.engine.safety.stopping import StopRequests
 from zipnerf_ns.engine.safety.viewers import pictures_end
 from zipnerf_ns.engine.startup import compile_kernels, show_images
+from zipnerf_ns.engine.step import StepGradients, set_up_graph
 from zipnerf_ns.errors import InputError, say_once
-from zipnerf_ns.ops import with_fallbacks
 
 
 @dataclass
@@ -77,7 +75,7 @@ class ZipNerfTrainer(ResumableTrainer):
         # Before Nerfstudio's own first lines, which warn.
         quiet_dependencies()
         super().__init__(config, *place(local_rank, world_size, config.machine))
-        self._exchange: GradientExchange | None = None
+        self.gradients = StepGradients(self)
         self._watch: Watch | None = None
         self.stops = StopRequests(self.world_size == 1)
 
@@ -95,11 +93,10 @@ class ZipNerfTrainer(ResumableTrainer):
                 compile_kernels(self)
         tables, has_scaler = self.pipeline.model.zipnerf.tables(), self.grad_scaler.is_enabled()
         if self.world_size > 1:
-            self._exchange = GradientExchange(self.pipeline.model, tables, self.optimizers.parameters)
+            self.gradients.exchange = GradientExchange(self.pipeline.model, tables, self.optimizers.parameters)
             self._watch = Watch(self.checkpoint_dir)
         self.guard = NonFiniteGuard(self.optimizers.optimizers, tables, torch.device(self.device), has_scaler)
-        self._graph = set_up_graph(self)
-        self._eager_steps = 0
+        self.gradients.graph = set_up_graph(self)
 
     def setup_optimizers(self) -> Optimizers:
         """Optimizers whose schedules end with the training, if the configuration does not say otherwise."""
@@ -117,9 +114,8 @@ class ZipNerfTrainer(ResumableTrainer):
         """Trains up to max_num_iterations steps *in total*: Nerfstudio itself adds that many to a resumed run."""
         with tell(self.config), nullcontext() if self._watch is None else self._watch, self.stops, pictures_end(self):
             self._train()
-            if self._graph is not None:
-                # Before the means of communication that it holds on to.
-                self._graph.forget()
+            # Before the means of communication that a graph holds on to.
+            self.gradients.forget()
 
     def _train(self) -> None:
         total = self.config.max_num_iterations
@@ -285,20 +281,8 @@ class ZipNerfTrainer(ResumableTrainer):
         Nerfstudio's also writes the learning rates and reads the scale of a scaler that is switched off.
         """
         every = {name: self.gradient_accumulation_steps[name] for name in self.optimizers.parameters}
-        model = self.pipeline.model
-        # What was true of the model at set-up need not be any more: its configuration can be changed between steps.
-        is_eager = self._graph is None or not model.uses_kernels or model.monitor.is_due()
-        if is_eager or self._eager_steps < EAGER_STEPS or not self._graph.has_current_tables():
-            make_room(self, self._eager_steps == 0)
-            self._eager_steps += 1
-            self.optimizers.zero_grad_some([name for name, steps in every.items() if step % steps == 0])
-            loss, loss_dict, metrics_dict = self._guarded(step)
-        else:
-            learns_lens = model.lens is not None and model.lens.is_learned
-            key = self.pipeline.datamanager.get_train_rays_per_batch(), model.zipnerf.num_active_levels(), learns_lens
-            loss, loss_dict, metrics_dict = self._graph(key, lambda: self._guarded(step))
-            # What is measured by eager steps alone is not written by a replay, whose metrics are those of its capture.
-            metrics_dict = {**metrics_dict, **model.monitor.shares}
+        begun = [name for name, steps in every.items() if step % steps == 0]
+        loss, loss_dict, metrics_dict = self.gradients(step, begun)
         complete = [name for name, steps in every.items() if step % steps == steps - 1]
         self.optimizers.optimizer_scaler_step_some(self.grad_scaler, self.guard.steppable(complete))
         if self.config.log_gradients and self._is_logged(step):
@@ -307,31 +291,6 @@ class ZipNerfTrainer(ResumableTrainer):
             for scheduler in self.optimizers.schedulers.values():
                 scheduler.step()
         return loss, loss_dict, metrics_dict
-
-    def _guarded(self, step: int) -> TRAIN_INTERATION_OUTPUT:
-        result = self._losses_and_gradients(step)
-        # Gradients are the same in all processes, losses are not.
-        self.guard.look(result[1] if self.world_size == 1 else {})
-        return result
-
-    def _losses_and_gradients(self, step: int) -> TRAIN_INTERATION_OUTPUT:
-        """The loss, its parts and the metrics, detached; the gradients are left in the parameters.
-
-        Raises:
-            InputError: if a kernel cannot be launched and nothing may take its place.
-        """
-        implementation = self.pipeline.model.config.implementation
-        # Gradients of a failed attempt go, and with them what earlier steps may have accumulated.
-        return with_fallbacks(implementation, lambda: self._step_gradients(step), self.optimizers.zero_grad_all)
-
-    def _step_gradients(self, step: int) -> TRAIN_INTERATION_OUTPUT:
-        with repeatable(self.config.deterministic):
-            with torch.autocast(self._device_type) if self.mixed_precision else nullcontext():
-                _, loss_dict, metrics_dict = self.pipeline.get_train_loss_dict(step=step)
-                loss = functools.reduce(torch.add, loss_dict.values())
-            with nullcontext(loss) if self._exchange is None else self._exchange.averaging(loss) as share:
-                self.grad_scaler.scale(share).backward()
-        return loss.detach(), {name: value.detach() for name, value in loss_dict.items()}, metrics_dict
 
     def eval_iteration(self, step: int) -> None:
         """Nerfstudio's evaluation; its last test PSNR also goes into the progress line."""

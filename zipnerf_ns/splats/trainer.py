@@ -50,9 +50,8 @@ class SplatTrainer(ZipNerfTrainer):
         super()._after_train()
 
     def _make_splats(self) -> None:
-        if self._graph is not None:
-            # Its memory is wanted.
-            self._graph.forget()
+        # A graph's memory is wanted.
+        self.gradients.forget()
         config, unfinished = self.config, self.base_dir / UNFINISHED
         try:
             make_splats(

@@ -1,23 +1,29 @@
-"""A training step's losses and gradients as a CUDA graph: captured once, then replayed by a single launch.
+"""A training step's losses and gradients; where that can be as a CUDA graph: captured once, replayed by one launch.
 
 A step is some two hundred launches, which take Python 15 ms; at few rays the device is done in a fifth of that.
 """
 
 from __future__ import annotations
 
+import functools
+import weakref
 from collections.abc import Callable, Hashable, Sequence
-from typing import TypeVar
+from contextlib import nullcontext
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
 
-from nerfstudio.engine.trainer import Trainer
+from nerfstudio.engine.trainer import TRAIN_INTERATION_OUTPUT, Trainer
 from nerfstudio.utils.rich_utils import CONSOLE
 
 from zipnerf_ns.engine.messages import raise_for_user
 from zipnerf_ns.engine.optimizers import DecayingAdam
+from zipnerf_ns.engine.parallel.exchange import GradientExchange
+from zipnerf_ns.engine.safety.determinism import repeatable
 from zipnerf_ns.errors import InputError
 from zipnerf_ns.hash_table import HashTable
+from zipnerf_ns.ops import with_fallbacks
 
 Result = TypeVar("Result")
 
@@ -113,20 +119,6 @@ def set_up_graph(trainer: Trainer) -> GraphedStep | None:
     return GraphedStep(parameters, trainer.pipeline.model.zipnerf.tables())
 
 
-def make_room(trainer: Trainer, is_first: bool) -> None:
-    """Has an eager step find memory: a captured one gives back its own, for there is none for two, and what stays from
-    the first step on is made before it.
-
-    Args:
-        trainer: about to take the step.
-        is_first: of the process.
-    """
-    if trainer._graph is not None:
-        trainer._graph.forget()
-    if is_first and isinstance(adam := trainer.optimizers.optimizers["hash_tables"], DecayingAdam):
-        adam.make_moments()
-
-
 def why_no_graph(trainer: Trainer) -> str | None:
     """What in a training cannot be captured, as a sentence; None if nothing."""
     model = trainer.pipeline.model
@@ -143,3 +135,76 @@ def why_no_graph(trainer: Trainer) -> str | None:
     if not getattr(trainer.pipeline.datamanager, "is_capturable", False):
         return "pixels or rays are not made by our kernels on the GPU."
     return None
+
+
+class StepGradients:
+    """Computes a trainer's losses and gradients, step by step.
+
+    Args:
+        trainer: whose steps they are; it need not be set up yet.
+    """
+
+    def __init__(self, trainer: Any) -> None:
+        # Without a circle a trainer's memory is free when the trainer is.
+        self._trainer = weakref.proxy(trainer)
+        self.exchange: GradientExchange | None = None
+        self.graph: GraphedStep | None = None
+        self._eager_steps = 0
+
+    def __call__(self, step: int, begun: Sequence[str]) -> TRAIN_INTERATION_OUTPUT:
+        """The loss, its parts and the metrics, detached; the gradients are left in the parameters.
+
+        Args:
+            step: its number.
+            begun: groups of parameters whose gradients begin anew.
+        Raises:
+            InputError: if a kernel cannot be launched and nothing may take its place.
+        """
+        trainer, model = self._trainer, self._trainer.pipeline.model
+        # What was true of the model at set-up need not be any more: its configuration can be changed between steps.
+        is_eager = self.graph is None or not model.uses_kernels or model.monitor.is_due()
+        if is_eager or self._eager_steps < EAGER_STEPS or not self.graph.has_current_tables():
+            self._make_room()
+            self._eager_steps += 1
+            trainer.optimizers.zero_grad_some(list(begun))
+            return self._guarded(step)
+        learns_lens = model.lens is not None and model.lens.is_learned
+        key = trainer.pipeline.datamanager.get_train_rays_per_batch(), model.zipnerf.num_active_levels(), learns_lens
+        loss, loss_dict, metrics_dict = self.graph(key, lambda: self._guarded(step))
+        # What is measured by eager steps alone is not written by a replay, whose metrics are those of its capture.
+        return loss, loss_dict, {**metrics_dict, **model.monitor.shares}
+
+    def forget(self) -> None:
+        """Gives a graph's memory back."""
+        if self.graph is not None:
+            self.graph.forget()
+
+    def compute(self, step: int) -> TRAIN_INTERATION_OUTPUT:
+        """What calling gives, by Python and unguarded."""
+        implementation = self._trainer.pipeline.model.config.implementation
+        # Gradients of a failed attempt go, and with them what earlier steps may have accumulated.
+        return with_fallbacks(implementation, lambda: self._attempt(step), self._trainer.optimizers.zero_grad_all)
+
+    def _make_room(self) -> None:
+        """Has an eager step find memory: a graph gives back its own, for there is none for two, and what stays from the
+        process's first step on is made before it."""
+        self.forget()
+        adam = self._trainer.optimizers.optimizers["hash_tables"]
+        if self._eager_steps == 0 and isinstance(adam, DecayingAdam):
+            adam.make_moments()
+
+    def _guarded(self, step: int) -> TRAIN_INTERATION_OUTPUT:
+        result = self.compute(step)
+        # Gradients are the same in all processes, losses are not.
+        self._trainer.guard.look(result[1] if self._trainer.world_size == 1 else {})
+        return result
+
+    def _attempt(self, step: int) -> TRAIN_INTERATION_OUTPUT:
+        trainer = self._trainer
+        with repeatable(trainer.config.deterministic):
+            with torch.autocast(torch.device(trainer.device).type) if trainer.mixed_precision else nullcontext():
+                _, loss_dict, metrics_dict = trainer.pipeline.get_train_loss_dict(step=step)
+                loss = functools.reduce(torch.add, loss_dict.values())
+            with nullcontext(loss) if self.exchange is None else self.exchange.averaging(loss) as share:
+                trainer.grad_scaler.scale(share).backward()
+        return loss.detach(), {name: value.detach() for name, value in loss_dict.items()}, metrics_dict
