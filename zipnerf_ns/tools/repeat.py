@@ -145,6 +145,48 @@ def compare(config: ZipNerfTrainerConfig, folder: Path, deterministic: bool) -> 
     return [first, *rows], all(other.digest == once.digest for other in ended.values())
 
 
+def compare_all(config: ZipNerfTrainerConfig, steps: int, folder: Path) -> tuple[list[list[str]], bool]:
+    """Rows about trainings that should end alike, and about what that costs; whether the deterministic ones did.
+
+    Args:
+        config: of a training that learns nothing beside the scene.
+        steps: of each training.
+        folder: for what they write.
+    """
+    learned, plain = copy.deepcopy(config), copy.deepcopy(config)
+    learned.max_num_iterations, learned.steps_per_eval_image = steps, max(steps // 3, 1)
+    learned.pipeline.model.use_appearance = True
+    learned.pipeline.model.camera_optimizer.mode = "SO3xR3"
+    rows, is_same = compare(learned, folder, deterministic=True)
+    rows += compare(learned, folder, deterministic=False)[0]
+    plain.max_num_iterations, plain.output_dir = steps, folder / "plain"
+    for plain.deterministic in (True, False):
+        name = f"nothing learned beside the scene, {'deterministic' if plain.deterministic else 'as it is'}"
+        ended = run(plain)
+        rows.append([name, f"{ended.step_ms:.2f} ms a step", ended.digest])
+    return rows, is_same
+
+
+def measure_all(config: ZipNerfTrainerConfig, runs: int, steps: int, folder: Path) -> list[float]:
+    """The PSNR of each of several trainings; each is told when it is there.
+
+    Args:
+        config: of the trainings.
+        runs: their number.
+        steps: of each.
+        folder: for what they write.
+    """
+    config = copy.deepcopy(config)
+    config.max_num_iterations, config.steps_per_eval_image = steps, 0
+    measured = []
+    for number in range(runs):
+        config.output_dir = folder / f"run {number}"
+        measured.append(measure(config))
+        # Among what trainings say, and whatever becomes of the others.
+        print(f"Training {number + 1} of {runs}: {measured[-1]:.3f} dB", flush=True)
+    return measured
+
+
 @command()
 def main(arguments: list[str] | None = None) -> int:
     """Prints the table; 1 if the deterministic trainings differ."""
@@ -157,32 +199,16 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--run-steps", type=int, default=1000, help="of each of them")
     parser.add_argument("--tiny", action="store_true", help="a tiny model and few rays: for a CPU")
     options = parser.parse_args(arguments)
+    rows, is_same = [], True
     with tempfile.TemporaryDirectory(prefix="zipnerf-repeat-") as name:
         folder = Path(name)
         data = options.data or built_in_scene(folder / "scene", options.tiny)
         config = bench_config(data, folder, TINY if options.tiny else FULL)
         if options.tiny:
             config.machine.device_type = "cpu"
-        learned = copy.deepcopy(config)
-        learned.max_num_iterations, learned.steps_per_eval_image = options.steps, max(options.steps // 3, 1)
-        learned.pipeline.model.use_appearance = True
-        learned.pipeline.model.camera_optimizer.mode = "SO3xR3"
-        rows, is_same = [], True
         if options.steps:
-            rows, is_same = compare(learned, folder, deterministic=True)
-            rows += compare(learned, folder, deterministic=False)[0]
-            for config.deterministic in (True, False):
-                config.max_num_iterations, config.output_dir = options.steps, folder / "plain"
-                name = f"nothing learned beside the scene, {'deterministic' if config.deterministic else 'as it is'}"
-                ended = run(config)
-                rows.append([name, f"{ended.step_ms:.2f} ms a step", ended.digest])
-        measured = []
-        for number in range(options.runs):
-            config.output_dir, config.max_num_iterations = folder / f"run {number}", options.run_steps
-            config.steps_per_eval_image = 0
-            measured.append(measure(config))
-            # Among what trainings say, and whatever becomes of the others.
-            print(f"Training {number + 1} of {options.runs}: {measured[-1]:.3f} dB", flush=True)
+            rows, is_same = compare_all(config, options.steps, folder)
+        measured = measure_all(config, options.runs, options.run_steps, folder)
     print("\n".join(table(("training", "ended", "digest"), rows)))
     if len(measured) > 1:
         mean, spread = statistics.mean(measured), statistics.stdev(measured)
