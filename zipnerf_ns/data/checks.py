@@ -7,7 +7,7 @@ import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from types import FrameType
+from traceback import walk_stack
 from typing import Any
 
 import torch
@@ -208,10 +208,8 @@ def check_points_are_found(num_rays: int) -> None:
     Raises:
         InputError: if it has drawn many, and none did.
     """
-    frame: FrameType | None = sys._getframe(1)
-    while frame is not None and frame.f_code.co_name != "generate_point_cloud":
-        frame = frame.f_back
-    batches = [] if frame is None else frame.f_locals.get("points", [])
+    drawing = (frame for frame, _ in walk_stack(sys._getframe(1)) if frame.f_code.co_name == "generate_point_cloud")
+    batches = next((frame.f_locals.get("points", []) for frame in drawing), [])
     if len(batches) * num_rays >= FRUITLESS_RAYS and not any(len(points) for points in batches):
         raise InputError(
             f"of {len(batches) * num_rays:,} rays none ends on something opaque in the box. Check --obb-center, "

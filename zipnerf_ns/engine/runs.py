@@ -10,6 +10,7 @@ import dataclasses
 import os
 import sys
 from pathlib import Path, PurePath, PurePosixPath, PureWindowsPath
+from traceback import walk_stack
 from typing import Any
 
 import yaml
@@ -181,22 +182,18 @@ def _file_being_read() -> Path | None:
 
     It keeps the path to itself, while the objects in the file come into being.
     """
-    frame = sys._getframe(1)
-    while frame is not None:
+    for frame, _ in walk_stack(sys._getframe(1)):
         if frame.f_code.co_name == "eval_setup" and "config_path" in frame.f_locals:
             return Path(frame.f_locals["config_path"])
-        frame = frame.f_back
     return None
 
 
 def _command_of_training() -> Any:
     """What ``ns-train`` has made of its command while it reads a config.yml instead; None otherwise."""
-    frame = sys._getframe(1)
-    while frame is not None:
+    for frame, _ in walk_stack(sys._getframe(1)):
         if frame.f_code.co_name == "main" and frame.f_globals.get("__name__") == "nerfstudio.scripts.train":
             command = frame.f_locals["config"]
             return command if command.load_config is not None else None
-        frame = frame.f_back
     return None
 
 

@@ -9,6 +9,7 @@ from concurrent.futures import as_completed, wait
 from contextlib import AbstractContextManager, nullcontext
 from functools import lru_cache
 from pathlib import Path
+from traceback import walk_stack
 from types import FrameType, SimpleNamespace
 
 import torch
@@ -28,13 +29,9 @@ PICTURE_SIDE = 32
 """Pixels of the longer side of a picture that is rendered for what it launches."""
 
 
-def functions_from(frame: FrameType | None) -> list[SimpleNamespace]:
+def functions_from(frame: FrameType) -> list[SimpleNamespace]:
     """The function of a frame, its caller, and so on: of ``inspect.stack`` what nerfstudio reads."""
-    found = []
-    while frame is not None:
-        found.append(SimpleNamespace(function=frame.f_code.co_name))
-        frame = frame.f_back
-    return found
+    return [SimpleNamespace(function=each.f_code.co_name) for each, _ in walk_stack(frame)]
 
 
 def spare_nerfstudio_its_look_at_the_stack() -> None:
