@@ -2,20 +2,33 @@
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 import json
 import math
 
 import numpy as np
 import pytest
+import torch
 from _trials import SMALL, result
 
+from zipnerf_ns.engine.optimizers import complete_schedules
 from zipnerf_ns.tools import ablate
-from zipnerf_ns.tools.ablate import BASE, VARIANTS, difference, main, parse, report, shows_scales, why_left_out
+from zipnerf_ns.tools.ablate import (
+    BASE,
+    VARIANTS,
+    changes_of,
+    difference,
+    main,
+    parse,
+    report,
+    shows_scales,
+    why_left_out,
+)
 from zipnerf_ns.tools.demo_scene import write_scene as write_built_in
 from zipnerf_ns.tools.trials import trial as trials
 from zipnerf_ns.tools.trials import worker as trial_worker
-from zipnerf_ns.tools.trials.config import registered
+from zipnerf_ns.tools.trials.config import change, registered
 from zipnerf_ns.tools.trials.trial import read_result
 
 MODEL = "pipeline.model."
@@ -63,6 +76,30 @@ def test_settings_that_this_version_lacks_are_said(monkeypatch):
     assert why_left_out(registered("zipnerf"), "scales weighted by area", False) == "the scene has one scale"
 
 
+@pytest.mark.parametrize("steps", [1000, 30_000])
+@pytest.mark.parametrize("name,share", [("last rates a tenth", 0.1), ("last rates a hundredth", 0.01)])
+def test_last_rates_are_what_the_name_says_whatever_the_length(name, share, steps):
+    config = copy.deepcopy(registered("zipnerf"))
+    change(config, VARIANTS[name])
+    for group in ("hash_tables", "networks"):
+        first = config.optimizers[group]["optimizer"].lr
+        optimizer = torch.optim.Adam([torch.nn.Parameter(torch.zeros(1))], lr=first)
+        scheduler = complete_schedules(config.optimizers, steps, 1)[group]["scheduler"].setup()
+        factor = scheduler.get_scheduler(optimizer, first).lr_lambdas[0]
+        assert factor(steps) == pytest.approx(share)
+
+
+def test_settings_that_are_changed_together():
+    """Rays, rates and losses of long trainings make one row."""
+    name = "32,768 rays a step + last rates a tenth + distortion of 0.01"
+    changes = changes_of(name)
+    assert changes["pipeline.datamanager.train_num_rays_per_batch"] == 32_768 and len(changes) == 4
+    assert changes[MODEL + "distortion_loss_mult"] == 0.01
+    assert why_left_out(registered("zipnerf"), name, has_scales=False) is None
+    scales = "no distortion + scales weighted by area"
+    assert why_left_out(registered("zipnerf"), scales, has_scales=False) == "the scene has one scale"
+
+
 def test_differences_are_taken_seed_by_seed():
     """Seeds may differ by more than variants do: what counts is the difference under the same rays."""
     base = {0: 25.0, 1: 27.0, 2: 29.0}
@@ -107,6 +144,7 @@ def test_scenes_of_several_scales_are_known(tmp_path):
     "arguments,words",
     [
         (["--only", "everything"], "no variant everything"),
+        (["--only", "no distortion + everything"], "no variant everything"),
         (["--seeds", "1", "1"], "must be different"),
         (["--steps", "0"], "--steps must be at least 2"),
     ],

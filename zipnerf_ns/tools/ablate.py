@@ -1,6 +1,7 @@
 """What each part is worth: ``python -m zipnerf_ns.tools.ablate SCENE`` trains a method with one setting changed.
 
-Every variant of one seed sees the same rays. Results go into ``ablation.json`` and ``ablation.md``.
+Every variant of one seed sees the same rays, where it has as many of them. ``--only "A + B"`` changes two settings
+together. Results go into ``ablation.json`` and ``ablation.md``.
 """
 
 from __future__ import annotations
@@ -41,11 +42,18 @@ BASE = "full"
 """The method as it is."""
 
 MODEL = "pipeline.model"
+TOGETHER = " + "
+"""Between the names of variants that are one."""
 
 
 def _model(**fields: Any) -> dict[str, Any]:
     """Differences of the model's fields."""
     return {f"{MODEL}.{name}": value for name, value in fields.items()}
+
+
+def _last_rate(full_steps: int) -> dict[str, Any]:
+    """Differences after which the last rates of tables and networks are those of trainings much shorter or longer."""
+    return {f"optimizers.{group}.scheduler.full_steps": full_steps for group in ("hash_tables", "networks")}
 
 
 VARIANTS: dict[str, dict[str, Any]] = {
@@ -78,8 +86,15 @@ VARIANTS: dict[str, dict[str, Any]] = {
         }
         for each in (16, 32, 64, 128)
     },
+    **{
+        f"{rays:,} rays a step": {"pipeline.datamanager.train_num_rays_per_batch": rays}
+        for rays in (4096, 8192, 16_384, 32_768, 65_536)
+    },
+    "last rates a tenth": _last_rate(10**9),
+    "last rates a hundredth": _last_rate(1),
     **{f"{each} rendered intervals": _model(num_samples=each) for each in (16, 24, 48)},
     **{f"colors of {each} intervals": _model(color_group=each) for each in (1, 2, 4, 8)},
+    **{f"pictures by squares of {side}": _model(picture_square=side) for side in (1, 2, 4)},
     **{f"tables of 2^{log2}": {f"{MODEL}.grid.log2_hashmap_size": log2} for log2 in range(18, 23)},
     "gradient scaling": _model(use_gradient_scaling=True),
     "no gradient scaling": _model(use_gradient_scaling=False),
@@ -105,16 +120,22 @@ NEEDS_SCALES: tuple[str, ...] = ("scales weighted by area", "scales weighted eve
 """Variants that are the base on scenes of one scale."""
 
 
+def changes_of(name: str) -> dict[str, Any]:
+    """The fields of a variant, or of several together: "A + B"."""
+    return {path: value for part in name.split(TOGETHER) for path, value in VARIANTS[part].items()}
+
+
 def parse(arguments: list[str] | None) -> argparse.Namespace:
     """The command line."""
     parser = command_parser("ablate", "Trains a method with one setting changed at a time.")
     parser.add_argument("scenes", type=Path, nargs=1, metavar="SCENE", help="folder, or transforms file")
     parser.add_argument("--method", default="zipnerf", help="what the variants differ from")
     add_trial_arguments(parser, "variant", 0)
-    parser.add_argument("--only", nargs="+", metavar="NAME", help=f"variants, of: {', '.join(VARIANTS)}")
+    parser.add_argument("--only", nargs="+", metavar="NAME",
+                        help=f"variants, or several together as 'A + B', of: {', '.join(VARIANTS)}")  # fmt: skip
     parser.add_argument("--output", type=Path, default=Path("outputs/ablate"), help="folder for all results")
     options = checked(parser, parser.parse_args(arguments))
-    unknown = sorted(set(options.only or ()) - set(VARIANTS))
+    unknown = sorted({part for name in options.only or () for part in name.split(TOGETHER)} - set(VARIANTS))
     if unknown:
         parser.error(f"no variant {', '.join(unknown)}; there are: {', '.join(VARIANTS)}")
     return options
@@ -130,10 +151,10 @@ def why_left_out(method: Any, name: str, has_scales: bool) -> str | None:
     """
     if name == BASE:
         return None
-    if name in NEEDS_SCALES and not has_scales:
+    if not has_scales and set(name.split(TOGETHER)) & set(NEEDS_SCALES):
         return "the scene has one scale"
     try:
-        return None if change(copy.deepcopy(method), VARIANTS[name]) else f"as {BASE}"
+        return None if change(copy.deepcopy(method), changes_of(name)) else f"as {BASE}"
     except InputError as error:
         return str(error)
 
@@ -196,7 +217,7 @@ def main(arguments: list[str] | None = None) -> int:
     options = parse(arguments)
     scene = options.scenes[0].resolve()
     method = registered(options.method)
-    names = [name for name in VARIANTS if name == BASE or options.only is None or name in options.only]
+    names = list(dict.fromkeys([BASE, *(VARIANTS if options.only is None else options.only)]))
     has_scales = len(options.scales) > 1 or shows_scales(scene)
     reasons = {name: why_left_out(method, name, has_scales) for name in names}
     left_out = {name: reason for name, reason in reasons.items() if reason is not None}
@@ -204,7 +225,7 @@ def main(arguments: list[str] | None = None) -> int:
     variants = [(name, seed) for seed in options.seeds for name in names if name not in left_out]
     planned = [
         planned_trial(options, scene, options.method, f"{name}, seed {seed}", seed=seed, same_rays=True, moments=1,
-                      changes=VARIANTS[name])
+                      changes=changes_of(name))
         for name, seed in variants
     ]  # fmt: skip
     for results in run_all(planned, options.resume, options.gpus):
