@@ -65,7 +65,8 @@ def test_each_setting_is_the_methods_own_in_one_variant_at_least(method):
     pairs = [("distortion", "no distortion"), ("hash decay", "no hash decay"), ("distillation", "no distillation"),
              ("progressive levels", "all levels at once"), ("appearance", "no appearance"),
              ("level consistency", "no level consistency"), ("gradient scaling", "no gradient scaling"),
-             ("scales weighted by area", "scales weighted evenly")]  # fmt: skip
+             ("scales weighted by area", "scales weighted evenly"),
+             ("centered among cameras", "centered where cameras look")]  # fmt: skip
     for pair in pairs:
         assert len(set(pair) & own) == len(set(pair) & trained) == 1, pair
 
