@@ -57,8 +57,12 @@ def test_shifts_are_made_of_space_and_time_and_move_the_still_table_alone():
     encoding, cones = make_encoding("both"), make_cones()
     shifts = encoding.shifts(cones)
     first, _, last = encoding.shift_layers
-    features = encoding.deformation(cones)
-    torch.testing.assert_close(shifts, SHIFT_SCALE * last(torch.relu(first(features))))
+    pairs = encoding.deformation(cones._replace(tdist=cones.tdist[:, ::2].contiguous()))
+    of_pairs = SHIFT_SCALE * last(torch.relu(first(pairs)))
+    torch.testing.assert_close(shifts, of_pairs.repeat_interleave(2, dim=0))
+    three = cones._replace(tdist=cones.tdist[:, :4].contiguous())
+    each = SHIFT_SCALE * last(torch.relu(first(encoding.deformation(three))))
+    torch.testing.assert_close(encoding.shifts(three), each)
     assert not torch.allclose(shifts, encoding.shifts(cones._replace(times=1.0 - cones.times)))
     still = AntiAliasedHashEncoding.forward(encoding, cones._replace(shifts=shifts))
     found, size = encoding(cones), still.shape[1]

@@ -16,6 +16,8 @@ from zipnerf_ns.hash_table import HashTable
 
 SHIFT_SCALE = 0.1
 """What it gives is in multiples of this part of the unit cube's side, four tenths of a world unit."""
+SHIFT_GROUP = 2
+"""Neighboring intervals of a ray that are shifted alike."""
 
 
 @dataclass
@@ -140,9 +142,13 @@ class MovingHashEncoding(AntiAliasedHashEncoding):
 
     def shifts(self, cones: Cones, is_frozen: bool = False) -> Float[Tensor, "intervals 3"]:
         """From where each interval is to where the still table is read for it, in sides of the unit cube."""
+        group = 1 if (cones.tdist.shape[1] - 1) % SHIFT_GROUP else SHIFT_GROUP
+        # One look-up an interval, which nothing turns.
+        groups = cones._replace(tdist=cones.tdist[:, ::group].contiguous(), turns=None)
         with torch.autocast(cones.tdist.device.type, enabled=False):
             # In float32: a cell of the finest level is a ten-thousandth of the cube.
-            return SHIFT_SCALE * self.shift_layers(self.deformation(cones, is_frozen=is_frozen))
+            shifts = SHIFT_SCALE * self.shift_layers(self.deformation(groups, is_frozen=is_frozen))
+        return shifts.repeat_interleave(group, dim=0)
 
     def _active_moving(self, num_active: int | None) -> int | None:
         """Levels of the grid over space and time that are no finer than the still ones in use."""
