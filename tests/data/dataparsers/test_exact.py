@@ -19,6 +19,7 @@ from nerfstudio.data.dataparsers.instant_ngp_dataparser import InstantNGPDataPar
 from nerfstudio.data.dataparsers.nerfstudio_dataparser import NerfstudioDataParserConfig
 from nerfstudio.data.utils import colmap_parsing_utils as colmap
 
+from zipnerf_ns.data.dataparsers.exact import CENTERED
 from zipnerf_ns.data.dataparsers.mipnerf360 import MipNerf360DataParserConfig
 from zipnerf_ns.data.dataparsers.multiscale import MultiscaleDataParserConfig
 from zipnerf_ns.errors import InputError
@@ -167,6 +168,41 @@ def test_scenes_of_an_old_program_keep_its_transform(tmp_path):
     assert_right(parse(NerfstudioDataParserConfig(data=scene)), own)
     assert_right(parse(NerfstudioDataParserConfig(data=scene, center_method="focus")), own)
     assert (scene / "transforms.json").read_bytes() == before
+
+
+@pytest.mark.parametrize("key,places,turn,is_centered", [
+    ("time", 3, True, True),
+    ("timestamp", 4, True, True),
+    # One camera that moves, nothing that moves, and axes that never meet.
+    ("time", 8, True, False),
+    ("note", 3, True, False),
+    ("time", 3, False, False),
+])  # fmt: skip
+def test_cameras_that_stand_still_before_what_moves_are_centered_on_what_they_look_at(
+    tmp_path, said, key, places, turn, is_centered
+):
+    poses = [pose for _, pose in sorted(scene_poses().items())]
+    truth = {name: np.array(poses[index % places]) for index, name in enumerate(sorted(scene_poses()))}
+    if not turn:
+        for matrix in truth.values():
+            matrix[:3, :3] = poses[0][:3, :3]
+    scene = write_scene(tmp_path / "scene")
+    write_poses(scene, truth)
+    meta = read_meta(scene)
+    for index, frame in enumerate(meta["frames"]):
+        frame[key] = index // places / 8
+    write_meta(scene, meta)
+    outputs = parse(NerfstudioDataParserConfig(data=scene, orientation_method="none"))
+    assert_right(outputs, truth)
+    assert (CENTERED in said) == is_centered
+    positions = np.array([matrix[:3, 3] for matrix in truth.values()])
+    origin = -outputs.dataparser_transform[:, 3].numpy()
+    if is_centered:
+        focused = parse(NerfstudioDataParserConfig(data=scene, orientation_method="none", center_method="focus"))
+        torch.testing.assert_close(outputs.cameras.camera_to_worlds, focused.cameras.camera_to_worlds)
+        assert np.abs(origin - positions.mean(axis=0)).max() > 0.3
+    else:
+        np.testing.assert_allclose(origin, positions.mean(axis=0), atol=1e-6)
 
 
 def instant_ngp(folder: Path) -> DataParserConfig:

@@ -11,7 +11,7 @@ from __future__ import annotations
 import dataclasses
 import math
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
@@ -42,6 +42,9 @@ JSON_PARSERS = (
 _orient = camera_utils.auto_orient_and_center_poses
 OLD_TRANSFORM = [[0, 1, 0, 0], [1, 0, 0, 0], [0, 0, -1, 0]]
 """What Nerfstudio's parser takes for the applied transform of scenes of an old ``ns-process-data``."""
+PARALLEL = 1e-3
+"""Mean square of the sine of the angles between axes, two degrees, below which their common place is too uncertain."""
+CENTERED = "The cameras stand still: the scene is centered on what they look at, as by --center-method focus."
 
 
 def exact(config: DataParserConfig) -> DataParserConfig:
@@ -62,14 +65,18 @@ class ExactOutputs(DataparserOutputs):
         return super().transform_poses_to_original_space(poses.double(), *args, **kwargs)
 
 
-def _oriented(poses: Tensor, *args: Any, **kwargs: Any) -> tuple[Tensor, Tensor]:
-    """Nerfstudio's oriented poses by the transform that comes with them.
+def look_at_one_place(poses: Float[np.ndarray, "cameras 4 4"], times: Sequence[float | None]) -> bool:
+    """Whether cameras that stand still look at a scene that moves, from several directions.
 
-    Where its "pca" finds the scene upside down, it turns the transform's last two axes and, for want of an index, the
-    second and third camera instead of those axes of all.
+    Few of them, on one side of it, are far from it in a frame about their own middle: there the model has its detail
+    before the cameras, where only one of them sees, and clouds of one photo's colors stand (20 dB instead of 31).
     """
-    transform = _orient(poses, *args, **kwargs)[1]
-    return transform @ poses, transform
+    places = len(np.unique(poses[:, :3], axis=0))
+    if not 2 <= places <= len(poses) / 2 or len(set(times)) < 2:
+        return False
+    views = poses[:, :3, 2]
+    across = np.eye(3) - np.einsum("ni,nj->ij", views, views) / len(views)
+    return bool(np.linalg.eigvalsh(across)[0] > PARALLEL)
 
 
 @dataclass
@@ -91,6 +98,7 @@ class ExactPoses:
     config: DataParserConfig
     _split: str = "train"
     _read: _Read | None = None
+    _center: str = "none"
     _said: frozenset[str] = frozenset()
 
     def get_dataparser_outputs(self, split: str = "train", **kwargs: Any) -> DataparserOutputs:
@@ -111,7 +119,7 @@ class ExactPoses:
     def _caught(self) -> Iterator[None]:
         """While the parser runs, what it reads and how it turns poses go through here."""
         modules = [sys.modules[parent.__module__] for parent in type(self).__mro__]
-        caught: list[tuple[Any, str, Any]] = [(camera_utils, "auto_orient_and_center_poses", _oriented)]
+        caught: list[tuple[Any, str, Any]] = [(camera_utils, "auto_orient_and_center_poses", self._oriented)]
         for module in modules:
             if hasattr(module, "load_from_json"):
                 caught.append((module, "load_from_json", partial(self._cleaned_json, module.load_from_json)))
@@ -125,6 +133,15 @@ class ExactPoses:
             for (module, name, _), original in zip(caught, before, strict=True):
                 setattr(module, name, original)
 
+    def _oriented(self, poses: Tensor, method: str, center_method: str) -> tuple[Tensor, Tensor]:
+        """Nerfstudio's oriented poses by the transform that comes with them, about the center that was decided on.
+
+        Where its "pca" finds the scene upside down, it turns the transform's last two axes and, for want of an index,
+        the second and third camera instead of those axes of all.
+        """
+        transform = _orient(poses, method=method, center_method=self._center)[1]
+        return transform @ poses, transform
+
     def _cleaned_json(self, load: Callable[[Path], dict[str, Any]], path: Path) -> dict[str, Any]:
         return self._cleaned(load(path), path)
 
@@ -137,16 +154,21 @@ class ExactPoses:
         frames, config = meta["frames"], self.config
         center = getattr(config, "center_method", "none")
         folder = f"{Path(config.data).as_posix()}/"
+        times = [frame.get("time", frame.get("timestamp")) for frame in frames]
         poses = check_poses(
             [frame.get("transform_matrix") for frame in frames],
             [str(frame.get("file_path")).removeprefix(folder) for frame in frames],
             source,
             is_centered=center != "none",
             is_whole=self._split == "train",
-            views=[(frame.get(FRAME_KEY, 1), frame.get("time")) for frame in frames],
+            views=[(frame.get(FRAME_KEY, 1), time) for frame, time in zip(frames, times, strict=True)],
         )
         orientation = meta.get("orientation_override", getattr(config, "orientation_method", "none"))
         check_axes(poses.matrices, orientation, center, source)
+        self._center = center
+        if center == "poses" and look_at_one_place(poses.matrices, times):
+            self._center = "focus"
+            poses = poses._replace(notes=(*poses.notes, CENTERED))
         for frame, matrix in zip(frames, poses.matrices, strict=True):
             frame["transform_matrix"] = matrix
         applied, scale = read_similarity(meta.get("applied_transform"), meta.pop("applied_scale", None), source)
