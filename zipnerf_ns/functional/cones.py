@@ -193,8 +193,6 @@ def cone_encode(
 
 def looks_up_close_ones_once(cones: Cones, lookup: Lookup) -> bool:
     """Whether ``lookup.close`` is heeded: not where gradients reach the cones, which would lack the cells' corners that
-    multisamples lie beyond. Shifts, of which one is learned for many cones, do without; so do not those that a grid
-    over time reads at, which no model has."""
-    moving = cones if lookup.grid.is_timed else cones._replace(shifts=None)
-    moves = any(isinstance(value, Tensor) and value.requires_grad for value in moving)
+    multisamples lie beyond."""
+    moves = any(isinstance(value, Tensor) and value.requires_grad for value in cones)
     return lookup.close > 0.0 and lookup.prefilter == "multisample" and not moves
