@@ -41,8 +41,8 @@ class MotionConfig:
     """How a scene moves."""
 
     kind: Literal["none", "blend", "deform", "both"] = "none"
-    """blend (a second hash grid over space and time, by a learned mask: for several cameras), deform (the grid is read
-    at where things once were: for one moving camera), both, or none (it stands still)."""
+    """blend (a second hash grid over space and time, by a learned mask), deform (the grid is read at where things once
+    were: for one moving camera), both (measured best with one camera and with eight), or none (it stands still)."""
     grid: MovingGridConfig = field(default_factory=MovingGridConfig)
     """Hash grid over space and time of the rendered round; of use only with blend and both."""
     deformation: MovingGridConfig = field(default_factory=lambda: MovingGridConfig(5, 4, 8, 128, 19))
