@@ -19,7 +19,7 @@ from plyfile import PlyData
 
 from zipnerf_ns.errors import InputError
 from zipnerf_ns.splats.files import read_gaussians, write_gaussians
-from zipnerf_ns.splats.files.compact import codebook, palette
+from zipnerf_ns.splats.files.compact import codebook, palette, visibility
 from zipnerf_ns.splats.files.spz import pack_quaternions, unpack_quaternions
 from zipnerf_ns.splats.gaussians import Gaussians
 
@@ -204,7 +204,35 @@ def test_palette_finds_clusters():
     generator = torch.Generator().manual_seed(0)
     places = 10.0 * torch.randn(8, 5, generator=generator)
     points = (places[:, None] + 0.1 * torch.randn(8, 50, 5, generator=generator)).flatten(0, 1)
-    centers, labels = palette(points, 40)
+    even = torch.ones(len(points))
+    centers, labels = palette(points, 40, even)
     assert torch.equal(torch.cdist(points, centers).argmin(dim=1), labels)
     assert float((centers[labels] - points).norm(dim=1).max()) < 1.0
-    assert torch.equal(palette(points, 40)[1], labels)
+    assert torch.equal(palette(points, 40, even)[1], labels)
+
+
+def test_palette_keeps_what_counts():
+    """A tenth of the points that count a thousand times as much: nearly exact, where all alike are not."""
+    points = torch.randn(1000, 20, generator=torch.Generator().manual_seed(0))
+    weights = torch.ones(1000)
+    weights[::10] = 1000.0
+
+    def error(weights: torch.Tensor) -> float:
+        centers, labels = palette(points, 200, weights)
+        return float((centers[labels] - points)[::10].square().mean())
+
+    assert error(weights) < 0.01 < 0.3 < error(torch.ones(1000))
+
+
+def test_visibility_is_seen():
+    """Twice as large along two axes and twice as far is seen as much; half as opaque half as much."""
+    first = ball(200, 0)
+    means = torch.cat([first.means, torch.tensor([[4.0, 0.0, 0.0], [8.0, 0.0, 0.0], [8.0, 0.0, 0.0]])])
+    scales = torch.cat([first.scales, torch.tensor([[0.1, 0.1, 0.01], [0.01, 0.2, 0.2], [0.2, 0.2, 0.2]]).log()])
+    opacities = torch.cat([first.opacities, torch.logit(torch.tensor([0.8, 0.8, 0.4]))])
+    numbers = {"quats": first.quats[:1].repeat(203, 1), "sh": first.sh[:1].repeat(203, 1, 1)}
+    gaussians = Gaussians(means, scales=scales, opacities=opacities, antialiased=True, **numbers)
+    seen = visibility(gaussians, torch.zeros(3), 0.0)
+    assert float(seen.mean()) == pytest.approx(1.0, rel=1e-3)
+    assert float(seen[201] / seen[200]) == pytest.approx(1.0, rel=1e-4)
+    assert float(seen[202] / seen[200]) == pytest.approx(0.5, rel=1e-4)

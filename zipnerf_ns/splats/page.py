@@ -16,6 +16,7 @@ from torch import Tensor
 
 from nerfstudio.cameras.camera_utils import focus_of_attention
 
+from zipnerf_ns.splats.files.compact import visibility
 from zipnerf_ns.splats.files.sog import encode
 from zipnerf_ns.splats.gaussians import Gaussians
 
@@ -98,7 +99,9 @@ def write_page(
     start = start or StartView.of_gaussians(gaussians)
     kept = gaussians
     if len(gaussians) > most:
-        order = visibility(gaussians, start).argsort(descending=True)
+        # From anywhere on the way around: never nearer than the start view is to its target.
+        target, around = torch.tensor(start.target).to(gaussians.means), math.dist(start.position, start.target)
+        order = visibility(gaussians, target, around).argsort(descending=True)
         kept = gaussians.select(order[:most])
     contents = encode(kept)
     size = sum(map(len, contents.values()))
@@ -112,16 +115,6 @@ def write_page(
     for name, content in contents.items():
         (folder / name).write_bytes(content)
     return PageReport(len(kept), len(gaussians) - len(kept), sum(map(len, contents.values())))
-
-
-def visibility(gaussians: Gaussians, start: StartView) -> Float[Tensor, "gaussians"]:
-    """About what each Gaussian adds to pictures from around the target: its opacity times its part of the view."""
-    target = torch.tensor(start.target).to(gaussians.means)
-    # From anywhere on the way around: never nearer than the start view is to its target.
-    around = math.dist(start.position, start.target)
-    distances = (gaussians.means - target).norm(dim=1) + around
-    areas = gaussians.scales.topk(2, dim=1).values.sum(dim=1).exp()
-    return torch.sigmoid(gaussians.opacities) * areas / distances.square()
 
 
 def _vector(values: Float[Tensor, "3"]) -> Vector:

@@ -7,6 +7,8 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from zipnerf_ns.splats.gaussians import Gaussians
+
 ROUNDS = 10
 """Lloyd's steps, after which centers hardly move."""
 BINS = 128
@@ -43,24 +45,45 @@ def codebook(values: Float[Tensor, "*shape"], size: int = 256) -> tuple[Float[Te
 
 
 def palette(
-    points: Float[Tensor, "points axes"], size: int, seed: int = 0
+    points: Float[Tensor, "points axes"], size: int, weights: Float[Tensor, "points"], seed: int = 0
 ) -> tuple[Float[Tensor, "size axes"], Int[Tensor, "points"]]:
     """Centers that stand for all points with little squared error, and the nearest center of each point.
 
     Args:
         points: at least ``size``.
         size: number of centers.
+        weights: how much each point's error counts, positive.
         seed: of the points that the centers start from.
     """
-    order = torch.randperm(len(points), generator=torch.Generator().manual_seed(seed)).to(points.device)
-    centers = points[order[:size]]
-    sample = points[order[: SAMPLES_PER_CENTER * size]]
+    # Without replacement, by weight: with so many axes the best centers are nearly as dense as weights are.
+    draws = torch.rand(len(points), generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+    order = (-draws.log().to(points.device) / weights).argsort()[: SAMPLES_PER_CENTER * size]
+    centers, sample, weights = points[order[:size]], points[order], weights[order, None]
     for _ in range(ROUNDS):
         nearest = _nearest(sample, centers)
-        number = torch.bincount(nearest, minlength=size)[:, None]
-        sums = torch.zeros_like(centers).index_add_(0, nearest, sample)
-        centers = torch.where(number > 0, sums / number.clamp(min=1), centers)
+        total = torch.zeros_like(centers[:, :1]).index_add_(0, nearest, weights)
+        sums = torch.zeros_like(centers).index_add_(0, nearest, weights * sample)
+        centers = torch.where(total > 0.0, sums / total, centers)
     return centers, _nearest(points, centers)
+
+
+def visibility(
+    gaussians: Gaussians, middle: Float[Tensor, "3"] | None = None, around: float | None = None
+) -> Float[Tensor, "gaussians"]:
+    """About what each Gaussian adds to pictures: its opacity times its part of the view; 1 on average.
+
+    Args:
+        gaussians: any.
+        middle: what the cameras look at; by default the middle of all Gaussians.
+        around: how far from there they are, all around; by default as far as half of the Gaussians.
+    """
+    middle = gaussians.means.median(dim=0).values if middle is None else middle
+    distances = (gaussians.means - middle).norm(dim=1)
+    distances = distances + (float(distances.median()) if around is None else around)
+    areas = gaussians.scales.topk(2, dim=1).values.sum(dim=1).exp()
+    seen = torch.sigmoid(gaussians.opacities) * areas / distances.square().clamp_min(1e-12)
+    # What is hardly seen still counts a little, and a sum of squares does not vanish.
+    return (seen / seen.mean()).clamp_min(1e-6)
 
 
 def morton_order(places: Float[Tensor, "gaussians 3"]) -> Int[Tensor, "gaussians"]:

@@ -21,7 +21,7 @@ from PIL import Image, UnidentifiedImageError
 from torch import Tensor
 
 from zipnerf_ns.errors import InputError
-from zipnerf_ns.splats.files.compact import codebook, morton_order, palette
+from zipnerf_ns.splats.files.compact import codebook, morton_order, palette, visibility
 from zipnerf_ns.splats.gaussians import Gaussians
 
 MOST_SH = 1 << 16
@@ -77,7 +77,8 @@ def encode(gaussians: Gaussians) -> dict[str, bytes]:
         size = min(MOST_SH, 2 ** int(math.log2(len(scene))))
         # A million Gaussians take seconds on a GPU, and minutes without.
         device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-        sets, labels = (value.to(rest.device) for value in palette(rest.flatten(1).to(device), size))
+        found = palette(rest.flatten(1).to(device), size, visibility(scene).to(device))
+        sets, labels = (value.to(rest.device) for value in found)
         numbers, set_labels = codebook(sets.reshape(size, -1, 3))
         files = ["shN_centroids.webp", "shN_labels.webp"]
         meta["shN"] = {"count": size, "bands": scene.degree, "codebook": numbers.tolist(), "files": files}
