@@ -103,7 +103,7 @@ def test_known_gaussians_are_found(strategy):
     """Views that were not fitted to, from 48 faint points near the truth: 6 dB better than at first, above 26 dB."""
     views = cameras(10)
     targets = pictures(true_gaussians(), views)
-    fit = make_fit(targets[::2], torch.zeros(3), strategy=strategy, steps=200)
+    fit = make_fit(targets[::2], torch.zeros(3), strategy=strategy)
     before = psnr_of(fit.gaussians(), targets[1::2])
     said: list[str] = []
     assert fit.run(said.append)

@@ -25,10 +25,7 @@ from zipnerf_ns.splats.rasterizer import Rasterizer
 RATES = {"means": 1.6e-4, "scales": 5e-3, "quats": 1e-3, "opacities": 5e-2, "sh0": 2.5e-3, "shN": 2.5e-3 / 20}
 """Learning rates of 3DGS; that of the means is multiplied by the cameras' extent."""
 FALL = {"means": 0.01}
-"""What rates have become at the end, of their first values."""
-LATE_FALL = 0.1
-"""The same of all others, which fall once density no longer changes: each of Adam's steps follows one picture, and they
-do not become smaller by themselves."""
+"""What rates have become at the end, of their first values; 1 for others."""
 REFINE_EVERY = 100
 """Steps between changes of density."""
 REFINE_FROM, REFINE_UNTIL = 0.01, 0.5
@@ -174,10 +171,7 @@ class Fit:
 
     def _rate(self, name: str) -> float:
         rate = RATES[name] * (self.extent if name == "means" else 1.0)
-        share = min(self.share, 1.0)
-        if name in FALL:
-            return rate * FALL[name] ** share
-        return rate * LATE_FALL ** max(0.0, (share - REFINE_UNTIL) / (1.0 - REFINE_UNTIL))
+        return rate * FALL.get(name, 1.0) ** min(self.share, 1.0)
 
     @property
     def share(self) -> float:
