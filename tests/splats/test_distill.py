@@ -22,7 +22,7 @@ from zipnerf_ns.splats.distill.fit import SplatConfig
 from zipnerf_ns.splats.distill.quality import measure
 from zipnerf_ns.splats.run_folder import splatfacto_config, write_run
 
-TINY = {"max_gaussians": 40, "field_views": 3, "sh_degree": 1, "strategy": "default"}
+TINY = {"max_gaussians": 40, "field_views": 3, "sh_degree": 1}
 
 
 @pytest.fixture(scope="module")
@@ -40,7 +40,7 @@ def test_a_run_becomes_a_run_of_splatfacto(pipeline, tmp_path):
     assert len(scene.photos) == len(scene.cameras) == 6 and scene.is_open
     gaussians = distill(scene, SplatConfig(steps=12, **TINY), said.append, TorchRasterizer())
     assert 0 < len(gaussians) <= 40 and gaussians.degree == 1
-    assert "20 first Gaussians" in said[0] and "3 views rendered" in said[1] and "100%" in said[-1]
+    assert "40 first Gaussians" in said[0] and "3 views rendered" in said[1] and "100%" in said[-1]
     quality = measure(pipeline, gaussians, TorchRasterizer())
     assert quality.views == 2 and all(math.isfinite(each["psnr"]) for each in (quality.splats, quality.field))
     assert str(quality).startswith("On 2 held-out photos: splats ")
@@ -89,7 +89,7 @@ def test_what_was_stopped_goes_on_as_if_it_had_not_been(pipeline, tmp_path):
 
 def test_seconds_are_kept(pipeline):
     """A time that is over before anything is fitted still gives Gaussians; of the field, one view or none."""
-    config = SplatConfig(seconds=0.01, max_gaussians=20, sh_degree=0, strategy="default")
+    config = SplatConfig(seconds=0.01, max_gaussians=20, sh_degree=0)
     said: list[str] = []
     gaussians = distill(scene_of(pipeline)._replace(photos=[]), config, said.append, SlowRasterizer())
     assert 0 < len(gaussians) <= 20 and gaussians.sh.shape[1] == 1
@@ -109,7 +109,7 @@ def test_transparent_photos_make_transparent_splats(tmp_path):
     trainer, _ = train(tiny_config(write_scene(tmp_path / "scene", channels=4), tmp_path / "out"))
     scene = scene_of(trainer.pipeline)
     assert not scene.is_open and scene.photos[0].colors.shape[-1] == 4
-    config = SplatConfig(steps=2, field_views=1, max_gaussians=40, sh_degree=0, strategy="default")
+    config = SplatConfig(steps=2, field_views=1, max_gaussians=40, sh_degree=0)
     run = splatfacto_config(trainer.pipeline, distill(scene, config, print, TorchRasterizer()), tmp_path, "a", "b")
     assert run.pipeline.model.background_color == "white"
 

@@ -20,8 +20,8 @@ from zipnerf_ns.splats.files import read_gaussians
 from zipnerf_ns.splats.trainer import SplatTrainer, SplatTrainerConfig
 from zipnerf_ns.tools import splat
 
-SETTINGS = SplatConfig(steps=8, max_gaussians=30, sh_degree=0, strategy="default", field_views=1)
-OPTIONS = "--steps 8 --max-gaussians 30 --sh-degree 0 --strategy default --field-views 1".split()
+SETTINGS = SplatConfig(steps=8, max_gaussians=30, sh_degree=0, field_views=1)
+OPTIONS = "--steps 8 --max-gaussians 30 --sh-degree 0 --field-views 1".split()
 
 
 @pytest.fixture

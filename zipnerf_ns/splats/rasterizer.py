@@ -37,8 +37,6 @@ class Drawn(NamedTuple):
     rgb: Float[Tensor, "height width 3"]
     """Over black."""
     alpha: Float[Tensor, "height width 1"]
-    info: dict[str, Any]
-    """What gsplat's strategies look at."""
 
 
 @runtime_checkable
@@ -58,33 +56,36 @@ class Gsplat:
 
     Args:
         antialiased: whether opacities make up for the blur that keeps Gaussians as wide as a pixel.
-        absgrad: whether gradients of places in the picture are also summed without signs, as a strategy may want.
     """
 
-    def __init__(self, antialiased: bool = True, absgrad: bool = False) -> None:
+    def __init__(self, antialiased: bool = True) -> None:
         self._mode = "antialiased" if antialiased else "classic"
-        self._absgrad = absgrad
 
     def draw(self, splats: Mapping[str, Tensor], pinhole: Pinhole, degree: int) -> Drawn:
         """As :class:`Rasterizer` has it."""
+        rgb, alpha, _ = self._rasterize(splats, pinhole, degree)
+        return Drawn(rgb[0], alpha[0])
+
+    def _rasterize(
+        self, splats: Mapping[str, Tensor], pinhole: Pinhole, degree: int
+    ) -> tuple[Tensor, Tensor, dict[str, Any]]:
         # Late: it is not needed by those who have no GPU, and takes a second.
         from gsplat import rasterization
 
         device = splats["means"].device
-        rgb, alpha, info = rasterization(
+        return rasterization(
             splats["means"], splats["quats"], splats["scales"].exp(), splats["opacities"].sigmoid(),
             torch.cat([splats["sh0"], splats["shN"]], dim=1), pinhole.viewmat[None].to(device),
             pinhole.intrinsics[None].to(device), pinhole.width, pinhole.height, sh_degree=degree, packed=False,
-            rasterize_mode=self._mode, absgrad=self._absgrad,
+            rasterize_mode=self._mode,
         )  # fmt: skip
-        return Drawn(rgb[0], alpha[0], info)
 
     @torch.no_grad()
     def largest_contributions(self, splats: Mapping[str, Tensor], pinhole: Pinhole) -> Float[Tensor, "gaussians"]:
         """As :class:`Rasterizer` has it, a band of tiles at a time."""
         from gsplat import rasterize_to_indices_in_range
 
-        info = self.draw(splats, pinhole, 0).info
+        _, _, info = self._rasterize(splats, pinhole, 0)
         means, conics, opacities = (info[name] for name in ("means2d", "conics", "opacities"))
         starts, order, side = info["isect_offsets"], info["flatten_ids"], info["tile_size"]
         largest = torch.zeros_like(splats["opacities"])

@@ -12,7 +12,7 @@ import dataclasses
 import math
 import sys
 from pathlib import Path
-from typing import Any, get_args, get_type_hints
+from typing import Any
 
 import torch
 
@@ -42,8 +42,6 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
     add("--max-gaussians", type=int, default=usual.max_gaussians, help="at the most; phones carry 1.5 million")
     add("--seconds", type=float, default=usual.seconds, help="for all but the compilation of gsplat")
     add("--steps", type=int, help="instead of seconds: the same ones again give the same splats")
-    strategies = get_args(get_type_hints(SplatConfig)["strategy"])
-    add("--strategy", choices=strategies, default=usual.strategy, help="gsplat's control of density")
     add("--sh-degree", type=int, default=usual.sh_degree, help="how much colors depend on the view, 0 to 3")
     add("--prune-below", type=float, default=usual.prune_below,
         help="least share of some pixel that a Gaussian needs to stay; 0.25 makes a light scene")  # fmt: skip
@@ -68,7 +66,7 @@ def settings(options: argparse.Namespace) -> SplatConfig:
     Raises:
         InputError: if one cannot be.
     """
-    names = ("max_gaussians", "seconds", "steps", "strategy", "sh_degree", "prune_below", "photo_share", "field_views")
+    names = ("max_gaussians", "seconds", "steps", "sh_degree", "prune_below", "photo_share", "field_views")
     chosen = {name: getattr(options, name) for name in names}
     return SplatConfig(**chosen, antialiased=not options.classic, seed=options.seed)
 

@@ -105,7 +105,7 @@ def distill(
     device = scene.model.device
     state = _load_unfinished(unfinished) if resumes else None
     seed_all(config.seed)
-    rasterizer = rasterizer or Gsplat(config.antialiased, absgrad=config.strategy == "default")
+    rasterizer = rasterizer or Gsplat(config.antialiased)
     center, radius = extent(scene.cameras)
     new = between(scene.cameras, 2 * len(scene.cameras), np.random.default_rng(config.seed))
     # Numbers of the state take these ones' place.
@@ -144,8 +144,7 @@ def _load_unfinished(path: Path | None) -> dict[str, Any]:
 
 
 def _first(scene: Scene, new: list[Pinhole], config: SplatConfig, say: Callable[[str], object]) -> Gaussians:
-    # The default strategy only adds, and needs room for it.
-    count = max(min(config.max_gaussians // (2 if config.strategy == "default" else 1), POINTS), 2)
+    count = min(config.max_gaussians, POINTS)
     draws = torch.Generator().manual_seed(config.seed)
     first = first_gaussians(scene.model, [*scene.cameras, *new], count, config.sh_degree, scene.is_open, draws)
     seconds = time.monotonic() - scene.begun

@@ -7,7 +7,7 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cache
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from jaxtyping import Float
@@ -40,8 +40,6 @@ SSIM_SHARE = 0.2
 """Share of structural dissimilarity in the loss; the rest is the mean absolute difference (3DGS, equation 7)."""
 REGULARIZATION = 0.01
 """Weight of the mean opacity and standard deviation, for Gaussians that are not needed to vanish (3DGS-MCMC)."""
-GROWTH_GRADIENT = 8e-4
-"""Absolute gradient in the picture from which the default strategy divides a Gaussian, as splatfacto has it."""
 SECONDS_BETWEEN_LINES = 5.0
 
 
@@ -55,8 +53,6 @@ class SplatConfig:
     """Time for it all but the compilation of gsplat; None: steps say it."""
     steps: int | None = None
     """Steps instead of seconds: the same ones again give the same Gaussians, but for the order of the GPU's sums."""
-    strategy: Literal["mcmc", "default"] = "mcmc"
-    """gsplat's control of density: mcmc moves what is not needed, default divides what is coarse."""
     sh_degree: int = 3
     """Degree of the spherical harmonics, in which colors depend on the view: 0 to 3."""
     prune_below: float = 0.01
@@ -138,7 +134,7 @@ class Fit:
         background: Float[Tensor, "3"] | None = None,
     ) -> None:
         # Late, for gsplat is imported by those who use it.
-        from gsplat.strategy import DefaultStrategy, MCMCStrategy
+        from gsplat.strategy import MCMCStrategy
 
         self.config, self.photos, self.fields, self.rasterizer = config, photos, fields, rasterizer
         self.device = gaussians.means.device
@@ -150,17 +146,9 @@ class Fit:
             {"means": gaussians.means, "scales": gaussians.scales, "quats": gaussians.quats,
              "opacities": gaussians.opacities, "sh0": gaussians.sh[:, :1], "shN": gaussians.sh[:, 1:]}
         )  # fmt: skip
-        if config.strategy == "mcmc":
-            self.strategy: Any = MCMCStrategy(cap_max=config.max_gaussians, refine_every=REFINE_EVERY)
-            self.state = self.strategy.initialize_state()
-        else:
-            # The sky is large, and opacities that are reset would take the time to come back.
-            self.strategy = DefaultStrategy(
-                grow_grad2d=GROWTH_GRADIENT, absgrad=True, prune_scale3d=math.inf, reset_every=1 << 30,
-                refine_every=REFINE_EVERY,
-            )  # fmt: skip
-            self.state = self.strategy.initialize_state(scene_scale=extent)
-        self.strategy.refine_stop_iter = 1 << 30
+        # Of what is not needed others are made where more are wanted; when that ends is said below, not by its steps.
+        self._strategy = MCMCStrategy(cap_max=config.max_gaussians, refine_every=REFINE_EVERY, refine_stop_iter=1 << 30)
+        self._tables = self._strategy.initialize_state()
 
     def _set(self, values: dict[str, Tensor]) -> None:
         self.params = {name: nn.Parameter(value.detach().clone().contiguous()) for name, value in values.items()}
@@ -191,7 +179,6 @@ class Fit:
         return {
             "params": {name: value.detach() for name, value in self.params.items()},
             "optimizers": {name: optimizer.state_dict() for name, optimizer in self.optimizers.items()},
-            "strategy": {key: value for key, value in self.state.items() if isinstance(value, Tensor)},
             "counts": {"step": self.step, "pruned": self.pruned, "spent": self.spent},
             "draws": self._draws.get_state(),
             "rng": capture_rng(),
@@ -203,7 +190,6 @@ class Fit:
         self._set({name: value.to(self.device) for name, value in state["params"].items()})
         for name, optimizer in self.optimizers.items():
             optimizer.load_state_dict(state["optimizers"][name])
-        self.state.update({key: value.to(self.device) for key, value in state["strategy"].items()})
         self._draws.set_state(state["draws"])
         restore_rng(state["rng"])
 
@@ -268,13 +254,15 @@ class Fit:
         rgb = drawn.rgb + background * (1.0 - drawn.alpha)
         if used is not None:
             rgb = torch.lerp(truth, rgb, used)
-        if self.config.strategy == "default":
-            self.strategy.step_pre_backward(self.params, self.optimizers, self.state, self.step, drawn.info)
         self._loss(rgb, truth).backward()
         for optimizer in self.optimizers.values():
             optimizer.step()
             optimizer.zero_grad(set_to_none=True)
-        self._refine(share, drawn.info)
+        if share < REFINE_UNTIL:
+            self._strategy.refine_start_iter = -1 if share >= REFINE_FROM else 1 << 30
+            self._strategy.step_post_backward(
+                self.params, self.optimizers, self._tables, self.step, {}, lr=self._rate("means")
+            )
         self.step += 1
         if self.pruned < len(PRUNE_AT) and self.share >= PRUNE_AT[self.pruned]:
             self.prune()
@@ -285,26 +273,10 @@ class Fit:
         loss = (1.0 - SSIM_SHARE) * (rgb - truth).abs().mean()
         if min(rgb.shape[:2]) >= WINDOW:
             loss = loss + SSIM_SHARE * dissimilarity(rgb, truth)
-        if self.config.strategy == "mcmc":
-            # Of what is far away sizes count as they are seen; else the sky's would be all of the mean.
-            distances = (self.params["means"].detach() - self.center).norm(dim=-1, keepdim=True)
-            sizes = self.params["scales"].exp() / (distances / self.extent).clamp_min(1.0)
-            loss = loss + REGULARIZATION * sizes.mean()
-            loss = loss + REGULARIZATION * self.params["opacities"].sigmoid().mean()
-        return loss
-
-    def _refine(self, share: float, info: dict[str, Any]) -> None:
-        strategy, count = self.strategy, len(self.params["means"])
-        is_full = self.config.strategy == "default" and count >= self.config.max_gaussians
-        # What the strategies count in steps is a share of the whole here.
-        strategy.refine_start_iter = -1 if share >= REFINE_FROM else 1 << 30
-        if share >= REFINE_UNTIL or is_full:
-            strategy.refine_stop_iter = self.step
-        arguments = (self.params, self.optimizers, self.state, self.step, info)
-        if self.config.strategy == "default":
-            strategy.step_post_backward(*arguments)
-        elif share < REFINE_UNTIL:
-            strategy.step_post_backward(*arguments, lr=self._rate("means"))
+        # Of what is far away sizes count as they are seen; else the sky's would be all of the mean.
+        distances = (self.params["means"].detach() - self.center).norm(dim=-1, keepdim=True)
+        sizes = self.params["scales"].exp() / (distances / self.extent).clamp_min(1.0)
+        return loss + REGULARIZATION * (sizes.mean() + self.params["opacities"].sigmoid().mean())
 
     @torch.no_grad()
     def prune(self) -> None:
@@ -314,11 +286,6 @@ class Fit:
         largest = torch.zeros_like(self.params["opacities"])
         for target in (*self.photos, *self.fields):
             largest = torch.maximum(largest, self.rasterizer.largest_contributions(self.params, target.pinhole))
-        # The default strategy may have gone beyond the most at its last step.
-        excess = max(len(largest) - self.config.max_gaussians, 0)
-        least = max(self.config.prune_below, float(largest.sort().values[excess]))
-        dropped = largest < least
+        dropped = largest < self.config.prune_below
         if 0 < int(dropped.sum()) < len(dropped):
             remove(self.params, self.optimizers, {}, dropped)
-            if self.config.strategy == "default":
-                self.state.update(grad2d=None, count=None)
