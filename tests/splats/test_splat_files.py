@@ -94,7 +94,7 @@ def test_spz_is_as_published(tmp_path: Path):
         torch.tensor([[1.0, 0.0, 0.0, 0.0]]),
         torch.tensor([[-4.0, -10.0, 0.5]]),
         torch.tensor([0.0]),
-        torch.tensor([[[0.0, 1.0, -1.0], [0.5, 0.0, 0.25], [-0.5, 0.125, 0.0], [1.0, -1.0, 0.0]]]),
+        torch.tensor([[[0.0, 1.0, -1.0], [0.5, 0.0, 33.0 / 128.0], [-0.5, 0.125, 0.0], [1.0, -1.0, 0.0]]]),
         antialiased=True,
     )
     write_gaussians(gaussians, tmp_path / "scene.spz")
@@ -105,8 +105,7 @@ def test_spz_is_as_published(tmp_path: Path):
     assert data[25] == 128 and list(data[26:29]) == [128, 166, 89] and list(data[29:32]) == [96, 0, 168]
     # w, the fourth, is the largest, and the others are 0.
     assert struct.unpack("<I", data[32:36])[0] == 3 << 30
-    # Seven bits are kept.
-    assert list(data[36:45]) == [192, 128, 160, 64, 144, 128, 255, 0, 128]
+    assert list(data[36:45]) == [192, 128, 161, 64, 144, 128, 255, 0, 128]
 
 
 def test_spz_quaternions_keep_nine_bits():

@@ -25,14 +25,11 @@ MAGIC, VERSION, ANTIALIASED = 0x5053474E, 3, 1
 MOST_FRACTIONAL_BITS = 16
 """Positions to a 65,536th of a unit where the scene is small enough: finer ones would only be more bytes."""
 COLOR_SCALE = 0.15
-SH_BITS = (7, 6)
-"""Bits of a coefficient's eight that are kept, in degree 1 and above: the rest is zero, and costs nothing. With the 5
-and 4 of Niantic's writer pictures lost three times as much, for a third fewer bytes."""
 SQRT_HALF = math.sqrt(0.5)
 
 
 def write_spz(gaussians: Gaussians, path: Path) -> None:
-    """Writes Gaussians rounded to about 20 bytes each, 64 before compression with coefficients of degree 3.
+    """Writes Gaussians rounded to about 25 bytes each, 64 before compression with coefficients of degree 3.
 
     Raises:
         InputError: for positions that 24 bits cannot hold.
@@ -51,9 +48,8 @@ def write_spz(gaussians: Gaussians, path: Path) -> None:
         _bytes((gaussians.sh[:, 0] * COLOR_SCALE + 0.5) * 255.0),
         _bytes((gaussians.scales + 10.0) * 16.0),
         pack_quaternions(gaussians.quats.detach().cpu().double().numpy()),
-        np.concatenate(
-            [_coefficients(gaussians.sh[:, 1:4], SH_BITS[0]), _coefficients(gaussians.sh[:, 4:], SH_BITS[1])], 1
-        ),
+        # All eight bits: with 7 and 6 of them a trained scene lost 0.16 dB instead of 0.01, for a fifth fewer bytes.
+        _bytes(gaussians.sh[:, 1:] * 128.0 + 128.0),
     ]
     header = HEADER.pack(MAGIC, VERSION, len(gaussians), gaussians.degree, bits, ANTIALIASED * gaussians.antialiased, 0)
     with gzip.open(path, "wb", compresslevel=9) as file:
@@ -139,14 +135,3 @@ def _numbers(values: torch.Tensor) -> np.ndarray:
 
 def _bytes(values: torch.Tensor) -> np.ndarray:
     return _numbers(values).clip(0, 255).astype("u1")
-
-
-def _coefficients(values: torch.Tensor, bits: int) -> np.ndarray:
-    """Coefficients from -1 to 1, of which 0 stays 0, in steps of which there are two to the power of bits."""
-    step = 1 << (8 - bits)
-    return (
-        (np.floor((_numbers(values * 128.0) + 128 + step / 2) / step) * step)
-        .clip(0, 255)
-        .astype("u1")
-        .reshape(len(values), -1)
-    )
