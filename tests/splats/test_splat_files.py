@@ -157,6 +157,15 @@ def test_sog_is_as_published(tmp_path: Path):
     assert found == set(range(150))
 
 
+def test_sog_once_read_loses_no_color(tmp_path: Path):
+    """Sets of coefficients that fit are kept as they are, so that a page of a .sog shows its very colors."""
+    write_gaussians(ball(200, 3), tmp_path / "scene.sog")
+    first = read_gaussians(tmp_path / "scene.sog")
+    write_gaussians(first, tmp_path / "again.sog")
+    again = read_gaussians(tmp_path / "again.sog")
+    assert torch.equal(again.sh, first.sh)
+
+
 @pytest.mark.parametrize("suffix", [".ply", ".spz", ".sog"])
 def test_files_that_are_no_good_are_refused(tmp_path: Path, suffix: str):
     """Absent, cut off anywhere, or of another kind: one line, not numbers from nowhere."""

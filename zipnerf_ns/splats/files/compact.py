@@ -26,6 +26,9 @@ def codebook(values: Float[Tensor, "*shape"], size: int = 256) -> tuple[Float[Te
         values: any, at least one.
         size: of the codebook; numbers that no value needs repeat the largest.
     """
+    few = values.unique()
+    if len(few) <= size:
+        return torch.cat([few, few[-1:].expand(size - len(few))]), torch.searchsorted(few, values.contiguous())
     flat = values.flatten().double()
     low, high = float(flat.min()), float(flat.max())
     # Where values are p times denser, the best numbers are p^(1/3) times denser (Panter and Dite 1951).

@@ -73,16 +73,17 @@ def encode(gaussians: Gaussians) -> dict[str, bytes]:
     if scene.antialiased:
         meta["model"] = "antialiased"
     if scene.degree:
-        rest = scene.sh[:, 1:]
-        size = min(MOST_SH, 2 ** int(math.log2(len(scene))))
-        # A million Gaussians take seconds on a GPU, and minutes without.
-        device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-        found = palette(rest.flatten(1).to(device), size, visibility(scene).to(device))
-        sets, labels = (value.to(rest.device) for value in found)
-        numbers, set_labels = codebook(sets.reshape(size, -1, 3))
+        rest = scene.sh[:, 1:].flatten(1)
+        sets, labels = rest.unique(dim=0, return_inverse=True)
+        if len(sets) > MOST_SH:
+            # A million Gaussians take seconds on a GPU, and minutes without.
+            device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+            found = palette(rest.to(device), MOST_SH, visibility(scene).to(device))
+            sets, labels = (value.to(rest.device) for value in found)
+        numbers, set_labels = codebook(sets)
         files = ["shN_centroids.webp", "shN_labels.webp"]
-        meta["shN"] = {"count": size, "bands": scene.degree, "codebook": numbers.tolist(), "files": files}
-        images[files[0]] = _image(set_labels.reshape(-1, 3), PALETTE_COLUMNS * rest.shape[1])
+        meta["shN"] = {"count": len(sets), "bands": scene.degree, "codebook": numbers.tolist(), "files": files}
+        images[files[0]] = _image(set_labels.reshape(-1, 3), PALETTE_COLUMNS * (rest.shape[1] // 3))
         images[files[1]] = _image(torch.stack([labels & 255, labels >> 8, torch.zeros_like(labels)], dim=1), width)
     return {"meta.json": json.dumps(meta).encode(), **images}
 
