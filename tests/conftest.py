@@ -25,8 +25,15 @@ os.environ.setdefault("OMP_NUM_THREADS", str(max(1, min(os.cpu_count() or 1, 4) 
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 torch.set_num_threads(int(os.environ["OMP_NUM_THREADS"]))
 
-LONG = ("test_viewer_browser", "test_end_to_end_exports", "test_end_to_end", "test_moved_run", "test_own_photos")
-"""Files whose tests mostly wait for programs."""
+LONG = (
+    "test_viewer_browser",
+    "test_end_to_end_exports",
+    "test_end_to_end",
+    "test_moved_run",
+    "test_own_photos",
+    "test_check_gpu",
+)
+"""Files that take longest; tests of all but the last mostly wait for programs."""
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
