@@ -33,7 +33,7 @@ def is_kernel(node: ast.AST) -> bool:
 
 
 FIND = """
-import functools, json, sys, torch
+import functools, json, re, sys, torch
 from zipnerf_ns.kernels.check.compiler import compile_launch
 from zipnerf_ns.kernels.check.launches import recorded
 from zipnerf_ns.tools.rehearsal import AS_CONFIGURED, rehearse
@@ -48,6 +48,17 @@ def take(gpu):
     networks = {name: launch for name, launch in record(gpu).items() if name.startswith(("radiance_", "density_"))}
     return {name: compile_launch(gpu, launch)._asdict() for name, launch in networks.items()}
 
+def fused(gpu="9.0"):
+    found = {}
+    for name, launch in record(gpu).items():
+        if launch.kernel in ("march_kernel", "group_kernel", "distances_kernel"):
+            compile_launch(gpu, launch)
+            code = launch.function.preload(launch.specialization).asm["ptx"]
+            shuffled = set(re.findall(r"shfl[.]sync[.]bfly[.]b32\\s+(%r\\d+)", code))
+            sums = [line.split(",")[-1].strip(" ;") for line in code.splitlines() if "fma.rn.f32" in line]
+            found[name] = [len(shuffled), len(shuffled & set(sums))]
+    return found
+
 def note():
     from zipnerf_ns.kernels.mlp.launch import encode_directions
     with recorded("9.0") as launches:
@@ -58,7 +69,7 @@ def note():
 
 found = {"half": list(record("9.0")), "single": list(record("9.0", "precision float32")), "older": list(record("8.6")),
          "moving": list(record("9.0", method="zipnerf-dynamic")),
-         "noted": note(), "taken": {gpu: take(gpu) for gpu in sys.argv[1:]}}
+         "noted": note(), "fused": fused(), "taken": {gpu: take(gpu) for gpu in sys.argv[1:]}}
 print(json.dumps(found))
 """
 
@@ -94,6 +105,14 @@ def test_the_rehearsal_launches_every_kernel_as_the_options_say(found: dict[str,
     # Windows of four entries are added at once from compute capability 9.0 on.
     for gpu, is_wide in (("half", True), ("older", False)):
         assert is_wide == any(launch.startswith("backward_") and "WIDE=True" in launch for launch in found[gpu])
+
+
+@needs_triton
+def test_threads_that_hold_the_same_sum_hold_the_same_bits(found: dict[str, Any]) -> None:
+    """All of them write it to one place: a product that is fused into the sum is not what the other threads see."""
+    assert {launch.split("(")[0] for launch in found["fused"]} == {"march_kernel", "group_kernel", "distances_kernel"}
+    shuffled, fused = zip(*found["fused"].values(), strict=True)
+    assert any(shuffled) and not any(fused)
 
 
 @needs_triton

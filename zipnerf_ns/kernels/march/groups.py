@@ -17,6 +17,7 @@ from torch.autograd.function import once_differentiable
 from zipnerf_ns.functional import ray_march
 from zipnerf_ns.kernels import support
 from zipnerf_ns.kernels.launching import launching
+from zipnerf_ns.kernels.march.rows import ALIKE
 
 LEAST_MASS = tl.constexpr(ray_march.LEAST_MASS)
 SIZES = (2, 4, 8, 16)
@@ -106,7 +107,7 @@ class _GroupChannels(torch.autograd.Function):
         if total:
             with launching("group_channels", channels):
                 group_kernel[grid](
-                    channels, weights, means, total, weights.shape[1], groups, *channels.stride(), **options
+                    channels, weights, means, total, weights.shape[1], groups, *channels.stride(), **options, **ALIKE
                 )
         return means.t()
 

@@ -25,6 +25,7 @@ from zipnerf_ns.kernels.march.ray_kernels import (
     march_backward_kernel,
     march_kernel,
 )
+from zipnerf_ns.kernels.march.rows import ALIKE
 
 PROGRAM_LANES = 128
 """Intervals a program, several rays of them where they are short: four a thread keep enough loads under way."""
@@ -156,8 +157,9 @@ def median_and_mean_distance(
     if rays:
         with launching("median_and_mean_distance", weights):
             distances_kernel[grid](
-                weights, tdist, median, mean, rays, n, weights.stride(0), tdist.stride(0), N=_block(n), **options
-            )
+                weights, tdist, median, mean, rays, n, weights.stride(0), tdist.stride(0),
+                N=_block(n), **options, **ALIKE,
+            )  # fmt: skip
     return median, mean
 
 
@@ -179,7 +181,7 @@ class _March(torch.autograd.Function):
                 march_kernel[grid](
                     density, tdist, valid, density if colors is None else colors, weights, rgb, accumulation, rays, n,
                     *_strides(density, tdist, valid, colors),
-                    HAS_COLORS=colors is not None, N=_block(n), **options,
+                    HAS_COLORS=colors is not None, N=_block(n), **options, **ALIKE,
                 )  # fmt: skip
         return (weights, *results) if results else weights
 

@@ -8,6 +8,9 @@ import triton.language as tl
 from zipnerf_ns.functional import numerics
 
 TINY = tl.constexpr(numerics.TINY)
+ALIKE = {"enable_fp_fusion": False}
+"""Option of launches that store sums of products. All threads that hold a sum write it to one place on the way: where
+each fuses its own product into the sum, unrounded, which the others see rounded, their last bits would differ."""
 
 
 @triton.jit
