@@ -91,6 +91,9 @@ ROWS: dict[str, Row] = {
     "camera_motion.rotate": Row(turns),
     "camera_motion.se3_shift": Row(turns),
     "camera_motion.precondition": Row(cameras),
+    "camera_motion.inverse_roots": Row(lambda draw: (
+        (lambda half: half @ half.mT)(draw.numbers(draw.rays, 7, 7, low=-1e6, high=1e6).double()),
+    )),
     "camera_motion.motion_gram": Row(lambda draw: (
         cameras(draw)[1].double(), *draw.numbers(2, low=0.0, high=LARGE).double()
     )),

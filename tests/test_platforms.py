@@ -39,7 +39,7 @@ TEXT_FILES = frozenset({"open", "read_text", "write_text"})
 """Their encoding is the locale's where none is given."""
 
 ALLOWED = {
-    ("tools/demo.py", "signal.SIGKILL"): "a process ends by a signal, with a negative status, on Unix alone",
+    ("tools/programs.py", "signal.SIGKILL"): "a process ends by a signal, with a negative status, on Unix alone",
     ("tools/colmap.py", "rename"): "folders, onto names that are free",
     ("data/memory.py", "/proc/self/cgroup"): "read where it is; elsewhere there is no control group",
     ("data/memory.py", "/sys/fs/cgroup"): "the same",

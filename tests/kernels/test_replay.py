@@ -6,11 +6,12 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from _interpreter import needs_interpreter, run_under_the_interpreter, runs_kernels
+from _twins import DEVICE
 
 from zipnerf_ns.kernels.check import replay
 from zipnerf_ns.kernels.march.groups import group_channels
 
-CPU = torch.device("cpu")
 INTERVALS, CHANNELS, SIZE = 8, 3, 2
 
 
@@ -18,9 +19,16 @@ def group(rays: int, seed: int = 0) -> torch.Tensor:
     """Means of channels, in torch's layout and as they lie in the kernel's memory."""
     generator = torch.Generator().manual_seed(seed)
     channels = torch.rand(rays * INTERVALS, CHANNELS, generator=generator)
-    return group_channels(channels, torch.rand(rays, INTERVALS, generator=generator), SIZE).t()
+    weights = torch.rand(rays, INTERVALS, generator=generator)
+    return group_channels(channels.to(DEVICE), weights.to(DEVICE), SIZE).t()
 
 
+@needs_interpreter
+def test_under_the_interpreter() -> None:
+    run_under_the_interpreter(__file__)
+
+
+@runs_kernels
 def test_a_launch_is_made_again_with_all_it_was_given(tmp_path: Path) -> None:
     """What it wrote comes again from what it was given, although what had been given has changed since."""
     with replay.taken_down() as found:
@@ -29,11 +37,12 @@ def test_a_launch_is_made_again_with_all_it_was_given(tmp_path: Path) -> None:
     replay.write(found.values(), tmp_path / "launches")
     (launch,) = replay.read(tmp_path / "launches")
     assert launch.kernel == "group_kernel"
-    channels, weights, means = replay.launch_again(launch, CPU)
+    channels, weights, means = replay.launch_again(launch, DEVICE)
     torch.testing.assert_close(means, expected, rtol=0, atol=0)
     assert channels.shape == (5 * INTERVALS, CHANNELS) and weights.shape == (5, INTERVALS)
 
 
+@runs_kernels
 def test_what_nobody_has_written_is_left_unwritten() -> None:
     """Results lie in memory into which nothing is copied; a sanitizer would not see otherwise that they are read."""
     with replay.taken_down() as found:

@@ -27,6 +27,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import NamedTuple
 
+import psutil
 import torch
 
 from zipnerf_ns.errors import InputError
@@ -189,10 +190,9 @@ class Running:
         """All that a program prints; its launches are told at once, with the number of errors until then."""
         if self._has_ended:
             return ""
-        # A session of its own, so that the tool's child ends with it.
         process = subprocess.Popen(
             arguments, env={**os.environ, **(environment or {})}, stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
-            text=True, start_new_session=True,
+            text=True,
         )  # fmt: skip
         self._processes.append(process)
         said, errors = [], 0
@@ -210,8 +210,10 @@ class Running:
         """Ends them, and those that would come."""
         self._has_ended = True
         for process in self._processes:
-            if process.poll() is None:
-                os.killpg(process.pid, signal.SIGKILL)
+            with suppress(psutil.NoSuchProcess):
+                # The tool's child does not end with it.
+                for each in [*psutil.Process(process.pid).children(recursive=True), process]:
+                    each.kill()
 
 
 def take(methods: Sequence[str], path: Path) -> None:
