@@ -91,7 +91,7 @@ class LensCorrections(nn.Module):
     @torch.no_grad()
     def corrected(self, cameras: Cameras) -> Cameras:
         """A copy of cameras, of any shape, with the corrections of their lenses in their numbers and poses."""
-        flat = cameras.reshape((-1,)) if cameras.shape != () else cameras.reshape((1,))
+        flat = cameras.flatten()
         lens = self.lenses_of(flat).to(self.corrections.device)
         chosen = torch.where((lens >= 0)[:, None], self.corrections[lens.clamp(min=0)], 0.0).to(flat.fx)
         moved = copy.copy(flat)
@@ -143,7 +143,7 @@ def find_lenses(cameras: Cameras) -> Float[Tensor, "lenses 11"]:
 def _numbers(cameras: Cameras) -> Float[Tensor, "cameras 11"]:
     """What tells lenses from each other, lengths over the picture's width: focal lengths, principal point, height, six
     numbers of distortion; infinite for others than perspective cameras, which are none's."""
-    flat = cameras.reshape((-1,)) if cameras.shape != () else cameras.reshape((1,))
+    flat = cameras.flatten()
     width = flat.width.float()
     distortion = flat.distortion_params
     distortion = width.new_zeros(len(width), 6) if distortion is None else distortion

@@ -73,7 +73,7 @@ def open_scene(scene: Path, output: Path, seed: int) -> tuple[Path, Path, dict[s
     if seed < 0:
         raise InputError(f"--seed is {seed}: it must not be negative.")
     if output.exists() or output.is_symlink():
-        raise InputError(f"{output} exists already. Name a new folder for the disturbed scene.")
+        raise InputError(f"{output} exists already. Name a new folder for the copy.")
     if scene in output.parents:
         raise InputError(f"{output} lies within the scene, whose files it would link to. Name a folder outside of it.")
     read_transforms(scene / "transforms.json")
