@@ -85,7 +85,7 @@ def test_last_rates_are_what_the_name_says_whatever_the_length(name, share, step
     for group in ("hash_tables", "networks"):
         first = config.optimizers[group]["optimizer"].lr
         optimizer = torch.optim.Adam([torch.nn.Parameter(torch.zeros(1))], lr=first)
-        scheduler = complete_schedules(config.optimizers, steps, 1)[group]["scheduler"].setup()
+        scheduler = complete_schedules(config.optimizers, steps)[group]["scheduler"].setup()
         factor = scheduler.get_scheduler(optimizer, first).lr_lambdas[0]
         assert factor(steps) == pytest.approx(share)
 

@@ -9,14 +9,12 @@ from dataclasses import dataclass, field
 from typing import Any, Literal
 
 import torch
-import tyro
 from torch import Tensor
 from torch.optim.adam import adam
 from torch.optim.lr_scheduler import LambdaLR
 
 from nerfstudio.engine.optimizers import OptimizerConfig
 from nerfstudio.engine.schedulers import Scheduler, SchedulerConfig
-from nerfstudio.utils.rich_utils import CONSOLE
 
 from zipnerf_ns.functional.adam import TableUpdate
 from zipnerf_ns.functional.numerics import log_lerp
@@ -30,10 +28,6 @@ MOST_SCALED = 8.0
 
 OTHER_OPTIONS = ("weight_decay", "amsgrad", "maximize", "capturable", "differentiable")
 """What torch's Adam can do beside: a group of a foreign checkpoint may ask for it."""
-
-
-PAPERS_RATE = 0.01
-"""Zip-NeRF's peak learning rate, with 65,536 rays a step."""
 
 
 class DecayingAdam(torch.optim.Adam):
@@ -266,30 +260,20 @@ class WarmupLogDecayConfig(SchedulerConfig):
     for_steps: int | None = None
     """Length of training that the rates are meant for: in others they are scaled, at most eightfold, so that all steps
     together go as far; as they are if not given."""
-    scale: tyro.conf.Suppress[float] = 1.0
-    """Factor on the whole schedule, by which the trainer allows for several GPUs."""
 
 
-def complete_schedules(groups: dict[str, Any], steps: int, processes: int) -> dict[str, Any]:
-    """The configuration of optimizers whose schedules end with the training, and suit the rays of all its processes.
-
-    Each process has as many rays as one alone. Adam's rate grows with the root of the batch (Malladi et al., NeurIPS
-    2022): the networks' does, up to the paper's. Tables and cameras keep theirs, which the methods share, too.
+def complete_schedules(groups: dict[str, Any], steps: int) -> dict[str, Any]:
+    """The configuration of optimizers whose schedules end with the training.
 
     Args:
         groups: the trainer's configuration of optimizers.
         steps: of the training.
-        processes: that train together.
     """
     completed = {}
     for name, group in groups.items():
-        scheduler, scale = group["scheduler"], 1.0
-        if isinstance(scheduler, WarmupLogDecayConfig):
-            if name == "networks" and processes > 1:
-                scale = max(min(math.sqrt(processes), PAPERS_RATE / group["optimizer"].lr), 1.0)
-                CONSOLE.log(f"{processes} processes share a step: the networks learn at {scale:.2f} times their rate.")
-            max_steps = steps if scheduler.max_steps is None else scheduler.max_steps
-            scheduler = dataclasses.replace(scheduler, max_steps=max_steps, scale=scale)
+        scheduler = group["scheduler"]
+        if isinstance(scheduler, WarmupLogDecayConfig) and scheduler.max_steps is None:
+            scheduler = dataclasses.replace(scheduler, max_steps=steps)
         completed[name] = {**group, "scheduler": scheduler}
     return completed
 
@@ -311,7 +295,7 @@ class WarmupLogDecay(Scheduler):
         if config.max_steps is None:
             raise ValueError("WarmupLogDecayConfig.max_steps is not set and no trainer filled it in.")
 
-        final, scale = config.lr_final, config.scale
+        final, scale = config.lr_final, 1.0
         if config.full_steps is not None:
             share = min(max(config.max_steps, 1) / config.full_steps, 1.0)
             final = max(final, min(final / share**3, lr_init / 10.0))

@@ -58,8 +58,6 @@ class ZipNerfTrainerConfig(RunConfig):
     """Steps between the pictures and metrics of one held-out view; 0 is never. Needs more than the viewer in --vis."""
     steps_per_eval_all_images: int = 0
     """Steps between the mean metrics of all held-out views; 0 is never."""
-    scale_learning_rate: bool = True
-    """With several GPUs the networks learn at the root of their number times the rate, up to the paper's 0.01."""
     use_cuda_graphs: Literal["auto", "on", "off"] = "auto"
     """Replay the training step as one CUDA graph; auto: where everything in it is a kernel of ours."""
     deterministic: bool = False
@@ -101,8 +99,7 @@ class ZipNerfTrainer(ResumableTrainer):
     def setup_optimizers(self) -> Optimizers:
         """Optimizers whose schedules end with the training, if the configuration does not say otherwise."""
         config = self.config
-        processes = self.world_size if config.scale_learning_rate else 1
-        groups = complete_schedules(config.optimizers, config.max_num_iterations, processes)
+        groups = complete_schedules(config.optimizers, config.max_num_iterations)
         optimizers = Optimizers(groups, self.pipeline.get_param_groups())
         # With any other there is no decay: check_run has refused it.
         if isinstance(adam := optimizers.optimizers["hash_tables"], DecayingAdam):

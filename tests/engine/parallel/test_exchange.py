@@ -21,8 +21,8 @@ RAYS = 48
 
 
 def config_of(scene: Path, output: Path, rays: int, **changes: Any) -> ZipNerfTrainerConfig:
-    """Everything on that a step can train: appearance, cameras; and no learning rate that depends on the number."""
-    config = tiny_config(scene, output, **{"steps": STEPS, "scale_learning_rate": False, **changes})
+    """Everything on that a step can train: appearance, cameras."""
+    config = tiny_config(scene, output, **{"steps": STEPS, **changes})
     config.pipeline.datamanager.train_num_rays_per_batch = rays
     # A root of a mean would be of each process's own rays.
     config.pipeline.model.rgb_loss = "charbonnier"
@@ -118,8 +118,8 @@ def assert_same(first: dict[str, torch.Tensor], second: dict[str, torch.Tensor])
 
 
 def test_checkpoints_go_from_two_processes_to_one_and_back(scene, tmp_path):
-    """Nothing in them tells the number; two processes draw different rays again; learning rates are of the present."""
-    options = dict(scale_learning_rate=True, steps=12, steps_per_save=4, save_only_latest_checkpoint=False)
+    """Nothing in them tells the number; two processes draw different rays again; learning rates are those of one."""
+    options = dict(steps=12, steps_per_save=4, save_only_latest_checkpoint=False)
     config = config_of(scene, tmp_path, 16, **{**options, "steps": 4})
     first = results(together(tmp_path / "first", train_on, config))
     assert_same(first[0]["ended"], first[1]["ended"])
@@ -142,7 +142,7 @@ def test_checkpoints_go_from_two_processes_to_one_and_back(scene, tmp_path):
     last = {name: group["scheduler"].lr_final for name, group in again.optimizers.items() if name != "lens"}
     # So short a training ends at a tenth of its first rates, which is ten times the last ones of a long one. The
     # cameras' rate is of 4,000 steps, and eight times that at most where there are fewer.
-    factors = {"hash_tables": 10.0, "networks": 10.0 * 2.0**0.5, "appearance": 10.0, "camera_opt": 8.0}
+    factors = {"hash_tables": 10.0, "networks": 10.0, "appearance": 10.0, "camera_opt": 8.0}
     expected = {name: rate * factors.get(name, 1.0) for name, rate in last.items()}
     assert third[0]["rates"] == pytest.approx(expected)
 

@@ -13,7 +13,6 @@ from _scenes import assert_clear, checkpoint, load, tiny_config
 from _together import start_one, together
 
 from zipnerf_ns.engine.messages import tell_of_lost_processes
-from zipnerf_ns.engine.optimizers import DecayingAdamConfig, WarmupLogDecayConfig, complete_schedules
 from zipnerf_ns.engine.parallel.processes import LOST, join
 from zipnerf_ns.engine.trainer import ZipNerfTrainerConfig
 from zipnerf_ns.errors import InputError
@@ -88,27 +87,3 @@ def test_torchruns_processes_are_not_started_once_more(scene, tmp_path, monkeypa
     with pytest.raises(InputError) as caught:
         join(config.machine)
     assert_clear(str(caught.value), ("torchrun", "leave out --machine.num-devices"))
-
-
-@pytest.mark.parametrize(
-    ("rate", "processes", "scale"),
-    [(0.002, 1, 1.0), (0.002, 2, 2.0**0.5), (0.002, 9, 3.0), (0.002, 100, 5.0), (0.01, 2, 1.0), (0.05, 2, 1.0)],
-)
-def test_networks_learn_faster_from_the_rays_of_several_processes(rate, processes, scale):
-    """At the root of their number times the rate, but no faster than the paper's; the rest as before."""
-
-    def group() -> dict[str, Any]:
-        return {"optimizer": DecayingAdamConfig(lr=rate), "scheduler": WarmupLogDecayConfig(lr_final=rate / 10)}
-
-    groups = {"hash_tables": group(), "networks": group()}
-    completed = complete_schedules(groups, 100, processes)
-    assert groups == {"hash_tables": group(), "networks": group()}
-    for name, expected in {"hash_tables": 1.0, "networks": scale}.items():
-        optimizer = completed[name]["optimizer"].setup([torch.nn.Parameter(torch.zeros(1))])
-        schedule = completed[name]["scheduler"].setup().get_scheduler(optimizer, rate)
-        rates = []
-        for _ in range(101):
-            rates.append(schedule.get_last_lr()[0])
-            schedule.step()
-        assert max(rates) == pytest.approx(expected * rate * 10**-0.1, rel=0.05)
-        assert rates[100] == pytest.approx(expected * rate / 10)
