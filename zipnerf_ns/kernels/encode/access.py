@@ -33,21 +33,33 @@ def block_of(ROW: tl.constexpr, COLUMNS: tl.constexpr):
 
 @triton.jit
 @no_type_check
+def first_column_of(ROW: tl.constexpr, COLUMNS: tl.constexpr):
+    """The first column of the table that this program works on."""
+    return (tl.program_id(0) % (ROW // COLUMNS)) * COLUMNS if COLUMNS < ROW else 0
+
+
+@triton.jit
+@no_type_check
 def columns_of(ROW: tl.constexpr, COLUMNS: tl.constexpr):
     """The columns of the table that this program works on."""
-    columns = tl.arange(0, COLUMNS)[None, :]
-    if COLUMNS < ROW:
-        columns += (tl.program_id(0) % (ROW // COLUMNS)) * COLUMNS
-    return columns
+    return tl.arange(0, COLUMNS)[None, :] + first_column_of(ROW, COLUMNS)
+
+
+@triton.jit
+@no_type_check
+def split_four(quad):
+    """A lane's four neighboring values, each by itself."""
+    even, odd = tl.split(tl.reshape(quad, [quad.shape[0], 2, 2]))
+    first, third = tl.split(even)
+    second, fourth = tl.split(odd)
+    return first, second, third, fourth
 
 
 @triton.jit
 @no_type_check
 def _pick(quad, index):
     """One of a lane's four neighboring values."""
-    even, odd = tl.split(tl.reshape(quad, [quad.shape[0], 2, 2]))
-    first, third = tl.split(even)
-    second, fourth = tl.split(odd)
+    first, second, third, fourth = split_four(quad)
     low, high = (index & 1) == 0, (index & 2) == 0
     return tl.where(high, tl.where(low, first, second), tl.where(low, third, fourth))
 

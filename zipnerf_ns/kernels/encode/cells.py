@@ -61,6 +61,13 @@ def differs(a, b):
 
 @triton.jit
 @no_type_check
+def key_of(cell):
+    """A cell as one number."""
+    return cell[0].to(tl.int64) | (cell[1].to(tl.int64) << 16) | (cell[2].to(tl.int64) << 32)
+
+
+@triton.jit
+@no_type_check
 def corner_rows(cell, level, XOR: tl.constexpr, knot=None):
     """Rows within the level of the eight cells, x fastest; see functional.hash_grid.level_corners.
 
@@ -87,6 +94,30 @@ def corner_rows(cell, level, XOR: tl.constexpr, knot=None):
             rows = rows + (tl.where(mask < 0, i + dense, (i ^ hashed) & mask),)
             rows = rows + (tl.where(mask < 0, right + dense, (right ^ hashed) & mask),)
     return rows
+
+
+@triton.jit
+@no_type_check
+def corner_weights(fraction, weight):
+    """Trilinear weights of the eight corners, x fastest, times ``weight``; what one side takes the other lacks."""
+    u, v, w = fraction
+    x1 = weight * u
+    x0 = weight - x1
+    x0y1, x1y1 = x0 * v, x1 * v
+    x0y0, x1y0 = x0 - x0y1, x1 - x1y1
+    a, b, c, d = x0y0 * w, x1y0 * w, x0y1 * w, x1y1 * w
+    return x0y0 - a, x1y0 - b, x0y1 - c, x1y1 - d, a, b, c, d
+
+
+@triton.jit
+@no_type_check
+def continue_run(sums, shares, moved):
+    """Adds a sample's corner weights to its run's, or begins a new run where the cell has changed."""
+    keep = tl.where(moved, 0.0, 1.0)
+    merged = ()
+    for corner in tl.static_range(8):
+        merged = merged + (sums[corner] * keep + shares[corner],)
+    return merged
 
 
 @triton.jit

@@ -22,6 +22,8 @@ SPREAD = tl.constexpr(1.1338934190276817)
 """3 / sqrt 7 (Zip-NeRF, section 2)."""
 HALF_SQRT2 = tl.constexpr(0.7071067811865476)
 COS30 = tl.constexpr(0.8660254037844386)
+WARP = tl.constexpr(32)
+"""Lanes that read memory together."""
 
 
 @triton.jit
@@ -195,6 +197,23 @@ def _gaussian(o, d, start, end, radius, box, PREFILTER: tl.constexpr, BOXED: tl.
 
 @triton.jit
 @no_type_check
+def lanes_of(block, per_ray, RAYS: tl.constexpr, BLOCK: tl.constexpr):
+    """The first interval of a program, and its lanes' counted from it: BLOCK in a row, or as many of each of RAYS
+    neighboring rays, whose lanes then stand in every warp side by side."""
+    lanes = tl.arange(0, BLOCK)
+    first = block * BLOCK
+    if RAYS > 1:
+        along = BLOCK // RAYS
+        parts = per_ray // along
+        group = block // parts
+        first = group * (RAYS * per_ray) + (block - group * parts) * along
+        in_warp = lanes % WARP
+        lanes = in_warp // (WARP // RAYS) * per_ray + lanes // WARP * (WARP // RAYS) + in_warp % (WARP // RAYS)
+    return first, lanes
+
+
+@triton.jit
+@no_type_check
 def prepare(
     origins, directions, radius, tdist, turns, aabb, shifts, first, lanes, mask, per_ray,
     SAMPLES: tl.constexpr, CONES: tl.constexpr, BOXED: tl.constexpr, TURNED: tl.constexpr,
@@ -264,3 +283,36 @@ def sample_of(
         point = load3(positions + (offset + sample) * 3, mask)
         extent = extent_of(tl.load(stds + offset + sample, mask=mask, other=0.0), PREFILTER)
     return point, extent
+
+
+@triton.jit
+@no_type_check
+def keep_samples(
+    source, SAMPLES: tl.constexpr, PREFILTER: tl.constexpr, CONES: tl.constexpr, BOXED: tl.constexpr,
+    SHIFTED: tl.constexpr,
+):  # fmt: skip
+    """All samples of each lane's interval, and last their middle, for a program that needs them at several levels."""
+    kept = (sample_of(source, 0, 1.0, SAMPLES, PREFILTER, CONES, BOXED, SHIFTED),)
+    for sample in tl.static_range(1, SAMPLES):
+        kept = kept + (sample_of(source, sample, 1.0, SAMPLES, PREFILTER, CONES, BOXED, SHIFTED),)
+    return kept + (sample_of(source, 0, 0.0, SAMPLES, PREFILTER, CONES, BOXED, SHIFTED),)
+
+
+@triton.jit
+@no_type_check
+def _either(takes, a, b):
+    """A sample or another one."""
+    point = tl.where(takes, a[0][0], b[0][0]), tl.where(takes, a[0][1], b[0][1]), tl.where(takes, a[0][2], b[0][2])
+    return point, tl.where(takes, a[1], b[1])
+
+
+@triton.jit
+@no_type_check
+def kept_sample(kept, sample, spread, SAMPLES: tl.constexpr, CLOSE: tl.constexpr):
+    """``sample_of``, of what ``keep_samples`` has kept."""
+    found = kept[0]
+    for other in tl.static_range(1, SAMPLES):
+        found = _either(sample == other, kept[other], found)
+    if CLOSE:
+        found = _either(spread == 0.0, kept[SAMPLES], found)
+    return found

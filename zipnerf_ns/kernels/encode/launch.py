@@ -152,11 +152,16 @@ def _look_up(
     levels, features = len(grid.levels), grid.features_per_level
     if not source.intervals:
         return
-    parts = [(*part, True) for part in _parts(tuning.forward, grid, num_active)]
+    is_picture = source.cones and not source.turned
+    plan = tuning.pictures if is_picture and tuning.pictures else tuning.forward
+    parts = [(*part, True) for part in _parts(plan, grid, num_active)]
     if num_active < levels:
-        parts.append((tuning.forward.fine, num_active, levels, False))
+        parts.append((plan.fine, num_active, levels, False))
     for launch, begin, end, read in parts:
-        forward_kernel[_programs(launch, source.intervals, end - begin, features)](
+        rays = launch.rays if source.per_ray % (launch.block // launch.rays) == 0 else 1
+        # The last program's rays need not all exist.
+        padded = triton.cdiv(source.intervals, rays * source.per_ray) * rays * source.per_ray
+        forward_kernel[_programs(launch, padded, end - begin, features)](
             table, *source.tensors, source.shifts, *moments(source.times, source.shutter, grid),
             level_constants(grid, table.device), bandwidths,
             target.features, target.weights, bandwidths if weight_scales is None else weight_scales,
@@ -166,7 +171,7 @@ def _look_up(
             CLOSE=close > 0.0,
             XOR=is_xor(grid, begin, end), READ=read, MERGE=launch.merge != "none", BRANCH=launch.branch,
             WIDE=launch.wide and features == 1 and _has_windows(grid),
-            LEVELS=launch.levels_per_program, BLOCK=launch.block, num_warps=launch.num_warps,
+            LEVELS=launch.levels_per_program, RAYS=rays, BLOCK=launch.block, num_warps=launch.num_warps,
         )  # fmt: skip
 
 

@@ -12,41 +12,31 @@ from typing import no_type_check
 import triton
 import triton.language as tl
 
-from zipnerf_ns.kernels.encode.access import WINDOW, block_of, columns_of, first_value, gather, outer, scatter, sum_runs
-from zipnerf_ns.kernels.encode.cells import corner_rows, differs, load_level, load_times, locate3, locate_knots
-from zipnerf_ns.kernels.encode.cones import close_of, prepare, sample_of
+from zipnerf_ns.kernels.encode.access import (
+    WINDOW,
+    block_of,
+    columns_of,
+    first_column_of,
+    first_value,
+    gather,
+    outer,
+    scatter,
+    split_four,
+    sum_runs,
+)
+from zipnerf_ns.kernels.encode.cells import (
+    continue_run,
+    corner_rows,
+    corner_weights,
+    differs,
+    key_of,
+    load_level,
+    load_times,
+    locate3,
+    locate_knots,
+)
+from zipnerf_ns.kernels.encode.cones import close_of, keep_samples, kept_sample, lanes_of, prepare, sample_of
 from zipnerf_ns.kernels.encode.prefilter import level_scale, prefilter_weight
-
-
-@triton.jit
-@no_type_check
-def _key(cell):
-    """A cell as one number."""
-    return cell[0].to(tl.int64) | (cell[1].to(tl.int64) << 16) | (cell[2].to(tl.int64) << 32)
-
-
-@triton.jit
-@no_type_check
-def _corner_weights(fraction, weight):
-    """Trilinear weights of the eight corners, x fastest, times ``weight``; what one side takes the other lacks."""
-    u, v, w = fraction
-    x1 = weight * u
-    x0 = weight - x1
-    x0y1, x1y1 = x0 * v, x1 * v
-    x0y0, x1y0 = x0 - x0y1, x1 - x1y1
-    a, b, c, d = x0y0 * w, x1y0 * w, x0y1 * w, x1y1 * w
-    return x0y0 - a, x1y0 - b, x0y1 - c, x1y1 - d, a, b, c, d
-
-
-@triton.jit
-@no_type_check
-def _continue_run(sums, shares, moved):
-    """Adds a sample's corner weights to its run's, or begins a new run where the cell has changed."""
-    keep = tl.where(moved, 0.0, 1.0)
-    merged = ()
-    for corner in tl.static_range(8):
-        merged = merged + (sums[corner] * keep + shares[corner],)
-    return merged
 
 
 @triton.jit
@@ -130,9 +120,10 @@ def forward_kernel(
     BRANCH: tl.constexpr,
     WIDE: tl.constexpr,
     LEVELS: tl.constexpr,
+    RAYS: tl.constexpr,
     BLOCK: tl.constexpr,
 ):
-    """Features and mean prefilter weights of BLOCK intervals at LEVELS of the levels in [begin, end).
+    """Features and mean prefilter weights of BLOCK intervals, of RAYS rays, at LEVELS of the levels in [begin, end).
 
     A table row has ROW values, of which a program reads COLUMNS. Feature k of an interval at a level is found at
     interval * step + level * stride + k * channel_stride, its weight at interval * weight_step + level * weight_stride.
@@ -142,8 +133,7 @@ def forward_kernel(
     """
     SHIFTED: tl.constexpr = shifts is not None
     TIMED: tl.constexpr = times is not None
-    first = block_of(ROW, COLUMNS).to(tl.int64) * BLOCK
-    lanes = tl.arange(0, BLOCK)
+    first, lanes = lanes_of(block_of(ROW, COLUMNS).to(tl.int64), per_ray, RAYS, BLOCK)
     mask = lanes < intervals - first
     columns = columns_of(ROW, COLUMNS)
     source = prepare(
@@ -152,6 +142,9 @@ def forward_kernel(
     )  # fmt: skip
     if TIMED:
         time = load_times(times, first, lanes, mask, per_ray)
+    KEEPS: tl.constexpr = LEVELS > 1 and CONES and SAMPLES > 1
+    if KEEPS:
+        kept = keep_samples(source, SAMPLES, PREFILTER, CONES, BOXED, SHIFTED)
     begin += tl.program_id(1) * LEVELS
     for index in range(begin, tl.minimum(begin + LEVELS, end)):
         level = load_level(levels, index)
@@ -166,18 +159,24 @@ def forward_kernel(
         count, spread = SAMPLES, 1.0
         if CLOSE:
             count, spread = close_of(source, resolution, close, mask, SAMPLES)
-        point, extent = sample_of(source, 0, spread, SAMPLES, PREFILTER, CONES, BOXED, SHIFTED)
+        if KEEPS:
+            point, extent = kept_sample(kept, 0, spread, SAMPLES, CLOSE)
+        else:
+            point, extent = sample_of(source, 0, spread, SAMPLES, PREFILTER, CONES, BOXED, SHIFTED)
         mean = prefilter_weight(extent, scale, PREFILTER)
         if READ:
             cell, fraction = locate3(point, resolution)
-            sums = _corner_weights(fraction, mean)
+            sums = corner_weights(fraction, mean)
         for sample in range(1, count):
-            point, extent = sample_of(source, sample, spread, SAMPLES, PREFILTER, CONES, BOXED, SHIFTED)
+            if KEEPS:
+                point, extent = kept_sample(kept, sample, spread, SAMPLES, CLOSE)
+            else:
+                point, extent = sample_of(source, sample, spread, SAMPLES, PREFILTER, CONES, BOXED, SHIFTED)
             weight = prefilter_weight(extent, scale, PREFILTER)
             mean += weight
             if READ:
                 here, fraction = locate3(point, resolution)
-                shares = _corner_weights(fraction, weight)
+                shares = corner_weights(fraction, weight)
                 moved = differs(cell, here)
                 if BRANCH and MERGE:
                     # One instruction in a program of a single warp.
@@ -186,18 +185,25 @@ def forward_kernel(
                     is_needed = True
                 if is_needed:
                     total += _gather(values, cell, level, moment, sums, columns, moved, XOR, ROW, WIDE, MERGE)
-                sums = _continue_run(sums, shares, moved) if MERGE else shares
+                sums = continue_run(sums, shares, moved) if MERGE else shares
                 cell = here
         if READ:
             total += _gather(values, cell, level, moment, sums, columns, mask, XOR, ROW, WIDE, False)
         target = features + first * step + index * stride.to(tl.int64)
-        offsets = (lanes * step)[:, None] + columns * channel_stride
         if TIMED:
             shutter_weight = tl.load(shutter_weights + index)
             total *= shutter_weight
             mean *= shutter_weight
-        tl.store(target + offsets, total * (table_scale / count), mask=mask[:, None])
+        total *= table_scale / count
         mean *= 1.0 / count
+        if COLUMNS == 4:
+            # One by one: lanes then write neighbors, without handing them to each other first.
+            parts = split_four(total)
+            target += lanes * step + first_column_of(ROW, COLUMNS) * channel_stride
+            for column in tl.static_range(4):
+                tl.store(target + column * channel_stride, parts[column], mask=mask)
+        else:
+            tl.store(target + ((lanes * step)[:, None] + columns * channel_stride), total, mask=mask[:, None])
         if SCALED:
             mean = (2.0 * mean - 1.0) * tl.load(weight_scales + index)
         target = weights + first * weight_step + index * weight_stride.to(tl.int64)
@@ -306,11 +312,11 @@ def backward_kernel(
             v *= tl.load(scales + index)
         point, extent = sample_of(source, 0, spread, SAMPLES, PREFILTER, CONES, BOXED, SHIFTED)
         cell, fraction = locate3(point, resolution)
-        sums = _corner_weights(fraction, prefilter_weight(extent, scale, PREFILTER))
+        sums = corner_weights(fraction, prefilter_weight(extent, scale, PREFILTER))
         for sample in range(1, count):
             point, extent = sample_of(source, sample, spread, SAMPLES, PREFILTER, CONES, BOXED, SHIFTED)
             here, fraction = locate3(point, resolution)
-            shares = _corner_weights(fraction, prefilter_weight(extent, scale, PREFILTER))
+            shares = corner_weights(fraction, prefilter_weight(extent, scale, PREFILTER))
             moved = differs(cell, here)
             writes = live & moved if MERGE else live
             if BRANCH:
@@ -323,11 +329,11 @@ def backward_kernel(
                 else:
                     rows = corner_rows(cell, level, XOR)
                     scatter(target, rows, outer(sums, v), columns, writes, ROW, WIDE)
-            sums = _continue_run(sums, shares, moved) if MERGE else shares
+            sums = continue_run(sums, shares, moved) if MERGE else shares
             cell = here
         values = outer(sums, v)
         if ALONG_RAY:
-            key = _key(cell)
+            key = key_of(cell)
             # Nothing comes before the first lane, so it need not be a head.
             begins = tl.gather(key, previous, 0) != key
             ends = (tl.gather(key, following, 0) != key) | is_last
