@@ -52,7 +52,7 @@ class ZipNerfModelConfig(ModelConfig, ZipNerfConfig):
     """Nerfstudio's; each loss has a multiplier of its own below."""
     prompt: tyro.conf.Suppress[str | None] = None
     """Nerfstudio's, for models that read text."""
-    eval_num_rays_per_chunk: int = 131_072
+    eval_num_rays_per_chunk: int = 262_144
     """The most rays rendered at once at evaluation; fewer where memory is short."""
     picture_square: Literal[1, 2, 4] = 2
     """Side of the squares of pixels whose rays share their proposals in pictures; 1: every ray has its own."""
