@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -18,6 +18,7 @@ from nerfstudio.models.base_model import Model
 
 from zipnerf_ns import losses
 from zipnerf_ns.cameras import corrections as camera_poses
+from zipnerf_ns.cameras.fineness import square_for, widening
 from zipnerf_ns.cameras.lens import LEARNED_UNTIL, LensCorrections
 from zipnerf_ns.cameras.moments import at_moment, stopped_time
 from zipnerf_ns.cameras.rays import ImageRays, rays_of_bundle
@@ -39,26 +40,11 @@ from zipnerf_ns.render.metrics import ImageMetrics, psnr
 from zipnerf_ns.render.monitor import CollisionMonitor, feature_sizes
 from zipnerf_ns.render.outputs import EXTRA_COST, EXTRA_OUTPUTS, Outputs, Seen
 from zipnerf_ns.render.pictures import blend, depths_of_nothing, evaluation_pictures, straight_alpha
-from zipnerf_ns.render.viewer import UNCHANGED, View, ViewerControls
+from zipnerf_ns.render.viewer import UNCHANGED, Asked, View, ViewerControls
 from zipnerf_ns.zipnerf import ZipNerf
 
 FORMAT_VERSION = 2
 """Raised whenever a checkpoint's tensors change their meaning without changing their shape."""
-
-
-class Asked(NamedTuple):
-    """A picture that is to be rendered: enough for any process with the model."""
-
-    source: Cameras | RayBundle
-    """A camera, or flat rays."""
-    obb_box: OrientedBox | None = None
-    """A crop of a camera's rays."""
-    names: tuple[str, ...] | None = None
-    """Outputs that cost more, which alone are rendered; None for all others."""
-    view: View = UNCHANGED
-    """The viewer's differences."""
-    side: int = 1
-    """Side of the squares of pixels whose rays share their proposals; a camera's pixels are counted in them then."""
 
 
 class ZipNerfModel(Model):
@@ -107,6 +93,8 @@ class ZipNerfModel(Model):
         self.has_time = config.motion.kind != "none"
         self.shutter = (hints and hints.time_step) or 0.0
         self.stopped_time = stopped_time() if self.has_time else None
+        # Radians between pixels of the finest photo, as the pipeline knows them.
+        self.photos_angle = 0.0
 
     def _is_background_white(self, hints: SceneHints | None) -> bool:
         if self.config.background_color == "auto":
@@ -277,24 +265,28 @@ class ZipNerfModel(Model):
 
     def get_outputs_for_camera(self, camera: Cameras, obb_box: OrientedBox | None = None) -> dict[str, Tensor]:
         """A whole picture ``[height, width, channels]``, its rays generated chunk by chunk."""
-        side = self.config.picture_square
-        rays = ImageRays(camera, self.device, obb_box, self.config.implementation, side)
-        return self._picture(lambda **asked: Asked(camera, obb_box, side=side, **asked), len(rays), rays.picture)
+        asked = self.asked(camera, obb_box)
+        rays = ImageRays(camera, self.device, obb_box, self.config.implementation, asked.side)
+        return self._picture(asked, len(rays), rays.picture)
 
     def get_outputs_for_camera_ray_bundle(self, camera_ray_bundle: RayBundle) -> dict[str, Tensor]:
         """A whole picture from its rays, in chunks."""
         flat, shape = camera_ray_bundle.flatten(), camera_ray_bundle.origins.shape[:-1]
-        return self._picture(
-            lambda **asked: Asked(flat, **asked), len(flat), lambda output: output.view(*shape, -1)
-        )
+        return self._picture(Asked(flat), len(flat), lambda output: output.view(*shape, -1))
+
+    def asked(self, camera: Cameras, obb_box: OrientedBox | None = None) -> Asked:
+        """A camera's picture, whose cones are no narrower than the finest photo's: narrower ones were never learned."""
+        wider, side = widening(camera, self.photos_angle), self.config.picture_square
+        return Asked(camera, obb_box, side=square_for(wider) if side == "auto" else side, widening=wider)
 
     @torch.no_grad()
     def render_part(self, asked: Asked, start: int, end: int) -> dict[str, Tensor]:
         """Outputs ``[rays, channels]`` of some of a picture's rays, from the first number up to the second: both whole
         numbers of squares."""
 
+
         def render(rays: RayBundle) -> dict[str, Tensor]:
-            outputs = self._render(rays, asked.view, asked.side)
+            outputs = self._render(rays, asked.widened, asked.side)
             return outputs if asked.names is None else {name: outputs[name] for name in asked.names}
 
         source, most = asked.source, self.config.eval_num_rays_per_chunk
@@ -308,7 +300,7 @@ class ZipNerfModel(Model):
                 end - start, most if asked.names is None else most // EXTRA_COST, self.chunk_limit, asked.side**2,
             )  # fmt: skip
 
-    def _picture(self, asked: Callable[..., Asked], num_rays: int, shaped: Callable[[Tensor], Tensor]) -> Outputs:
+    def _picture(self, asked: Asked, num_rays: int, shaped: Callable[[Tensor], Tensor]) -> Outputs:
         """A picture of so many rays, with the outputs that cost more deferred, or in the viewer as it asks.
 
         ``shaped`` makes pictures of what the rays see. The viewer looks outputs up when training has gone on already:
@@ -318,7 +310,7 @@ class ZipNerfModel(Model):
 
         def rendered(names: tuple[str, ...] | None) -> dict[str, Tensor]:
             share = self.shared or (lambda what, count: self.render_part(what, 0, count))
-            parts = share(asked(names=names, view=view), num_rays)
+            parts = share(asked._replace(names=names, view=view), num_rays)
             return {name: shaped(output) for name, output in parts.items()}
 
         outputs = Outputs(depths_of_nothing(rendered(None)))

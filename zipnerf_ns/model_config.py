@@ -54,8 +54,9 @@ class ZipNerfModelConfig(ModelConfig, ZipNerfConfig):
     """Nerfstudio's, for models that read text."""
     eval_num_rays_per_chunk: int = 262_144
     """The most rays rendered at once at evaluation; fewer where memory is short."""
-    picture_square: Literal[1, 2, 4] = 2
-    """Side of the squares of pixels whose rays share their proposals in pictures; 1: every ray has its own."""
+    picture_square: Literal["auto", 1, 2, 4] = "auto"
+    """Side of the squares of pixels whose rays share their proposals in pictures; 1: every ray has its own; auto: 2 or
+    4 where a pixel of the photos is as wide, else 1."""
     lpips_weights: Path | None = None
     """Folder with VGG-16's weights, for the metric lpips, and AlexNet's, for lpips_alex, as torchvision names the files
     (vgg16-397923af.pth, alexnet-owt-7be5be79.pth); torch hub's cache if none."""

@@ -14,6 +14,7 @@ from zipnerf_ns.engine import trainer as trainer_module
 from zipnerf_ns.functional.cones import Cones, cones_in_cube
 from zipnerf_ns.functional.hash_grid import level_corners
 from zipnerf_ns.ops import TORCH_OPS
+from zipnerf_ns.render.viewer import Asked
 from zipnerf_ns.tools import bench
 from zipnerf_ns.tools.benchmark import floors, pieces, steps
 from zipnerf_ns.tools.benchmark.floors import Amounts, Sectors, count_sectors
@@ -86,7 +87,7 @@ def small(tiny_scene: Path, tmp_path: Path, fresh_writers: None) -> Bench:
 def test_pieces_are_the_models_own(small: Bench):
     """Run by itself, each gives what the next one reads, and the last what is rendered; the model is as before."""
     bundle, _ = small.trainer.pipeline.datamanager.next_train(0)
-    found = {piece.name: piece for piece in pieces.picture_pieces(small, TORCH_OPS, bundle, 1)}
+    found = {piece.name: piece for piece in pieces.picture_pieces(small, TORCH_OPS, bundle, Asked(bundle))}
     outputs = {name: piece.forward() for name, piece in found.items()}
     for number in ROUNDS:
         assert torch.equal(outputs[f"cone_encode {number}"][0], found[f"density_mlp {number}"].reads[0])

@@ -13,6 +13,9 @@ from typing import NamedTuple
 
 from torch import nn
 
+from nerfstudio.cameras.cameras import Cameras
+from nerfstudio.cameras.rays import RayBundle
+from nerfstudio.data.scene_box import OrientedBox
 from nerfstudio.viewer.render_state_machine import RenderStateMachine
 from nerfstudio.viewer.viewer_elements import (
     ViewerCheckbox,
@@ -53,6 +56,28 @@ class View(NamedTuple):
 
 UNCHANGED = View()
 """The model as it was trained."""
+
+
+class Asked(NamedTuple):
+    """A picture that is to be rendered: enough for any process with the model."""
+
+    source: Cameras | RayBundle
+    """A camera, or flat rays."""
+    obb_box: OrientedBox | None = None
+    """A crop of a camera's rays."""
+    names: tuple[str, ...] | None = None
+    """Outputs that cost more, which alone are rendered; None for all others."""
+    view: View = UNCHANGED
+    """The viewer's differences."""
+    side: int = 1
+    """Side of the squares of pixels whose rays share their proposals; a camera's pixels are counted in them then."""
+    widening: float = 1.0
+    """Factor on the radius of the rays' cones."""
+
+    @property
+    def widened(self) -> View:
+        """The viewer's differences, with the widening."""
+        return self.view._replace(cone_scale=self.view.cone_scale * self.widening)
 
 
 class ViewerControls(nn.Module):

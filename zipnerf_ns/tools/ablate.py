@@ -94,7 +94,7 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "last rates a hundredth": _last_rate(1),
     **{f"{each} rendered intervals": _model(num_samples=each) for each in (16, 24, 48)},
     **{f"colors of {each} intervals": _model(color_group=each) for each in (1, 2, 4, 8)},
-    **{f"pictures by squares of {side}": _model(picture_square=side) for side in (1, 2, 4)},
+    **{f"pictures by squares of {side}": _model(picture_square=side) for side in ("auto", 1, 2, 4)},
     **{f"tables of 2^{log2}": {f"{MODEL}.grid.log2_hashmap_size": log2} for log2 in range(18, 23)},
     "gradient scaling": _model(use_gradient_scaling=True),
     "no gradient scaling": _model(use_gradient_scaling=False),

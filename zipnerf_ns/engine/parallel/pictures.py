@@ -16,7 +16,8 @@ from torch import Tensor
 
 from nerfstudio.model_components import renderers
 
-from zipnerf_ns.model import Asked, ZipNerfModel
+from zipnerf_ns.model import ZipNerfModel
+from zipnerf_ns.render.viewer import Asked
 
 
 class SharedPictures:

@@ -20,6 +20,7 @@ from nerfstudio.cameras.rays import RayBundle
 from zipnerf_ns.encoding import HashGridConfig
 from zipnerf_ns.model import ZipNerfModel
 from zipnerf_ns.ops import Ops
+from zipnerf_ns.render.viewer import Asked
 from zipnerf_ns.tools.benchmark.floors import SECTOR_BYTES, Amounts, Sectors, count_sectors, floor_ms, num_bytes
 from zipnerf_ns.tools.benchmark.setup import Bench
 from zipnerf_ns.tools.benchmark.timing import median_ms
@@ -110,11 +111,11 @@ def step_pieces(bench: Bench, ops: Ops, rays: int) -> list[Piece]:
     return [*_pieces(_record_step(bench, ops, rays), ops), *own, _optimizer(bench, ops)]
 
 
-def picture_pieces(bench: Bench, ops: Ops, bundle: RayBundle, side: int) -> list[Piece]:
-    """The pieces of rendering some rays, squares of ``side`` times ``side`` pixels; they have no backward pass."""
+def picture_pieces(bench: Bench, ops: Ops, bundle: RayBundle, asked: Asked) -> list[Piece]:
+    """The pieces of rendering some rays of a picture, whole squares of them; they have no backward pass."""
     bench.model.eval()
     with torch.no_grad(), recording(bench.model, ops) as calls:
-        bench.model._render(bundle, bench.model.view.read(), side)
+        bench.model._render(bundle, asked.widened, asked.side)
     return [dataclasses.replace(piece, leaves=()) for piece in _pieces(calls, ops)]
 
 

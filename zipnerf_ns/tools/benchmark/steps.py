@@ -48,14 +48,15 @@ def measure_pictures(bench: Bench) -> None:
         for ops in bench.implementations:
             _time(bench, ops, row, lambda camera=camera: bench.model.get_outputs_for_camera(camera))
         # From the pieces of the picture's middle.
-        side = bench.model.config.picture_square
+        asked = bench.model.asked(camera)
+        side = asked.side
         rays = ImageRays(camera, bench.device, side=side)
         squares = len(rays) // side**2
         count = min(squares, bench.sizes.rays[-1] // side**2)
         start = (squares - count) // 2 * side**2
         count *= side**2
         middle = rays.bundle(start, start + count)
-        least = least_ms(bench, picture_pieces(bench, bench.implementations[0], middle, side))
+        least = least_ms(bench, picture_pieces(bench, bench.implementations[0], middle, asked))
         row.values["floor ms"] = least * len(rays) / count
     bench.model.train()
 
