@@ -11,11 +11,11 @@ import torch
 from nerfstudio.configs.base_config import LocalWriterConfig, LoggingConfig, MachineConfig, ViewerConfig
 from nerfstudio.data.dataparsers.base_dataparser import DataParserConfig
 from nerfstudio.data.dataparsers.blender_dataparser import BlenderDataParserConfig
-from nerfstudio.data.dataparsers.nerfstudio_dataparser import NerfstudioDataParserConfig
 from nerfstudio.plugins.types import MethodSpecification
 
 from zipnerf_ns.cameras.camera_adam import CameraAdamConfig
 from zipnerf_ns.data.datamanager import ZipNerfDataManagerConfig
+from zipnerf_ns.data.dataparsers.exact import CenteringNerfstudioConfig
 from zipnerf_ns.data.dataparsers.mipnerf360 import MipNerf360DataParserConfig
 from zipnerf_ns.encoding import HashGridConfig
 from zipnerf_ns.encoding.moving import MotionConfig
@@ -57,7 +57,7 @@ def _method(
         max_num_iterations=num_steps,
         pipeline=ZipNerfPipelineConfig(
             datamanager=ZipNerfDataManagerConfig(
-                dataparser=NerfstudioDataParserConfig(),
+                dataparser=CenteringNerfstudioConfig(),
                 train_num_rays_per_batch=num_rays,
                 eval_num_rays_per_batch=min(num_rays, 4096),
             ),

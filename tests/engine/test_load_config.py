@@ -12,6 +12,7 @@ import pytest
 import yaml
 from _scenes import assert_clear, said_when_started, tiny_config, train, write_scene
 
+from nerfstudio.data.dataparsers.nerfstudio_dataparser import NerfstudioDataParserConfig
 from nerfstudio.scripts import train as program
 
 from zipnerf_ns.config import zipnerf_lite
@@ -48,12 +49,14 @@ def test_what_the_command_says_is_taken_and_named(tmp_path: Path, launched, caps
     saved = config.get_base_dir() / "config.yml"
     given = command(load_config=saved, data=tmp_path / "other", max_num_iterations=9, timestamp="again")
     given.pipeline.model.grid.log2_hashmap_size = 11
+    given.pipeline.datamanager.dataparser.downscale_factor = 2
     capsys.readouterr()
     program.main(given)
     (found,) = launched
     assert found.pipeline.datamanager.data == tmp_path / "other" and found.max_num_iterations == 9
     assert found.get_base_dir() == tmp_path / "out/scene/zipnerf-lite/again" and found.load_config is None
-    # The rest is the file's.
+    # The rest is the file's: one from before centers were chosen has none chosen now.
+    assert found.pipeline.datamanager.dataparser == NerfstudioDataParserConfig(downscale_factor=2)
     assert found.pipeline.model.grid.log2_hashmap_size == 11 and found.pipeline.model.grid.num_levels == 4
     assert found.pipeline.datamanager.train_num_rays_per_batch == 64
     said = " ".join(capsys.readouterr().out.split())

@@ -9,10 +9,14 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import yaml
 from _scenes import checkpoint, load, start, tiny_config, write_scene
 from _torch_rasterizer import TorchRasterizer
 
+from nerfstudio.data.dataparsers.nerfstudio_dataparser import Nerfstudio
+
 from zipnerf_ns.config import zipnerf, zipnerf_splat
+from zipnerf_ns.data.dataparsers.exact import CenteringNerfstudioConfig
 from zipnerf_ns.splats import making, trainer
 from zipnerf_ns.splats.distill import distill
 from zipnerf_ns.splats.distill.fit import SplatConfig
@@ -36,7 +40,8 @@ def without_gsplat(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def splat_config(folder: Path) -> SplatTrainerConfig:
     """A tiny field's training that ends with splats."""
-    config = tiny_config(write_scene(folder / "scene"), folder / "out", steps=2, method_name="zipnerf-splat")
+    scene, parser = write_scene(folder / "scene"), CenteringNerfstudioConfig()
+    config = tiny_config(scene, folder / "out", steps=2, dataparser=parser, method_name="zipnerf-splat")
     config.viewer.quit_on_train_completion = True
     fields = {field.name: getattr(config, field.name) for field in dataclasses.fields(config)}
     return SplatTrainerConfig(**{**fields, "_target": SplatTrainer, "splats": SETTINGS})
@@ -66,7 +71,13 @@ def test_a_training_ends_with_splats_and_the_command_makes_others(tmp_path, with
     assert (tmp_path / "page" / "index.html").is_file()
     for path in (first, again):
         assert list((path.parent / "nerfstudio_models").glob("step-*.ckpt"))
-        assert (path.parent / "dataparser_transforms.json").is_file()
+        # Nerfstudio's own parser, which chooses no center, gives the photos in the splats' frame.
+        manager = yaml.load(path.read_text(), Loader=yaml.Loader).pipeline.datamanager
+        parser = dataclasses.replace(manager.dataparser, data=manager.data).setup()
+        assert type(parser) is Nerfstudio and parser.config.center_method == "focus"
+        transform = parser.get_dataparser_outputs("train").dataparser_transform
+        written = json.loads((path.parent / "dataparser_transforms.json").read_text())["transform"]
+        np.testing.assert_allclose(transform.numpy(), written, atol=1e-6)
 
 
 def test_a_stopped_training_says_how_its_splats_go_on(tmp_path, without_gsplat, fresh_writers, capsys, monkeypatch):

@@ -6,14 +6,16 @@ import copy
 import dataclasses
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import tyro
 from torch import Tensor
 
 from nerfstudio.cameras.cameras import Cameras, CameraType
 from nerfstudio.cameras.rays import RayBundle
+from nerfstudio.configs.dataparser_configs import all_dataparsers
 from nerfstudio.data.datamanagers.base_datamanager import VanillaDataManager, VanillaDataManagerConfig
+from nerfstudio.data.dataparsers.base_dataparser import DataParserConfig
 from nerfstudio.data.dataparsers.nerfstudio_dataparser import NerfstudioDataParserConfig
 from nerfstudio.data.utils.dataloaders import FixedIndicesEvalDataloader, RandIndicesEvalDataloader
 from nerfstudio.engine.callbacks import TrainingCallback, TrainingCallbackAttributes
@@ -21,9 +23,9 @@ from nerfstudio.utils.rich_utils import CONSOLE
 
 from zipnerf_ns.cameras.rays import PixelRays
 from zipnerf_ns.data.checks import check_counts, check_outputs, check_points_are_found, check_train_split
-from zipnerf_ns.data.dataparsers.exact import exact
+from zipnerf_ns.data.dataparsers.exact import CenteringColmapConfig, CenteringNerfstudioConfig, exact
 from zipnerf_ns.data.dataparsers.formats import format_of, with_reader
-from zipnerf_ns.data.dataparsers.multiscale import source_config
+from zipnerf_ns.data.dataparsers.multiscale import check_files, settled_source, source_config
 from zipnerf_ns.data.dataparsers.run import chosen, parser_of_run
 from zipnerf_ns.data.disk.window import PixelsConfig, moving_on, open_pixels
 from zipnerf_ns.data.images import CheckedDataset, read_all
@@ -34,6 +36,11 @@ from zipnerf_ns.data.poses import check_scale
 from zipnerf_ns.data.trained import GIVE_DATA, TrainedData
 from zipnerf_ns.errors import InputError
 
+PARSERS = {**all_dataparsers, "nerfstudio-data": CenteringNerfstudioConfig(), "colmap": CenteringColmapConfig()}
+"""Nerfstudio's parsers by the names of their subcommands; ours that leave the scene's center open in place of its."""
+SUBCOMMAND = tyro.conf.arg(constructor=tyro.extras.subcommand_type_from_defaults(PARSERS, prefix_names=False))
+AnyParser = Annotated[DataParserConfig, SUBCOMMAND, tyro.conf.OmitSubcommandPrefixes]
+
 
 @dataclass
 class ZipNerfDataManagerConfig(VanillaDataManagerConfig):
@@ -41,6 +48,8 @@ class ZipNerfDataManagerConfig(VanillaDataManagerConfig):
 
     _target: type = field(default_factory=lambda: ZipNerfDataManager)
     """Datamanager class."""
+    dataparser: AnyParser = field(default_factory=CenteringNerfstudioConfig)
+    """Reads the scene."""
     images_on_gpu: bool = True
     """Draw the training pixels (8 bits a channel) on the GPU; False draws them in main memory, which is slower."""
     pixels: PixelsConfig = field(default_factory=PixelsConfig)
@@ -75,20 +84,21 @@ class ZipNerfDataManager(VanillaDataManager[CheckedDataset]):
         self._is_inference = test_mode == "inference"
         self._alpha_color = getattr(config.dataparser, "alpha_color", None)
         # On a copy: a configuration may be used, or written down, again.
-        config, parser = copy.copy(config), exact(with_reader(config.dataparser))
+        config, trained = copy.copy(config), config.trained
+        self._trained: TrainedData | None = trained
+        parser = config.dataparser if trained is None else settled_source(config.dataparser, trained.center)
         changes = {} if self._alpha_color is None else {"alpha_color": None}
-        config.dataparser = dataclasses.replace(parser, **changes)
-        self._trained: TrainedData | None = config.trained
+        config.dataparser = dataclasses.replace(exact(with_reader(parser)), **changes)
         self._is_set_up = False
         data = Path(config.data if config.data is not None else config.dataparser.data)
         if not data.exists() and (self._trained is None or self._trained.resumes):
             raise InputError(f"{data} does not exist. {'Check --data.' if test_mode == 'val' else GIVE_DATA}")
         is_read = data.exists() and (not self._is_inference or self._trained is None)
         if is_read and not self._is_inference:
-            _check_before_parsing(config, data)
+            check_counts(config)
+            check_files(dataclasses.replace(config.dataparser, data=data))
         if self._trained is not None:
-            held_out = "val" if test_mode == "val" else "test"
-            parser = parser_of_run(config.dataparser, self._trained, held_out, is_read)
+            parser = parser_of_run(config.dataparser, self._trained, "val" if test_mode == "val" else "test", is_read)
             config = dataclasses.replace(config, dataparser=parser)
         self.pixels: PixelStore | None = None
         self._has_store = False
@@ -338,12 +348,3 @@ class ZipNerfDataManager(VanillaDataManager[CheckedDataset]):
             return None
         num_pixels = (cameras.width * cameras.height).reshape(-1).tolist()
         return area_weights(scales, num_pixels).to(self.device)
-
-
-def _check_before_parsing(config: ZipNerfDataManagerConfig, data: Path) -> None:
-    """Nerfstudio's parsers mix all poses when they recenter: only the files themselves say which frame is wrong."""
-    check_counts(config)
-    parser = source_config(dataclasses.replace(config.dataparser, data=data))
-    scene_format = format_of(parser)
-    if scene_format is not None:
-        scene_format.check(parser)

@@ -21,6 +21,8 @@ SCENE_HINTS = "zipnerf_scene_hints"
 """Key of the dataset's metadata under which :class:`SceneHints` travel."""
 SCALES = "zipnerf_scales"
 """Key of a dataset's metadata under which a dataparser leaves the scale of each image."""
+CENTER = "zipnerf_center"
+"""Key of a dataset's metadata under which a dataparser says which of Nerfstudio's ways of centering it took."""
 FRAME_KEY = "downscale"
 """Key of a frame in ``transforms.json`` that says the same of its image."""
 

@@ -17,7 +17,7 @@ from nerfstudio.data.dataparsers.base_dataparser import DataparserOutputs
 from nerfstudio.data.scene_box import SceneBox
 
 from zipnerf_ns.data.dataparsers.names import scene_folder
-from zipnerf_ns.data.metadata import SceneHints
+from zipnerf_ns.data.metadata import CENTER, SceneHints
 
 DATA_VARIABLE = "ZIPNERF_DATA"
 """Environment variable that says where a trained run's data are now."""
@@ -74,6 +74,8 @@ class TrainedData:
     """What the data said about the scene."""
     train: Views
     held_out: Views
+    center: str = "poses"
+    """How the dataparser centered the scene, where its configuration left that open."""
     resumes: bool = False
     """Whether the training goes on: then every photo of it is needed."""
 
@@ -88,7 +90,8 @@ class TrainedData:
         """
         views = (Views.of(outputs, data) for outputs in (train, held_out))
         transform, scale = train.dataparser_transform, float(train.dataparser_scale)
-        return cls(Path(os.path.abspath(data)), transform[:3], scale, train.scene_box.aabb.float(), hints, *views)
+        box, center = train.scene_box.aabb.float(), train.metadata.get(CENTER, cls.center)
+        return cls(Path(os.path.abspath(data)), transform[:3], scale, box, hints, *views, center)
 
     def state(self) -> dict[str, Any]:
         """Tensors and plain values, for a checkpoint."""
@@ -99,7 +102,7 @@ class TrainedData:
             numbers = {name: float(value) for name, value in metadata if isinstance(value, (int, float))}
             return {"names": list(views.names), **cameras, "metadata": numbers}
 
-        fields = {name: getattr(self, name) for name in ("transform", "scale", "box")}
+        fields = {name: getattr(self, name) for name in ("transform", "scale", "box", "center")}
         views = {"train": of_views(self.train), "held_out": of_views(self.held_out)}
         return {"data": str(self.data), **fields, "hints": dataclasses.asdict(self.hints), **views}
 
@@ -120,7 +123,9 @@ class TrainedData:
 
         return cls(
             Path(state["data"]), state["transform"].clone(), state["scale"], state["box"].clone(),
-            SceneHints(**state["hints"]), views(state["train"]), views(state["held_out"]), resumes,
+            SceneHints(**state["hints"]), views(state["train"]), views(state["held_out"]),
+            # Nothing else was chosen before checkpoints said what was.
+            state.get("center", cls.center), resumes,
         )  # fmt: skip
 
     def outputs(self, views: Views, data: Path) -> DataparserOutputs:

@@ -210,12 +210,19 @@ def _take_changes(kept: Any, given: Any, usual: Any) -> list[str]:
         if value == default:
             continue
         inner = getattr(kept, name, None)
-        if dataclasses.is_dataclass(value) and type(value) is type(default) is type(inner):
+        if type(value) is type(default) and _has_fields_of(inner, value):
             taken += [f"{name}.{each}" for each in _take_changes(inner, value, default)]
         else:
             setattr(kept, name, value)
             taken.append(name)
     return taken
+
+
+def _has_fields_of(kept: Any, given: Any) -> bool:
+    """Whether a configuration has what another of its type has, or of a derived one: an earlier version's, say."""
+    if not dataclasses.is_dataclass(given) or not isinstance(given, type(kept)):
+        return False
+    return {field.name for field in dataclasses.fields(kept)} == {field.name for field in dataclasses.fields(given)}
 
 
 def read_paths_of_other_systems() -> None:

@@ -10,6 +10,7 @@ import torch
 import yaml
 from torch import Tensor
 
+from zipnerf_ns.data.dataparsers.multiscale import settled_source
 from zipnerf_ns.engine.safety.files import write_whole
 from zipnerf_ns.splats.gaussians import Gaussians
 
@@ -31,7 +32,8 @@ def splatfacto_config(pipeline: Any, gaussians: Gaussians, output_dir: Path, exp
     config.output_dir, config.experiment_name, config.timestamp = output_dir, experiment, timestamp
     manager, model = config.pipeline.datamanager, config.pipeline.model
     of_field = pipeline.config.datamanager
-    manager.dataparser = copy.deepcopy(of_field.dataparser)
+    # With the center that was chosen: Nerfstudio's parsers choose none.
+    manager.dataparser = settled_source(copy.deepcopy(of_field.dataparser), pipeline.datamanager.describe().center)
     manager.data = config.data = of_field.data or of_field.dataparser.data
     # What a checkpoint replaces; its points would be sent to a GPU, and all neighbors be found.
     model.random_init, model.num_random = True, 100

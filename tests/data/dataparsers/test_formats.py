@@ -23,7 +23,7 @@ def test_each_format_is_found_by_its_marker(tmp_path, row):
     (tmp_path / row.marker).mkdir(parents=True)
     assert find_format(tmp_path) is row and format_of(row.parser()) is row
     source = MultiscaleDataParserConfig(data=tmp_path).source()
-    assert type(source) is row.parser and source.data == tmp_path
+    assert isinstance(source, row.parser) and source.data == tmp_path
 
 
 def test_a_file_is_transforms_and_other_parsers_have_no_row(tmp_path):

@@ -17,6 +17,7 @@ from PIL import Image
 from nerfstudio.data.dataparsers.blender_dataparser import BlenderDataParserConfig
 from nerfstudio.data.dataparsers.nerfstudio_dataparser import NerfstudioDataParserConfig
 
+from zipnerf_ns.data.dataparsers.exact import CenteringNerfstudioConfig
 from zipnerf_ns.data.dataparsers.mipnerf360 import MipNerf360DataParserConfig
 from zipnerf_ns.data.dataparsers.multiscale import MultiscaleDataParserConfig
 from zipnerf_ns.data.dataparsers.reduction import reduce_image, reduce_mask
@@ -83,7 +84,7 @@ def test_views_are_repeated_with_their_cameras(tmp_path):
     """Every scale shows all views; a reduced pixel's ray is the full picture's at the middle of its square."""
     sizes = [(37, 29), (24, 16), (40, 50), (37, 29), (16, 16), (24, 16)]
     scene = write_named_scene(tmp_path / "scene", count=6, sizes=sizes)
-    outputs, full = parse(scene), NerfstudioDataParserConfig(data=scene).setup().get_dataparser_outputs("train")
+    outputs, full = parse(scene), CenteringNerfstudioConfig(data=scene).setup().get_dataparser_outputs("train")
     count = len(full.image_filenames)
     assert outputs.metadata[SCALES] == [scale for scale in (1, 2, 4, 8) for _ in range(count)]
     assert outputs.image_filenames[:count] == full.image_filenames
@@ -170,7 +171,7 @@ def published_scene(folder: Path) -> tuple[Path, type]:
 def test_the_folder_decides_who_reads_it(tmp_path, make, split):
     data, kind = make(tmp_path / "scene")
     config = MultiscaleDataParserConfig(data=data, scales=(1, 2))
-    assert type(config.source()) is kind and config.source().data == data
+    assert isinstance(config.source(), kind) and config.source().data == data
     outputs, full = (each.setup().get_dataparser_outputs(split) for each in (config, config.source()))
     assert len(outputs.image_filenames) == 2 * len(full.image_filenames)
     folder = data.parent if data.suffix else data

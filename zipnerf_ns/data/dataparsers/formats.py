@@ -20,6 +20,7 @@ from nerfstudio.data.dataparsers.nerfstudio_dataparser import NerfstudioDataPars
 
 from zipnerf_ns.data.checks import check_train_split
 from zipnerf_ns.data.dataparsers.colmap import ColmapReader, check_colmap, has_model
+from zipnerf_ns.data.dataparsers.exact import CENTERING
 from zipnerf_ns.data.dataparsers.mipnerf360 import MipNerf360DataParser, MipNerf360DataParserConfig
 from zipnerf_ns.data.dataparsers.readers import (
     BlenderReader,
@@ -150,7 +151,8 @@ def find_format(data: Path) -> SceneFormat | None:
 
 def parser_for(data: Path) -> DataParserConfig:
     """The parser of a scene's format; where no marker is there, the last one's, which says what it misses."""
-    return (find_format(data) or FORMATS[-1]).parser(data=data)
+    parser = (find_format(data) or FORMATS[-1]).parser
+    return CENTERING.get(parser, parser)(data=data)
 
 
 def format_of(parser: DataParserConfig) -> SceneFormat | None:

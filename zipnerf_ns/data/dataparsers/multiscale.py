@@ -23,8 +23,8 @@ from nerfstudio.plugins.registry_dataparser import DataParserSpecification
 from nerfstudio.utils.colors import get_color
 
 from zipnerf_ns.data.checks import check_images
-from zipnerf_ns.data.dataparsers.exact import exact
-from zipnerf_ns.data.dataparsers.formats import FORMATS, find_format, with_reader
+from zipnerf_ns.data.dataparsers.exact import CenteringNerfstudioConfig, exact, settled
+from zipnerf_ns.data.dataparsers.formats import FORMATS, find_format, format_of, with_reader
 from zipnerf_ns.data.dataparsers.mipnerf360 import MipNerf360DataParserConfig
 from zipnerf_ns.data.dataparsers.names import scene_folder
 from zipnerf_ns.data.dataparsers.reduction import reduce_image, reduce_mask, write_reduced
@@ -46,7 +46,7 @@ class MultiscaleDataParserConfig(DataParserConfig):
     """Where reduced images are kept; relative to the scene's folder."""
     alpha_color: str | None = None
     """Painted behind transparent pixels, for methods that do not read alpha; by default alpha is kept."""
-    nerfstudio: NerfstudioDataParserConfig = field(default_factory=NerfstudioDataParserConfig)
+    nerfstudio: NerfstudioDataParserConfig = field(default_factory=CenteringNerfstudioConfig)
     """Reads a scene that has transforms.json."""
     blender: BlenderDataParserConfig = field(default_factory=lambda: BlenderDataParserConfig(alpha_color=None))
     """Reads a scene that has transforms_train.json."""
@@ -63,6 +63,24 @@ class MultiscaleDataParserConfig(DataParserConfig):
 def source_config(config: DataParserConfig) -> DataParserConfig:
     """The configuration of the parser that reads the scene's own files."""
     return config.source() if isinstance(config, MultiscaleDataParserConfig) else config
+
+
+def check_files(config: DataParserConfig) -> None:
+    """Nerfstudio's parsers mix all poses when they recenter: only the files themselves say which frame is wrong.
+
+    Raises:
+        InputError: naming it.
+    """
+    parser = source_config(config)
+    if (scene_format := format_of(parser)) is not None:
+        scene_format.check(parser)
+
+
+def settled_source(config: DataParserConfig, center: str) -> DataParserConfig:
+    """:func:`settled`, also where a parser at several scales reads through another one."""
+    if isinstance(config, MultiscaleDataParserConfig):
+        return dataclasses.replace(config, nerfstudio=settled(config.nerfstudio, center))
+    return settled(config, center)
 
 
 class MultiscaleDataParser(DataParser):

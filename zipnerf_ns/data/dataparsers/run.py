@@ -39,10 +39,11 @@ def parser_of_run(config: DataParserConfig, run: TrainedData, held_out: str, is_
     """
     target = config._target
 
-    def parser(config: DataParserConfig) -> RunParser:
-        return RunParser(config, target(config) if is_read else None, run, held_out)
+    class ParserOfRun(RunParser):
+        def __init__(self, config: DataParserConfig) -> None:
+            super().__init__(config, target(config) if is_read else None, run, held_out)
 
-    return dataclasses.replace(config, _target=parser)
+    return dataclasses.replace(config, _target=ParserOfRun)
 
 
 class Splits(NamedTuple):
