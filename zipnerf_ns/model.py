@@ -19,7 +19,7 @@ from nerfstudio.models.base_model import Model
 from zipnerf_ns import losses
 from zipnerf_ns.cameras import corrections as camera_poses
 from zipnerf_ns.cameras.fineness import square_for, widening
-from zipnerf_ns.cameras.lens import LEARNED_UNTIL, LensCorrections
+from zipnerf_ns.cameras.lens import LensCorrections
 from zipnerf_ns.cameras.moments import at_moment, stopped_time
 from zipnerf_ns.cameras.rays import ImageRays, rays_of_bundle
 from zipnerf_ns.data.metadata import SceneHints, find_hints
@@ -138,7 +138,7 @@ class ZipNerfModel(Model):
             self.zipnerf.set_progress(min(step / max(total, 1), 1.0))
             self.monitor.step = step
             if self.lens is not None:
-                self.lens.is_learned = self.zipnerf.progress < LEARNED_UNTIL
+                self.lens.is_learned = self.lens.learns_at(self.zipnerf.progress)
 
         return [TrainingCallback([TrainingCallbackLocation.BEFORE_TRAIN_ITERATION], set_progress)]
 

@@ -8,7 +8,8 @@ from torch.nn import functional
 
 from nerfstudio.cameras.cameras import Cameras, CameraType
 
-from zipnerf_ns.cameras.lens import FEWEST_PHOTOS, LensCorrections, find_lenses
+from zipnerf_ns.cameras import camera_adam
+from zipnerf_ns.cameras.lens import FEWEST_PHOTOS, NO_LENS, LensCorrections, find_lenses
 
 pytestmark = pytest.mark.usefixtures("fresh_writers")
 
@@ -123,3 +124,19 @@ def test_a_training_finds_what_is_wrong_with_a_lens_and_then_leaves_it(scene, tm
     lens = trainer.pipeline.model.lens
     assert lens.corrections[0].abs().min() > 0.0 and (lens.corrections[1:] == 0.0).all() and not lens.is_learned
     assert "lens.corrections" in "".join(trainer.pipeline.model.state_dict())
+
+
+@pytest.mark.parametrize("camera_model", ["OPENCV", "OPENCV_FISHEYE"])
+def test_a_training_without_a_lens_to_correct_says_so_and_learns_none(tmp_path, monkeypatch, camera_model) -> None:
+    """Of a fisheye lens with photos enough, or of a lens that took fewer."""
+    count = 12 if camera_model == "OPENCV_FISHEYE" else FEWEST_PHOTOS
+    scene = write_scene(tmp_path / "scene", count=count, camera_model=camera_model)
+    config = trainer_config(scene, tmp_path / "out", steps=2)
+    config.pipeline.model.optimize_lens = True
+    said: list[str] = []
+    monkeypatch.setattr(camera_adam, "say", said.append)
+    trainer = start(config)
+    assert said == [NO_LENS]
+    trainer.train()
+    lens = trainer.pipeline.model.lens
+    assert not lens.is_learned and (lens.corrections == 0.0).all()

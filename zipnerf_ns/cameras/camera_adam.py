@@ -13,7 +13,8 @@ from nerfstudio.cameras.cameras import Cameras
 from nerfstudio.engine.optimizers import OptimizerConfig, Optimizers
 
 from zipnerf_ns.cameras.corrections import preconditioner
-from zipnerf_ns.cameras.lens import LensCorrections
+from zipnerf_ns.cameras.lens import NO_LENS, LensCorrections
+from zipnerf_ns.errors import say
 from zipnerf_ns.functional import camera_motion
 from zipnerf_ns.functional.camera_motion import Preconditioner
 
@@ -114,6 +115,8 @@ def adopt_cameras(optimizers: Optimizers, cameras: Cameras, lens: LensCorrection
         cameras: of the training.
         lens: theirs.
     """
+    if lens is not None and len(lens.known) == 0:
+        say(NO_LENS)
     makers = {"camera_opt": lambda: preconditioner(cameras), "lens": lambda: lens.preconditioner()}
     for name, make in makers.items():
         if isinstance(adam := optimizers.optimizers.get(name), CameraAdam):

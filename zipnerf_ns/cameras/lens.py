@@ -19,6 +19,11 @@ from nerfstudio.cameras.rays import RayBundle
 
 from zipnerf_ns.functional.camera_motion import Preconditioner, inverse_roots, rotate
 
+NO_LENS = (
+    "--pipeline.model.optimize-lens learns nothing here: no lens that took eight photos or more is a perspective one, "
+    "as those are that it corrects."
+)
+"""What a person is told of a training without a lens that is corrected."""
 MAX_LENSES = 8
 """Lenses that are corrected, those with the most photos."""
 FEWEST_PHOTOS = 8
@@ -58,6 +63,10 @@ class LensCorrections(nn.Module):
         self.known = find_lenses(cameras)
         self.lens.copy_(self.lenses_of(cameras))
         self.rotations.copy_(cameras.camera_to_worlds[:, :, :3])
+
+    def learns_at(self, progress: float) -> bool:
+        """Whether there is anything to correct, and still time for it, at a share of the training from 0 to 1."""
+        return len(self.known) > 0 and progress < LEARNED_UNTIL
 
     def lenses_of(self, cameras: Cameras) -> Int[Tensor, " cameras"]:
         """Which of the training's lenses cameras have, by their numbers; -1 for none of them."""

@@ -17,7 +17,7 @@ from tyro.conf import Positional, arg
 from zipnerf_ns.data.disk.files import write_json
 from zipnerf_ns.errors import InputError
 from zipnerf_ns.tools.command import command
-from zipnerf_ns.tools.disturb_poses import link_files, open_scene, write_scene
+from zipnerf_ns.tools.disturb_poses import link_files, open_as_written, write_scene
 from zipnerf_ns.tools.scene.light import draw_gains, relight
 
 RELIT = Path("relit")
@@ -46,7 +46,7 @@ def disturb_light(
     """
     if not 0.0 <= stops <= MOST_STOPS:
         raise InputError(f"--stops is {stops}: it must be between 0 and {MOST_STOPS:g}.")
-    scene, output, meta = open_scene(scene, output, seed)
+    scene, output, meta = open_as_written(scene, output, seed)
     if "train_filenames" not in meta:
         raise InputError("transforms.json has no train_filenames: add the list of the photos whose light is to change.")
     training = set(meta["train_filenames"])

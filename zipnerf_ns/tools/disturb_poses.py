@@ -55,7 +55,7 @@ def disturb_scene(
     for name, value, most in (("degrees", degrees, 180.0), ("percent", percent, math.inf)):
         if not 0.0 <= value <= most or math.isinf(value):
             raise InputError(f"--{name} is {value}: it must be between 0 and {most:g}.")
-    scene, output, meta = open_scene(scene, output, seed)
+    scene, output, meta = open_as_written(scene, output, seed)
     meta = disturb_meta(meta, degrees, percent, seed, splits)
     link_files(scene, output)
     # Last, for then an interrupted run leaves nothing like a scene.
@@ -63,21 +63,30 @@ def disturb_scene(
     return output
 
 
-def open_scene(scene: Path, output: Path, seed: int) -> tuple[Path, Path, dict[str, Any]]:
-    """Both folders in full, and the contents of the scene's transforms.json.
+def open_as_written(scene: Path, output: Path, seed: int) -> tuple[Path, Path, dict[str, Any]]:
+    """Both folders in full, and the scene's transforms.json to the letter.
 
     Raises:
         InputError: the scene cannot be read, the seed is negative, or ``output`` exists or lies within the scene.
     """
-    scene, output = scene.expanduser().resolve(), output.expanduser().absolute()
     if seed < 0:
         raise InputError(f"--seed is {seed}: it must not be negative.")
+    scene, output, _ = open_scene(scene, output)
+    return scene, output, json.loads((scene / "transforms.json").read_text(encoding="utf-8"))
+
+
+def open_scene(scene: Path, output: Path) -> tuple[Path, Path, dict[str, Any]]:
+    """Both folders in full, and what is understood of the scene's transforms.json.
+
+    Raises:
+        InputError: the scene cannot be read, or ``output`` exists or lies within the scene.
+    """
+    scene, output = scene.expanduser().resolve(), output.expanduser().absolute()
     if output.exists() or output.is_symlink():
         raise InputError(f"{output} exists already. Name a new folder for the copy.")
     if scene in output.parents:
         raise InputError(f"{output} lies within the scene, whose files it would link to. Name a folder outside of it.")
-    read_transforms(scene / "transforms.json")
-    return scene, output, json.loads((scene / "transforms.json").read_text(encoding="utf-8"))
+    return scene, output, read_transforms(scene / "transforms.json").meta
 
 
 def link_files(scene: Path, output: Path) -> None:

@@ -21,7 +21,6 @@ from nerfstudio.cameras.cameras import CAMERA_MODEL_TO_TYPE, CameraType
 
 from zipnerf_ns.data.disk.files import write_json
 from zipnerf_ns.data.images import read_mask
-from zipnerf_ns.data.transforms import read_transforms
 from zipnerf_ns.errors import InputError
 from zipnerf_ns.functional.similarity import align_cameras, move_cameras, pose_errors
 from zipnerf_ns.tools.command import command
@@ -53,8 +52,7 @@ def refine_scene(
         InputError: the scene cannot be read, its photographs do not belong together, ``output`` exists, or pycolmap is
             missing.
     """
-    scene, output, _ = open_scene(scene, output, 0)
-    meta = read_transforms(scene / "transforms.json").meta
+    scene, output, meta = open_scene(scene, output)
     with TemporaryDirectory() as work:
         placement = place(scene, meta, Path(work))
     print(move_frames(meta, placement))
