@@ -20,8 +20,8 @@ from nerfstudio.cameras.rays import RayBundle
 from zipnerf_ns.functional.camera_motion import Preconditioner, inverse_roots, rotate
 
 NO_LENS = (
-    "--pipeline.model.optimize-lens learns nothing here: no lens that took eight photos or more is a perspective one, "
-    "as those are that it corrects."
+    "--pipeline.model.optimize-lens learns nothing here: it corrects perspective lenses that took eight photos or more, "
+    "and there is none."
 )
 """What a person is told of a training without a lens that is corrected."""
 MAX_LENSES = 8
