@@ -253,7 +253,9 @@ class ExactPoses:
         self._said |= set(poses.notes)
         return meta
 
-    def _load_3D_points(self, path: Path, transform: Tensor | None = None, scale: float = 1.0) -> dict[str, Tensor]:
+    def _load_3D_points(
+        self, path: Path, transform: Tensor | None = None, scale: float = 1.0
+    ) -> dict[str, Tensor] | None:
         """Points by the transform of the poses: COLMAP's are in the original frame, others in the file's."""
         if transform is None or self._read is None:
             return super()._load_3D_points(path)
