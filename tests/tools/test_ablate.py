@@ -66,7 +66,7 @@ def test_each_setting_is_the_methods_own_in_one_variant_at_least(method):
              ("progressive levels", "all levels at once"), ("appearance", "no appearance"),
              ("level consistency", "no level consistency"), ("gradient scaling", "no gradient scaling"),
              ("scales weighted by area", "scales weighted evenly"),
-             ("centered among cameras", "centered where cameras look")]  # fmt: skip
+             ("center chosen", "centered among cameras")]  # fmt: skip
     for pair in pairs:
         assert len(set(pair) & own) == len(set(pair) & trained) == 1, pair
 

@@ -20,7 +20,7 @@ from nerfstudio.cameras.rays import RayBundle
 from zipnerf_ns.functional.camera_motion import Preconditioner, inverse_roots, rotate
 
 NO_LENS = (
-    "--pipeline.model.optimize-lens learns nothing here: it corrects perspective lenses that took eight photos or more, "
+    "--pipeline.model.optimize-lens learns nothing here: it corrects perspective lenses with eight photos or more, "
     "and there is none."
 )
 """What a person is told of a training without a lens that is corrected."""

@@ -108,7 +108,7 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "no mask": {f"{MODEL}.motion.mask": False},
     "no mask loss": _model(mask_loss_mult=0.0),
     "mask loss": _model(mask_loss_mult=0.01),
-    "centered where the scene's cameras decide": {"pipeline.datamanager.dataparser.center_method": "auto"},
+    "center chosen": {"pipeline.datamanager.dataparser.center_method": "auto"},
     "centered among cameras": {"pipeline.datamanager.dataparser.center_method": "poses"},
     "centered where cameras look": {"pipeline.datamanager.dataparser.center_method": "focus"},
     "camera optimization": {f"{MODEL}.camera_optimizer.mode": "SO3xR3"},
