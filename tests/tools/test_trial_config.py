@@ -161,6 +161,15 @@ def test_scenes_of_several_scales_are_read_as_they_are(tmp_path):
     assert len(parsed(result).image_filenames) == 8
 
 
+@pytest.mark.parametrize("method,center", [("zipnerf", "auto"), *((method, "poses") for method in OTHERS)])
+def test_other_methods_keep_their_own_center(tmp_path, method, center):
+    parser = prepared(write_scene(tmp_path / "scene"), method).config.pipeline.datamanager.dataparser
+    assert parser.center_method == center
+    changes = {"pipeline.datamanager.dataparser.center_method": "focus"}
+    asked = prepared(write_scene(tmp_path / "other"), method, changes=changes).config.pipeline.datamanager
+    assert asked.dataparser.center_method == "focus"
+
+
 def test_points_are_read_only_where_a_file_names_them(tmp_path, monkeypatch):
     """Nerfstudio would otherwise ask on the terminal."""
     scene = write_scene(tmp_path / "scene")

@@ -15,7 +15,8 @@ from nerfstudio.data.dataparsers.base_dataparser import DataParserConfig
 from nerfstudio.utils.external import TCNN_EXISTS
 
 from zipnerf_ns.data.checks import check_images
-from zipnerf_ns.data.dataparsers.formats import format_of
+from zipnerf_ns.data.dataparsers.exact import settled
+from zipnerf_ns.data.dataparsers.formats import format_of, with_reader
 from zipnerf_ns.data.dataparsers.multiscale import MultiscaleDataParserConfig
 from zipnerf_ns.data.metadata import find_scales
 from zipnerf_ns.errors import InputError
@@ -67,7 +68,8 @@ def prepare(trial: Trial, folder: Path) -> Prepared:
     # Reduced images are beside the trials of the same scene, for all methods: its own folder may not be writable.
     cache = folder.resolve().parent / "multiscale"
     multiscale = MultiscaleDataParserConfig(data=data, scales=trial.scales or (1,), cache_dir=cache)
-    parser = multiscale.source()
+    # Nerfstudio's methods have the center that it gives them.
+    parser = multiscale.source() if is_ours else with_reader(settled(multiscale.source(), "poses"))
     # At once: they say which images are read at all.
     of_parser = {path: value for path, value in trial.changes.items() if path.startswith(DATAPARSER)}
     change(parser, {path.removeprefix(DATAPARSER): value for path, value in of_parser.items()})
