@@ -101,6 +101,8 @@ def test_the_center_is_what_cameras_look_at_where_they_go_around_it(name):
     poses = {**LOOKED_AT, **PASSED_BY}[name]
     expected = "focus" if name in LOOKED_AT else "poses"
     assert choose_center(poses, [None] * len(poses)) == expected
+    # A camera that walks about what moves.
+    assert choose_center(poses, np.arange(len(poses), dtype=float).tolist()) == "poses"
     turn = np.linalg.qr(np.random.default_rng(3).normal(size=(3, 3)))[0]
     turn *= 70.0 * np.linalg.det(turn)
     elsewhere = np.pad(turn, (0, 1)) @ poses

@@ -52,7 +52,7 @@ CONVERGENT = 0.2
 SEES, MOST = math.cos(math.radians(45.0)), 0.9
 """Cosine of the angle from its axis within which a camera sees a place, and the share of cameras that have to."""
 SAID = {
-    "poses": "The scene is centered among its cameras, which look at no one place from all around.",
+    "poses": "The scene is centered among its cameras, not on what they look at as by --center-method focus.",
     "focus": "The scene is centered on what its cameras look at, not among them as by --center-method poses.",
 }
 """What a person is told of a center that was chosen."""
@@ -124,6 +124,7 @@ def choose_center(
     or along a part of a ring: their axes pass each other at large angles, and nearly all see where they do. Of cameras
     that stand still before a scene that moves any angles are enough: few of them, on one side of it, are far from it in
     a frame about their own middle, where only one of them sees, and clouds of one photo's colors stand before each.
+    What moves before a camera that moves, too, stays about its middle: tried otherwise once, it lost 7 dB.
 
     Args:
         poses: centered about any place near them.
@@ -131,8 +132,9 @@ def choose_center(
     """
     views = poses[:, :3, 2]
     across = np.linalg.eigvalsh(np.eye(3) - np.einsum("ni,nj->ij", views, views) / len(views))[0]
-    if 2 <= len(np.unique(poses[:, :3], axis=0)) <= len(poses) / 2 and len(set(times)) > 1:
-        return "focus" if across > PARALLEL else "poses"
+    if len(set(times)) > 1:
+        stand_still = 2 <= len(np.unique(poses[:, :3], axis=0)) <= len(poses) / 2
+        return "focus" if stand_still and across > PARALLEL else "poses"
     if across < CONVERGENT:
         return "poses"
     positions = poses[:, :3, 3]
