@@ -8,9 +8,11 @@ import threading
 from pathlib import Path
 
 import pytest
+from torch.utils.tensorboard import SummaryWriter
 from websockets.sync.server import serve
 
 from zipnerf_ns.tools import soak
+from zipnerf_ns.tools.benchmark.events import Events, read_events, tenths
 from zipnerf_ns.tools.soak import Sample
 
 PROGRAM = """
@@ -71,15 +73,40 @@ def test_the_viewers_client_comes_and_goes():
 
 
 @pytest.mark.parametrize(("own", "expected"), [
-    ("7, 100\n8, 20\n9, 3000", 120.0), ("9, 3000", 4000.0), ("7, [N/A]", math.nan), ("", 4000.0),
+    ("7, 100\n8, 20\n9, 3000", 120.0), ("9, 3000", math.nan), ("7, [N/A]", math.nan), ("", math.nan),
 ])  # fmt: skip
 def test_memory_of_the_gpu_is_the_processes_own_where_the_driver_tells(monkeypatch, tmp_path, own, expected):
     program = tmp_path / "nvidia-smi"
-    program.write_text(f'#!/bin/sh\ncase "$1" in *apps*) printf "{own}";; *) echo 4000;; esac\n')
+    program.write_text(f'#!/bin/sh\nprintf "{own}"\n')
     program.chmod(0o755)
     monkeypatch.setenv("PATH", f"{tmp_path}:/bin:/usr/bin")
     found = soak.gpu_memory([7, 8])
     assert found == expected or (math.isnan(found) and math.isnan(expected))
+
+
+def test_what_a_training_told_tensorboard_is_read_of_its_last_process(tmp_path):
+    assert read_events(tmp_path) == Events([], [], [], 0.0)
+    for process in range(2):
+        writer = SummaryWriter(str(tmp_path))
+        for step in range(0, 1000, 50):
+            writer.add_scalar("Train Loss", 0.1, step, walltime=1000.0 + step)
+            writer.add_scalar("Train Iter (time)", 0.004 if step < 900 else 0.008, step)
+            writer.add_scalar("GPU Memory of torch (MB)", 100.0 * process + step // 500, step)
+        for psnr in (20.0, 21.0):
+            writer.add_scalar("Test PSNR", psnr, int(psnr))
+        writer.close()
+    events = read_events(tmp_path)
+    assert events.seconds == 950.0 and events.evaluations == [20.0, 21.0]
+    assert tenths(events.times) == pytest.approx([4.0] * 9 + [8.0]) and tenths([0.0, 1.0]) == [0.0, 1.0]
+    assert tenths(events.reserved) == [100.0] * 5 + [101.0] * 5
+    assert "950 s of steps, 2 evaluations, 20.00 to 21.00 dB" in str(events) and "4.00 8.00; torch's" in str(events)
+
+
+def test_torchs_memory_stands_for_what_the_driver_does_not_say():
+    unsaid = [Sample(1.0, math.nan, 9.0, 8.0, 4.0)] * 4
+    assert [sample.gpu for sample in soak.with_torch_memory(unsaid, [10.0, 20.0])] == [10.0, 10.0, 20.0, 20.0]
+    said = [unsaid[0]._replace(gpu=5.0)]
+    assert soak.with_torch_memory(said, [10.0]) == said and math.isnan(soak.with_torch_memory(unsaid, [])[0].gpu)
 
 
 def test_a_training_that_ends_is_an_error(monkeypatch, tmp_path, capsys):

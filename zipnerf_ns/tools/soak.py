@@ -2,7 +2,8 @@
 
 A training with evaluations and a client of its viewer, which moves its camera all the time, is stopped by SIGTERM and
 resumed by a new process, several times. Memory, open files, threads and the time of a step are noted meanwhile: what
-grows within a process, or from one to the next, is said.
+grows within a process, or from one to the next, is said. What a process itself told TensorBoard is read when it has
+ended: steps, torch's memory and evaluations.
 """
 
 from __future__ import annotations
@@ -28,6 +29,7 @@ import psutil
 
 from zipnerf_ns.engine.checkpoints import checkpoints_in
 from zipnerf_ns.errors import InputError
+from zipnerf_ns.tools.benchmark.events import read_events
 from zipnerf_ns.tools.command import command, command_parser, table
 from zipnerf_ns.tools.programs import data_arguments, quiet_environment
 
@@ -49,7 +51,8 @@ class Sample(NamedTuple):
     memory: float
     """MiB of main memory, all of its processes together."""
     gpu: float
-    """MiB of the GPU, its own, or where the driver does not say whose all that is in use; NaN without nvidia-smi."""
+    """MiB of the GPU that are its own: where the driver does not say whose they are, as in containers, what torch held
+    for it at that time, known when it has ended; NaN without a GPU."""
     files: float
     threads: float
     step: float
@@ -162,19 +165,23 @@ class Training:
 
 
 def gpu_memory(processes: Sequence[int]) -> float:
-    """MiB that processes have of GPUs, or all that is in use on the first where the driver, as in containers, does not
-    say whose it is; NaN where that is not known either."""
+    """MiB that processes have of GPUs; NaN where the driver does not say."""
     if shutil.which("nvidia-smi") is None:
         return math.nan
-
-    def ask(*query: str) -> list[list[str]]:
-        command = ["nvidia-smi", *query, "--format=csv,noheader,nounits"]
-        said = subprocess.run(command, capture_output=True, text=True).stdout
-        return [[cell.strip() for cell in line.split(",")] for line in said.splitlines()]
-
-    own = [row[1] for row in ask("--query-compute-apps=pid,used_memory") if row[0] in map(str, processes)]
-    found = own or [row[0] for row in ask("--query-gpu=memory.used", "--id=0")]
+    command = ["nvidia-smi", "--query-compute-apps=pid,used_memory", "--format=csv,noheader,nounits"]
+    said = subprocess.run(command, capture_output=True, text=True).stdout
+    rows = [[cell.strip() for cell in line.split(",")] for line in said.splitlines()]
+    found = [row[1] for row in rows if row[0] in map(str, processes)]
     return sum(map(float, found)) if found and all(each.isdigit() for each in found) else math.nan
+
+
+def with_torch_memory(samples: Sequence[Sample], reserved: Sequence[float]) -> list[Sample]:
+    """Samples whose memory of the GPU, where the driver did not say it, is what torch held by then."""
+    count = len(reserved)
+    return [
+        sample._replace(gpu=reserved[number * count // len(samples)]) if math.isnan(sample.gpu) and count else sample
+        for number, sample in enumerate(samples)
+    ]
 
 
 def halves(samples: Sequence[Sample]) -> tuple[Sample, Sample]:
@@ -215,9 +222,14 @@ def report(processes: Sequence[Sequence[Sample]]) -> tuple[str, list[str]]:
     return "\n".join(table(("earlier - later half", *GROWTH, "growing"), rows)), growing
 
 
+def run_folder(options: argparse.Namespace, folder: Path) -> Path:
+    """Where all processes' trainings are."""
+    return folder / "soak" / options.method / "run"
+
+
 def train_command(options: argparse.Namespace, folder: Path, port: int) -> list[str]:
     """``ns-train`` with viewer and evaluations, going on from the folder's checkpoint where there is one."""
-    run = folder / "soak" / options.method / "run"
+    run = run_folder(options, folder)
     resumed = ["--load-dir", str(run / "nerfstudio_models")] if checkpoints_in(run / "nerfstudio_models") else []
     return [
         "ns-train", options.method, "--data", str(options.data), "--output-dir", str(folder),
@@ -262,15 +274,18 @@ def soak(options: argparse.Namespace, folder: Path) -> list[list[Sample]]:
             while time.monotonic() < deadline:
                 time.sleep(options.every)
                 samples.append(training.look())
-            first = samples[-1]
+            last = samples[-1]
         finally:
             viewer.end()
             status = training.stop()
+        events = read_events(run_folder(options, folder))
         # Before it steps, a training compiles and reads.
-        found.append([sample for sample in samples if not math.isnan(sample.step)])
+        stepping = [sample for sample in samples if not math.isnan(sample.step)]
+        found.append(with_torch_memory(stepping, events.reserved))
         print(
-            f"process {number}: step {training.steps():,}, {first.memory:.0f} MiB, {viewer.pictures} pictures of the "
-            f"viewer in {viewer.connections} visits, status {status}", flush=True,
+            f"process {number}: step {training.steps():,}, {last.memory:.0f} MiB, {last.files:.0f} files, "
+            f"{last.threads:.0f} threads, {viewer.pictures} pictures of the viewer in {viewer.connections} visits, "
+            f"status {status}; {events}", flush=True,
         )  # fmt: skip
         if status != 128 + signal.SIGTERM:
             said = training.log.read_text(encoding="utf-8")[-2000:]
