@@ -14,6 +14,9 @@ import pytest
 import torch
 from _scenes import assert_clear, checkpoint, load, start, tiny_config, train
 
+from nerfstudio.scripts.train import launch
+
+from zipnerf_ns.engine import trainer as engine_trainer
 from zipnerf_ns.engine.checkpoints import checkpoints_in
 from zipnerf_ns.engine.safety import stopping
 from zipnerf_ns.engine.safety.stopping import NAMES, StopRequests
@@ -74,7 +77,7 @@ def test_what_a_signal_saved_goes_on_as_if_there_had_been_none(scene, tmp_path):
 @unix
 def test_a_paused_training_that_has_not_begun_has_nothing_to_save(scene, tmp_path, capsys):
     trainer = start(tiny_config(scene, tmp_path, steps=3, start_paused=True))
-    trainer.stops.received = signal.SIGTERM
+    trainer.stops.heard = trainer.stops.received = signal.SIGTERM
     with pytest.raises(SystemExit) as left:
         trainer.train()
     assert left.value.code == 143 and "No checkpoint had been written" in capsys.readouterr().out
@@ -93,8 +96,18 @@ def test_a_second_ctrl_c_interrupts_at_once_but_not_its_echo(monkeypatch):
             time.sleep(1.0)
 
 
+def test_ctrl_c_before_the_first_step_is_no_success(scene, tmp_path, monkeypatch, capsys):
+    """Nerfstudio's launcher would print where it came, and end as if all had been done."""
+    monkeypatch.setattr(engine_trainer, "check_room_to_train", lambda _: signal.raise_signal(signal.SIGINT))
+    config = tiny_config(scene, tmp_path)
+    with pytest.raises(SystemExit) as left:
+        launch(lambda config, **_: start(config), 1, config=config)
+    said = capsys.readouterr().out
+    assert left.value.code == 130 and "Stopped. No checkpoint had been written yet." in said and "Trace" not in said
+
+
 @unix
-def test_what_is_ignored_or_anothers_stays_and_so_do_signals_of_one_of_several_processes():
+def test_what_is_ignored_or_anothers_stays_and_one_of_several_processes_only_hears():
     def others(*_: Any) -> None:
         pass
 
@@ -103,8 +116,9 @@ def test_what_is_ignored_or_anothers_stays_and_so_do_signals_of_one_of_several_p
         with StopRequests(is_alone=True):
             assert signal.getsignal(signal.SIGHUP) == signal.SIG_IGN and signal.getsignal(signal.SIGTERM) is others
             assert signal.getsignal(signal.SIGINT) is not signal.default_int_handler
-        with StopRequests(is_alone=False):
-            assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+        with StopRequests(is_alone=False) as stops:
+            signal.raise_signal(signal.SIGINT)
+            assert stops.heard == signal.SIGINT and stops.received is None, "the others have not heard it"
     finally:
         signal.signal(signal.SIGHUP, before[0]), signal.signal(signal.SIGTERM, before[1])
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import shlex
 import shutil
+import signal
 import subprocess
 import sys
 import time
@@ -90,6 +91,9 @@ def tell_of_lost_processes(checkpoints: Path) -> None:
     def hook(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
         if not isinstance(error, ProcessExitedException):
             others(kind, error, trace)
+        elif error.exit_code - 128 in signal.valid_signals():
+            # They were stopped, and have saved.
+            raise SystemExit(error.exit_code)
         elif error.exit_code != TOLD:
             with suppress(SystemExit):
                 raise_for_user(process_lost(error.signal_name, checkpoints))
@@ -108,6 +112,10 @@ def tell(config: Any) -> Iterator[None]:
         yield
     except InputError as error:
         raise_for_user(error)
+    except KeyboardInterrupt:
+        # Nerfstudio's launcher would print where it came, and end as if all were done.
+        print_unbroken(f"Stopped. {_how_to_go_on(config.get_checkpoint_dir())}.")
+        raise SystemExit(128 + signal.SIGINT) from None
     except torch.cuda.OutOfMemoryError:
         raise_for_user(out_of_memory(config))
     except RuntimeError as error:

@@ -24,6 +24,7 @@ from zipnerf_ns.engine.checks import check_devices
 from zipnerf_ns.engine.messages import FULL, tell, tell_of_lost_processes
 from zipnerf_ns.engine.parallel.processes import agree, join
 from zipnerf_ns.engine.safety.files import newest_whole
+from zipnerf_ns.engine.safety.stopping import hand_on_signals
 from zipnerf_ns.errors import InputError, say
 
 
@@ -99,6 +100,7 @@ class RunConfig(TrainerConfig):
                 ) from error
         if self.machine.num_devices * self.machine.num_machines > 1:
             tell_of_lost_processes(folder)
+            hand_on_signals()
 
     def _take(self, command: TrainerConfig) -> None:
         """Takes what a command says beside ``--load-config``, all of which Nerfstudio drops.

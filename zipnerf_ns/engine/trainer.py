@@ -161,6 +161,9 @@ class ZipNerfTrainer(ResumableTrainer):
             self.begin_checkpoint(self.step)
         self._finish_writing()
         self._say(interrupted(self.step, total, self.checkpoint_dir))
+        if saves and self._watch is not None:
+            self.gradients.forget()
+            self._watch.finish()
         raise SystemExit(self.stops.status) from None
 
     def _init_viewer_state(self) -> None:
@@ -220,6 +223,8 @@ class ZipNerfTrainer(ResumableTrainer):
             self._update_viewer_state(step)
             if self._is_logged(step):
                 log_step(self, step, rays, result)
+                if self._watch is not None:
+                    self.stops.received = self._watch.agree(self.stops.heard)
             if self.local_rank == 0:
                 self.progress.update(step, rays, result[2])
             if self._is_evaluated(step) and datamanager.eval_dataset and get_rank() == 0:
@@ -256,7 +261,7 @@ class ZipNerfTrainer(ResumableTrainer):
         if self.training_state != "paused":
             return
         with self.clock.pause(recurs=False):
-            while self.training_state == "paused" and not self.stop_training and self.stops.received is None:
+            while self.training_state == "paused" and not self.stop_training and self.stops.heard is None:
                 time.sleep(0.01)
 
     def _run_callbacks(self, step: int, location: TrainingCallbackLocation) -> None:

@@ -94,7 +94,7 @@ def export(gaussians: Gaussians, pipeline: Any, options: argparse.Namespace) -> 
         report = write_page(gaussians, options.web, start, title=options.web.name, background=background)
         print_unbroken(
             f"{options.web}: a page of {report.gaussians:,} Gaussians, {report.size / 1e6:.1f} MB. To look at it: "
-            f"python -m http.server --directory {options.web}, then http://localhost:8000"
+            f"python -m http.server --bind 127.0.0.1 --directory {options.web}, then http://localhost:8000"
         )
 
 

@@ -71,7 +71,7 @@ def run(options: argparse.Namespace) -> str:
     dropped = f", the {report.dropped:,} least visible left out (--most-gaussians)" if report.dropped else ""
     return (
         f"{report.gaussians:,} Gaussians, {report.size / 1e6:.1f} MB{dropped}: {options.target}\n"
-        f"To look at it: python -m http.server --directory {options.target}, then http://localhost:8000"
+        f"To look at it: python -m http.server --bind 127.0.0.1 --directory {options.target}, then http://localhost:8000"
     )
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
+import subprocess
 import sys
 from typing import Any
 
@@ -26,6 +27,7 @@ def lose_one(rank: int, config: ZipNerfTrainerConfig, lost: int, how: str) -> No
 
     def iteration(step: int) -> Any:
         if step == 5 and rank == lost:
+            trainer.checkpoints.wait()
             if how == "killed":
                 os.kill(os.getpid(), signal.SIGKILL)
             raise KeyError("a fault of its own")
@@ -44,6 +46,64 @@ def test_a_lost_process_ends_the_other_and_leaves_the_last_checkpoint(scene, tmp
     assert ended[1 - lost].code == LOST and "Traceback" not in ended[1 - lost].said
     assert how == "killed" or "a fault of its own" in ended[lost].said
     assert load(checkpoint(config, 3))["step"] == 3
+
+
+def be_told(rank: int, config: ZipNerfTrainerConfig, told: int, number: int) -> None:
+    trainer = start_one(rank, config)
+    iterate = trainer.train_iteration
+
+    def iteration(step: int) -> Any:
+        if step == 5 and rank == told:
+            os.kill(os.getpid(), number)
+        return iterate(step)
+
+    trainer.train_iteration = iteration
+    trainer.train()
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="signals of this kind are Unix's")
+@pytest.mark.parametrize(("told", "name"), [(0, "SIGTERM"), (1, "SIGUSR1")])
+def test_a_signal_that_one_process_hears_saves_and_ends_all_of_them(scene, tmp_path, told, name):
+    config, number = tiny_config(scene, tmp_path, steps=1000), getattr(signal, name)
+    config.logging.steps_per_log = 4
+    ended = together(tmp_path / "logs", be_told, config, told, number)
+    said = "\n".join(each.said for each in ended)
+    assert [each.code for each in ended] == [128 + number] * 2 and "Traceback" not in said, said
+    assert said.count("Stopped at step 9 of 1000") == 1 and load(checkpoint(config, 8))["step"] == 8
+
+
+LAUNCHER = """
+import signal, sys, time
+from pathlib import Path
+import torch.multiprocessing
+from zipnerf_ns.engine.messages import tell_of_lost_processes
+from zipnerf_ns.engine.safety.stopping import StopRequests, hand_on_signals
+
+def work(index):
+    # As in processes that are no copies of the launcher, such as Nerfstudio's.
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    with StopRequests(is_alone=True) as stops:
+        print("ready", flush=True)
+        while stops.received is None:
+            time.sleep(0.01)
+        print("saved", flush=True)
+        sys.exit(stops.status)
+
+tell_of_lost_processes(Path("run"))
+hand_on_signals()
+torch.multiprocessing.start_processes(work, nprocs=2, join=False, start_method="fork").join()
+"""
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="signals of this kind are Unix's")
+def test_a_launcher_that_is_told_to_end_hands_it_on_and_has_the_signals_status():
+    streams = dict(stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+    launcher = subprocess.Popen([sys.executable, "-W", "ignore", "-c", LAUNCHER], **streams)
+    assert [launcher.stdout.readline() for _ in range(2)] == ["ready\n"] * 2
+    launcher.terminate()
+    said, _ = launcher.communicate(timeout=120)
+    # Whoever ends first has the launcher end the other, which is ending, too.
+    assert launcher.returncode == 143 and said.count("saved\n") == 2 and "Error" not in said, said
 
 
 def end_by(index: int, code: int) -> None:

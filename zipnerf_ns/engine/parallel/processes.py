@@ -21,6 +21,7 @@ from nerfstudio.utils.comms import is_dist_avail_and_initialized
 
 from zipnerf_ns.engine.checkpoints import seed_all
 from zipnerf_ns.engine.messages import mute, process_lost, raise_for_user
+from zipnerf_ns.engine.safety.stopping import noted_elsewhere
 from zipnerf_ns.errors import InputError
 
 HEARTBEAT = 1.0
@@ -33,6 +34,8 @@ PAUSE = timedelta(days=1)
 """Time for which the first process may evaluate, or stand still in the viewer, while the others wait."""
 GRACE = 3.0
 """Seconds in which launchers see for themselves whom they have lost, say so, and end the others."""
+LEAVING = 25.0
+"""Seconds in which processes that are asked to end agree and save: torchrun ends them by force after 30."""
 
 
 def join(machine: Any) -> None:
@@ -126,6 +129,7 @@ class Watch:
     def __init__(self, checkpoints: Path) -> None:
         self._checkpoints = checkpoints
         self._group = dist.new_group(backend="gloo", timeout=SILENCE)
+        self._stops = dist.new_group(backend="gloo", timeout=PAUSE)
         self._done, self._lost = Event(), Event()
         self._thread = Thread(target=self._run, name="watch", daemon=True)
         self._thread.start()
@@ -137,14 +141,27 @@ class Watch:
 
     def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
         if kind is None:
-            # The first process may still be saving, or show the viewer.
-            self.leave()
-            self._thread.join()
-            if not _has_launcher():
-                dist.destroy_process_group()
+            self.finish()
         elif issubclass(kind, Exception) and self._lost.wait(GRACE):
             # The error only follows from another one's loss, which ends this process.
             self._thread.join()
+
+    def agree(self, heard: int | None) -> int | None:
+        """The signal for which all end: asked of all at the same step, so that none waits for another's next one.
+
+        Args:
+            heard: by this process.
+        """
+        number = torch.tensor(heard or 0)
+        dist.all_reduce(number, dist.ReduceOp.MAX, group=self._stops)
+        return int(number) or None
+
+    def finish(self) -> None:
+        """Waits until all are done: the first process may still be saving, or show the viewer."""
+        self.leave()
+        self._thread.join()
+        if not _has_launcher():
+            dist.destroy_process_group()
 
     def leave(self) -> None:
         """From now on the others are no concern of this process."""
@@ -169,13 +186,15 @@ class Watch:
         """
         heard, told = os.pipe()
         os.set_blocking(told, False)
-        signal.signal(signal.SIGTERM, lambda *_: None)
+        signal.signal(signal.SIGTERM, noted_elsewhere)
         signal.set_wakeup_fd(told)
 
         def wait() -> None:
             while os.read(heard, 1)[0] != signal.SIGTERM:
                 pass
-            self._end()
+            # While it trains, the processes agree to end, unless one is lost.
+            if signal.getsignal(signal.SIGTERM) is noted_elsewhere or not self._done.wait(LEAVING):
+                self._end()
 
         Thread(target=wait, name="listener", daemon=True).start()
 

@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+import multiprocessing
 import os
 import signal
 import sys
 import threading
 import time
+from contextlib import suppress
 from types import FrameType
 from typing import Any
 
-NAMES = ("SIGINT", "SIGTERM", "SIGHUP", "SIGUSR1", "SIGUSR2")
-"""Windows has the first two."""
+NAMES = ("SIGINT", "SIGTERM", "SIGHUP", "SIGUSR1", "SIGUSR2", "SIGXCPU")
+"""Windows has the first two; the last is sent for the processor's time that a queue, or ulimit -t, allows."""
 BOUNCE = 0.5
 """Seconds within which a second Ctrl-C is the first one's echo: ``timeout -s INT`` sends two."""
 
@@ -23,12 +25,16 @@ class StopRequests:
 
     Args:
         is_alone: whether the training is one process. One of several that stopped by itself would keep the others
-            waiting: their signals are left as they are.
+            waiting: they set ``received`` when they have agreed.
     """
 
     def __init__(self, is_alone: bool) -> None:
         self.received: int | None = None
-        self._names = NAMES if is_alone and threading.current_thread() is threading.main_thread() else ()
+        """The signal for which the training is to end."""
+        self.heard: int | None = None
+        """The signal that this process was sent."""
+        self._is_alone = is_alone
+        self._names = NAMES if threading.current_thread() is threading.main_thread() else ()
         self._before: dict[int, Any] = {}
         self._since = 0.0
 
@@ -39,7 +45,7 @@ class StopRequests:
 
     def __enter__(self) -> StopRequests:
         for number in (getattr(signal, name) for name in self._names if hasattr(signal, name)):
-            if signal.getsignal(number) in (signal.SIG_DFL, signal.default_int_handler):
+            if signal.getsignal(number) in (signal.SIG_DFL, signal.default_int_handler, noted_elsewhere):
                 self._before[number] = signal.signal(number, self._note)
         return self
 
@@ -53,11 +59,33 @@ class StopRequests:
 
     def _note(self, number: int, frame: FrameType | None) -> None:
         now = time.monotonic()
-        if self.received is None:
-            self.received, self._since = number, now
+        if self.heard is None:
+            self.heard, self._since = number, now
+            if self._is_alone:
+                self.received = number
         # Of the others a second one changes nothing: a shell hands on the end of its terminal, a queue repeats itself.
         elif number == signal.SIGINT and now - self._since > BOUNCE:
             raise KeyboardInterrupt
+
+
+def noted_elsewhere(number: int, frame: FrameType | None) -> None:
+    """A handler that does nothing, of a signal that a thread reads."""
+
+
+def hand_on_signals() -> None:
+    """Has a program that starts processes hand on to them what asks it to end, and wait: they save."""
+
+    def hand_on(number: int, frame: FrameType | None) -> None:
+        processes = multiprocessing.active_children()
+        if not processes:
+            raise SystemExit(128 + number)
+        for process in processes:
+            with suppress(ProcessLookupError):
+                os.kill(process.pid, number)
+
+    for number in (getattr(signal, name) for name in NAMES if hasattr(signal, name)):
+        if signal.getsignal(number) in (signal.SIG_DFL, signal.default_int_handler):
+            signal.signal(number, hand_on)
 
 
 def speak_to_nobody() -> None:
