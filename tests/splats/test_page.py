@@ -65,7 +65,8 @@ def test_command_writes_pages_and_files(tmp_path: Path, capsys: pytest.CaptureFi
     arguments = [str(tmp_path / "scene.ply"), str(tmp_path / "page")]
     assert main([*arguments, "--most-gaussians", "50", "--position", "3", "0", "0", "--title", "My room"]) == 0
     said = capsys.readouterr().out
-    assert "50 Gaussians" in said and "the 9 least visible left out" in said and "python -m http.server" in said
+    assert "50 Gaussians" in said and "the 9 least visible left out" in said
+    assert "python -m http.server --bind 127.0.0.1 " in said, "the network is not asked in"
     view, count = read_page(tmp_path / "page")
     assert (count, view["position"], view["title"], view["up"]) == (50, [3.0, 0.0, 0.0], "My room", [0, 0, 1])
     assert math.dist(view["target"], (0, 0, 0)) < 0.3

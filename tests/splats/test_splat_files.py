@@ -5,7 +5,9 @@ from __future__ import annotations
 import dataclasses
 import gzip
 import io
+import itertools
 import json
+import math
 import struct
 import zipfile
 from pathlib import Path
@@ -17,6 +19,7 @@ from _splats import ball, look_at, picture, pinhole, psnr
 from PIL import Image
 from plyfile import PlyData
 
+from zipnerf_ns.data import memory
 from zipnerf_ns.errors import InputError
 from zipnerf_ns.splats.files import read_gaussians, write_gaussians
 from zipnerf_ns.splats.files.compact import codebook, palette, visibility
@@ -179,6 +182,69 @@ def test_files_that_are_no_good_are_refused(tmp_path: Path, suffix: str):
         read_gaussians(tmp_path / f"absent{suffix}")
     with pytest.raises(InputError, match="no format"):
         write_gaussians(ball(4), tmp_path / "scene.txt")
+
+
+@pytest.mark.parametrize("suffix", [".ply", ".spz", ".sog"])
+def test_an_altered_file_is_read_or_refused_in_one_line(tmp_path: Path, suffix: str):
+    """Bytes anywhere, and of a .sog each entry of its description."""
+    write_gaussians(ball(40, 1), tmp_path / f"scene{suffix}")
+    whole, random = (tmp_path / f"scene{suffix}").read_bytes(), np.random.default_rng(0)
+    files = []
+    for place in random.integers(min(len(whole), 700), size=60):
+        files.append(whole[:place] + random.bytes(1) + whole[place + 1 :])
+    if suffix == ".sog":
+        with zipfile.ZipFile(tmp_path / "scene.sog") as archive:
+            parts = {name: archive.read(name) for name in archive.namelist()}
+        meta = json.loads(parts["meta.json"])
+        for key, wrong in itertools.product([*meta, *meta["shN"]], [None, -1, 10**12, "x", {}, [1], math.nan]):
+            changed = {**meta, **({key: wrong} if key in meta else {}), "shN": {**meta["shN"], key: wrong}}
+            files.append(zipped({**parts, "meta.json": json.dumps(changed).encode()}))
+    refused = 0
+    for content in files:
+        (tmp_path / f"altered{suffix}").write_bytes(content)
+        try:
+            read_gaussians(tmp_path / f"altered{suffix}")
+        except InputError as error:
+            refused += 1
+            assert "altered" in str(error) or "version" in str(error)
+    assert refused > 5
+
+
+def zipped(parts: dict[str, bytes], **how: int) -> bytes:
+    data = io.BytesIO()
+    with zipfile.ZipFile(data, "w", **how) as archive:
+        for name, content in parts.items():
+            archive.writestr(name, content)
+    return data.getvalue()
+
+
+def test_files_that_unpack_to_gigabytes_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    """By what they claim, before it is unpacked: here there are a hundred megabytes."""
+    monkeypatch.setattr(memory, "room_on", lambda device: 100_000_000)
+    write_gaussians(ball(40, 1), tmp_path / "scene.sog")
+    assert len(read_gaussians(tmp_path / "scene.sog")) == 40
+    with zipfile.ZipFile(tmp_path / "scene.sog") as archive:
+        parts = {name: archive.read(name) for name in archive.namelist()}
+    zeros, image = bytes(20_000_000), io.BytesIO()
+    Image.new("RGB", (8192, 4096)).save(image, "WEBP", lossless=True)
+    bombs = {
+        "claims.spz": gzip.compress(struct.pack("<IIIBBBB", 0x5053474E, 3, 2**31, 3, 16, 0, 0) + zeros),
+        "text.sog": zipped({**parts, "meta.json": parts["meta.json"] + b" " * 20_000_000}, compression=8),
+        "picture.sog": zipped({**parts, "quats.webp": image.getvalue()}),
+    }
+    for name, content in bombs.items():
+        assert len(content) < 100_000
+        (tmp_path / name).write_bytes(content)
+        with pytest.raises(InputError, match=f"{name} unpacks to .* GiB.*Take a smaller one"):
+            read_gaussians(tmp_path / name)
+
+
+def test_flat_and_opaque_gaussians_of_other_programs_stay(tmp_path: Path):
+    gaussians = ball(4)
+    gaussians.scales[0, 2], gaussians.opacities[1:3] = -math.inf, torch.tensor([math.inf, -math.inf])
+    gaussians.means[3] = math.nan
+    write_gaussians(gaussians, tmp_path / "scene.ply")
+    assert read_gaussians(tmp_path / "scene.ply").finite().tolist() == [True, True, True, False]
 
 
 def test_points_without_gaussians_are_refused(tmp_path: Path):

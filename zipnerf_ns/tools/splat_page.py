@@ -10,7 +10,7 @@ import argparse
 import sys
 from pathlib import Path
 
-from zipnerf_ns.errors import InputError
+from zipnerf_ns.errors import InputError, say
 from zipnerf_ns.splats.files import WRITERS, read_gaussians, write_gaussians
 from zipnerf_ns.splats.page import MOST_GAUSSIANS, StartView, write_page
 from zipnerf_ns.tools.command import command, command_parser
@@ -53,6 +53,8 @@ def run(options: argparse.Namespace) -> str:
     finite = gaussians.finite()
     if not finite.any():
         raise InputError(f"{options.gaussians} holds no Gaussian with finite numbers.")
+    if not finite.all():
+        say(f"{int((~finite).sum()):,} Gaussians of {options.gaussians} have numbers that are not finite: left out.")
     gaussians = gaussians.select(finite)
     if options.target.suffix in WRITERS:
         write_gaussians(gaussians, options.target)

@@ -24,7 +24,13 @@ def read_gaussians(path: Path) -> Gaussians:
         raise InputError(f"{path} is in no format that is read here: {', '.join(READERS)}.")
     if not path.is_file():
         raise InputError(f"{path} is not there.")
-    return READERS[path.suffix](path)
+    try:
+        return READERS[path.suffix](path)
+    except InputError:
+        raise
+    # A file that was made to may have readers stumble over anything.
+    except Exception as error:
+        raise InputError(f"{path} is no {path.suffix} of Gaussians, or is cut off or altered: {error}.") from error
 
 
 def write_gaussians(gaussians: Gaussians, path: Path) -> None:

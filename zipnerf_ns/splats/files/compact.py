@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import numpy as np
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from zipnerf_ns.data.memory import check_room
 from zipnerf_ns.splats.gaussians import Gaussians
 
 ROUNDS = 10
@@ -17,6 +20,19 @@ SAMPLES_PER_CENTER = 4
 """Points that the centers are fitted to: more change a palette little, and cost in proportion."""
 MOST_PAIRS = 1 << 26
 """Distances computed at once: 256 MiB of them."""
+MOST_AT_ONCE = 12
+"""Bytes of memory for one of a file: numbers of 8 bits become some of 32 and 64."""
+
+
+def check_unpacked(path: Path, size: int) -> None:
+    """Checks that what a file unpacks to finds room: a few kilobytes can claim to be any number of gigabytes.
+
+    Args:
+        size: bytes that are said to come of it.
+    Raises:
+        InputError: naming the file, if they do not.
+    """
+    check_room(f"{path} unpacks to", MOST_AT_ONCE * size, torch.device("cpu"), "Take a smaller one.")
 
 
 def codebook(values: Float[Tensor, "*shape"], size: int = 256) -> tuple[Float[Tensor, "size"], Int[Tensor, "*shape"]]:

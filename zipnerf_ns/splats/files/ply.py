@@ -13,6 +13,8 @@ from zipnerf_ns.splats.gaussians import Gaussians
 ANTIALIASED = "comment SplatRenderMode: mip"
 """How Brush, SplatTransform and PlayCanvas's engine mark what was optimized with an anti-aliasing filter."""
 TYPES = {"float": "<f4", "float32": "<f4", "double": "<f8", "float64": "<f8", "uchar": "u1", "uint8": "u1"}
+MOST_EXPONENT = 30.0
+"""What stands for infinity where nothing is seen of the difference."""
 MOST_HEADER_BYTES = 1 << 16
 
 
@@ -78,8 +80,9 @@ def read_ply(path: Path) -> Gaussians:
     return Gaussians(
         read("x", "y", "z"),
         torch.nn.functional.normalize(quats, dim=-1),
-        read(*(f"scale_{i}" for i in range(3))),
-        read("opacity")[:, 0],
+        # Flat ones have no logarithm of their thickness, and opaque ones no logit.
+        read(*(f"scale_{i}" for i in range(3))).clamp(min=-MOST_EXPONENT),
+        read("opacity")[:, 0].clamp(-MOST_EXPONENT, MOST_EXPONENT),
         sh,
         antialiased=ANTIALIASED in lines,
     )

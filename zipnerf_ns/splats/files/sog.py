@@ -17,11 +17,11 @@ from typing import Any
 import numpy as np
 import torch
 from jaxtyping import Float, Int
-from PIL import Image, UnidentifiedImageError
+from PIL import Image
 from torch import Tensor
 
 from zipnerf_ns.errors import InputError
-from zipnerf_ns.splats.files.compact import codebook, morton_order, palette, visibility
+from zipnerf_ns.splats.files.compact import check_unpacked, codebook, morton_order, palette, visibility
 from zipnerf_ns.splats.gaussians import Gaussians
 
 MOST_SH = 1 << 16
@@ -104,13 +104,21 @@ def read_sog(path: Path) -> Gaussians:
     """The Gaussians of a .sog of version 2.
 
     Raises:
-        InputError: if it is none, or is cut off.
+        InputError: if it is of another version, or claims more than there is room for.
+        Exception: of any kind, if it is none, or is cut off.
     """
-    try:
-        with zipfile.ZipFile(path) as archive:
-            return decode(archive.read)
-    except (zipfile.BadZipFile, UnidentifiedImageError, KeyError, ValueError, IndexError, OSError) as error:
-        raise InputError(f"{path} is no .sog of version 2, or is cut off: {error}.") from error
+    with zipfile.ZipFile(path) as archive:
+
+        def read(name: str) -> bytes:
+            check_unpacked(path, archive.getinfo(name).file_size)
+            data = archive.read(name)
+            if name.endswith(".webp"):
+                # Only the header is read here.
+                with Image.open(io.BytesIO(data)) as image:
+                    check_unpacked(path, 4 * image.width * image.height)
+            return data
+
+        return decode(read)
 
 
 def decode(read: Callable[[str], bytes]) -> Gaussians:
@@ -119,11 +127,12 @@ def decode(read: Callable[[str], bytes]) -> Gaussians:
     Args:
         read: the content of a file by its name.
     Raises:
-        ValueError, KeyError: for another version.
+        InputError: for another version.
+        Exception: of any kind, for what is none.
     """
     meta = json.loads(read("meta.json"))
-    if meta.get("version") != 2:
-        raise ValueError(f"its version is {meta.get('version')}")
+    if meta["version"] != 2:
+        raise InputError(f"it is a .sog of version {meta['version']}, and version 2 is read here.")
     count = meta["count"]
 
     def pixels(part: str, file: int) -> Int[Tensor, "count channels"]:

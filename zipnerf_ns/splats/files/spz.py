@@ -8,7 +8,6 @@ from __future__ import annotations
 import gzip
 import math
 import struct
-import zlib
 from pathlib import Path
 
 import numpy as np
@@ -16,7 +15,7 @@ import torch
 from jaxtyping import Float, UInt8
 
 from zipnerf_ns.errors import InputError
-from zipnerf_ns.splats.files.compact import morton_order
+from zipnerf_ns.splats.files.compact import check_unpacked, morton_order
 from zipnerf_ns.splats.gaussians import Gaussians
 
 HEADER = struct.Struct("<IIIBBBB")
@@ -60,21 +59,20 @@ def read_spz(path: Path) -> Gaussians:
     """The Gaussians of a .spz of version 2 or 3.
 
     Raises:
-        InputError: if it is none, or is cut off.
+        InputError: if it is of another version, is cut off, or claims more than there is room for.
+        OSError, EOFError, zlib.error, struct.error: if it is none.
     """
-    try:
-        with gzip.open(path) as file:
-            data = file.read()
-        magic, version, count, degree, bits, flags, _ = HEADER.unpack(data[: HEADER.size])
-    except (OSError, EOFError, zlib.error, struct.error) as error:
-        raise InputError(f"{path} is no .spz of version 2 or 3, or is cut off: {error}.") from error
-    if magic != MAGIC or version not in (2, 3) or degree > 4:
-        raise InputError(f"{path} is no .spz of version 2 or 3.")
-    rest = 3 * ((degree + 1) ** 2 - 1)
-    widths = [9, 1, 3, 3, 4 if version == 3 else 3, rest]
-    if len(data) < HEADER.size + count * sum(widths):
+    with gzip.open(path) as file:
+        magic, version, count, degree, bits, flags, _ = HEADER.unpack(file.read(HEADER.size))
+        if magic != MAGIC or version not in (2, 3) or degree > 4:
+            raise InputError(f"{path} is no .spz of version 2 or 3.")
+        rest = 3 * ((degree + 1) ** 2 - 1)
+        widths = [9, 1, 3, 3, 4 if version == 3 else 3, rest]
+        check_unpacked(path, count * sum(widths))
+        data = file.read(count * sum(widths))
+    if len(data) < count * sum(widths):
         raise InputError(f"{path} is cut off: {count:,} Gaussians need {count * sum(widths):,} bytes.")
-    columns, start = [], HEADER.size
+    columns, start = [], 0
     for width in widths:
         columns.append(np.frombuffer(data, "u1", count * width, start).reshape(count, width))
         start += count * width
