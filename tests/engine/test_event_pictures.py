@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pytest
 import torch
 from _scenes import checkpoint, load, start, tiny_config, write_scene
 from PIL import Image
@@ -92,6 +93,11 @@ def test_writers_that_want_events_in_order_get_them_in_order(monkeypatch):
         assert [event["name"] for event in writer.EVENT_STORAGE] == [n for n in "abc" if n not in taken]
 
 
+def raise_full(record: bytes) -> None:
+    raise OSError(errno.ENOSPC, "No space left on device")
+
+
+@pytest.mark.filterwarnings("error::pytest.PytestUnhandledThreadExceptionWarning")
 def test_a_disk_that_takes_no_events_costs_the_curves_alone(tmp_path, monkeypatch, capsys, fresh_writers):
     """TensorBoard's thread dies of it, and whoever hands it the next event is told."""
     config = tiny_config(write_scene(tmp_path / "scene", sizes=[(36, 32)] * 8), tmp_path, steps=6)
@@ -100,14 +106,11 @@ def test_a_disk_that_takes_no_events_costs_the_curves_alone(tmp_path, monkeypatc
     (tensorboard,) = writer.EVENT_WRITERS
     file = tensorboard.tb_writer.file_writer.event_writer._async_writer._writer._writer
 
-    def full(record: bytes) -> None:
-        raise OSError(errno.ENOSPC, "No space left on device")
-
     iterate, steps = trainer.train_iteration, []
 
     def iteration(step: int) -> Any:
         if step == 1:
-            monkeypatch.setattr(file, "write", full)
+            monkeypatch.setattr(file, "write", raise_full)
         elif step == 3:
             tensorboard.tb_writer.file_writer.event_writer._async_writer._worker.join(20.0)
         steps.append(step)
@@ -117,3 +120,15 @@ def test_a_disk_that_takes_no_events_costs_the_curves_alone(tmp_path, monkeypatc
     trainer.train()
     assert steps == list(range(6)) and load(checkpoint(config, 5))["step"] == 5
     assert capsys.readouterr().out.count("Warning: no more events are written") == 1
+
+
+def test_the_last_events_that_a_disk_does_not_take_are_told_of(tmp_path, monkeypatch, fresh_writers):
+    config = tiny_config(write_scene(tmp_path / "scene"), tmp_path, steps=1)
+    start(config)
+    said, (tensorboard,) = [], writer.EVENT_WRITERS
+    log = progress.EventLog(said.append)
+    file = tensorboard.tb_writer.file_writer.event_writer._async_writer._writer._writer
+    monkeypatch.setattr(file, "write", raise_full)
+    tensorboard.write_scalar("loss", 1.0, 0)
+    log.finish()
+    assert len(said) == 1 and "no more events are written" in said[0]

@@ -7,6 +7,7 @@ go on meanwhile.
 
 from __future__ import annotations
 
+import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -192,6 +193,20 @@ def write_pictures(pictures: list[Event]) -> None:
                 event_writer.write_image(event["name"], event["event"], event["step"])
 
 
+def hear_of_events_only_here() -> None:
+    """TensorBoard's thread prints a stack trace of what the disk does not take, of which :class:`EventLog` tells."""
+    others = threading.excepthook
+
+    def hook(arguments: threading.ExceptHookArgs) -> None:
+        is_of_events = type(arguments.thread).__module__.startswith("tensorboard.")
+        if not (is_of_events and isinstance(arguments.exc_value, OSError)):
+            others(arguments)
+
+    if not getattr(others, "leaves_events", False):
+        hook.leaves_events = True
+        threading.excepthook = hook
+
+
 class EventLog:
     """Nerfstudio's waiting events on their way to its writers, pictures beside the training.
 
@@ -204,6 +219,7 @@ class EventLog:
     def __init__(self, say: Callable[[str], None]) -> None:
         self._say = say
         self._pictures = BackgroundWriter()
+        hear_of_events_only_here()
 
     def write(self) -> None:
         """Writes what waits; the viewer's thread adds to it, too."""
@@ -216,9 +232,12 @@ class EventLog:
             writer.write_out_storage()
 
     def finish(self) -> None:
-        """Waits until pictures are written."""
+        """Waits until all is written."""
         with self._given_up():
             self._pictures.wait()
+            for event_writer in writer.EVENT_WRITERS:
+                if isinstance(event_writer, writer.TensorboardWriter):
+                    event_writer.tb_writer.flush()
 
     @contextmanager
     def _given_up(self) -> Iterator[None]:
