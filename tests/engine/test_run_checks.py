@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import os
 import shutil
 import subprocess
@@ -13,7 +14,7 @@ from typing import Any
 
 import pytest
 import torch
-from _scenes import assert_clear, said_when_started, tiny_config
+from _scenes import assert_clear, said_when_started, tiny_config, train, write_scene
 
 from nerfstudio.engine.optimizers import AdamOptimizerConfig
 from nerfstudio.utils.rich_utils import CONSOLE
@@ -154,6 +155,25 @@ def test_the_trainer_ends_before_data_is_read(tmp_path, monkeypatch, name):
     monkeypatch.setattr(ZipNerfDataManager, "__init__", lambda *_, **__: pytest.fail("data was read"))
     config, expected = prepare(tmp_path, name)
     assert_clear(said_when_started(config), expected)
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="names of any bytes are Linux's")
+def test_a_folder_whose_name_is_no_utf_8_is_read_and_a_run_in_one_is_refused(tmp_path, fresh_writers):
+    """As old archives leave them; TensorBoard could not write there."""
+    scene = write_scene(tmp_path / os.fsdecode(b"sc\xff"))
+    config = tiny_config(scene, tmp_path, steps=1, experiment_name=None)
+    config.set_experiment_name()
+    assert_clear(said_when_started(config), ("no name in UTF-8", "--experiment-name"))
+    train(tiny_config(scene, tmp_path, steps=1, experiment_name="other"))
+
+
+def test_names_that_the_log_cannot_hold_are_escaped(scene, tmp_path, monkeypatch):
+    """Also the picture in Nerfstudio's last line, for which Windows has no letter where it writes to a file."""
+    written = io.BytesIO()
+    monkeypatch.setattr(sys, "stdout", io.TextIOWrapper(written, encoding="cp1252"))
+    tiny_config(scene, tmp_path).set_timestamp()
+    print("ü\N{PARTY POPPER}", flush=True)
+    assert written.getvalue().split() == ["ü\\U0001f389".encode("cp1252")]
 
 
 def test_more_devices_than_gpus(tmp_path, monkeypatch):

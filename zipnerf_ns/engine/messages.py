@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import os
 import shlex
 import shutil
@@ -44,6 +45,13 @@ def quiet_dependencies() -> None:
     of_loading = "This DataLoader will create"
     for message in (*of_code, of_accumulation, of_loading):
         warnings.filterwarnings("ignore", message=message)
+
+
+def escape_what_cannot_be_printed() -> None:
+    """A name, or a picture in Nerfstudio's lines, that the terminal's or log's encoding lacks ends no training."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")
 
 
 def mute() -> None:

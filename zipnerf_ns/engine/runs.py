@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import os
+import re
 import sys
 from pathlib import Path, PurePath, PurePosixPath, PureWindowsPath
 from traceback import walk_stack
@@ -21,7 +22,7 @@ from nerfstudio.utils.decorators import check_main_thread
 from zipnerf_ns.data.trained import DATA_VARIABLE, TrainedData
 from zipnerf_ns.engine.checkpoints import checkpoints_in, load_checkpoint_file
 from zipnerf_ns.engine.checks import check_devices
-from zipnerf_ns.engine.messages import FULL, tell, tell_of_lost_processes
+from zipnerf_ns.engine.messages import FULL, escape_what_cannot_be_printed, tell, tell_of_lost_processes
 from zipnerf_ns.engine.parallel.processes import agree, join
 from zipnerf_ns.engine.safety.files import newest_whole
 from zipnerf_ns.engine.safety.stopping import hand_on_signals
@@ -41,6 +42,7 @@ class RunConfig(TrainerConfig):
     def __setstate__(self, state: dict[str, Any]) -> None:
         """Restores what a file or a copy holds; whatever was moved is found anew."""
         self.__dict__.update(state)
+        escape_what_cannot_be_printed()
         path, command = _file_being_read(), _command_of_training()
         if path is not None:
             with tell(self):
@@ -66,6 +68,7 @@ class RunConfig(TrainerConfig):
 
     def set_timestamp(self) -> None:
         """Nerfstudio's, the same for all processes of a training: it names their run's folder."""
+        escape_what_cannot_be_printed()
         with tell(self):
             join(self.machine)
         super().set_timestamp()
@@ -85,6 +88,8 @@ class RunConfig(TrainerConfig):
         with tell(self):
             # Before Nerfstudio starts a process for each.
             check_devices(self.machine)
+            if re.search("[\ud800-\udfff]", str(folder)):
+                raise InputError(f"{folder} is no name in UTF-8. Give another --experiment-name or --output-dir.")
             if not resumes_here and checkpoints_in(folder):
                 raise InputError(
                     f"{folder} holds checkpoints of an earlier run. Resume it with --load-dir {folder}, "
