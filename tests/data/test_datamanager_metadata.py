@@ -10,9 +10,10 @@ import cv2
 import numpy as np
 import pytest
 import torch
-from _scenes import HEIGHT, WIDTH, make_datamanager, named_pixels, read_meta, write_meta, write_scene
+from _scenes import HEIGHT, WIDTH, assert_clear, make_datamanager, named_pixels, read_meta, write_meta, write_scene
 from PIL import Image
 
+from zipnerf_ns.data import checks
 from zipnerf_ns.data.datamanager import ZipNerfDataManager
 
 EXTRA_TOP = {
@@ -98,6 +99,22 @@ def test_color_spaces_of_jpeg(tmp_path, mode):
     write_meta(scene, meta)
     stored = make_datamanager(scene).pixels.colors[WIDTH * HEIGHT : 2 * WIDTH * HEIGHT].float().mean(dim=0)
     torch.testing.assert_close(stored, torch.tensor([200.0, 90.0, 30.0]), rtol=0.0, atol=4.0)
+
+
+@pytest.mark.parametrize(("orientation", "size", "is_said"), [(3, (24, 16), 1), (6, (16, 16), 1), (1, (16, 16), 0)])
+def test_a_note_of_orientation_that_no_size_tells_is_said(tmp_path, monkeypatch, orientation, size, is_said):
+    """Upside down, or square: poses may be of the picture as it is shown, or as it is stored."""
+    said: list[str] = []
+    monkeypatch.setattr(checks, "say", said.append)
+    notes = Image.Exif()
+    notes[0x0112] = orientation
+    Image.new("RGB", size).save(tmp_path / "a.jpg", exif=notes)
+    Image.new("RGB", size).save(tmp_path / "b.jpg")
+    checks.check_images([tmp_path / "a.jpg", tmp_path / "b.jpg"], [size] * 2)
+    assert len(said) == is_said
+    if said:
+        assert_clear(said[0], ("EXIF data turn", "a.jpg", "as they are stored"))
+        assert "b.jpg" not in said[0]
 
 
 def test_a_note_of_orientation_turns_nothing(tmp_path):

@@ -60,6 +60,20 @@ def test_what_is_hardly_right_of_a_lens_is_said(tmp_path: Path, said, name):
     assert_clear(said[0], expected)
 
 
+def turned_around(meta: dict[str, Any], folder: Path) -> None:
+    for frame in meta["frames"]:
+        frame["transform_matrix"] = (np.array(frame["transform_matrix"]) @ np.diag([1, -1, -1, 1])).tolist()
+
+
+@pytest.mark.parametrize(("change", "is_said"), [(turned_around, True), (lambda meta, folder: None, False)])
+def test_cameras_that_turn_their_backs_on_the_scene_are_said(tmp_path: Path, said, change: Change, is_said: bool):
+    """As poses do that are written with the axes of OpenCV, on which a training makes fog."""
+    make_datamanager(changed(tmp_path / "scene", change), NerfstudioDataParserConfig(**OWN_FRAME))
+    assert [line for line in said if "look away" in line] == said and bool(said) == is_said
+    if said:
+        assert_clear(said[0], (str(tmp_path / "scene"), "outwards", "OpenCV"))
+
+
 @pytest.mark.parametrize("name", PLAIN)
 def test_what_lenses_have_is_not_said(tmp_path: Path, said, name):
     make_datamanager(changed(tmp_path / "scene", PLAIN[name]), NerfstudioDataParserConfig(**OWN_FRAME))

@@ -6,6 +6,7 @@ import errno
 import threading
 import zipfile
 from collections import OrderedDict
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -290,6 +291,33 @@ def test_a_disk_that_is_full_for_a_while_costs_nothing(scene, tmp_path, monkeypa
     assert len(errors) == (ends == "in vain")
     for error in errors:
         assert_clear(error, ("No space left on device", "step-000000000.ckpt", "--load-dir", "once there is room"))
+
+
+@pytest.mark.parametrize("returns", [True, False])
+def test_a_folder_that_is_gone_for_a_while_costs_nothing(scene, tmp_path, monkeypatch, fresh_writers, capsys, returns):
+    """As a network's may be; a file stands in its place."""
+    monkeypatch.setattr(checkpoints, "SECONDS_BETWEEN", 0.0)
+    config = tiny_config(scene, tmp_path, steps=7, steps_per_save=2)
+    trainer, folder = start(config), config.get_checkpoint_dir()
+
+    def go_and_return(step: int) -> None:
+        if step == 1:
+            folder.parent.mkdir(parents=True, exist_ok=True)
+            folder.write_text("")
+        elif step == 5 and returns:
+            trainer.checkpoints.wait()
+            folder.unlink()
+
+    steps = before_steps(trainer, go_and_return)
+    with nullcontext() if returns else pytest.raises(SystemExit) as left:
+        trainer.train()
+    said = capsys.readouterr().out
+    assert steps == list(range(7)) and said.count("Warning: the checkpoint of step 2 cannot be written") == 1
+    if returns:
+        assert saved_steps(config) == [6]
+    else:
+        (error,) = [line for line in said.splitlines() if line.startswith("Error:")]
+        assert left.value.code == 1 and "exists in" in error and "No checkpoint had been written yet" in error
 
 
 def test_a_disk_with_room_for_fewer_gives_up_the_oldest(scene, tmp_path, monkeypatch, fresh_writers, capsys):

@@ -20,7 +20,7 @@ from nerfstudio.cameras.cameras import Cameras, CameraType
 from nerfstudio.data.dataparsers.base_dataparser import DataparserOutputs
 
 from zipnerf_ns.data.dataparsers.names import scene_folder
-from zipnerf_ns.data.images import check_masks, check_some_used
+from zipnerf_ns.data.images import LOSSY_FORMATS, check_masks, check_some_used
 from zipnerf_ns.data.poses import check_poses
 from zipnerf_ns.errors import InputError, say, shorten
 
@@ -32,6 +32,10 @@ MOST_STRETCHED = 1.1
 """Ratio of the two focal lengths before that is said."""
 MOST_LOST = 1.0
 """Pixels by which an undistorted point may miss itself."""
+LEAST_BEHIND = 8
+"""Cameras that look away from one point before that is said: of fewer it may be chance."""
+MOST_PARALLEL = 0.01
+"""Least eigenvalue of the mean projection across the views: below, they have no point in common."""
 BORDER = [[x, y] for x in (0.0, 0.5, 1.0) for y in (0.0, 0.5, 1.0) if (x, y) != (0.5, 0.5)]
 """Points of an image's border, in shares of its sides."""
 FRUITLESS_RAYS = 1 << 18
@@ -52,7 +56,7 @@ def check_images(filenames: Sequence[Path], sizes: Sequence[tuple[int, int]] | N
     Raises:
         InputError: naming the file.
     """
-    has_alpha = False
+    has_alpha, turned = False, []
     for index, filename in enumerate(filenames):
         if not Path(filename).is_file():
             raise InputError(f"image {filename} is missing. Restore it or remove its frame.")
@@ -60,6 +64,10 @@ def check_images(filenames: Sequence[Path], sizes: Sequence[tuple[int, int]] | N
             with Image.open(filename) as image:
                 size = image.size
                 has_alpha = has_alpha or image.has_transparency_data
+                # Of other formats notes may lie behind the pixels; by a quarter, the size tells whether it was turned.
+                orientation = image.getexif().get(ORIENTATION, 1) if image.format in LOSSY_FORMATS else 1
+                if orientation in (2, 3, 4) or (orientation > 4 and size[0] == size[1]):
+                    turned.append(str(filename))
         except Exception as error:
             raise InputError(f"image {filename} cannot be read ({error}). Replace it or remove its frame.") from error
         if sizes is not None and size[::-1] == tuple(sizes[index]) != size and _is_turned(filename):
@@ -72,6 +80,11 @@ def check_images(filenames: Sequence[Path], sizes: Sequence[tuple[int, int]] | N
                 f"image {filename} has {size[0]}x{size[1]} pixels, its camera {sizes[index][0]}x{sizes[index][1]}. "
                 "Correct w and h (and the focal length) in the transforms, or the downscale factor."
             )
+    if turned and sizes is not None:
+        say(
+            f"EXIF data turn {shorten(turned)}: images are read as they are stored. Right if their poses were found "
+            "so, else store them upright (mogrify -auto-orient)."
+        )
     return has_alpha
 
 
@@ -129,6 +142,7 @@ def check_cameras(cameras: Cameras, filenames: Sequence[Path], source: Path) -> 
         return
     names = [str(name) for name in filenames]
     check_poses(cameras.camera_to_worlds.tolist(), names, source, is_whole=False)
+    _tell_of_backs(cameras.camera_to_worlds.double().cpu(), source)
     for key in ("fx", "fy"):
         for name, value in zip(names, getattr(cameras, key).flatten().tolist(), strict=True):
             if not math.isfinite(value) or value <= 0.0:
@@ -136,6 +150,20 @@ def check_cameras(cameras: Cameras, filenames: Sequence[Path], source: Path) -> 
     has_lens = (cameras.camera_type == CameraType.PERSPECTIVE.value) | (cameras.camera_type == CameraType.FISHEYE.value)
     if has_lens.all():
         _check_lenses(cameras, names, source)
+
+
+def _tell_of_backs(poses: Float[Tensor, "cameras 3 4"], source: Path) -> None:
+    """With the axes of OpenCV or COLMAP instead of OpenGL's, cameras turn their backs on what they photograph."""
+    positions, views = poses[:, :, 3], -torch.nn.functional.normalize(poses[:, :, 2], dim=-1)
+    across = torch.eye(3).double() - views[:, :, None] * views[:, None]
+    if len(poses) < LEAST_BEHIND or torch.linalg.eigvalsh(across.mean(dim=0))[0] < MOST_PARALLEL:
+        return
+    middle = torch.linalg.solve(across.sum(dim=0), torch.einsum("nij,nj->i", across, positions))
+    if (((middle - positions) * views).sum(dim=-1) < 0.0).all():
+        say(
+            f"{source}: all cameras look away from the point that their views come nearest to. Right if the capture "
+            "looks outwards, else their axes are OpenCV's: negate the second and third column of every rotation."
+        )
 
 
 def _check_lenses(cameras: Cameras, names: Sequence[str], source: Path) -> None:

@@ -75,6 +75,10 @@ def restore_rng(state: dict[str, Any], process: int = 0) -> None:
         torch.cuda.set_rng_state_all(state["cuda"])
 
 
+class NotWrittenError(OSError):
+    """A checkpoint was not written."""
+
+
 class BackgroundWriter:
     """Writes files by a thread of its own, one at a time, in the order in which they are asked for.
 
@@ -241,7 +245,7 @@ class ResumableTrainer(Trainer):
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         self.checkpoints = BackgroundWriter()
-        self.unsaved: OSError | None = None
+        self.unsaved: NotWrittenError | None = None
         self._resumed_rng: dict[str, Any] | None = None
 
     def _load_checkpoint(self) -> None:
@@ -270,7 +274,7 @@ class ResumableTrainer(Trainer):
         """Writes a checkpoint so that a kill at any moment leaves either the old one or the new one, whole.
 
         Raises:
-            OSError: if the disk takes none for minutes.
+            NotWrittenError: if the disk takes none for minutes.
         """
         for tries in range(1, LAST_TRIES + 1):
             self.begin_checkpoint(step)
@@ -288,7 +292,6 @@ class ResumableTrainer(Trainer):
         """What :meth:`save_checkpoint` does, but the state is written while the training goes on."""
         # Before the copy is made, for there is memory for one.
         self.checkpoints.wait()
-        self.checkpoint_dir.mkdir(parents=True, exist_ok=True)
         pipeline = getattr(self.pipeline, "module", self.pipeline)
         snapshot = Snapshot(
             {
@@ -305,6 +308,20 @@ class ResumableTrainer(Trainer):
         self.checkpoints.submit(lambda: self._write_checkpoint(snapshot, step, keeps_few))
 
     def _write_checkpoint(self, snapshot: Snapshot, step: int, keeps_few: bool) -> None:
+        try:
+            self._replace_checkpoints(snapshot, step, keeps_few)
+        except OSError as error:
+            if self.unsaved is None:
+                say(
+                    f"Warning: the checkpoint of step {step} cannot be written to {self.checkpoint_dir}: "
+                    f"{error.strerror}. The training goes on, and tries again at the next."
+                )
+            self.unsaved = NotWrittenError(error.errno, error.strerror)
+        else:
+            self.unsaved = None
+
+    def _replace_checkpoints(self, snapshot: Snapshot, step: int, keeps_few: bool) -> None:
+        self.checkpoint_dir.mkdir(parents=True, exist_ok=True)
         path = checkpoint_of(self.checkpoint_dir, step)
         # Unfinished, it lies beside the folder, not in it: ns-eval takes any file in there for a checkpoint. Under one
         # name, so that what a kill has left is written over.
@@ -316,23 +333,13 @@ class ResumableTrainer(Trainer):
         # Later ones are of a training that this one has left behind.
         spare = [other for number, other in others.items() if number != before]
         try:
-            try:
-                snapshot.write(path, unfinished)
-            except OSError as error:
-                if error.errno not in FULL or not spare:
-                    raise
-                for other in spare:
-                    _remove(other)
-                snapshot.write(path, unfinished)
+            snapshot.write(path, unfinished)
         except OSError as error:
-            if self.unsaved is None:
-                say(
-                    f"Warning: the checkpoint of step {step} cannot be written to {self.checkpoint_dir}: "
-                    f"{error.strerror}. The training goes on, and tries again at the next."
-                )
-            self.unsaved = error
-            return
-        self.unsaved = None
+            if error.errno not in FULL or not spare:
+                raise
+            for other in spare:
+                _remove(other)
+            snapshot.write(path, unfinished)
         for other in spare:
             _remove(other)
 

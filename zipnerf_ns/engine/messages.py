@@ -22,7 +22,7 @@ from torch.multiprocessing import ProcessExitedException
 
 from nerfstudio.utils.rich_utils import CONSOLE
 
-from zipnerf_ns.engine.checkpoints import FULL, checkpoints_in
+from zipnerf_ns.engine.checkpoints import FULL, NotWrittenError, checkpoints_in
 from zipnerf_ns.engine.safety.stopping import speak_to_nobody
 from zipnerf_ns.errors import InputError
 
@@ -131,7 +131,7 @@ def tell(config: Any) -> Iterator[None]:
             raise
         raise_for_user(gpu_failed(error, config.get_checkpoint_dir()))
     except OSError as error:
-        if error.errno not in FULL:
+        if error.errno not in FULL and not isinstance(error, NotWrittenError):
             raise
         raise_for_user(disk_is_full(error, config.get_checkpoint_dir()))
 
@@ -160,13 +160,14 @@ def out_of_memory(config: Any) -> InputError:
 
 
 def disk_is_full(error: OSError, checkpoints: Path) -> InputError:
-    """What to do when the disk takes no more.
+    """What to do when the disk takes no more, or its folder is gone.
 
     Args:
         error: what the disk says.
         checkpoints: the run's folder of checkpoints.
     """
-    return InputError(f"{error.strerror} in {checkpoints.parent}. {_how_to_go_on(checkpoints)}, once there is room.")
+    then = "there is room" if error.errno in FULL else "it can be written"
+    return InputError(f"{error.strerror} in {checkpoints.parent}. {_how_to_go_on(checkpoints)}, once {then}.")
 
 
 def process_lost(signal_name: str | None, checkpoints: Path) -> InputError:
