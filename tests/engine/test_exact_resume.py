@@ -30,6 +30,7 @@ def make_config(scene: Path, output: Path, **changes: Any) -> Any:
     config = tiny_config(scene, output, STEPS, steps_per_save=SAVED, steps_per_eval_image=4, **changes)
     config.pipeline.model.use_appearance = True
     config.pipeline.model.camera_optimizer.mode = "SO3xR3"
+    config.pipeline.model.optimize_lens = True
     return config
 
 
@@ -37,7 +38,7 @@ def make_config(scene: Path, output: Path, **changes: Any) -> Any:
 def whole(tmp_path_factory: pytest.TempPathFactory) -> Any:
     """The uninterrupted training."""
     folder = tmp_path_factory.mktemp("exact")
-    config = make_config(write_scene(folder / "scene", sizes=[(36, 32)] * 8), folder)
+    config = make_config(write_scene(folder / "scene", 12, [(36, 32)] * 12), folder)
     _, losses = train(config)
     return config, losses, load(checkpoint(config, STEPS - 1))
 
@@ -94,7 +95,7 @@ def interrupt(trainer: Any, at: int, how: str, monkeypatch: pytest.MonkeyPatch) 
 @pytest.mark.parametrize(
     ("how", "at"),
     [
-        ("signal", 0), ("signal", 4), ("signal", 6), ("signal", 7), ("killed before", 4), ("killed before", 8),
+        *(("signal", step) for step in range(STEPS)), *(("killed before", step) for step in range(4, STEPS)),
         ("killed in the update", 5), ("killed in the write", 6), ("damaged", 8), ("twice", 5),
     ],
 )  # fmt: skip
