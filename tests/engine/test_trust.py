@@ -118,7 +118,10 @@ def test_a_configuration_that_asks_for_more_is_refused(run, tmp_path, value):
     assert not made.exists()
 
 
-@pytest.mark.parametrize("content", [b"\xff\xfe\x00", b"a: [", b"[" * 100_000, b"a: &a [*b]"])
+@pytest.mark.parametrize("content", [
+    b"\xff\xfe\x00", b"a: [", b"[" * 100_000, b"a: &a [*b]", b"", b"1", b"a: 1",
+    b"!!python/object:nerfstudio.cameras.camera_optimizers.CameraOptimizerConfig {}",
+])
 def test_what_is_no_configuration_is_refused(run, content):
     (run / "config.yml").write_bytes(content)
     with pytest.raises(InputError, match="is not the config.yml of a run"):

@@ -13,6 +13,7 @@ from typing import Any
 import yaml
 
 from nerfstudio.data.utils.nerfstudio_collate import nerfstudio_collate
+from nerfstudio.engine.trainer import TrainerConfig
 
 from zipnerf_ns.errors import InputError
 
@@ -43,6 +44,9 @@ def check_config_file(path: Path) -> None:
                 f"{path}, line {node.start_mark.line + 1}: {node.tag.rpartition(',2002:')[2]} is no part of a run's "
                 "configuration and could run anything. Take the config.yml that ns-train wrote."
             )
+    kind = None if root is None else _named(root.tag.removeprefix(PYTHON).partition(":")[2])
+    if not (isinstance(kind, type) and issubclass(kind, TrainerConfig)):
+        raise InputError(f"{path} is not the config.yml of a run: it holds something else.")
 
 
 def _nodes(root: yaml.Node | None) -> Iterator[yaml.Node]:
@@ -60,18 +64,23 @@ def _nodes(root: yaml.Node | None) -> Iterator[yaml.Node]:
                 waiting.extend(node.value)
 
 
+def _named(name: str) -> Any:
+    """What a name stands for in the packages of whose classes configurations are made; None where there is no such."""
+    module, _, attribute = name.rpartition(".")
+    if not any(f"{module}.".startswith(f"{package}.") for package in PACKAGES):
+        return None
+    try:
+        return getattr(importlib.import_module(module), attribute)
+    except (ImportError, AttributeError):
+        return None
+
+
 def _is_known(tag: str) -> bool:
     """Whether a tag of Python's asks for what configurations are made of."""
     kind, _, name = tag.partition(":")
     if kind == "tuple":
         return True
-    module, _, attribute = name.rpartition(".")
-    if not any(f"{module}.".startswith(f"{package}.") for package in PACKAGES):
-        return False
-    try:
-        found = getattr(importlib.import_module(module), attribute)
-    except (ImportError, AttributeError):
-        return False
+    found = _named(name)
     if kind == "name":
         return isinstance(found, type) or found in FUNCTIONS
     if kind == "object":
