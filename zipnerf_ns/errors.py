@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import errno
 from collections.abc import Iterable
 from functools import cache
 
 from rich.console import Console
+
+REFUSED = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES, errno.EPERM)
+"""Errors of a place that is full, or may not be used."""
 
 
 class InputError(ValueError):
@@ -25,6 +29,13 @@ class LaunchFailed(RuntimeError):
     def __init__(self, operation: str, kernel: str, device: str, reason: str) -> None:
         super().__init__(f"{kernel} cannot be launched on {device}: {reason}")
         self.operation = operation
+
+
+def refusal(error: BaseException) -> InputError | None:
+    """What a disk's or a folder's refusal means to a person; None for any other error."""
+    if not isinstance(error, OSError) or error.errno not in REFUSED or error.filename is None:
+        return None
+    return InputError(f"{error.filename} cannot be used: {error.strerror}.")
 
 
 def shorten(names: Iterable[str], most: int = 3) -> str:

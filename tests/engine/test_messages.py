@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import shlex
 import shutil
 import subprocess
@@ -249,8 +250,10 @@ def test_programs_that_evaluate_and_export_say_what_is_wrong_in_one_line(scene, 
     monkeypatch.setattr(sys, "excepthook", lambda *error: others.append(error[0]))
     tiny_config(scene, tmp_path).pipeline.setup(device="cpu", test_mode="test")
     tell_in_any_program()
-    for error in (InputError("the box [0, 1] is empty."), KeyError("box")):
+    refused = OSError(errno.EROFS, "Read-only file system", "eval.json")
+    for error in (InputError("the box [0, 1] is empty."), refused, KeyError("box"), OSError(errno.ENOENT, "No", "a")):
         sys.excepthook(type(error), error, None)
     said = capsys.readouterr()
-    assert said.out.splitlines()[-1] == "Error: the box [0, 1] is empty." and said.err == ""
-    assert others == [KeyError]
+    expected = ["Error: the box [0, 1] is empty.", "Error: eval.json cannot be used: Read-only file system."]
+    assert said.out.splitlines()[-2:] == expected and said.err == ""
+    assert others == [KeyError, FileNotFoundError]

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import errno
+import os
+
 import pytest
 
 from zipnerf_ns.errors import InputError
@@ -21,6 +24,18 @@ def test_what_can_be_mended_is_one_line(capsys):
     assert capsys.readouterr().err == 2 * "Error: no scene.\n"
     with pytest.raises(PermissionError):
         main(["fault"])
+
+
+def test_a_place_that_takes_nothing_is_one_line(capsys):
+    @command()
+    def main(arguments: list[str]) -> None:
+        raise OSError(int(arguments[0]), os.strerror(int(arguments[0])), "mesh.ply")
+
+    assert [main([str(number)]) for number in (errno.ENOSPC, errno.EACCES)] == [1, 1]
+    said = capsys.readouterr().err.splitlines()
+    assert said[0] == "Error: mesh.ply cannot be used: No space left on device." and len(said) == 2
+    with pytest.raises(FileNotFoundError):
+        main([str(errno.ENOENT)])
 
 
 def test_help_tells_the_defaults_that_there_are():

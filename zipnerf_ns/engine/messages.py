@@ -24,7 +24,7 @@ from nerfstudio.utils.rich_utils import CONSOLE
 
 from zipnerf_ns.engine.checkpoints import FULL, NotWrittenError, checkpoints_in
 from zipnerf_ns.engine.safety.stopping import speak_to_nobody
-from zipnerf_ns.errors import InputError
+from zipnerf_ns.errors import InputError, refusal
 
 TOLD = 1
 """Exit code of a program that has said what is wrong."""
@@ -77,9 +77,10 @@ def tell_in_any_program() -> None:
     others = sys.excepthook
 
     def hook(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
-        if isinstance(error, InputError):
+        known = refusal(error) or error
+        if isinstance(known, InputError):
             with suppress(SystemExit):
-                raise_for_user(error)
+                raise_for_user(known)
         else:
             others(kind, error, trace)
 

@@ -7,7 +7,7 @@ import sys
 from collections.abc import Callable, Sequence
 from functools import wraps
 
-from zipnerf_ns.errors import InputError
+from zipnerf_ns.errors import InputError, refusal
 
 Main = Callable[..., int]
 """A command: takes its arguments, the process's own if None, and returns its exit status."""
@@ -37,7 +37,7 @@ def command(*told: type[Exception]) -> Callable[[Callable[..., int | None]], Mai
     error that a person can mend.
 
     Args:
-        told: errors whose text says all that is needed, besides InputError.
+        told: errors whose text says all that is needed, besides InputError and a place that takes no file.
     """
 
     def decorate(function: Callable[..., int | None]) -> Main:
@@ -45,8 +45,11 @@ def command(*told: type[Exception]) -> Callable[[Callable[..., int | None]], Mai
         def main(arguments: Sequence[str] | None = None) -> int:
             try:
                 return function(arguments) or 0
-            except (InputError, *told) as error:
-                print(f"Error: {error}", file=sys.stderr)
+            except (InputError, OSError, *told) as error:
+                known = refusal(error) or error
+                if not isinstance(known, (InputError, *told)):
+                    raise
+                print(f"Error: {known}", file=sys.stderr)
                 return 1
 
         return main

@@ -62,7 +62,7 @@ def read_spz(path: Path) -> Gaussians:
         InputError: if it is of another version, is cut off, or claims more than there is room for.
         OSError, EOFError, zlib.error, struct.error: if it is none.
     """
-    with gzip.open(path) as file:
+    with gzip.open(path, "rb") as file:
         magic, version, count, degree, bits, flags, _ = HEADER.unpack(file.read(HEADER.size))
         if magic != MAGIC or version not in (2, 3) or degree > 4:
             raise InputError(f"{path} is no .spz of version 2 or 3.")
