@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import math
 import time
 from pathlib import Path
@@ -17,6 +18,7 @@ from nerfstudio.configs.method_configs import all_methods
 from nerfstudio.data.dataparsers.nerfstudio_dataparser import NerfstudioDataParserConfig
 
 from zipnerf_ns.engine.safety.configs import check_config_file
+from zipnerf_ns.splats.distill import distill as distilling
 from zipnerf_ns.splats.distill.distill import Stopped, distill, scene_of
 from zipnerf_ns.splats.distill.fit import SplatConfig
 from zipnerf_ns.splats.distill.quality import measure
@@ -85,6 +87,23 @@ def test_what_was_stopped_goes_on_as_if_it_had_not_been(pipeline, tmp_path):
     for name in ("means", "quats", "scales", "opacities", "sh"):
         assert torch.equal(getattr(resumed, name), getattr(whole, name)), name
     assert not list(tmp_path.iterdir())
+
+
+def test_a_full_disk_does_not_end_the_fit(pipeline, tmp_path, monkeypatch):
+    """It is said once; what is stopped then cannot be kept, and says so."""
+
+    def full(*_: object) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(distilling, "write_whole", full)
+    scene, config, said = scene_of(pipeline), SplatConfig(steps=12, **TINY), []
+    assert len(distill(scene, config, said.append, TorchRasterizer(), tmp_path / "unfinished.ckpt"))
+    assert [line for line in said if "Warning" in line] == [
+        f"Warning: {tmp_path / 'unfinished.ckpt'} cannot be written (No space left on device): the fit goes on without."
+    ]
+    asked = iter([False] * 7 + [True])
+    with pytest.raises(OSError, match="No space left"):
+        distill(scene, config, print, TorchRasterizer(), tmp_path / "unfinished.ckpt", stops=lambda: next(asked))
 
 
 def test_seconds_are_kept(pipeline):

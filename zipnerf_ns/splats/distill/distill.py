@@ -129,7 +129,19 @@ def distill(
             unfinished.parent.mkdir(parents=True, exist_ok=True)
             write_whole(kept, unfinished, unfinished.with_suffix(".tmp"))
 
-    if not fit.run(say, save, stops):
+    is_told = False
+
+    def save_if_possible() -> None:
+        nonlocal is_told
+        try:
+            save()
+        except OSError as error:
+            if is_told:
+                return
+            is_told = True
+            say(f"Warning: {unfinished} cannot be written ({error.strerror}): the fit goes on without.")
+
+    if not fit.run(say, save_if_possible, stops):
         save()
         raise Stopped
     if unfinished is not None:
