@@ -85,12 +85,13 @@ def test_memory_of_the_gpu_is_the_processes_own_where_the_driver_tells(monkeypat
 
 
 def test_what_a_training_told_tensorboard_is_read_of_its_last_process(tmp_path):
-    assert read_events(tmp_path) == Events([], [], [], 0.0)
+    assert read_events(tmp_path) == Events([], [], [], [], 0.0)
     for process in range(2):
         writer = SummaryWriter(str(tmp_path))
         for step in range(0, 1000, 50):
             writer.add_scalar("Train Loss", 0.1, step, walltime=1000.0 + step)
             writer.add_scalar("Train Iter (time)", 0.004 if step < 900 else 0.008, step)
+            writer.add_scalar("GPU Memory (MB)", 90.0, step)
             writer.add_scalar("GPU Memory of torch (MB)", 100.0 * process + step // 500, step)
         for psnr in (20.0, 21.0):
             writer.add_scalar("Test PSNR", psnr, int(psnr))
@@ -100,6 +101,7 @@ def test_what_a_training_told_tensorboard_is_read_of_its_last_process(tmp_path):
     assert tenths(events.times) == pytest.approx([4.0] * 9 + [8.0]) and tenths([0.0, 1.0]) == [0.0, 1.0]
     assert tenths(events.reserved) == [100.0] * 5 + [101.0] * 5
     assert "950 s of steps, 2 evaluations, 20.00 to 21.00 dB" in str(events) and "4.00 8.00; torch's" in str(events)
+    assert events.in_use == [90.0] * 20 and str(events).endswith(" 101, in use at most 90")
 
 
 def test_torchs_memory_stands_for_what_the_driver_does_not_say():
@@ -123,10 +125,14 @@ def test_halves_and_growth():
     still = looks([900.0] * 3 + [1000.0, 1001.0, 999.0, 1000.0, 1001.0, 999.0])
     early, late = soak.halves(still)
     assert (early.memory, late.memory) == (1000.0, 1000.0) and math.isnan(early.gpu)
-    assert soak.report([still, still])[1] == []
-    assert soak.report([looks([0.0] * 3 + [1000.0] * 3 + [1100.0] * 3)])[1] == ["process MiB in process 1"]
+    assert soak.report([still, still], [math.nan] * 2)[1] == []
+    assert soak.report([looks([0.0] * 3 + [1000.0] * 3 + [1100.0] * 3)], [math.nan])[1] == ["process MiB in process 1"]
     more = looks([1100.0] * 9)
-    assert soak.report([still, more])[1] == ["process MiB from the first process to the last"]
+    assert soak.report([still, more], [math.nan] * 2)[1] == ["process MiB from the first process to the last"]
+    # What torch keeps of the GPU follows from the order of pictures, what is in use does not.
+    held = [[sample._replace(gpu=gpu) for sample in still] for gpu in (3000.0, 3600.0)]
+    assert soak.report(held, [2000.0, 2010.0])[1] == []
+    assert soak.report(held, [2000.0, 2200.0])[1] == ["GPU MiB from the first process to the last"]
 
 
 def test_trainings_go_on_and_take_what_stands_behind(tmp_path, monkeypatch):

@@ -27,8 +27,8 @@ from zipnerf_ns.engine.checkpoints import BackgroundWriter
 Event = Any
 """A dictionary, as Nerfstudio's writer keeps it. (A checker of types that draws entries at random, as the tests' does,
 would draw by another thread, and from the generator that training resumes with.)"""
-RESERVED = "GPU Memory of torch (MB)"
-"""TensorBoard's curve of what torch has taken from the driver; Nerfstudio's is of what tensors took at the most."""
+IN_USE, RESERVED = "GPU Memory (MB)", "GPU Memory of torch (MB)"
+"""TensorBoard's curves of what tensors took at the most, by Nerfstudio's name, and of what torch has of the driver."""
 
 
 class TrainingClock:
@@ -273,5 +273,5 @@ def log_step(trainer: Any, step: int, rays: int, result: TRAIN_INTERATION_OUTPUT
     writer.put_dict(name="Train Metrics Dict", scalar_dict=metrics_dict, step=step)
     writer.put_dict(name="Feature RMS", scalar_dict=trainer.pipeline.model.feature_sizes(), step=step)
     if trainer._device_type == "cuda":
-        writer.put_scalar(name="GPU Memory (MB)", scalar=torch.cuda.max_memory_allocated() / 2**20, step=step)
+        writer.put_scalar(name=IN_USE, scalar=torch.cuda.max_memory_allocated() / 2**20, step=step)
         writer.put_scalar(name=RESERVED, scalar=torch.cuda.memory_reserved() / 2**20, step=step)

@@ -205,11 +205,15 @@ def grown(before: Sample, after: Sample) -> list[str]:
     ]
 
 
-def report(processes: Sequence[Sequence[Sample]]) -> tuple[str, list[str]]:
+def report(processes: Sequence[Sequence[Sample]], in_use: Sequence[float]) -> tuple[str, list[str]]:
     """A table of what was noted, and what has grown, by names.
+
+    From one process to another what torch holds of a GPU differs with the order in which the viewer's pictures come, by
+    hundreds of MiB; what of it is in use does not.
 
     Args:
         processes: the samples of each, six at least.
+        in_use: MiB of the GPU that each process's tensors took at the most; NaN where that is not known.
     """
     parts = [halves(samples) for samples in processes]
     rows, growing = [], []
@@ -218,7 +222,8 @@ def report(processes: Sequence[Sequence[Sample]]) -> tuple[str, list[str]]:
         cells = [f"{a:.1f} - {b:.1f}" if not math.isnan(a) else "not known" for a, b in zip(early, late, strict=True)]
         rows.append([f"process {number}", *cells, ", ".join(found) or "nothing"])
         growing += [f"{name} in process {number}" for name in found]
-    growing += [f"{name} from the first process to the last" for name in grown(parts[0][1], parts[-1][1])]
+    first, last = (parts[number][1]._replace(gpu=in_use[number]) for number in (0, -1))
+    growing += [f"{name} from the first process to the last" for name in grown(first, last)]
     return "\n".join(table(("earlier - later half", *GROWTH, "growing"), rows)), growing
 
 
@@ -255,13 +260,13 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
     return parser.parse_args(arguments)
 
 
-def soak(options: argparse.Namespace, folder: Path) -> list[list[Sample]]:
-    """The samples of every process; says how each ended.
+def soak(options: argparse.Namespace, folder: Path) -> tuple[list[list[Sample]], list[float]]:
+    """The samples of every process, and what its tensors took of the GPU; says how each ended.
 
     Raises:
         InputError: if a training ends by itself, or otherwise than by the signal, or the viewer has sent no picture.
     """
-    each, found = 60.0 * options.minutes / options.processes, []
+    each, found, in_use = 60.0 * options.minutes / options.processes, [], []
     for number in range(1, options.processes + 1):
         with socket.socket() as probe:
             probe.bind(("127.0.0.1", 0))
@@ -282,6 +287,7 @@ def soak(options: argparse.Namespace, folder: Path) -> list[list[Sample]]:
         # Before it steps, a training compiles and reads.
         stepping = [sample for sample in samples if not math.isnan(sample.step)]
         found.append(with_torch_memory(stepping, events.reserved))
+        in_use.append(max(events.in_use, default=math.nan))
         print(
             f"process {number}: step {training.steps():,}, {last.memory:.0f} MiB, {last.files:.0f} files, "
             f"{last.threads:.0f} threads, {viewer.pictures} pictures of the viewer in {viewer.connections} visits, "
@@ -294,7 +300,7 @@ def soak(options: argparse.Namespace, folder: Path) -> list[list[Sample]]:
             raise InputError(f"the viewer at port {port} has sent no picture.")
         if len(found[-1]) < 6:
             raise InputError("there were fewer than six looks at a process that steps: give more --minutes.")
-    return found
+    return found, in_use
 
 
 @command()
@@ -303,8 +309,7 @@ def main(arguments: list[str] | None = None) -> int:
     options = parse(arguments)
     print("The viewer is looked at by a client of its websocket, not by a browser.")
     with tempfile.TemporaryDirectory(prefix="zipnerf-soak-") as folder:
-        found = soak(options, Path(folder))
-    text, growing = report(found)
+        text, growing = report(*soak(options, Path(folder)))
     print(f"{text}\n\n{'GROWING: ' + '; '.join(growing) + '.' if growing else 'Flat.'}")
     return 1 if growing else 0
 

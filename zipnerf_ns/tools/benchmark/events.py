@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import statistics
 from collections.abc import Sequence
 from itertools import pairwise
@@ -11,7 +12,7 @@ from typing import NamedTuple
 # Not from where it lies: the two modules import each other, and only this one may come first.
 from nerfstudio.configs.base_config import writer
 
-from zipnerf_ns.engine.progress import RESERVED
+from zipnerf_ns.engine.progress import IN_USE, RESERVED
 
 
 class Events(NamedTuple):
@@ -21,6 +22,8 @@ class Events(NamedTuple):
     """Milliseconds a step."""
     reserved: list[float]
     """MiB of the GPU that torch held."""
+    in_use: list[float]
+    """MiB of the GPU that tensors had taken at the most until then."""
     evaluations: list[float]
     """PSNR of held-out views."""
     seconds: float
@@ -33,7 +36,8 @@ class Events(NamedTuple):
         psnrs = f", {self.evaluations[0]:.2f} to {self.evaluations[-1]:.2f} dB" if self.evaluations else ""
         return (
             f"{self.seconds:.0f} s of steps, {len(self.evaluations)} evaluations{psnrs}; by tenths, ms a step: "
-            f"{cells(self.times, 2)}; torch's MiB of the GPU: {cells(self.reserved, 0)}"
+            f"{cells(self.times, 2)}; torch's MiB of the GPU: {cells(self.reserved, 0)}, "
+            f"in use at most {max(self.in_use, default=math.nan):.0f}"
         )
 
 
@@ -51,7 +55,7 @@ def read_events(run: Path) -> Events:
     loss = scalars.Scalars("Train Loss") if "Train Loss" in known else []
     times = [1000.0 * value for value in values(writer.EventName.ITER_TRAIN_TIME.value)]
     seconds = loss[-1].wall_time - loss[0].wall_time if loss else 0.0
-    return Events(times, values(RESERVED), values(writer.EventName.CURR_TEST_PSNR.value), seconds)
+    return Events(times, values(RESERVED), values(IN_USE), values(writer.EventName.CURR_TEST_PSNR.value), seconds)
 
 
 def tenths(values: Sequence[float]) -> list[float]:
