@@ -147,6 +147,10 @@ def check_cameras(cameras: Cameras, filenames: Sequence[Path], source: Path) -> 
         for name, value in zip(names, getattr(cameras, key).flatten().tolist(), strict=True):
             if not math.isfinite(value) or value <= 0.0:
                 raise InputError(f"camera of {name}: focal length {key} is {value}. It must be positive.")
+    for key in ("cx", "cy"):
+        for name, value in zip(names, getattr(cameras, key).flatten().tolist(), strict=True):
+            if not math.isfinite(value):
+                raise InputError(f"camera of {name}: principal point {key} is {value}. It must be finite.")
     has_lens = (cameras.camera_type == CameraType.PERSPECTIVE.value) | (cameras.camera_type == CameraType.FISHEYE.value)
     if has_lens.all():
         _check_lenses(cameras, names, source)

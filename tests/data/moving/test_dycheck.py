@@ -97,6 +97,9 @@ BROKEN = {
     "no JSON": ("scene.json", "{", ("scene.json is not valid JSON", "again")),
     "a list": ("dataset.json", "[]", ("dataset.json is not a JSON object",)),
     "no moments": ("metadata.json", "{}", ("DyCheck", "KeyError", "metadata.json")),
+    "no numbers": ("camera/0_00000.json", '{"focal_length": 9, "image_size": [24, 16], "orientation": ["x"]}', (
+        "DyCheck", "ValueError", "camera/"
+    )),
     "no orientation": ("camera/0_00000.json", "{}", ("DyCheck", "KeyError", "focal_length")),
 }
 
@@ -109,6 +112,19 @@ def test_what_is_missing_or_broken_is_named(tmp_path, name):
     with pytest.raises(InputError) as refused:
         make_datamanager(scene, DycheckDataParserConfig(), uses_time=True)
     assert_clear(str(refused.value), (str(scene), *expected))
+
+
+@pytest.mark.parametrize(("change", "expected"), [
+    ({"principal_point": [float("nan"), 7.0]}, "0_00000.png: principal point cx is nan"),
+    ({"focal_length": 10**400}, "OverflowError"),
+    ({"radial_distortion": [0.1, float("inf"), 0.0]}, "no lens distorts as is said of"),
+])
+def test_numbers_that_no_lens_has_are_refused(tmp_path, change, expected):
+    scene = write_dycheck(tmp_path / "scene")
+    file = scene / "camera/0_00000.json"
+    write(file, {**json.loads(file.read_text()), **change})
+    with pytest.raises(InputError, match=expected):
+        make_datamanager(scene, DycheckDataParserConfig(), uses_time=True)
 
 
 def test_a_skewed_lens_is_refused(tmp_path):

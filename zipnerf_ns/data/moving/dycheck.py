@@ -69,7 +69,10 @@ def check_dycheck(config: DycheckDataParserConfig) -> None:
     for split in ("train", "val"):
         try:
             frames = read_frames(config.data, config.downscale_factor, split)
-        except (KeyError, TypeError, IndexError) as error:
+        except InputError:
+            raise
+        # Whatever files of other programs hold.
+        except Exception as error:
             raise InputError(
                 f"{config.data} is not in the format of DyCheck ({type(error).__name__} {error}, split {split}). "
                 "Check --data, or the scene's dataset.json, metadata.json and camera/."
