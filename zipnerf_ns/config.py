@@ -156,7 +156,7 @@ def _protocol(
 zipnerf_360 = _protocol(
     zipnerf_big,
     "zipnerf-360",
-    "The mip-NeRF 360 benchmark: its images, split, axes and schedule from a scene's folder as published.",
+    "The mip-NeRF 360 benchmark: its images, split and axes from its published folder; zipnerf-big's training.",
     MipNerf360DataParserConfig(),
     near_plane=0.2,
     far_plane=1e6,
@@ -165,7 +165,7 @@ zipnerf_360 = _protocol(
 zipnerf_blender = _protocol(
     zipnerf,
     "zipnerf-blender",
-    "NeRF-synthetic: white background, the scene box, distances 2 to 6, from a scene's folder as published.",
+    "NeRF-synthetic: white background, the scene box, distances 2 to 6, from its published folder; zipnerf's training.",
     BlenderDataParserConfig(),
     near_plane=2.0,
     far_plane=6.0,
