@@ -89,7 +89,7 @@ def _method(
 
 
 def _adam(peak: float) -> dict[str, Any]:
-    """An optimizer whose learning rate falls to a hundredth of its peak, in short trainings to a tenth."""
+    """An optimizer whose learning rate falls to a hundredth of its peak, in shorter trainings as suits them."""
     scheduler = WarmupLogDecayConfig(lr_final=peak / 100, full_steps=FULL_STEPS)
     return {"optimizer": DecayingAdamConfig(lr=peak), "scheduler": scheduler}
 

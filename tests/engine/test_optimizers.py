@@ -384,6 +384,11 @@ def test_an_unknown_number_of_steps_is_refused():
         schedule(max_steps=None)
 
 
-@pytest.mark.parametrize(("length", "last"), [(3000, 0.001), (1500, 0.001), (1000, 0.003375), (750, 0.008), (10, 0.01)])
+@pytest.mark.parametrize(("length", "last"), [(3000, 0.001), (1500, 0.001), (1000, 0.003375), (400, 0.01)])
 def test_short_trainings_end_at_higher_rates(length, last):
     assert rates([length], max_steps=length, lr=0.1, full_steps=1500) == [pytest.approx(last, rel=1e-12)]
+
+
+def test_very_short_trainings_keep_the_peak_and_fall_linearly():
+    found = rates([40, 200, 300, 396, 400, 410], max_steps=400, full_steps=1601, warmup_fraction=0.1)
+    assert found == pytest.approx([0.01, 0.01, 0.005, 0.0002, 0.00001, 0.00001], rel=1e-9)

@@ -257,9 +257,9 @@ def test_schedules_end_with_the_training(scene, tmp_path):
     given = copy.deepcopy(config.optimizers)
     trainer, _ = train(config)
     for name, scheduler in trainer.optimizers.schedulers.items():
-        # A training as short as this ends at a tenth of its first rate, where the last one depends on its length.
+        # A training as short as this ends at a thousandth of its first rate, where the last one depends on its length.
         config_of = given[name]["scheduler"]
-        last = config_of.lr_final if config_of.full_steps is None else given[name]["optimizer"].lr / 10
+        last = config_of.lr_final if config_of.full_steps is None else given[name]["optimizer"].lr / 1000
         assert scheduler.get_last_lr() == [pytest.approx(last)]
     assert config.optimizers == given
 

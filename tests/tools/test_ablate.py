@@ -78,7 +78,9 @@ def test_settings_that_this_version_lacks_are_said(monkeypatch):
 
 
 @pytest.mark.parametrize("steps", [1000, 30_000])
-@pytest.mark.parametrize("name,share", [("last rates a tenth", 0.1), ("last rates a hundredth", 0.01)])
+@pytest.mark.parametrize(
+    "name,share", [("last rates a tenth", 0.1), ("last rates a hundredth", 0.01), ("rates that fall late", 0.001)]
+)
 def test_last_rates_are_what_the_name_says_whatever_the_length(name, share, steps):
     config = copy.deepcopy(registered("zipnerf"))
     change(config, VARIANTS[name])
@@ -94,7 +96,7 @@ def test_settings_that_are_changed_together():
     """Rays, rates and losses of long trainings make one row."""
     name = "32,768 rays a step + last rates a tenth + distortion of 0.01"
     changes = changes_of(name)
-    assert changes["pipeline.datamanager.train_num_rays_per_batch"] == 32_768 and len(changes) == 4
+    assert changes["pipeline.datamanager.train_num_rays_per_batch"] == 32_768 and len(changes) == 6
     assert changes[MODEL + "distortion_loss_mult"] == 0.01
     assert why_left_out(registered("zipnerf"), name, has_scales=False) is None
     scales = "no distortion + scales weighted by area"

@@ -51,9 +51,18 @@ def _model(**fields: Any) -> dict[str, Any]:
     return {f"{MODEL}.{name}": value for name, value in fields.items()}
 
 
-def _last_rate(full_steps: int) -> dict[str, Any]:
-    """Differences after which the last rates of tables and networks are those of trainings much shorter or longer."""
-    return {f"optimizers.{group}.scheduler.full_steps": full_steps for group in ("hash_tables", "networks")}
+PEAKS = {"hash_tables": 0.01, "networks": 0.005}
+"""Peaks of the method ``zipnerf``'s learning rates."""
+
+
+def _schedule(last: float | None = None, full_steps: int = 1) -> dict[str, Any]:
+    """Differences of the schedules of tables and networks, the last rate as a share of the peak."""
+    found: dict[str, Any] = {}
+    for group, peak in PEAKS.items():
+        found[f"optimizers.{group}.scheduler.full_steps"] = full_steps
+        if last is not None:
+            found[f"optimizers.{group}.scheduler.lr_final"] = last * peak
+    return found
 
 
 VARIANTS: dict[str, dict[str, Any]] = {
@@ -90,8 +99,10 @@ VARIANTS: dict[str, dict[str, Any]] = {
         f"{rays:,} rays a step": {"pipeline.datamanager.train_num_rays_per_batch": rays}
         for rays in (4096, 8192, 16_384, 32_768, 65_536)
     },
-    "last rates a tenth": _last_rate(10**9),
-    "last rates a hundredth": _last_rate(1),
+    "last rates a tenth": _schedule(last=0.1),
+    "last rates a hundredth": _schedule(last=0.01),
+    # As in a training so short that it has no time for small steps.
+    "rates that fall late": _schedule(full_steps=10**9),
     **{f"{each} rendered intervals": _model(num_samples=each) for each in (16, 24, 48)},
     **{f"colors of {each} intervals": _model(color_group=each) for each in (1, 2, 4, 8)},
     **{f"pictures by squares of {side}": _model(picture_square=side) for side in ("auto", 1, 2, 4)},
