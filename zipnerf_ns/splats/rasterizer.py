@@ -70,14 +70,16 @@ class Gsplat:
         self, splats: Mapping[str, Tensor], pinhole: Pinhole, degree: int
     ) -> tuple[Tensor, Tensor, dict[str, Any]]:
         # Late: it is not needed by those who have no GPU, and takes a second.
-        from gsplat import rasterization
+        from gsplat import rasterization, spherical_harmonics
 
         device = splats["means"].device
+        # Given coefficients, it would invert the camera's matrix, for which the CPU waits.
+        coefficients = torch.cat([splats["sh0"], splats["shN"]], dim=1)
+        colors = spherical_harmonics(degree, splats["means"] - pinhole.pose[:, 3].to(device), coefficients)
         return rasterization(
             splats["means"], splats["quats"], splats["scales"].exp(), splats["opacities"].sigmoid(),
-            torch.cat([splats["sh0"], splats["shN"]], dim=1), pinhole.viewmat[None].to(device),
-            pinhole.intrinsics[None].to(device), pinhole.width, pinhole.height, sh_degree=degree, packed=False,
-            rasterize_mode=self._mode,
+            (colors + 0.5).clamp_min(0.0), pinhole.viewmat[None].to(device), pinhole.intrinsics[None].to(device),
+            pinhole.width, pinhole.height, packed=False, rasterize_mode=self._mode,
         )  # fmt: skip
 
     @torch.no_grad()

@@ -30,6 +30,9 @@ REFINE_EVERY = 100
 """Steps between changes of density."""
 REFINE_FROM, REFINE_UNTIL = 0.01, 0.5
 """Shares of the whole between which density changes."""
+FADED, GROWTH, COPIES = 0.005, 1.05, 51
+"""Opacity below which a Gaussian is given up, how many there may be for one that was, and those made of one at the most
+(3DGS-MCMC)."""
 PRUNE_AT = (16 / 30, 24 / 30)
 """Shares of the whole after which Gaussians that contribute little are dropped (RadSplat, 3.3)."""
 SMALL_UNTIL = 0.15
@@ -133,22 +136,18 @@ class Fit:
         seconds: float | None,
         background: Float[Tensor, "3"] | None = None,
     ) -> None:
-        # Late, for gsplat is imported by those who use it.
-        from gsplat.strategy import MCMCStrategy
-
         self.config, self.photos, self.fields, self.rasterizer = config, photos, fields, rasterizer
         self.device = gaussians.means.device
         self.center, self.extent, self.seconds = center.to(self.device), extent, seconds
         self.background = None if background is None else background.to(self.device)
         self.step, self.pruned, self.spent = 0, 0, 0.0
+        self.waiting: list[list[int]] = [[], []]
+        """Photos and views of the field that are to be looked at before any is again."""
         self._draws = torch.Generator().manual_seed(config.seed)
         self._set(
             {"means": gaussians.means, "scales": gaussians.scales, "quats": gaussians.quats,
              "opacities": gaussians.opacities, "sh0": gaussians.sh[:, :1], "shN": gaussians.sh[:, 1:]}
         )  # fmt: skip
-        # Of what is not needed others are made where more are wanted; when that ends is said below, not by its steps.
-        self._strategy = MCMCStrategy(cap_max=config.max_gaussians, refine_every=REFINE_EVERY, refine_stop_iter=1 << 30)
-        self._tables = self._strategy.initialize_state()
 
     def _set(self, values: dict[str, Tensor]) -> None:
         self.params = {name: nn.Parameter(value.detach().clone().contiguous()) for name, value in values.items()}
@@ -179,7 +178,7 @@ class Fit:
         return {
             "params": {name: value.detach() for name, value in self.params.items()},
             "optimizers": {name: optimizer.state_dict() for name, optimizer in self.optimizers.items()},
-            "counts": {"step": self.step, "pruned": self.pruned, "spent": self.spent},
+            "counts": {name: getattr(self, name) for name in ("step", "pruned", "spent", "waiting")},
             "draws": self._draws.get_state(),
             "rng": capture_rng(),
         }
@@ -236,8 +235,11 @@ class Fit:
 
     def _choose(self) -> Target:
         is_photo = float(torch.rand((), generator=self._draws)) < self.config.photo_share
-        pool = (self.photos if is_photo else self.fields) or self.photos or self.fields
-        return pool[int(torch.randint(len(pool), (), generator=self._draws))]
+        is_photo = bool(self.photos) and (is_photo or not self.fields)
+        pool, waiting = (self.photos, self.waiting[0]) if is_photo else (self.fields, self.waiting[1])
+        if not waiting:
+            waiting += torch.randperm(len(pool), generator=self._draws).tolist()
+        return pool[waiting.pop()]
 
     def _take_step(self) -> Tensor:
         """One update; the mean square error of its picture."""
@@ -258,12 +260,9 @@ class Fit:
         for optimizer in self.optimizers.values():
             optimizer.step()
             optimizer.zero_grad(set_to_none=True)
-        if share < REFINE_UNTIL:
-            self._strategy.refine_start_iter = -1 if share >= REFINE_FROM else 1 << 30
-            self._strategy.step_post_backward(
-                self.params, self.optimizers, self._tables, self.step, {}, lr=self._rate("means")
-            )
         self.step += 1
+        if self.step % REFINE_EVERY == 0 and REFINE_FROM <= share < REFINE_UNTIL:
+            self.refine()
         if self.pruned < len(PRUNE_AT) and self.share >= PRUNE_AT[self.pruned]:
             self.prune()
             self.pruned += 1
@@ -277,6 +276,23 @@ class Fit:
         distances = (self.params["means"].detach() - self.center).norm(dim=-1, keepdim=True)
         sizes = self.params["scales"].exp() / (distances / self.extent).clamp_min(1.0)
         return loss + REGULARIZATION * (sizes.mean() + self.params["opacities"].sigmoid().mean())
+
+    @torch.no_grad()
+    def refine(self) -> None:
+        """Others take the place of Gaussians that have faded, and more are made while there may be, beside opaque ones
+        (3DGS-MCMC, 4.3; without its noise, for these ones begin where they belong)."""
+        # Late, for gsplat is imported by those who use it.
+        from gsplat.strategy.ops import relocate, sample_add
+
+        binomials = torch.tensor([[math.comb(n, k) for k in range(COPIES)] for n in range(COPIES)], dtype=torch.float32)
+        binomials = binomials.to(self.device)
+        faded = self.params["opacities"].sigmoid() <= FADED
+        if 0 < int(faded.sum()) < len(faded):
+            relocate(self.params, self.optimizers, {}, faded, binomials, FADED)
+        count = len(self.params["means"])
+        more = min(int(GROWTH * count), self.config.max_gaussians) - count
+        if more > 0:
+            sample_add(self.params, self.optimizers, {}, more, binomials, FADED)
 
     @torch.no_grad()
     def prune(self) -> None:

@@ -19,10 +19,10 @@ from zipnerf_ns.render.pictures import SOLID
 from zipnerf_ns.splats.distill.views import Pinhole
 from zipnerf_ns.splats.gaussians import SH_C0, Gaussians
 
-OPACITY = 0.1
-"""Opacity of a Gaussian at first."""
-NEIGHBORS = 3
-"""Whose mean distance is a Gaussian's first standard deviation, as in 3DGS."""
+OPACITY = 0.5
+"""Opacity of a Gaussian at first: together they hide what is behind a surface. (3DGS has 0.1, for points that err.)"""
+NEIGHBORS, SPREAD = 3, 0.7
+"""A Gaussian's first standard deviation is a share of its nearest neighbors' mean distance."""
 SHELL = 500.0
 """Distance of the sky, in extents of the cameras: at a thousand pixels of focal length, a camera that moves through
 all of the extent sees the sky shift by two. (.spz holds coordinates up to 2048.)"""
@@ -77,7 +77,7 @@ def first_gaussians(
 
 
 def gaussians_at(points: Float[Tensor, "points 3"], colors: Float[Tensor, "points 3"], degree: int) -> Gaussians:
-    """Round Gaussians at points, as large as their neighbors are far.
+    """Round Gaussians at points, almost as large as their neighbors are far.
 
     Args:
         points: at least two.
@@ -90,7 +90,7 @@ def gaussians_at(points: Float[Tensor, "points 3"], colors: Float[Tensor, "point
         raise InputError("the field shows nothing but empty space, of which no Gaussians can be made.")
     places = points.cpu().numpy()
     near = cKDTree(places).query(places, min(NEIGHBORS, len(points) - 1) + 1, workers=-1)[0][:, 1:].mean(axis=-1)
-    scales = torch.from_numpy(near).to(points).clamp_min(1e-7).log()
+    scales = torch.from_numpy(SPREAD * near).to(points).clamp_min(1e-7).log()
     sh = points.new_zeros(len(points), (degree + 1) ** 2, 3)
     sh[:, 0] = (colors - 0.5) / SH_C0
     quats = points.new_tensor([1.0, 0.0, 0.0, 0.0]).repeat(len(points), 1)
