@@ -5,9 +5,11 @@ from __future__ import annotations
 import math
 from typing import Any
 
+import numpy as np
 import torch
 from jaxtyping import Float
 from scipy.spatial import cKDTree
+from scipy.spatial.transform import Rotation
 from torch import Tensor
 
 from nerfstudio.cameras.cameras import Cameras
@@ -23,6 +25,8 @@ OPACITY = 0.5
 """Opacity of a Gaussian at first: together they hide what is behind a surface. (3DGS has 0.1, for points that err.)"""
 NEIGHBORS, SPREAD = 3, 0.7
 """A Gaussian's first standard deviation is a share of its nearest neighbors' mean distance."""
+AROUND, THINNEST = 8, 0.1
+"""Neighbors whose plane a Gaussian lies in, and its least thickness, of its size."""
 SHELL = 500.0
 """Distance of the sky, in extents of the cameras: at a thousand pixels of focal length, a camera that moves through
 all of the extent sees the sky shift by two. (.spz holds coordinates up to 2048.)"""
@@ -77,7 +81,7 @@ def first_gaussians(
 
 
 def gaussians_at(points: Float[Tensor, "points 3"], colors: Float[Tensor, "points 3"], degree: int) -> Gaussians:
-    """Round Gaussians at points, almost as large as their neighbors are far.
+    """Gaussians at points, almost as large as their neighbors are far, and as thin as these lie in a plane.
 
     Args:
         points: at least two.
@@ -88,11 +92,17 @@ def gaussians_at(points: Float[Tensor, "points 3"], colors: Float[Tensor, "point
     """
     if len(points) < 2:
         raise InputError("the field shows nothing but empty space, of which no Gaussians can be made.")
-    places = points.cpu().numpy()
-    near = cKDTree(places).query(places, min(NEIGHBORS, len(points) - 1) + 1, workers=-1)[0][:, 1:].mean(axis=-1)
-    scales = torch.from_numpy(SPREAD * near).to(points).clamp_min(1e-7).log()
+    places = points.cpu().double().numpy()
+    distances, near = cKDTree(places).query(places, min(AROUND, len(points) - 1) + 1, workers=-1)
+    sizes = np.log((SPREAD * distances[:, 1 : NEIGHBORS + 1].mean(axis=1)).clip(1e-7))
+    around = places[near] - places[near].mean(axis=1, keepdims=True)
+    variances, axes = np.linalg.eigh(around.swapaxes(1, 2) @ around)
+    thin = np.sqrt(variances[:, 0].clip(0.0) / variances[:, 1:].mean(axis=1).clip(1e-30)).clip(THINNEST, 1.0)
+    axes[:, :, 2] *= np.linalg.det(axes)[:, None]
+    quats = Rotation.from_matrix(axes).as_quat()[:, [3, 0, 1, 2]]
+    scales = np.stack([sizes + np.log(thin), sizes, sizes], axis=1)
     sh = points.new_zeros(len(points), (degree + 1) ** 2, 3)
     sh[:, 0] = (colors - 0.5) / SH_C0
-    quats = points.new_tensor([1.0, 0.0, 0.0, 0.0]).repeat(len(points), 1)
     opacities = points.new_full((len(points),), math.log(OPACITY / (1.0 - OPACITY)))
-    return Gaussians(points, quats, scales[:, None].repeat(1, 3), opacities, sh, antialiased=True)
+    quats, scales = (torch.from_numpy(each).to(points) for each in (quats, scales))
+    return Gaussians(points, quats, scales, opacities, sh, antialiased=True)
