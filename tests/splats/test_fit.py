@@ -12,7 +12,7 @@ from torch import Tensor
 
 from zipnerf_ns.errors import InputError
 from zipnerf_ns.render.metrics import ssim
-from zipnerf_ns.splats.distill.fit import Fit, SplatConfig, dissimilarity
+from zipnerf_ns.splats.distill.fit import SSIM_SHARE, Fit, SplatConfig, loss_gradient
 from zipnerf_ns.splats.distill.points import extent, gaussians_at
 from zipnerf_ns.splats.distill.quality import named
 from zipnerf_ns.splats.distill.views import Pinhole, Target
@@ -55,8 +55,8 @@ def make_fit(targets: list[Target], background: Tensor | None = None, **changes)
     points = (truth.means[:, None] + 0.08 * torch.randn(len(truth), 4, 3, generator=draws)).flatten(0, 1)
     first = gaussians_at(points, (0.5 + SH_C0 * truth.sh[:, 0]).repeat_interleave(4, dim=0), 1)
     config = SplatConfig(**{"steps": 150, "max_gaussians": 60, "sh_degree": 1, **changes})
-    center, radius = extent([target.pinhole for target in targets])
-    return Fit(first, targets, [], config, TorchRasterizer(), center, radius, None, background)
+    radius = extent([target.pinhole for target in targets])[1]
+    return Fit(first, targets, [], config, TorchRasterizer(), radius, None, background)
 
 
 def psnr_of(gaussians: Gaussians, targets: list[Target]) -> float:
@@ -79,7 +79,7 @@ def test_known_gaussians_are_found():
     found = fit.gaussians()
     assert psnr_of(found, targets[1::2]) > before + 5.0
     assert 12 <= len(found) <= 60 and f"{len(found)} Gaussians" in said[-1]
-    assert fit.pruned == 2
+    assert fit.is_pruned
 
 
 def test_transparent_pictures_teach_opacity():
@@ -131,12 +131,17 @@ def test_what_is_seen_nowhere_is_dropped():
     assert torch.equal(fit.params["means"], truth.means)
 
 
-def test_dissimilarity_is_that_of_the_metric():
-    """One minus SSIM as the tables have it, in float32."""
+@pytest.mark.parametrize(("size", "every"), [((20, 30), 1), ((20, 30), 2), ((21, 33), 2), ((10, 30), 2)])
+def test_the_loss_depends_on_a_picture_as_autograd_says(size, every):
+    """Mean absolute difference, and one minus the metric's SSIM in all windows or every second one across and down."""
     draws = torch.Generator().manual_seed(1)
-    first = torch.rand(20, 30, 3, generator=draws)
-    second = (first + 0.1 * torch.randn(20, 30, 3, generator=draws)).clamp(0.0, 1.0)
-    assert float(dissimilarity(first, second)) == pytest.approx(1.0 - float(ssim(first, second).mean()), abs=1e-4)
+    truth = torch.rand(*size, 3, generator=draws)
+    rgb = (truth + 0.1 * torch.randn(*size, 3, generator=draws)).clamp(0.0, 1.0).requires_grad_()
+    loss = (1.0 - SSIM_SHARE) * (rgb - truth).abs().mean()
+    if min(size) > 10:
+        loss = loss + SSIM_SHARE * (1.0 - ssim(rgb, truth)[::every, ::every].mean())
+    loss.backward()
+    torch.testing.assert_close(loss_gradient(rgb.detach(), truth, every), rgb.grad, rtol=1e-3, atol=1e-7)
 
 
 @pytest.mark.parametrize(

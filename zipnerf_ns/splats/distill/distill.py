@@ -106,7 +106,6 @@ def distill(
     state = _load_unfinished(unfinished) if resumes else None
     seed_all(config.seed)
     rasterizer = rasterizer or Gsplat(config.antialiased)
-    center, radius = extent(scene.cameras)
     new = between(scene.cameras, 2 * len(scene.cameras), np.random.default_rng(config.seed))
     # Numbers of the state take these ones' place.
     first = _empty(config, device) if state is not None else _first(scene, new, config, say)
@@ -119,7 +118,7 @@ def distill(
         seconds = max(seconds - (time.monotonic() - scene.begun), 1.0)
     background = scene.background if scene.is_open else None
     own, shown = held[: len(scene.photos)], held[len(scene.photos) :]
-    fit = Fit(first, own, shown, config, rasterizer, center, radius, seconds, background)
+    fit = Fit(first, own, shown, config, rasterizer, extent(scene.cameras)[1], seconds, background)
     if state is not None:
         fit.load_state_dict(state)
 

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
-from torch.nn.functional import conv2d
+from torch.nn.functional import conv2d, conv_transpose2d
 
 from zipnerf_ns.engine.checkpoints import capture_rng, restore_rng
 from zipnerf_ns.engine.progress import format_duration
@@ -26,23 +26,23 @@ RATES = {"means": 1.6e-4, "scales": 5e-3, "quats": 1e-3, "opacities": 5e-2, "sh0
 """Learning rates of 3DGS; that of the means is multiplied by the cameras' extent."""
 FALL = {"means": 0.01}
 """What rates have become at the end, of their first values; 1 for others."""
-REFINE_EVERY = 100
+REFINE_EVERY = 200
 """Steps between changes of density."""
 REFINE_FROM, REFINE_UNTIL = 0.01, 0.5
 """Shares of the whole between which density changes."""
 FADED, GROWTH, COPIES = 0.005, 1.05, 51
 """Opacity below which a Gaussian is given up, how many there may be for one that was, and those made of one at the most
 (3DGS-MCMC)."""
-PRUNE_AT = (16 / 30, 24 / 30)
-"""Shares of the whole after which Gaussians that contribute little are dropped (RadSplat, 3.3)."""
+PRUNE_AT = 0.6
+"""Share of the whole after which Gaussians that contribute little are dropped (RadSplat, 3.3)."""
 SMALL_UNTIL = 0.15
 """Share of the whole in which pictures have half their size."""
 DEGREE_EVERY = 0.05
 """Share of the whole after which another degree of the spherical harmonics is taken up."""
 SSIM_SHARE = 0.2
 """Share of structural dissimilarity in the loss; the rest is the mean absolute difference (3DGS, equation 7)."""
-REGULARIZATION = 0.01
-"""Weight of the mean opacity and standard deviation, for Gaussians that are not needed to vanish (3DGS-MCMC)."""
+SSIM_EVERY = 2
+"""Pixels between the windows that it is the mean over."""
 SECONDS_BETWEEN_LINES = 5.0
 
 
@@ -96,19 +96,37 @@ def _window(device: torch.device) -> Tensor:
     return weights / weights.sum()
 
 
-def dissimilarity(rgb: Float[Tensor, "height width 3"], truth: Float[Tensor, "height width 3"]) -> Float[Tensor, ""]:
-    """One minus the mean structural similarity, with gradients: :func:`~zipnerf_ns.render.metrics.ssim` in float32."""
+@torch.no_grad()
+def loss_gradient(
+    rgb: Float[Tensor, "height width 3"], truth: Float[Tensor, "height width 3"], every: int = SSIM_EVERY
+) -> Float[Tensor, "height width 3"]:
+    """How the loss, with :func:`~zipnerf_ns.render.metrics.ssim` at every so many pixels across and down, depends on a
+    picture. In closed form, for launching the kernels of a graph takes longer than they do."""
+    gradient = (rgb - truth).sign() * ((1.0 - SSIM_SHARE) / rgb.numel())
+    if min(rgb.shape[:2]) < WINDOW:
+        return gradient
     x, y = rgb.permute(2, 0, 1), truth.permute(2, 0, 1)
-    moments = torch.cat([x, y, x * x, y * y, x * y])[:, None]
-    weights = _window(rgb.device)
+    weights, c1, c2 = _window(rgb.device), *STABILIZERS
+    row, column = weights.view(1, 1, 1, -1), weights.view(1, 1, -1, 1)
     # Variances are differences of numbers that ten bits would not tell apart.
     with torch.backends.cudnn.flags(enabled=True, allow_tf32=False):
-        moments = conv2d(conv2d(moments, weights.view(1, 1, 1, -1)), weights.view(1, 1, -1, 1))
-    mean_x, mean_y, square_x, square_y, product = moments[:, 0].split(3)
-    c1, c2 = STABILIZERS
-    means, squares = mean_x * mean_y, mean_x**2 + mean_y**2
-    structure = (2.0 * (product - means) + c2) / (square_x + square_y - squares + c2)
-    return 1.0 - ((2.0 * means + c1) / (squares + c1) * structure).mean()
+        moments = torch.cat([x, y, x * x, y * y, x * y])[:, None]
+        rows = conv2d(moments, row, stride=(1, every))
+        mean_x, mean_y, square_x, square_y, product = conv2d(rows, column, stride=(every, 1))[:, 0].split(3)
+        means, squares = mean_x * mean_y, mean_x**2 + mean_y**2
+        light, structure = 2.0 * means + c1, 2.0 * (product - means) + c2
+        lights, structures = squares + c1, square_x + square_y - squares + c2
+        both = lights * structures
+        ssim = light * structure / both
+        of_square = -ssim / structures
+        of_mean = 2.0 * (mean_y * (structure - light) / both - mean_x * (ssim / lights + of_square))
+        slopes = torch.cat([of_mean, of_square, 2.0 * light / both])[:, None]
+        rest = [(n - WINDOW) % every for n in rgb.shape[:2]]
+        slopes = conv_transpose2d(slopes, column, stride=(every, 1), output_padding=(rest[0], 0))
+        slopes = conv_transpose2d(slopes, row, stride=(1, every), output_padding=(0, rest[1]))
+    of_mean, of_square, of_product = slopes[:, 0].split(3)
+    slope = of_mean + 2.0 * x * of_square + y * of_product
+    return gradient - slope.permute(1, 2, 0) * (SSIM_SHARE / ssim.numel())
 
 
 class Fit:
@@ -119,7 +137,7 @@ class Fit:
         photos, fields: what photographs and what the field show, each possibly empty, but not both.
         config: the settings.
         rasterizer: draws them.
-        center, extent: of the cameras' places.
+        extent: of the cameras' places.
         seconds: what is left of the time; None where steps are counted.
         background: behind transparent photos; None for one drawn at random at every step.
     """
@@ -131,16 +149,15 @@ class Fit:
         fields: Sequence[Target],
         config: SplatConfig,
         rasterizer: Rasterizer,
-        center: Float[Tensor, "3"],
         extent: float,
         seconds: float | None,
         background: Float[Tensor, "3"] | None = None,
     ) -> None:
         self.config, self.photos, self.fields, self.rasterizer = config, photos, fields, rasterizer
         self.device = gaussians.means.device
-        self.center, self.extent, self.seconds = center.to(self.device), extent, seconds
+        self.extent, self.seconds = extent, seconds
         self.background = None if background is None else background.to(self.device)
-        self.step, self.pruned, self.spent = 0, 0, 0.0
+        self.step, self.is_pruned, self.spent = 0, False, 0.0
         self.waiting: list[list[int]] = [[], []]
         """Photos and views of the field that are to be looked at before any is again."""
         self._draws = torch.Generator().manual_seed(config.seed)
@@ -178,7 +195,7 @@ class Fit:
         return {
             "params": {name: value.detach() for name, value in self.params.items()},
             "optimizers": {name: optimizer.state_dict() for name, optimizer in self.optimizers.items()},
-            "counts": {name: getattr(self, name) for name in ("step", "pruned", "spent", "waiting")},
+            "counts": {name: getattr(self, name) for name in ("step", "is_pruned", "spent", "waiting")},
             "draws": self._draws.get_state(),
             "rng": capture_rng(),
         }
@@ -254,28 +271,19 @@ class Fit:
         degree = min(int(share / DEGREE_EVERY), self.config.sh_degree)
         drawn = self.rasterizer.draw(self.params, target.pinhole.halved if is_halved else target.pinhole, degree)
         rgb = drawn.rgb + background * (1.0 - drawn.alpha)
-        if used is not None:
-            rgb = torch.lerp(truth, rgb, used)
-        self._loss(rgb, truth).backward()
+        seen = rgb.detach() if used is None else torch.lerp(truth, rgb.detach(), used)
+        gradient = loss_gradient(seen, truth)
+        rgb.backward(gradient if used is None else gradient * used)
         for optimizer in self.optimizers.values():
             optimizer.step()
             optimizer.zero_grad(set_to_none=True)
         self.step += 1
         if self.step % REFINE_EVERY == 0 and REFINE_FROM <= share < REFINE_UNTIL:
             self.refine()
-        if self.pruned < len(PRUNE_AT) and self.share >= PRUNE_AT[self.pruned]:
+        if not self.is_pruned and self.share >= PRUNE_AT:
             self.prune()
-            self.pruned += 1
-        return (rgb.detach() - truth).square().mean()
-
-    def _loss(self, rgb: Float[Tensor, "height width 3"], truth: Float[Tensor, "height width 3"]) -> Tensor:
-        loss = (1.0 - SSIM_SHARE) * (rgb - truth).abs().mean()
-        if min(rgb.shape[:2]) >= WINDOW:
-            loss = loss + SSIM_SHARE * dissimilarity(rgb, truth)
-        # Of what is far away sizes count as they are seen; else the sky's would be all of the mean.
-        distances = (self.params["means"].detach() - self.center).norm(dim=-1, keepdim=True)
-        sizes = self.params["scales"].exp() / (distances / self.extent).clamp_min(1.0)
-        return loss + REGULARIZATION * (sizes.mean() + self.params["opacities"].sigmoid().mean())
+            self.is_pruned = True
+        return (seen - truth).square().mean()
 
     @torch.no_grad()
     def refine(self) -> None:
@@ -296,11 +304,11 @@ class Fit:
 
     @torch.no_grad()
     def prune(self) -> None:
-        """Drops what contributes little to every view there is, wherever something stays."""
+        """Drops what contributes little to every photo, or else every view of the field, wherever something stays."""
         from gsplat.strategy.ops import remove
 
         largest = torch.zeros_like(self.params["opacities"])
-        for target in (*self.photos, *self.fields):
+        for target in self.photos or self.fields:
             largest = torch.maximum(largest, self.rasterizer.largest_contributions(self.params, target.pinhole))
         dropped = largest < self.config.prune_below
         if 0 < int(dropped.sum()) < len(dropped):
