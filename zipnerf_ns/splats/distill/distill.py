@@ -30,8 +30,6 @@ from zipnerf_ns.splats.rasterizer import Gsplat, Rasterizer
 
 FIELD_SHARE = 0.25
 """Share of the time that the field's pictures take."""
-POINTS = 1_000_000
-"""Pixels at the most that first Gaussians are made of."""
 MEMORY_SHARE = 0.25
 """Share of a GPU's free memory that pictures to fit to may take there; else they stay in main memory."""
 STEPS_PER_VIEW = 20
@@ -155,9 +153,8 @@ def _load_unfinished(path: Path | None) -> dict[str, Any]:
 
 
 def _first(scene: Scene, new: list[Pinhole], config: SplatConfig, say: Callable[[str], object]) -> Gaussians:
-    count = min(config.max_gaussians, POINTS)
-    draws = torch.Generator().manual_seed(config.seed)
-    first = first_gaussians(scene.model, [*scene.cameras, *new], count, config.sh_degree, scene.is_open, draws)
+    count, degree, draws = config.max_gaussians, config.sh_degree, torch.Generator().manual_seed(config.seed)
+    first = first_gaussians(scene.model, [*scene.cameras, *new], count, degree, scene.is_open, draws)
     seconds = time.monotonic() - scene.begun
     say(f"{len(first):,} first Gaussians, where the field has surfaces, after {seconds:.0f} s.")
     return first

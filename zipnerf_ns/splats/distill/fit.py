@@ -1,4 +1,4 @@
-"""Gaussians fitted to pictures: loss, schedule, density control and pruning."""
+"""Gaussians fitted to pictures: loss, schedule and pruning."""
 
 from __future__ import annotations
 
@@ -23,16 +23,11 @@ from zipnerf_ns.splats.gaussians import Gaussians
 from zipnerf_ns.splats.rasterizer import Rasterizer
 
 RATES = {"means": 1.6e-4, "scales": 5e-3, "quats": 1e-3, "opacities": 5e-2, "sh0": 2.5e-3, "shN": 2.5e-3 / 20}
-"""Learning rates of 3DGS; that of the means is multiplied by the cameras' extent."""
-FALL = {"means": 0.01}
-"""What rates have become at the end, of their first values; 1 for others."""
-REFINE_EVERY = 200
-"""Steps between changes of density."""
-REFINE_FROM, REFINE_UNTIL = 0.01, 0.5
-"""Shares of the whole between which density changes."""
-FADED, GROWTH, COPIES = 0.005, 1.05, 51
-"""Opacity below which a Gaussian is given up, how many there may be for one that was, and those made of one at the most
-(3DGS-MCMC)."""
+"""Learning rates of 3DGS, for 30,000 steps; that of the means is multiplied by the cameras' extent."""
+GAIN = 4.0
+"""What all rates are multiplied by, for there are fewer steps."""
+FALL_FROM, FALL = 0.5, 0.03
+"""Share of the whole after which rates fall, and what they have become at the end."""
 PRUNE_AT = 0.6
 """Share of the whole after which Gaussians that contribute little are dropped (RadSplat, 3.3)."""
 SMALL_UNTIL = 0.15
@@ -174,8 +169,8 @@ class Fit:
         }
 
     def _rate(self, name: str) -> float:
-        rate = RATES[name] * (self.extent if name == "means" else 1.0)
-        return rate * FALL.get(name, 1.0) ** min(self.share, 1.0)
+        rate = GAIN * RATES[name] * (self.extent if name == "means" else 1.0)
+        return rate * FALL ** max(0.0, (min(self.share, 1.0) - FALL_FROM) / (1.0 - FALL_FROM))
 
     @property
     def share(self) -> float:
@@ -278,29 +273,10 @@ class Fit:
             optimizer.step()
             optimizer.zero_grad(set_to_none=True)
         self.step += 1
-        if self.step % REFINE_EVERY == 0 and REFINE_FROM <= share < REFINE_UNTIL:
-            self.refine()
         if not self.is_pruned and self.share >= PRUNE_AT:
             self.prune()
             self.is_pruned = True
         return (seen - truth).square().mean()
-
-    @torch.no_grad()
-    def refine(self) -> None:
-        """Others take the place of Gaussians that have faded, and more are made while there may be, beside opaque ones
-        (3DGS-MCMC, 4.3; without its noise, for these ones begin where they belong)."""
-        # Late, for gsplat is imported by those who use it.
-        from gsplat.strategy.ops import relocate, sample_add
-
-        binomials = torch.tensor([[math.comb(n, k) for k in range(COPIES)] for n in range(COPIES)], dtype=torch.float32)
-        binomials = binomials.to(self.device)
-        faded = self.params["opacities"].sigmoid() <= FADED
-        if 0 < int(faded.sum()) < len(faded):
-            relocate(self.params, self.optimizers, {}, faded, binomials, FADED)
-        count = len(self.params["means"])
-        more = min(int(GROWTH * count), self.config.max_gaussians) - count
-        if more > 0:
-            sample_add(self.params, self.optimizers, {}, more, binomials, FADED)
 
     @torch.no_grad()
     def prune(self) -> None:
