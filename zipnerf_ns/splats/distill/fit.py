@@ -22,15 +22,14 @@ from zipnerf_ns.splats.distill.views import Target
 from zipnerf_ns.splats.gaussians import Gaussians
 from zipnerf_ns.splats.rasterizer import Rasterizer
 
-RATES = {"means": 1.6e-4, "scales": 5e-3, "quats": 1e-3, "opacities": 5e-2, "sh0": 2.5e-3, "shN": 2.5e-3 / 20}
-"""Learning rates of 3DGS, for 30,000 steps; that of the means is multiplied by the cameras' extent."""
-GAIN = 4.0
-"""What all rates are multiplied by, for there are fewer steps."""
-FALL_FROM, FALL = 0.5, 0.03
-"""Share of the whole after which rates fall, and what they have become at the end."""
+RATES = {"means": 6.4e-4, "scales": 0.02, "quats": 4e-3, "opacities": 0.2, "sh0": 0.01, "shN": 5e-4}
+"""First learning rates, four times those of 3DGS, which takes more steps; that of the means is multiplied by the cameras'
+extent."""
+FALL = {"means": 0.01}
+"""What rates have become at the end, of their first values; a tenth for others."""
 PRUNE_AT = 0.6
 """Share of the whole after which Gaussians that contribute little are dropped (RadSplat, 3.3)."""
-SMALL_UNTIL = 0.15
+SMALL_UNTIL = 0.4
 """Share of the whole in which pictures have half their size."""
 DEGREE_EVERY = 0.05
 """Share of the whole after which another degree of the spherical harmonics is taken up."""
@@ -169,8 +168,8 @@ class Fit:
         }
 
     def _rate(self, name: str) -> float:
-        rate = GAIN * RATES[name] * (self.extent if name == "means" else 1.0)
-        return rate * FALL ** max(0.0, (min(self.share, 1.0) - FALL_FROM) / (1.0 - FALL_FROM))
+        rate = RATES[name] * (self.extent if name == "means" else 1.0)
+        return rate * FALL.get(name, 0.1) ** min(self.share, 1.0)
 
     @property
     def share(self) -> float:
