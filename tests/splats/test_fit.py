@@ -116,6 +116,18 @@ def test_pixels_that_do_not_count_teach_nothing():
     assert float((losses[1] - losses[3]).abs().max()) <= 2.1 * fit._rate("sh0")
 
 
+def test_pictures_are_looked_at_in_turn():
+    """Each photo once before any is again, and as much of the field as is asked for."""
+    targets = pictures(true_gaussians(), cameras(6))
+    fit = make_fit(targets[:4], photo_share=0.5)
+    fit.fields = targets[4:]
+    drawn = [fit._choose().pinhole for _ in range(200)]
+    photos = [each for each in drawn if any(each is target.pinhole for target in fit.photos)]
+    assert 70 < len(photos) < 130
+    for first in range(0, len(photos) - 3, 4):
+        assert len({id(each) for each in photos[first : first + 4]}) == 4
+
+
 def test_what_is_seen_nowhere_is_dropped():
     """A Gaussian behind all others goes, and those that are seen stay."""
     truth = true_gaussians()
