@@ -46,7 +46,7 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
     add("--prune-below", type=float, default=usual.prune_below,
         help="least share of some pixel that a Gaussian needs to stay; 0.25 makes a light scene")  # fmt: skip
     add("--photo-share", type=float, default=usual.photo_share, help="of the steps; the others look at the field")
-    add("--field-views", type=int, help="views that the field renders; by default what a quarter of the time takes")
+    add("--field-views", type=int, help="views that the field renders; by default what a tenth of the time takes")
     add("--classic", action="store_true", help="not anti-aliased: for viewers that know nothing else")
     add("--seed", type=int, default=usual.seed, help="of all that is drawn at random")
     add("--resume", action="store_true", help="go on with what was stopped")

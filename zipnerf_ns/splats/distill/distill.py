@@ -28,7 +28,7 @@ from zipnerf_ns.splats.distill.views import (
 from zipnerf_ns.splats.gaussians import Gaussians
 from zipnerf_ns.splats.rasterizer import Gsplat, Rasterizer
 
-FIELD_SHARE = 0.25
+FIELD_SHARE = 0.1
 """Share of the time that the field's pictures take."""
 MEMORY_SHARE = 0.25
 """Share of a GPU's free memory that pictures to fit to may take there; else they stay in main memory."""

@@ -22,9 +22,9 @@ from zipnerf_ns.splats.distill.views import Target
 from zipnerf_ns.splats.gaussians import Gaussians
 from zipnerf_ns.splats.rasterizer import Rasterizer
 
-RATES = {"means": 6.4e-4, "scales": 0.02, "quats": 4e-3, "opacities": 0.2, "sh0": 0.01, "shN": 5e-4}
-"""First learning rates, four times those of 3DGS, which takes more steps; that of the means is multiplied by the cameras'
-extent."""
+RATES = {"means": 3.2e-4, "scales": 0.02, "quats": 4e-3, "opacities": 0.2, "sh0": 0.01, "shN": 5e-4}
+"""First learning rates: twice that of 3DGS, which takes more steps, for the means, and times the cameras' extent; four
+times for others."""
 FALL = {"means": 0.01}
 """What rates have become at the end, of their first values; a tenth for others."""
 PRUNE_AT = 0.6
@@ -57,7 +57,7 @@ class SplatConfig:
     photo_share: float = 0.5
     """Share of the steps that look at photographs; the others look at what the field shows."""
     field_views: int | None = None
-    """Views that the field renders, between and at the cameras; None: what a quarter of the time suffices for."""
+    """Views that the field renders, between and at the cameras; None: what a tenth of the time suffices for."""
     antialiased: bool = True
     """Opacities that make up for the blur of small Gaussians. Viewers must know it, and most do."""
     seed: int = 0
