@@ -55,7 +55,7 @@ def make_fit(targets: list[Target], background: Tensor | None = None, **changes)
     points = (truth.means[:, None] + 0.08 * torch.randn(len(truth), 4, 3, generator=draws)).flatten(0, 1)
     first = gaussians_at(points, (0.5 + SH_C0 * truth.sh[:, 0]).repeat_interleave(4, dim=0), 1)
     config = SplatConfig(**{"steps": 150, "max_gaussians": 60, "sh_degree": 1, **changes})
-    radius = extent([target.pinhole for target in targets])[1]
+    radius = extent([target.pinhole for target in targets])
     return Fit(first, targets, [], config, TorchRasterizer(), radius, None, background)
 
 

@@ -16,7 +16,7 @@ from nerfstudio.cameras.cameras import Cameras, CameraType
 from zipnerf_ns.cameras.appearance import Appearance
 from zipnerf_ns.cameras.rays import PixelRays
 from zipnerf_ns.errors import InputError
-from zipnerf_ns.splats.distill.points import SHELL, extent, first_gaussians
+from zipnerf_ns.splats.distill.points import OPACITY, SHELL, SPREAD, THINNEST, extent, first_gaussians
 from zipnerf_ns.splats.distill.views import (
     Pinhole,
     Target,
@@ -153,16 +153,17 @@ def test_first_gaussians_lie_where_rays_meet_something(is_open):
     colors = 0.5 + SH_C0 * found.sh[:, 0]
     assert 50 < int(on_plane.sum()) < 400
     torch.testing.assert_close(colors[on_plane], torch.tensor([0.8, 0.1, 0.2]).expand(int(on_plane.sum()), 3))
-    center, radius = extent(cameras)
     if is_open:
         assert len(found) == 400
-        far = (found.means[~on_plane] - center).norm(dim=-1) / radius
+        center = torch.stack([camera.pose[:, 3] for camera in cameras]).mean(dim=0)
+        far = (found.means[~on_plane] - center).norm(dim=-1) / extent(cameras)
         assert float(far.min()) > SHELL - 2.0 and float(far.max()) < SHELL + 2.0
     else:
         assert bool(on_plane.all())
-    assert torch.allclose(found.opacities.sigmoid(), torch.tensor(0.1)) and not found.sh[:, 1:].any()
-    distances = torch.cdist(found.means, found.means).sort(dim=-1).values[:, 1:4].mean(dim=-1)
-    torch.testing.assert_close(found.scales.exp(), distances[:, None].expand(-1, 3), atol=2e-2, rtol=1e-2)
+    assert torch.allclose(found.opacities.sigmoid(), torch.tensor(OPACITY)) and not found.sh[:, 1:].any()
+    sizes = SPREAD * torch.cdist(found.means, found.means).sort(dim=-1).values[:, 1:4].mean(dim=-1)
+    torch.testing.assert_close(found.scales[:, 1:].exp(), sizes[:, None].expand(-1, 2), atol=2e-2, rtol=1e-2)
+    assert float((found.scales[on_plane, 0] - found.scales[on_plane, 1]).exp().median()) < THINNEST + 1e-3
 
 
 def test_a_field_that_shows_nothing_is_said():

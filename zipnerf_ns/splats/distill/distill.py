@@ -116,7 +116,7 @@ def distill(
         seconds = max(seconds - (time.monotonic() - scene.begun), 1.0)
     background = scene.background if scene.is_open else None
     own, shown = held[: len(scene.photos)], held[len(scene.photos) :]
-    fit = Fit(first, own, shown, config, rasterizer, extent(scene.cameras)[1], seconds, background)
+    fit = Fit(first, own, shown, config, rasterizer, extent(scene.cameras), seconds, background)
     if state is not None:
         fit.load_state_dict(state)
 

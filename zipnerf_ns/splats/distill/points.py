@@ -21,7 +21,7 @@ from zipnerf_ns.render.pictures import SOLID
 from zipnerf_ns.splats.distill.views import Pinhole
 from zipnerf_ns.splats.gaussians import SH_C0, Gaussians
 
-OPACITY = 0.5
+OPACITY = 0.8
 """Opacity of a Gaussian at first: together they hide what is behind a surface. (3DGS has 0.1, for points that err.)"""
 NEIGHBORS, SPREAD = 3, 0.7
 """A Gaussian's first standard deviation is a share of its nearest neighbors' mean distance."""
@@ -34,11 +34,10 @@ RAYS = 1 << 15
 """Rendered at a time."""
 
 
-def extent(cameras: list[Pinhole]) -> tuple[Float[Tensor, "3"], float]:
-    """Center of the cameras' places, and the distance of the farthest from there with a tenth more, as in 3DGS."""
+def extent(cameras: list[Pinhole]) -> float:
+    """Distance of the cameras' places from their center, of the farthest and with a tenth more, as in 3DGS."""
     places = torch.stack([camera.pose[:, 3] for camera in cameras])
-    center = places.mean(dim=0)
-    return center, max(1.1 * float((places - center).norm(dim=-1).max()), 1e-3)
+    return max(1.1 * float((places - places.mean(dim=0)).norm(dim=-1).max()), 1e-3)
 
 
 @torch.no_grad()
@@ -65,7 +64,7 @@ def first_gaussians(
     shares = torch.rand(count, 2, generator=generator)
     sizes = torch.stack([lenses["height"], lenses["width"]], dim=-1)[drawn]
     pixels = torch.minimum((shares * sizes).long(), sizes - 1)
-    shell = SHELL * extent(cameras)[1]
+    shell = SHELL * extent(cameras)
     most = min(RAYS, rays_that_fit(model.device, model.uses_kernels))
     points, colors = [], []
     for indices in torch.cat([drawn[:, None], pixels], dim=-1).split(most):
