@@ -29,7 +29,7 @@ FALL = {"means": 0.01}
 """What rates have become at the end, of their first values; a tenth for others."""
 PRUNE_AT = 0.6
 """Share of the whole after which Gaussians that contribute little are dropped (RadSplat, 3.3)."""
-SMALL_UNTIL = 0.4
+SMALL_UNTIL = 0.15
 """Share of the whole in which pictures have half their size."""
 DEGREE_EVERY = 0.05
 """Share of the whole after which another degree of the spherical harmonics is taken up."""
