@@ -82,12 +82,14 @@ def test_shifted_intervals_equal_the_twins(prefilter, boxed):
 
 
 @runs_kernels
-@pytest.mark.parametrize("prefilter,leaf,is_timed", [
-    ("multisample", "shifts", False), ("ipe", "shifts", False), ("none", "shifts", True), ("ipe", "origins", True),
+@pytest.mark.parametrize("prefilter,leaf,is_timed,close", [
+    ("multisample", "shifts", False, 0.0), ("multisample", "shifts", False, 2.0), ("ipe", "shifts", False, 0.0),
+    ("none", "shifts", True, 0.0), ("ipe", "origins", True, 0.0),
 ])  # fmt: skip
-def test_gradients_to_shifts_and_cones_equal_the_twins(prefilter, leaf, is_timed):
+def test_gradients_to_shifts_and_cones_equal_the_twins(prefilter, leaf, is_timed, close):
     grid = even_grid(2) if is_timed else make_hash_grid(3, 4, 16, 11, 2)
-    cones, lookup, table = timed(shifted(random_cones())), make_lookup(grid, prefilter), random_table(grid)
+    cones, table = timed(shifted(random_cones())), random_table(grid)
+    lookup = make_lookup(grid, prefilter, close=close)
     scales = torch.linspace(1.0, 2.0, len(grid.levels))
 
     def gradients(encode, dtype: torch.dtype) -> tuple[Tensor, Tensor, Tensor]:

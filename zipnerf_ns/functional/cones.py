@@ -192,7 +192,7 @@ def cone_encode(
 
 
 def looks_up_close_ones_once(cones: Cones, lookup: Lookup) -> bool:
-    """Whether ``lookup.close`` is heeded: not where gradients reach the cones, which would lack the cells' corners that
-    multisamples lie beyond."""
-    moves = any(isinstance(value, Tensor) and value.requires_grad for value in cones)
+    """Whether ``lookup.close`` is heeded: not where gradients reach the cones, but for their shifts, which would lack
+    the cells' corners that multisamples lie beyond."""
+    moves = any(isinstance(value, Tensor) and value.requires_grad for value in cones._replace(shifts=None))
     return lookup.close > 0.0 and lookup.prefilter == "multisample" and not moves

@@ -91,15 +91,16 @@ def _shift_gradient(
     table: Tensor, source: launch.Source, bandwidths: Tensor, gain: float, v_channels: Tensor, options: launch.Options
 ) -> Float[Tensor, "intervals 3"]:
     """What the channels' cotangent, ``[channels, intervals]``, says of the cones' shifts."""
-    grid, prefilter, num_active, tuning, _ = options
+    grid, prefilter, num_active, tuning, close = options
     features, intervals, how = grid.features_per_level, source.intervals, tuning.forward.fine
     by_level = torch.empty(num_active, 3, intervals, device=table.device)
     between, along = v_channels.stride(0), v_channels.stride(1)
     if by_level.numel():
         shift_kernel[(triton.cdiv(intervals, how.block), num_active)](
             table, *source.tensors, source.shifts, level_constants(grid, table.device), bandwidths, v_channels,
-            by_level, intervals, source.per_ray, along, between * features, between, gain,
+            by_level, intervals, source.per_ray, along, between * features, between, gain, close,
             SAMPLES=source.samples, ROW=features, PREFILTER=prefilter, BOXED=source.boxed, TURNED=source.turned,
+            CLOSE=close > 0.0,
             XOR=launch.is_xor(grid, 0, num_active), BRANCH=how.branch, BLOCK=how.block, num_warps=how.num_warps,
         )  # fmt: skip
     return by_level.sum(dim=0).t()

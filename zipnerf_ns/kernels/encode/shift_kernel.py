@@ -10,7 +10,7 @@ import triton
 import triton.language as tl
 
 from zipnerf_ns.kernels.encode.cells import differs, load_level, locate3
-from zipnerf_ns.kernels.encode.cones import prepare, sample_of
+from zipnerf_ns.kernels.encode.cones import close_of, prepare, sample_of
 from zipnerf_ns.kernels.encode.prefilter import level_scale, prefilter_weight
 from zipnerf_ns.kernels.encode.sample_kernel import corner_values, replace, slope_in_cube, trilinear
 
@@ -48,18 +48,21 @@ def shift_kernel(
     stride,
     channel_stride,
     gain,
+    close,
     SAMPLES: tl.constexpr,
     ROW: tl.constexpr,
     PREFILTER: tl.constexpr,
     BOXED: tl.constexpr,
     TURNED: tl.constexpr,
+    CLOSE: tl.constexpr,
     XOR: tl.constexpr,
     BRANCH: tl.constexpr,
     BLOCK: tl.constexpr,
 ):
     """One level's cotangents of the shifts of BLOCK intervals: ``v_shifts`` is [levels, axes, intervals].
 
-    ``v_features`` is indexed as in ``backward_kernel``, and its cotangent multiplied by ``gain``.
+    ``v_features`` is indexed as in ``backward_kernel``, and its cotangent multiplied by ``gain``; with CLOSE, samples
+    within ``close`` cells are one, see ``close_of``.
     """
     first = tl.program_id(0).to(tl.int64) * BLOCK
     index = tl.program_id(1)
@@ -76,16 +79,19 @@ def shift_kernel(
     values = table + level[1].to(tl.int64) * ROW
     cotangent = v_features + first * step + index * stride.to(tl.int64)
     v = tl.load(cotangent + (lanes * step)[:, None] + columns * channel_stride, mask=mask[:, None], other=0.0)
-    v = v.to(tl.float32) * (gain * (1.0 / SAMPLES))
+    count, spread = SAMPLES, 1.0
+    if CLOSE:
+        count, spread = close_of(source, resolution, close, mask, SAMPLES)
+    v = v.to(tl.float32) * (gain / count)
     live = mask & (tl.max((v != 0.0).to(tl.int32), axis=1) > 0)
-    point, extent = sample_of(source, 0, 1.0, SAMPLES, PREFILTER, True, BOXED, True)
+    point, extent = sample_of(source, 0, spread, SAMPLES, PREFILTER, True, BOXED, True)
     cell, fraction = locate3(point, resolution)
     corners = corner_values(values, cell, level, None, v, columns, live, XOR, ROW)
     zero = tl.zeros([BLOCK], tl.float32)
     weight = prefilter_weight(extent, scale, PREFILTER)
     sums = _add_slopes((zero, zero, zero), corners, fraction, weight, point, resolution)
-    for sample in range(1, SAMPLES):
-        point, extent = sample_of(source, sample, 1.0, SAMPLES, PREFILTER, True, BOXED, True)
+    for sample in range(1, count):
+        point, extent = sample_of(source, sample, spread, SAMPLES, PREFILTER, True, BOXED, True)
         here, fraction = locate3(point, resolution)
         moved = live & differs(cell, here)
         if BRANCH:
