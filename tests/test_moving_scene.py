@@ -77,6 +77,40 @@ def test_nothing_is_shifted_at_first():
     assert not encoding.shifts(make_cones()).any()
 
 
+def test_some_rays_of_a_step_see_what_stands_still_alone():
+    torch.manual_seed(3)
+    motion = MotionConfig("both", MOVING, DEFORMATION, still_share=0.5)
+    encoding, cones = MovingHashEncoding(STILL, motion, "ipe"), make_cones()
+    with torch.no_grad():
+        for parameter in encoding.parameters():
+            parameter.normal_(std=0.1)
+    whole = encoding.eval()(cones).view(5, 4, -1)
+    found = encoding.train()(cones).view(5, 4, -1)
+    still = AntiAliasedHashEncoding.forward(encoding, cones).view(5, 4, -1)
+    size = still.shape[2]
+    torch.testing.assert_close(found[1::2], whole[1::2])
+    torch.testing.assert_close(found[::2, :, :size], still[::2])
+    assert not found[::2, :, size:].any()
+
+
+def test_nothing_moves_at_first_and_then_little_by_little():
+    config = tiny_config("both")
+    model = ZipNerf(dataclasses.replace(config, motion=dataclasses.replace(config.motion, still_first=0.2)))
+    for progress, opening in ((0.0, 0.0), (0.2, 0.0), (0.3, 0.5), (0.4, 1.0), (1.0, 1.0)):
+        model.set_progress(progress)
+        assert all(float(field.encoding.opening) == pytest.approx(opening) for field in model.fields)
+    encoding, cones = make_encoding("both"), make_cones()
+    size = AntiAliasedHashEncoding.get_out_dim(encoding)
+    encoding.opening.fill_(0.0)
+    found = encoding(cones)
+    torch.testing.assert_close(found[:, :size], AntiAliasedHashEncoding.forward(encoding, cones))
+    assert not found[:, size:].any()
+    encoding.opening.fill_(0.25)
+    still = AntiAliasedHashEncoding.forward(encoding, cones._replace(shifts=0.25 * encoding.shifts(cones)))
+    moving = 0.25 * encoding.mask(still) * encoding.moving(cones)
+    torch.testing.assert_close(encoding(cones), torch.cat([still, moving], dim=1))
+
+
 @pytest.mark.parametrize("level,moving", [(None, 2), (2, 2), (1, 0), (0, 0)])
 def test_levels_of_what_changes_end_with_the_still_ones(level, moving):
     """Resolutions are 4 and 16 of the still grid, 8 and 16 of the other."""

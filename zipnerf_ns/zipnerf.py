@@ -142,6 +142,9 @@ class ZipNerf(nn.Module):
         slope = self.config.anneal_slope
         # In place, and in the device's memory, for the training step may be a graph that was captured once.
         self.anneal.fill_(slope * progress / ((slope - 1.0) * progress + 1.0))
+        first = self.config.motion.still_first
+        for field in self.fields if first and self.config.motion.kind != "none" else ():
+            field.encoding.opening.fill_(min(max(progress / first - 1.0, 0.0), 1.0))
 
     def num_active_levels(self) -> int | None:
         """Hash levels in use in training, from the coarsest; None for all."""
@@ -236,6 +239,9 @@ class ZipNerf(nn.Module):
         if config.motion.is_masked:
             own = config.mask_loss_mult, lambda: losses.mask_loss(rounds[-1], encoding.mask(channels))
             others["mask_loss"] = own
+        if config.motion.is_blended:
+            own = config.motion_loss_mult, lambda: losses.motion_loss(encoding.of_what_moves(channels))
+            others["motion_loss"] = own
         return {"rgb_loss": rgb_loss, **{name: mult * loss() for name, (mult, loss) in others.items() if mult > 0.0}}
 
     def distances(self, rounds: list[Round]) -> dict[str, Float[Tensor, "rays 1"]]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from dataclasses import dataclass, field
 from typing import Literal
 
@@ -53,6 +54,10 @@ class MotionConfig:
     """Width of the layer between the deformation's features and shifts; 0 for none, shifts are then their sums."""
     mask: bool = True
     """Learn where anything moves, and let the grid over space and time be seen there alone."""
+    still_first: float = 0.0
+    """Share of the training in which nothing moves yet; in as long again motion comes in little by little."""
+    still_share: float = 0.0
+    """Share of a step's rays that see what stands still alone, which so learns to be whole without what moves."""
 
     @property
     def is_blended(self) -> bool:
@@ -71,7 +76,8 @@ class MotionConfig:
 
     def of_proposal(self, grid: MovingGridConfig, prefilter: Prefilter) -> MotionConfig:
         """What a proposal round knows of motion: where something is at which time, however it got there."""
-        return MotionConfig("none" if self.kind == "none" else "blend", grid, prefilter=prefilter, mask=False)
+        kind = "none" if self.kind == "none" else "blend"
+        return dataclasses.replace(self, kind=kind, grid=grid, prefilter=prefilter, mask=False)
 
 
 class MovingHashEncoding(AntiAliasedHashEncoding):
@@ -92,6 +98,8 @@ class MovingHashEncoding(AntiAliasedHashEncoding):
 
     def __init__(self, config: HashGridConfig, motion: MotionConfig, prefilter: Prefilter = "multisample") -> None:
         super().__init__(config, prefilter)
+        self.still_every = round(1.0 / motion.still_share) if motion.still_share else 0
+        self.register_buffer("opening", torch.ones(()), persistent=False)
         self.moving = self.deformation = self.mask_layer = None
         if motion.is_blended:
             self.moving = AntiAliasedHashEncoding(motion.grid, motion.prefilter)
@@ -123,15 +131,32 @@ class MovingHashEncoding(AntiAliasedHashEncoding):
         is_frozen: bool = False,
     ) -> Float[Tensor, "intervals channels"]:
         """Channels of each interval, those of the grid over space and time last; see the base class."""
-        read_at = cones if self.deformation is None else cones._replace(shifts=self.shifts(cones, is_frozen))
+        seen = self.share_seen(cones)
+        read_at = cones
+        if self.deformation is not None:
+            read_at = cones._replace(shifts=self.shifts(cones, is_frozen) * seen)
         still = super().forward(read_at, num_active, prefilter, dtype, is_frozen)
         if self.moving is None:
             return still
         moving = self.moving(cones, self._active_moving(num_active), prefilter, dtype, is_frozen)
         if self.mask_layer is not None:
-            moving = moving * self.mask(still).to(dtype)
+            seen = seen * self.mask(still)
+        moving = moving * seen.to(dtype)
         # Channel by channel in memory, as the kernels write and read them.
         return torch.cat([still.t(), moving.t()]).t()
+
+    def share_seen(self, cones: Cones) -> Float[Tensor, "intervals 1"] | Float[Tensor, ""]:
+        """How much of all that moves is seen, 0 to 1: little at first, and nothing by some rays of a training step."""
+        if not (self.training and self.still_every):
+            return self.opening
+        rays, edges = cones.tdist.shape
+        sees = torch.arange(rays, device=cones.tdist.device) % self.still_every != 0
+        return self.opening * sees.repeat_interleave(edges - 1)[:, None]
+
+    def of_what_moves(self, channels: Float[Tensor, "intervals channels"]) -> Float[Tensor, "intervals features"]:
+        """The features among the channels that change with time: a view."""
+        first, grid = super().get_out_dim(), self.moving.grid
+        return channels[:, first : first + len(grid.levels) * grid.features_per_level]
 
     def mask(self, channels: Float[Tensor, "intervals channels"]) -> Float[Tensor, "intervals 1"]:
         """How much of what changes is seen in each interval, 0 to 1, of its still channels, which come first."""
