@@ -30,6 +30,7 @@ from _extreme_inputs import (
     histogram,
     interlevel,
     intervals,
+    joined,
     linspline,
     lookup,
     marched,
@@ -109,6 +110,7 @@ ROWS: dict[str, Row] = {
         draw.numbers(3, low=0.0, high=1e6, leaf=True), lookup(draw, grid(draw)),
     )),
     "cones.cone_encode": Row(cone_encode),
+    "cones.join_channels": Row(joined),
     "contraction.contract": Row(lambda draw: (anywhere(draw),)),
     "contraction.contract_points": Row(lambda draw: (
         anywhere(draw), draw.numbers(draw.rays, low=0.0, high=LARGEST / 1e4, leaf=True)

@@ -42,6 +42,7 @@ class Ops(NamedTuple):
     name: str
     """Name of the implementation: "torch" or "triton"."""
     cone_encode: signatures.ConeEncode
+    join_channels: signatures.JoinChannels
     density_mlp: signatures.DensityMlp
     radiance_mlp: signatures.RadianceMlp
     encode_directions: signatures.EncodeDirections
@@ -71,6 +72,7 @@ def _any_size(*sizes: Any) -> None:
 TORCH_OPS = Ops(
     name="torch",
     cone_encode=cones.cone_encode,
+    join_channels=cones.join_channels,
     density_mlp=mlp.density_mlp,
     radiance_mlp=mlp.radiance_mlp,
     encode_directions=mlp.encode_directions,
@@ -95,13 +97,14 @@ def triton_ops() -> Ops:
     """The kernels; importing them imports triton."""
     from zipnerf_ns.kernels.adam import table_adam
     from zipnerf_ns.kernels.camera import camera_rays
-    from zipnerf_ns.kernels.encode import cone_encode, tuning
+    from zipnerf_ns.kernels.encode import cone_encode, join, tuning
     from zipnerf_ns.kernels.march import groups, ray_march
     from zipnerf_ns.kernels.mlp import networks
 
     return Ops(
         name="triton",
         cone_encode=cone_encode.cone_encode,
+        join_channels=join.join_channels,
         density_mlp=networks.density_mlp,
         radiance_mlp=networks.radiance_mlp,
         encode_directions=networks.encode_directions,

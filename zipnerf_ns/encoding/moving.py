@@ -19,6 +19,8 @@ SHIFT_SCALE = 0.1
 """What it gives is in multiples of this part of the unit cube's side, four tenths of a world unit."""
 SHIFT_GROUP = 2
 """Neighboring intervals of a ray that are shifted alike."""
+MOVING_GROUP = 1
+"""Neighboring intervals of a ray that share what moves."""
 
 
 @dataclass
@@ -131,27 +133,23 @@ class MovingHashEncoding(AntiAliasedHashEncoding):
         is_frozen: bool = False,
     ) -> Float[Tensor, "intervals channels"]:
         """Channels of each interval, those of the grid over space and time last; see the base class."""
-        seen = self.share_seen(cones)
+        seen, mask = self.share_seen(cones), self.mask_layer
         read_at = cones
         if self.deformation is not None:
-            read_at = cones._replace(shifts=self.shifts(cones, is_frozen) * seen)
+            read_at = cones._replace(shifts=self.shifts(cones, is_frozen, seen))
         still = super().forward(read_at, num_active, prefilter, dtype, is_frozen)
         if self.moving is None:
             return still
-        moving = self.moving(cones, self._active_moving(num_active), prefilter, dtype, is_frozen)
-        if self.mask_layer is not None:
-            seen = seen * self.mask(still)
-        moving = moving * seen.to(dtype)
-        # Channel by channel in memory, as the kernels write and read them.
-        return torch.cat([still.t(), moving.t()]).t()
+        together = grouped(cones, MOVING_GROUP)
+        moving = self.moving(together, self._active_moving(num_active), prefilter, dtype, is_frozen)
+        return self.ops.join_channels(still, moving, seen, mask and mask.weight, mask and mask.bias)
 
-    def share_seen(self, cones: Cones) -> Float[Tensor, "intervals 1"] | Float[Tensor, ""]:
-        """How much of all that moves is seen, 0 to 1: little at first, and nothing by some rays of a training step."""
-        if not (self.training and self.still_every):
-            return self.opening
-        rays, edges = cones.tdist.shape
-        sees = torch.arange(rays, device=cones.tdist.device) % self.still_every != 0
-        return self.opening * sees.repeat_interleave(edges - 1)[:, None]
+    def share_seen(self, cones: Cones) -> Float[Tensor, "rays 1"]:
+        """How much each ray sees of all that moves: little at first, and some rays of a training step nothing."""
+        seen = self.opening.expand(len(cones.tdist), 1)
+        if self.training and self.still_every:
+            seen = seen * (torch.arange(len(seen), device=seen.device) % self.still_every != 0)[:, None]
+        return seen
 
     def of_what_moves(self, channels: Float[Tensor, "intervals channels"]) -> Float[Tensor, "intervals features"]:
         """The features among the channels that change with time: a view."""
@@ -165,15 +163,18 @@ class MovingHashEncoding(AntiAliasedHashEncoding):
             raw = channels[:, : weight.shape[1]] @ weight.t().to(channels.dtype)
             return torch.sigmoid(raw.float() + bias)
 
-    def shifts(self, cones: Cones, is_frozen: bool = False) -> Float[Tensor, "intervals 3"]:
+    def shifts(
+        self, cones: Cones, is_frozen: bool = False, seen: Float[Tensor, "rays 1"] | None = None
+    ) -> Float[Tensor, "intervals 3"]:
         """From where each interval is to where the still table is read for it, in sides of the unit cube."""
-        group = 1 if (cones.tdist.shape[1] - 1) % SHIFT_GROUP else SHIFT_GROUP
-        # One look-up an interval, which nothing turns.
-        groups = cones._replace(tdist=cones.tdist[:, ::group].contiguous(), turns=None)
+        groups = grouped(cones, SHIFT_GROUP)
+        scale = SHIFT_SCALE if seen is None else SHIFT_SCALE * seen[:, :, None]
         with torch.autocast(cones.tdist.device.type, enabled=False):
             # In float32: a cell of the finest level is a ten-thousandth of the cube.
-            shifts = SHIFT_SCALE * self.shift_layers(self.deformation(groups, is_frozen=is_frozen))
-        return shifts.repeat_interleave(group, dim=0)
+            raw = self.shift_layers(self.deformation(groups, is_frozen=is_frozen))
+            shifts = scale * raw.unflatten(0, (len(cones.tdist), groups.tdist.shape[1] - 1))
+        size = (cones.tdist.shape[1] - 1) // max(groups.tdist.shape[1] - 1, 1)
+        return shifts.repeat_interleave(size, dim=1).flatten(0, 1)
 
     def _active_moving(self, num_active: int | None) -> int | None:
         """Levels of the grid over space and time that are no finer than the still ones in use."""
@@ -181,3 +182,10 @@ class MovingHashEncoding(AntiAliasedHashEncoding):
             return None
         finest = max((level.resolution for level in self.grid.levels[: max(num_active, 0)]), default=0)
         return sum(level.resolution <= finest for level in self.moving.grid.levels)
+
+
+def grouped(cones: Cones, size: int) -> Cones:
+    """Neighboring intervals of each ray as one, which has a single look-up, that nothing turns; the same intervals
+    where they are no multiple of ``size``."""
+    size = 1 if (cones.tdist.shape[1] - 1) % size else size
+    return cones._replace(tdist=cones.tdist[:, ::size].contiguous(), turns=cones.turns if size == 1 else None)

@@ -22,6 +22,14 @@ class ConeEncode(Protocol):
     ) -> Tensor: ...
 
 
+class JoinChannels(Protocol):
+    """``functional.cones.join_channels``: channels of what stands still and of what moves."""
+
+    def __call__(
+        self, still: Tensor, moving: Tensor, seen: Tensor, weight: Tensor | None = None, bias: Tensor | None = None
+    ) -> Tensor: ...
+
+
 class DensityMlp(Protocol):
     """``functional.mlp.density_mlp``: density of features."""
 

@@ -26,9 +26,9 @@ from zipnerf_ns.tools.benchmark.setup import Bench
 from zipnerf_ns.tools.benchmark.timing import median_ms
 
 PART_OF = {
-    "cone_encode": "encode", "density_mlp": "mlp", "radiance_mlp": "mlp", "encode_directions": "mlp",
-    "draw_intervals": "rays", "density_to_weights": "rays", "render": "rays", "interlevel": "loss",
-    "distortion": "loss", "group_channels": "mlp",
+    "cone_encode": "encode", "join_channels": "encode", "density_mlp": "mlp", "radiance_mlp": "mlp",
+    "encode_directions": "mlp", "draw_intervals": "rays", "density_to_weights": "rays", "render": "rays",
+    "interlevel": "loss", "distortion": "loss", "group_channels": "mlp",
 }  # fmt: skip
 """The operations that are recorded, and the part of the benchmark in which each is reported."""
 PIECES = (*dict.fromkeys(PART_OF.values()), "optimizer")
