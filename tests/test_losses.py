@@ -10,7 +10,6 @@ import torch
 from _rays import make_encoding, make_round, normal, random_posts, random_weights, uniform, unit_vectors
 
 from zipnerf_ns.losses import (
-    MOTION_KNEE,
     appearance_loss,
     charbonnier,
     color_loss,
@@ -20,7 +19,6 @@ from zipnerf_ns.losses import (
     interlevel_loss,
     level_consistency,
     mask_loss,
-    motion_loss,
     proposal_catchup,
     squared_error,
 )
@@ -417,11 +415,3 @@ def test_values_and_gradients_are_finite_at_the_extremes(which):
             assert grad is None or torch.isfinite(grad).all()
     if which == "rendered empty":
         assert float(interlevel.detach()) == float(distortion.detach()) == 0.0
-
-
-def test_motion_counts_by_the_length_of_what_changes():
-    features = torch.tensor([[3.0, 4.0], [0.0, 0.0], [0.3, 0.4], [0.0, -1.0]])
-    assert float(motion_loss(features)) == pytest.approx((5.0 + 0.0 + 0.5 + 1.0) / 4, abs=1e-3)
-    small = 1e-5 * features
-    squares = float(small.square().sum(dim=1).mean()) / (2.0 * MOTION_KNEE)
-    assert float(motion_loss(small)) == pytest.approx(squares, rel=1e-2)

@@ -27,8 +27,6 @@ LOG_EPS = 1e-6
 
 COMMON_DEPARTURE = 0.1
 """Length of a photo's three log gains up to which a departure from the mean light is common: some 6% each."""
-MOTION_KNEE = 1e-3
-"""Length below which features that change with time count as their squares; they begin a tenth as large."""
 
 ColorLoss = Literal["pseudo_huber", "charbonnier", "mse", "rmse"]
 """Distances between rendered and true colors."""
@@ -177,13 +175,3 @@ def appearance_loss(departures: Float[Tensor, "images 3"]) -> Float[Tensor, ""]:
 def mask_loss(main: Round, mask: Float[Tensor, "intervals 1"]) -> Float[Tensor, ""]:
     """Share of what rays see that may move: it pulls down the mask where nothing does, and no weights."""
     return (main.weights.detach() * mask.view_as(main.weights)).sum(dim=-1).mean()
-
-
-def motion_loss(features: Float[Tensor, "intervals features"]) -> Float[Tensor, ""]:
-    """Mean length of the features that change with time, as they are seen.
-
-    A length, not its square, so that it pulls as strongly on small ones: those that hardly lower the other losses are
-    zero in the end, and most of a scene stands still (the group lasso).
-    """
-    squares = features.float().square().sum(dim=1)
-    return (torch.sqrt(squares + MOTION_KNEE**2) - MOTION_KNEE).mean()

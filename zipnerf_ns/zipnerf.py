@@ -239,9 +239,6 @@ class ZipNerf(nn.Module):
         if config.motion.is_masked:
             own = config.mask_loss_mult, lambda: losses.mask_loss(rounds[-1], encoding.mask(channels))
             others["mask_loss"] = own
-        if config.motion.is_blended:
-            own = config.motion_loss_mult, lambda: losses.motion_loss(encoding.of_what_moves(channels))
-            others["motion_loss"] = own
         return {"rgb_loss": rgb_loss, **{name: mult * loss() for name, (mult, loss) in others.items() if mult > 0.0}}
 
     def distances(self, rounds: list[Round]) -> dict[str, Float[Tensor, "rays 1"]]:

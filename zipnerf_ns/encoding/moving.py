@@ -151,11 +151,6 @@ class MovingHashEncoding(AntiAliasedHashEncoding):
             seen = seen * (torch.arange(len(seen), device=seen.device) % self.still_every != 0)[:, None]
         return seen
 
-    def of_what_moves(self, channels: Float[Tensor, "intervals channels"]) -> Float[Tensor, "intervals features"]:
-        """The features among the channels that change with time: a view."""
-        first, grid = super().get_out_dim(), self.moving.grid
-        return channels[:, first : first + len(grid.levels) * grid.features_per_level]
-
     def mask(self, channels: Float[Tensor, "intervals channels"]) -> Float[Tensor, "intervals 1"]:
         """How much of what changes is seen in each interval, 0 to 1, of its still channels, which come first."""
         weight, bias = self.mask_layer.weight, self.mask_layer.bias
