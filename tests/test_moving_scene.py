@@ -79,7 +79,7 @@ def test_nothing_is_shifted_at_first():
 
 def test_some_rays_of_a_step_see_what_stands_still_alone():
     torch.manual_seed(3)
-    motion = MotionConfig("both", MOVING, DEFORMATION, still_share=0.5)
+    motion = MotionConfig("both", MOVING, DEFORMATION, still_every=2)
     encoding, cones = MovingHashEncoding(STILL, motion, "ipe"), make_cones()
     with torch.no_grad():
         for parameter in encoding.parameters():

@@ -129,6 +129,10 @@ def _check_ranges(config: ZipNerfModelConfig) -> None:
         raise InputError(f"num_samples is {config.num_samples}: it must be at least 2.")
     if config.motion.hidden_dim < 0:
         raise InputError(f"motion.hidden_dim is {config.motion.hidden_dim}: it must be 0 (no layer) or more.")
+    if not 0.0 <= config.motion.still_first <= 0.5:
+        raise InputError(f"motion.still_first is {config.motion.still_first}: it must lie between 0 and a half.")
+    if config.motion.still_every < 0 or config.motion.still_every == 1:
+        raise InputError(f"motion.still_every is {config.motion.still_every}: it must be 0 (no ray) or 2 or more.")
     if config.collision_check_steps < 0:
         raise InputError(f"collision_check_steps is {config.collision_check_steps}: it must be 0 (never) or more.")
 

@@ -58,8 +58,9 @@ class MotionConfig:
     """Learn where anything moves, and let the grid over space and time be seen there alone."""
     still_first: float = 0.0
     """Share of the training in which nothing moves yet; in as long again motion comes in little by little."""
-    still_share: float = 0.0
-    """Share of a step's rays that see what stands still alone, which so learns to be whole without what moves."""
+    still_every: int = 0
+    """One of so many rays of a step sees what stands still alone, which so learns to be whole without what moves; 0:
+    none does."""
 
     @property
     def is_blended(self) -> bool:
@@ -100,8 +101,8 @@ class MovingHashEncoding(AntiAliasedHashEncoding):
 
     def __init__(self, config: HashGridConfig, motion: MotionConfig, prefilter: Prefilter = "multisample") -> None:
         super().__init__(config, prefilter)
-        self.still_every = round(1.0 / motion.still_share) if motion.still_share else 0
-        self.register_buffer("opening", torch.ones(()), persistent=False)
+        self.still_every = motion.still_every
+        self.register_buffer("opening", torch.ones(()))
         self.moving = self.deformation = self.mask_layer = None
         if motion.is_blended:
             self.moving = AntiAliasedHashEncoding(motion.grid, motion.prefilter)
