@@ -75,8 +75,9 @@ class ZipNerfDensityField(nn.Module):
         """The intervals as the encoding takes them; in training each is turned and reversed at random."""
         turns = 2.0 * torch.rand_like(tdist[:, 1:]) if self.training else None
         return Cones(
-            rays.origins, rays.directions, rays.radius, tdist, turns, self.aabb, rays.times, shutter=rays.shutter
-        )
+            rays.origins, rays.directions, rays.radius, tdist, turns, self.aabb, rays.times, None, rays.shutter,
+            rays.seen,
+        )  # fmt: skip
 
     def channels(
         self,

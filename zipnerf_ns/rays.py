@@ -45,6 +45,8 @@ class Rays(NamedTuple):
     """Middle of the moment in which each ray sees, from 0 to 1; None where nothing is known of time."""
     shutter: float = 0.0
     """Length of that moment, in the same unit."""
+    seen: Float[Tensor, "rays 1"] | None = None
+    """How much each ray sees of what moves, 0 to 1; None where all see all of it."""
 
     @classmethod
     def between(
@@ -81,6 +83,10 @@ class Rays(NamedTuple):
             times=None if self.times is None else squares(self.times).mean(dim=1),
             shutter=self.shutter,
         )
+
+    def some(self, which: slice) -> Rays:
+        """Some of the rays."""
+        return Rays(*(value[which] if isinstance(value, Tensor) else value for value in self))
 
     def detach(self) -> Rays:
         """The same rays without a gradient to the cameras that they come from."""

@@ -54,6 +54,9 @@ class MotionConfig:
     """Anti-aliasing of the rendered round's grid over space and time."""
     hidden_dim: int = 64
     """Width of the layer between the deformation's features and shifts; 0 for none, shifts are then their sums."""
+    reach: float = 0.05
+    """How far the deformation shifts at most along each axis, in sides of the unit cube, of which a world unit takes a
+    quarter near the center."""
     mask: bool = True
     """Learn where anything moves, and let the grid over space and time be seen there alone."""
     still_first: float = 0.0
@@ -101,8 +104,8 @@ class MovingHashEncoding(AntiAliasedHashEncoding):
 
     def __init__(self, config: HashGridConfig, motion: MotionConfig, prefilter: Prefilter = "multisample") -> None:
         super().__init__(config, prefilter)
-        self.still_every = motion.still_every
         self.register_buffer("opening", torch.ones(()))
+        self.reach = motion.reach
         self.moving = self.deformation = self.mask_layer = None
         if motion.is_blended:
             self.moving = AntiAliasedHashEncoding(motion.grid, motion.prefilter)
@@ -146,11 +149,8 @@ class MovingHashEncoding(AntiAliasedHashEncoding):
         return self.ops.join_channels(still, moving, seen, mask and mask.weight, mask and mask.bias)
 
     def share_seen(self, cones: Cones) -> Float[Tensor, "rays 1"]:
-        """How much each ray sees of all that moves: little at first, and some rays of a training step nothing."""
-        seen = self.opening.expand(len(cones.tdist), 1)
-        if self.training and self.still_every:
-            seen = seen * (torch.arange(len(seen), device=seen.device) % self.still_every != 0)[:, None]
-        return seen
+        """How much each ray sees of all that moves, of which little has come in at first."""
+        return self.opening.expand(len(cones.tdist), 1) if cones.seen is None else self.opening * cones.seen
 
     def mask(self, channels: Float[Tensor, "intervals channels"]) -> Float[Tensor, "intervals 1"]:
         """How much of what changes is seen in each interval, 0 to 1, of its still channels, which come first."""
@@ -164,11 +164,12 @@ class MovingHashEncoding(AntiAliasedHashEncoding):
     ) -> Float[Tensor, "intervals 3"]:
         """From where each interval is to where the still table is read for it, in sides of the unit cube."""
         groups = grouped(cones, SHIFT_GROUP)
-        scale = SHIFT_SCALE if seen is None else SHIFT_SCALE * seen[:, :, None]
         with torch.autocast(cones.tdist.device.type, enabled=False):
             # In float32: a cell of the finest level is a ten-thousandth of the cube.
             raw = self.shift_layers(self.deformation(groups, is_frozen=is_frozen))
-            shifts = scale * raw.unflatten(0, (len(cones.tdist), groups.tdist.shape[1] - 1))
+            raw = raw.unflatten(0, (len(cones.tdist), groups.tdist.shape[1] - 1))
+            reach = self.reach if seen is None else self.reach * seen[:, :, None]
+            shifts = reach * torch.tanh((SHIFT_SCALE / self.reach) * raw)
         size = (cones.tdist.shape[1] - 1) // max(groups.tdist.shape[1] - 1, 1)
         return shifts.repeat_interleave(size, dim=1).flatten(0, 1)
 

@@ -35,6 +35,8 @@ class Cones(NamedTuple):
     """What is added to where each interval's samples lie in the unit cube, not to their extents, ray by ray."""
     shutter: float = 0.0
     """Length of the moments."""
+    seen: Float[Tensor, "rays 1"] | None = None
+    """How much each ray sees of what moves, 0 to 1, for encodings that tell it apart; None for all of it."""
 
 
 class Lookup(NamedTuple):
@@ -69,7 +71,7 @@ def cones_in_cube(
         cones: the intervals; the result counts them ray by ray.
         one_lookup: the cone's own Gaussian (its std is the root of its trace) instead of six multisamples.
     """
-    origins, directions, radius, tdist, turns, aabb, _, shifts, _ = cones
+    origins, directions, radius, tdist, turns, aabb, _, shifts, *_ = cones
     starts, ends = tdist[:, :-1], tdist[:, 1:]
     if one_lookup:
         mean, t_var, r_var = frustum.cone_gaussians(origins, directions, starts, ends, radius)
@@ -105,7 +107,7 @@ def middles_in_cube(
 ) -> tuple[Float[Tensor, "intervals 1 3"], Float[Tensor, "intervals 1"], Float[Tensor, "intervals 1"]]:
     """The middle of each interval's six multisamples: where it lies in the unit cube, with which std, and how far they
     reach at most, along the ray and across it together, in units of the cube's side."""
-    origins, directions, radius, tdist, _, aabb, _, shifts, _ = cones
+    origins, directions, radius, tdist, _, aabb, _, shifts, *_ = cones
     t = frustum.multisample_distances(tdist[:, :-1], tdist[:, 1:])
     middle = t.mean(dim=-1, keepdim=True)
     off_axis = middle * (radius[..., None] / math.sqrt(2.0))
@@ -140,6 +142,7 @@ def separate_intervals(cones: Cones) -> Cones:
         None if cones.times is None else cones.times.repeat_interleave(bins, dim=0),
         cones.shifts,
         cones.shutter,
+        None if cones.seen is None else cones.seen.repeat_interleave(bins, dim=0),
     )
 
 
