@@ -162,7 +162,7 @@ class ZipNerfModel(Model):
             rays = rays._replace(radius=rays.radius * view.cone_scale)
         looks = {"prefilter": view.prefilter, "finest_level": view.num_active}
         rendering = self.zipnerf(rays, photo=view.photo, side=side, **looks)
-        rgb, accumulation, rounds, radiance = rendering
+        rgb, accumulation, rounds, radiance, _ = rendering
         if not self.training:
             rgb = self._over_background(rgb, accumulation, radiance.colors, view)
             outputs = Outputs(rgb=rgb, accumulation=accumulation, **self.zipnerf.distances(rounds))
