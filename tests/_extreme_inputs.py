@@ -99,9 +99,9 @@ def cone_encode(draw: Draw) -> Sequence[Any]:
 
 
 def joined(draw: Draw) -> Sequence[Any]:
-    """Channels of groups of two intervals, and a mask that is anywhere between shut and open."""
+    """Channels of intervals, and a mask that is anywhere between shut and open."""
     dtype = draw.pick(torch.float32, torch.bfloat16)
-    still = draw.numbers(2 * draw.rays * draw.bins, 5, low=-1e6, high=1e6, dtype=dtype, leaf=True)
+    still = draw.numbers(draw.rays * draw.bins, 5, low=-1e6, high=1e6, dtype=dtype, leaf=True)
     moving = draw.numbers(draw.rays * draw.bins, 3, low=-1e6, high=1e6, dtype=dtype, leaf=True)
     weight, bias = (draw.numbers(*shape, low=-1e3, high=1e3, leaf=True) for shape in ((1, 5), (1,)))
     return still, moving, draw.numbers(draw.rays, 1, low=0.0, high=1.0), weight, bias

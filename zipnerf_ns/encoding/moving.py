@@ -19,8 +19,6 @@ SHIFT_SCALE = 0.1
 """What it gives is in multiples of this part of the unit cube's side, four tenths of a world unit."""
 SHIFT_GROUP = 2
 """Neighboring intervals of a ray that are shifted alike."""
-MOVING_GROUP = 1
-"""Neighboring intervals of a ray that share what moves."""
 
 
 @dataclass
@@ -144,8 +142,7 @@ class MovingHashEncoding(AntiAliasedHashEncoding):
         still = super().forward(read_at, num_active, prefilter, dtype, is_frozen)
         if self.moving is None:
             return still
-        together = grouped(cones, MOVING_GROUP)
-        moving = self.moving(together, self._active_moving(num_active), prefilter, dtype, is_frozen)
+        moving = self.moving(cones, self._active_moving(num_active), prefilter, dtype, is_frozen)
         return self.ops.join_channels(still, moving, seen, mask and mask.weight, mask and mask.bias)
 
     def share_seen(self, cones: Cones) -> Float[Tensor, "rays 1"]:
@@ -163,14 +160,15 @@ class MovingHashEncoding(AntiAliasedHashEncoding):
         self, cones: Cones, is_frozen: bool = False, seen: Float[Tensor, "rays 1"] | None = None
     ) -> Float[Tensor, "intervals 3"]:
         """From where each interval is to where the still table is read for it, in sides of the unit cube."""
-        groups = grouped(cones, SHIFT_GROUP)
+        size = 1 if (cones.tdist.shape[1] - 1) % SHIFT_GROUP else SHIFT_GROUP
+        # One look-up an interval, which nothing turns.
+        groups = cones._replace(tdist=cones.tdist[:, ::size].contiguous(), turns=None)
         with torch.autocast(cones.tdist.device.type, enabled=False):
             # In float32: a cell of the finest level is a ten-thousandth of the cube.
             raw = self.shift_layers(self.deformation(groups, is_frozen=is_frozen))
             raw = raw.unflatten(0, (len(cones.tdist), groups.tdist.shape[1] - 1))
             reach = self.reach if seen is None else self.reach * seen[:, :, None]
             shifts = reach * torch.tanh((SHIFT_SCALE / self.reach) * raw)
-        size = (cones.tdist.shape[1] - 1) // max(groups.tdist.shape[1] - 1, 1)
         return shifts.repeat_interleave(size, dim=1).flatten(0, 1)
 
     def _active_moving(self, num_active: int | None) -> int | None:
@@ -179,10 +177,3 @@ class MovingHashEncoding(AntiAliasedHashEncoding):
             return None
         finest = max((level.resolution for level in self.grid.levels[: max(num_active, 0)]), default=0)
         return sum(level.resolution <= finest for level in self.moving.grid.levels)
-
-
-def grouped(cones: Cones, size: int) -> Cones:
-    """Neighboring intervals of each ray as one, which has a single look-up, that nothing turns; the same intervals
-    where they are no multiple of ``size``."""
-    size = 1 if (cones.tdist.shape[1] - 1) % size else size
-    return cones._replace(tdist=cones.tdist[:, ::size].contiguous(), turns=cones.turns if size == 1 else None)

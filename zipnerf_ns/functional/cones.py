@@ -203,7 +203,7 @@ def looks_up_close_ones_once(cones: Cones, lookup: Lookup) -> bool:
 
 def join_channels(
     still: Float[Tensor, "intervals still"],
-    moving: Float[Tensor, "groups moving"],
+    moving: Float[Tensor, "intervals moving"],
     seen: Float[Tensor, "rays 1"],
     weight: Float[Tensor, "1 still"] | None = None,
     bias: Float[Tensor, "1"] | None = None,
@@ -211,8 +211,7 @@ def join_channels(
     """Channels of what stands still, and behind them those of what moves, as far as it is seen.
 
     Args:
-        still: of the intervals, ray by ray.
-        moving: of groups of neighboring intervals of a ray, equally many each, which share them.
+        still, moving: of the intervals, ray by ray.
         seen: how much of what moves each ray sees, 0 to 1; takes no gradient.
         weight, bias: of the mask, the share of what moves in each interval: the sigmoid of what they make of its still
             channels. None for none.
@@ -220,5 +219,4 @@ def join_channels(
     share = seen.detach().repeat_interleave(len(still) // max(len(seen), 1), dim=0)
     if weight is not None:
         share = share * torch.sigmoid(torch.nn.functional.linear(still.to(weight.dtype), weight, bias))
-    moving = moving.repeat_interleave(len(still) // max(len(moving), 1), dim=0)
     return torch.cat([still, (moving * share).to(still.dtype)], dim=1)

@@ -17,8 +17,6 @@ from torch.autograd.function import once_differentiable
 from zipnerf_ns.kernels import support
 from zipnerf_ns.kernels.launching import launching
 
-SIZES = (1, 2, 4, 8, 16)
-"""Intervals of a group that the kernels take."""
 BLOCK, PART, NUM_WARPS = 128, 16, 4
 
 
@@ -35,7 +33,7 @@ def _tile(channel, row, total, CHANNELS: tl.constexpr, PART: tl.constexpr):
 @no_type_check
 def join_kernel(
     still, moving, seen, weight, bias, joined, masks, total, per_ray,
-    STILL: tl.constexpr, MOVING: tl.constexpr, SIZE: tl.constexpr, PART: tl.constexpr, BLOCK: tl.constexpr,
+    STILL: tl.constexpr, MOVING: tl.constexpr, PART: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
     """Joined channels of BLOCK intervals, and, where there is a mask, its values."""
     row = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
@@ -55,9 +53,8 @@ def join_kernel(
         share *= part
     target = joined + STILL * total
     for channel in range(0, MOVING, PART):
-        channels, place, mask = _tile(channel, row, total, MOVING, PART)
-        source = moving + channels.to(tl.int64)[:, None] * (total // SIZE) + (row // SIZE)[None, :]
-        x = tl.load(source, mask=mask, other=0.0).to(tl.float32)
+        _, place, mask = _tile(channel, row, total, MOVING, PART)
+        x = tl.load(moving + place, mask=mask, other=0.0).to(tl.float32)
         tl.store(target + place, x * share[None, :], mask=mask)
 
 
@@ -65,12 +62,11 @@ def join_kernel(
 @no_type_check
 def join_backward_kernel(
     still, moving, seen, weight, masks, v_joined, v_still, v_moving, v_linear, total, per_ray,
-    STILL: tl.constexpr, MOVING: tl.constexpr, SIZE: tl.constexpr, PART: tl.constexpr, BLOCK: tl.constexpr,
+    STILL: tl.constexpr, MOVING: tl.constexpr, PART: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
     """Cotangents of both channels of BLOCK intervals, and this program's share in that of weight and bias,
     ``v_linear`` [programs, STILL + 1]; without a mask the still ones' are the joined ones', and not written."""
-    first = tl.program_id(0).to(tl.int64) * BLOCK
-    row = first + tl.arange(0, BLOCK)
+    row = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
     live = row < total
     share = tl.load(seen + row // per_ray, mask=live, other=0.0)
     part = share
@@ -78,17 +74,13 @@ def join_backward_kernel(
         part = tl.load(masks + row, mask=live, other=0.0)
         slope = share * part * (1.0 - part)
         share *= part
-    group = first // SIZE + tl.arange(0, BLOCK // SIZE)
     v_share = tl.zeros([BLOCK], tl.float32)
     for channel in range(0, MOVING, PART):
-        channels, place, mask = _tile(channel, row, total, MOVING, PART)
+        _, place, mask = _tile(channel, row, total, MOVING, PART)
         v = tl.load(v_joined + STILL * total + place, mask=mask, other=0.0).to(tl.float32)
         if masks is not None:
-            source = moving + channels.to(tl.int64)[:, None] * (total // SIZE) + (row // SIZE)[None, :]
-            v_share += tl.sum(v * tl.load(source, mask=mask, other=0.0).to(tl.float32), axis=0)
-        v_groups = tl.sum(tl.reshape(v * share[None, :], [PART, BLOCK // SIZE, SIZE]), axis=2)
-        _, place, mask = _tile(channel, group, total // SIZE, MOVING, PART)
-        tl.store(v_moving + place, v_groups, mask=mask)
+            v_share += tl.sum(v * tl.load(moving + place, mask=mask, other=0.0).to(tl.float32), axis=0)
+        tl.store(v_moving + place, v * share[None, :], mask=mask)
     if masks is not None:
         v_raw = v_share * slope
         sums = v_linear + tl.program_id(0) * (STILL + 1)
@@ -104,7 +96,7 @@ def join_backward_kernel(
 
 def join_channels(
     still: Float[Tensor, "intervals still"],
-    moving: Float[Tensor, "groups moving"],
+    moving: Float[Tensor, "intervals moving"],
     seen: Float[Tensor, "rays 1"],
     weight: Float[Tensor, "1 still"] | None = None,
     bias: Float[Tensor, "1"] | None = None,
@@ -114,11 +106,8 @@ def join_channels(
     All channels are stored one after the other.
 
     Raises:
-        ValueError: for groups that the kernels do not take.
         RuntimeError: if the kernels cannot run on the channels' device; the message says what to install.
     """
-    if len(still) and len(still) not in [size * len(moving) for size in SIZES]:
-        raise ValueError(f"groups of {SIZES} intervals are what the kernels take, not {len(moving)} of {len(still)}.")
     support.require(still.device)
     return _JoinChannels.apply(still, moving, seen.detach().float().contiguous(), weight, bias)
 
@@ -166,6 +155,5 @@ class _JoinChannels(torch.autograd.Function):
 
 def _launch(still: Tensor, moving: Tensor) -> tuple[tuple[int], dict[str, int]]:
     """The grid and the options of a launch."""
-    total, groups = still.shape[1], moving.shape[1]
-    options = {"STILL": len(still), "MOVING": len(moving), "SIZE": total // groups, "PART": PART, "BLOCK": BLOCK}
-    return (triton.cdiv(total, BLOCK),), {**options, "num_warps": NUM_WARPS}
+    options = {"STILL": len(still), "MOVING": len(moving), "PART": PART, "BLOCK": BLOCK, "num_warps": NUM_WARPS}
+    return (triton.cdiv(still.shape[1], BLOCK),), options
