@@ -58,12 +58,10 @@ def test_shifts_are_made_of_space_and_time_and_move_the_still_table_alone():
     shifts = encoding.shifts(cones)
     first, _, last = encoding.shift_layers
     pairs = encoding.deformation(cones._replace(tdist=cones.tdist[:, ::2].contiguous()))
-    reach = encoding.reach
-    of_pairs = reach * torch.tanh(SHIFT_SCALE / reach * last(torch.relu(first(pairs))))
-    assert 0.001 < float(of_pairs.detach().abs().mean()) and float(of_pairs.detach().abs().max()) < reach
+    of_pairs = SHIFT_SCALE * last(torch.relu(first(pairs)))
     torch.testing.assert_close(shifts, of_pairs.repeat_interleave(2, dim=0))
     three = cones._replace(tdist=cones.tdist[:, :4].contiguous())
-    each = reach * torch.tanh(SHIFT_SCALE / reach * last(torch.relu(first(encoding.deformation(three)))))
+    each = SHIFT_SCALE * last(torch.relu(first(encoding.deformation(three))))
     torch.testing.assert_close(encoding.shifts(three), each)
     assert not torch.allclose(shifts, encoding.shifts(cones._replace(times=1.0 - cones.times)))
     still = AntiAliasedHashEncoding.forward(encoding, cones._replace(shifts=shifts))
@@ -79,33 +77,54 @@ def test_nothing_is_shifted_at_first():
     assert not encoding.shifts(make_cones()).any()
 
 
-def test_some_rays_of_a_step_see_what_stands_still_alone():
-    encoding, cones = make_encoding("both"), make_cones()
-    whole = encoding(cones).view(5, 4, -1)
-    found = encoding(cones._replace(seen=torch.tensor([[0.0], [1.0], [0.0], [1.0], [0.0]]))).view(5, 4, -1)
-    still = AntiAliasedHashEncoding.forward(encoding, cones).view(5, 4, -1)
-    size = still.shape[2]
-    torch.testing.assert_close(found[1::2], whole[1::2])
-    torch.testing.assert_close(found[::2, :, :size], still[::2])
-    assert not found[::2, :, size:].any()
-
-
-def test_nothing_moves_at_first_and_then_little_by_little():
-    config = tiny_config("both")
-    model = ZipNerf(dataclasses.replace(config, motion=dataclasses.replace(config.motion, still_first=0.2)))
-    for progress, opening in ((0.0, 0.0), (0.2, 0.0), (0.3, 0.5), (0.4, 1.0), (1.0, 1.0)):
-        model.set_progress(progress)
-        assert all(float(field.encoding.opening) == pytest.approx(opening) for field in model.fields)
+def test_rays_see_what_moves_as_far_as_they_are_told():
     encoding, cones = make_encoding("both"), make_cones()
     size = AntiAliasedHashEncoding.get_out_dim(encoding)
-    encoding.opening.fill_(0.0)
-    found = encoding(cones)
-    torch.testing.assert_close(found[:, :size], AntiAliasedHashEncoding.forward(encoding, cones))
-    assert not found[:, size:].any()
+    seen = torch.tensor([[0.0], [1.0], [0.0], [1.0], [0.25]])
+    found, whole = (encoding(each).view(5, 4, -1) for each in (cones._replace(seen=seen), cones))
+    torch.testing.assert_close(found[1::2], whole[1::2])
+    still = AntiAliasedHashEncoding.forward(encoding, cones).view(5, 4, -1)
+    torch.testing.assert_close(found[[0, 2], :, :size], still[[0, 2]])
+    assert not found[[0, 2], :, size:].any()
+    # As far as motion has come in.
     encoding.opening.fill_(0.25)
     still = AntiAliasedHashEncoding.forward(encoding, cones._replace(shifts=0.25 * encoding.shifts(cones)))
     moving = 0.25 * encoding.mask(still) * encoding.moving(cones)
     torch.testing.assert_close(encoding(cones), torch.cat([still, moving], dim=1))
+    torch.testing.assert_close(encoding(cones).view(5, 4, -1)[4], found[4])
+
+
+@pytest.mark.parametrize("kind,openings", [("blend", (0.0, 0.0, 0.5, 1.0, 1.0)), ("both", (1.0,) * 5)])
+def test_nothing_moves_at_first_and_then_little_by_little(kind, openings):
+    config = tiny_config(kind)
+    model = ZipNerf(dataclasses.replace(config, motion=dataclasses.replace(config.motion, still_first=0.2)))
+    for progress, opening in zip((0.0, 0.2, 0.3, 0.4, 1.0), openings, strict=True):
+        model.set_progress(progress)
+        assert all(float(field.encoding.opening) == pytest.approx(opening) for field in model.fields)
+        # A checkpoint keeps it.
+        assert all(float(field.encoding.state_dict()["opening"]) == pytest.approx(opening) for field in model.fields)
+
+
+@pytest.mark.parametrize("kind,training,blind", [("blend", True, 3), ("blend", False, 0), ("both", True, 0)])
+def test_some_rays_of_a_step_see_what_stands_still_alone(monkeypatch, kind, training, blind):
+    config = tiny_config(kind)
+    motion = dataclasses.replace(config.motion, still_every=4)
+    model, asked = ZipNerf(dataclasses.replace(config, motion=motion)).train(training), []
+    for field in model.fields:
+        forward = field.encoding.forward
+        monkeypatch.setattr(
+            field.encoding, "forward", lambda cones, *a, forward=forward: asked.append(cones) or forward(cones, *a)
+        )
+    model(rays_around(9, torch.Generator().manual_seed(5)))
+    assert len(asked) == len(model.fields)
+    for cones in asked:
+        assert blind == (0 if cones.seen is None else int((cones.seen == 0.0).sum()))
+        assert not blind or torch.equal(cones.seen.flatten() == 0.0, torch.arange(9) % 4 == 0)
+
+
+def test_one_camera_sees_what_moves_blended_and_several_shifted_too():
+    assert [MotionConfig("auto").settled(cameras).kind for cameras in (1, 2, 8)] == ["blend", "both", "both"]
+    assert all(MotionConfig(kind).settled(8).kind == kind for kind in ("none", "blend", "deform"))
 
 
 @pytest.mark.parametrize("level,moving", [(None, 2), (2, 2), (1, 0), (0, 0)])
@@ -131,6 +150,10 @@ def test_tables_are_named_in_their_order(kind, per_field):
 def test_what_does_not_go_with_motion_is_refused():
     with pytest.raises(InputError, match=r"motion\.kind blend does not go with ipe_bandwidth scene_scale"):
         ZipNerfModelConfig(motion=MotionConfig("blend"), prefilter="ipe", ipe_bandwidth="scene_scale")
+    with pytest.raises(InputError, match=r"motion\.still_first is 0\.6: it must lie between 0 and a half"):
+        ZipNerfModelConfig(motion=MotionConfig("blend", still_first=0.6))
+    with pytest.raises(InputError, match=r"motion\.still_every is 1: it must be 0 \(no ray\) or 2 or more"):
+        ZipNerfModelConfig(motion=MotionConfig("blend", still_every=1))
     with pytest.raises(InputError, match=r"motion\.kind deform does not go with implementation tcnn"):
         ZipNerfModelConfig(motion=MotionConfig("deform"), implementation="tcnn", prefilter="ipe")
 

@@ -136,7 +136,7 @@ zipnerf_lite = _method(
 zipnerf_dynamic = _method(
     "zipnerf-dynamic",
     "Zip-NeRF with time, for scenes that move: photos need times.",
-    ZipNerfModelConfig(motion=MotionConfig("both")),
+    ZipNerfModelConfig(motion=MotionConfig("auto")),
     num_rays=8192,
     num_steps=20_000,
 )

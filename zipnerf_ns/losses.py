@@ -175,30 +175,3 @@ def appearance_loss(departures: Float[Tensor, "images 3"]) -> Float[Tensor, ""]:
 def mask_loss(main: Round, mask: Float[Tensor, "intervals 1"]) -> Float[Tensor, ""]:
     """Share of what rays see that may move: it pulls down the mask where nothing does, and no weights."""
     return (main.weights.detach() * mask.view_as(main.weights)).sum(dim=-1).mean()
-
-
-def near_loss(main: Round, distance: float = 1.0) -> Float[Tensor, ""]:
-    """Share of what rays see right before their cameras, less the farther away, and nothing from a distance on.
-
-    Only one camera sees what is there at its moment, and no other photo says that it is not there (the occlusion
-    regularization of FreeNeRF, CVPR 2023).
-
-    Args:
-        main: the rendered round.
-        distance: where nothing counts any more, world units.
-    """
-    middles = 0.5 * (main.tdist[:, :-1] + main.tdist[:, 1:])
-    return (main.weights * (1.0 - middles / distance).clamp_min(0.0).square()).sum(dim=-1).mean()
-
-
-def still_loss(seen: Float[Tensor, "rays n"], still: Float[Tensor, "rays n"]) -> Float[Tensor, ""]:
-    """How much of what rays see lies elsewhere than in a scene in which nothing moves: 0 to 2.
-
-    A difference, not its square: what need not move, for other losses are as low without, does not move at all. Where
-    colors change, not places, it is zero.
-
-    Args:
-        seen: weights of the rendered round.
-        still: of the same intervals if nothing moved.
-    """
-    return (seen - still).abs().sum(dim=-1).mean()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -64,6 +65,8 @@ class ZipNerfModel(Model):
         # Again: a config.yml that was edited by hand has not been through __post_init__.
         check_config(config)
         hints = find_hints(self.kwargs.get("metadata"))
+        motion = config.motion.settled(1 if hints is None else hints.cameras_at_once)
+        self.config = config = dataclasses.replace(config, motion=motion)
         device = torch.device(self.kwargs.get("device", "cpu"))
         explain_implementation(config, device)
         is_bounded = config.scene_bounds == "box" or (
@@ -162,7 +165,7 @@ class ZipNerfModel(Model):
             rays = rays._replace(radius=rays.radius * view.cone_scale)
         looks = {"prefilter": view.prefilter, "finest_level": view.num_active}
         rendering = self.zipnerf(rays, photo=view.photo, side=side, **looks)
-        rgb, accumulation, rounds, radiance, _ = rendering
+        rgb, accumulation, rounds, radiance = rendering
         if not self.training:
             rgb = self._over_background(rgb, accumulation, radiance.colors, view)
             outputs = Outputs(rgb=rgb, accumulation=accumulation, **self.zipnerf.distances(rounds))

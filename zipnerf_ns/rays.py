@@ -84,10 +84,6 @@ class Rays(NamedTuple):
             shutter=self.shutter,
         )
 
-    def some(self, which: slice) -> Rays:
-        """Some of the rays."""
-        return Rays(*(value[which] if isinstance(value, Tensor) else value for value in self))
-
     def detach(self) -> Rays:
         """The same rays without a gradient to the cameras that they come from."""
         return self._replace(

@@ -95,10 +95,6 @@ class ZipNerfConfig:
     """Weight of the share of photos whose light is not the mean one, with use_appearance; 0 is off."""
     mask_loss_mult: float = 0.001
     """Weight of the share of what is seen that may move, with motion.kind blend and both; 0 is off."""
-    still_loss_mult: float = 0.0
-    """Weight of how much of what is seen lies elsewhere than if nothing moved, with motion.still_every; 0 is off."""
-    near_loss_mult: float = 0.0
-    """Weight of the share of what is seen within one world unit of a camera, the nearer the more; 0 is off."""
     use_gradient_scaling: bool = True
     """Lower the gradients of what is nearer to a camera than one world unit: against floaters before the cameras (not
     in the paper)."""

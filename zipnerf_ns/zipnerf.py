@@ -48,8 +48,6 @@ class Rendering(NamedTuple):
     """Intervals and weights of every round, the rendered one last."""
     radiance: Radiance
     """Densities and colors of the rendered round's intervals."""
-    still: Float[Tensor, "some n"] | None = None
-    """In training, the weights that some of the rays would have seen if nothing moved; see ``ZipNerf.compared``."""
 
 
 class ZipNerf(nn.Module):
@@ -145,7 +143,7 @@ class ZipNerf(nn.Module):
         # In place, and in the device's memory, for the training step may be a graph that was captured once.
         self.anneal.fill_(slope * progress / ((slope - 1.0) * progress + 1.0))
         first = self.config.motion.still_first
-        for field in self.fields if first and self.config.motion.kind != "none" else ():
+        for field in self.fields if first and self.config.motion.learns_still else ():
             field.encoding.opening.fill_(min(max(progress / first - 1.0, 0.0), 1.0))
 
     def num_active_levels(self) -> int | None:
@@ -154,17 +152,6 @@ class ZipNerf(nn.Module):
             return None
         levels = self.config.grid.num_levels
         return min(levels, max(MIN_ACTIVE_LEVELS, int(round(levels * self.progress))))
-
-    @property
-    def still_every(self) -> int:
-        """One of so many rays sees what stands still alone; 0 for none."""
-        motion = self.config.motion
-        return motion.still_every if self.training and motion.kind != "none" else 0
-
-    @property
-    def compared(self) -> slice:
-        """Of a step's rays, those that are compared with what they would see if nothing moved, but which do see it."""
-        return slice(1, None, self.still_every)
 
     def forward(
         self,
@@ -183,8 +170,8 @@ class ZipNerf(nn.Module):
             photo: number of the training image whose appearance is shown at evaluation; the mean of all if None.
             side: of the squares of pixels whose rays, one after the other, share their proposals; 1 for none.
         """
-        ops, num_active, every = self.ops, self.num_active_levels(), self.still_every
-        if every:
+        ops, num_active, every = self.ops, self.num_active_levels(), self.config.motion.still_every
+        if self.training and every and self.config.motion.learns_still:
             number = torch.arange(len(rays.origins), device=rays.origins.device)[:, None]
             rays = rays._replace(seen=(number % every != 0).to(rays.origins.dtype))
         density_fns = [lambda rays, tdist, network=network: network.density(rays, tdist, num_active, prefilter)
@@ -204,13 +191,8 @@ class ZipNerf(nn.Module):
             images = rays.camera_indices if self.training else photo
             radiance = radiance._replace(colors=self.appearance(radiance.colors, images))
         weights, rgb, accumulation = ops.render(radiance.density, sampled.tdist, rays.valid, radiance.colors)
-        rounds, still = [*sampled.proposals, Round(sampled.sdist, sampled.tdist, weights)], None
-        if every and self.config.still_loss_mult > 0.0:
-            with torch.no_grad():
-                some, tdist = rays.some(self.compared), sampled.tdist[self.compared]
-                density = self.field.density(some._replace(seen=0.0 * some.seen), tdist, num_active, prefilter)
-                still = ops.density_to_weights(density, tdist, some.valid)
-        return Rendering(rgb, accumulation, rounds, radiance, still)
+        rounds = [*sampled.proposals, Round(sampled.sdist, sampled.tdist, weights)]
+        return Rendering(rgb, accumulation, rounds, radiance)
 
     def losses(
         self,
@@ -246,7 +228,6 @@ class ZipNerf(nn.Module):
             ),
             "distillation_loss": (config.distillation_loss_mult, distillation),
             "distortion_loss": (config.distortion_loss_mult, lambda: losses.distortion_loss(rounds[-1], self.ops)),
-            "near_loss": (config.near_loss_mult, lambda: losses.near_loss(rounds[-1])),
             "level_consistency_loss": (
                 config.level_consistency_mult, lambda: losses.level_consistency(encoding.per_level(channels))
             ),
@@ -258,9 +239,6 @@ class ZipNerf(nn.Module):
         if (appearance := self.appearance) is not None:
             own = config.appearance_loss_mult, lambda: losses.appearance_loss(appearance.departures())
             others["appearance_loss"] = own
-        if (still := rendering.still) is not None:
-            seen = rounds[-1].weights[self.compared]
-            others["still_loss"] = config.still_loss_mult, lambda: losses.still_loss(seen, still)
         if config.motion.is_masked:
             own = config.mask_loss_mult, lambda: losses.mask_loss(rounds[-1], encoding.mask(channels))
             others["mask_loss"] = own

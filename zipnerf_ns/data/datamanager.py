@@ -30,7 +30,7 @@ from zipnerf_ns.data.dataparsers.run import chosen, parser_of_run
 from zipnerf_ns.data.disk.window import PixelsConfig, moving_on, open_pixels
 from zipnerf_ns.data.images import CheckedDataset, read_all
 from zipnerf_ns.data.metadata import SCENE_HINTS, SceneHints, area_weights, find_scales
-from zipnerf_ns.data.moving.times import check_times, settle_time_step
+from zipnerf_ns.data.moving.times import cameras_at_once, check_times, settle_time_step
 from zipnerf_ns.data.pixels import PixelStore, Thumbnails
 from zipnerf_ns.data.poses import check_scale
 from zipnerf_ns.data.trained import GIVE_DATA, TrainedData
@@ -166,6 +166,7 @@ class ZipNerfDataManager(VanillaDataManager[CheckedDataset]):
             background="white" if background == "white" else "black",
             longest_side=int(max(cameras.width.max(), cameras.height.max())),
             time_step=settle_time_step(outputs, self.config.dataparser.data, self.config.uses_time),
+            cameras_at_once=cameras_at_once(outputs.cameras),
         )
         if not self._is_inference:
             space = float(box[1].max()) if outputs.metadata[SCENE_HINTS].bounded else 1.0

@@ -39,6 +39,8 @@ class SceneHints:
     """Longest side of a training image, pixels."""
     time_step: float | None = None
     """Time from one moment of the training to the next, where all of it is 1; None where none is said of the photos."""
+    cameras_at_once: int = 1
+    """Places from which photos show one moment, on average."""
 
 
 def find_hints(metadata: Mapping[str, Any] | None) -> SceneHints | None:

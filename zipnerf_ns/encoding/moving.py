@@ -41,9 +41,10 @@ class MovingGridConfig(HashGridConfig):
 class MotionConfig:
     """How a scene moves."""
 
-    kind: Literal["none", "blend", "deform", "both"] = "none"
-    """blend (a second hash grid over space and time, by a learned mask), deform (the grid is read at where things once
-    were: for one moving camera), both (measured best with one camera and with eight), or none (it stands still)."""
+    kind: Literal["none", "auto", "blend", "deform", "both"] = "none"
+    """none (it stands still), blend (a second hash grid over space and time, by a learned mask), deform (the grid is
+    read at where things once were), both, or auto: both where several cameras see each moment, which measured best with
+    eight; else blend, for one camera does not tell what a deformation has copied before it."""
     grid: MovingGridConfig = field(default_factory=MovingGridConfig)
     """Hash grid over space and time of the rendered round; of use only with blend and both."""
     deformation: MovingGridConfig = field(default_factory=lambda: MovingGridConfig(5, 4, 8, 128, 19))
@@ -52,21 +53,19 @@ class MotionConfig:
     """Anti-aliasing of the rendered round's grid over space and time."""
     hidden_dim: int = 64
     """Width of the layer between the deformation's features and shifts; 0 for none, shifts are then their sums."""
-    reach: float = 0.05
-    """How far the deformation shifts at most along each axis, in sides of the unit cube, of which a world unit takes a
-    quarter near the center."""
     mask: bool = True
     """Learn where anything moves, and let the grid over space and time be seen there alone."""
-    still_first: float = 0.0
-    """Share of the training in which nothing moves yet; in as long again motion comes in little by little."""
-    still_every: int = 0
+    still_first: float = 0.1
+    """Share of the training in which nothing moves yet; in as long again motion comes in little by little. Of use only
+    with blend."""
+    still_every: int = 8
     """One of so many rays of a step sees what stands still alone, which so learns to be whole without what moves; 0:
-    none does."""
+    none does. Of use only with blend."""
 
     @property
     def is_blended(self) -> bool:
         """Whether there is a grid over space and time beside the still one."""
-        return self.kind in ("blend", "both")
+        return self.kind in ("auto", "blend", "both")
 
     @property
     def is_masked(self) -> bool:
@@ -76,12 +75,22 @@ class MotionConfig:
     @property
     def is_deformed(self) -> bool:
         """Whether the still grid is read at other places than where intervals are."""
-        return self.kind in ("deform", "both")
+        return self.kind in ("auto", "deform", "both")
+
+    @property
+    def learns_still(self) -> bool:
+        """Whether what stands still is learned by itself, too: a deformation would copy it to where it is not."""
+        return self.kind == "blend"
+
+    def settled(self, cameras_at_once: int) -> MotionConfig:
+        """With what "auto" stands for where so many cameras see each moment."""
+        if self.kind != "auto":
+            return self
+        return dataclasses.replace(self, kind="both" if cameras_at_once > 1 else "blend")
 
     def of_proposal(self, grid: MovingGridConfig, prefilter: Prefilter) -> MotionConfig:
         """What a proposal round knows of motion: where something is at which time, however it got there."""
-        kind = "none" if self.kind == "none" else "blend"
-        return dataclasses.replace(self, kind=kind, grid=grid, prefilter=prefilter, mask=False)
+        return MotionConfig("none" if self.kind == "none" else "blend", grid, prefilter=prefilter, mask=False)
 
 
 class MovingHashEncoding(AntiAliasedHashEncoding):
@@ -103,7 +112,6 @@ class MovingHashEncoding(AntiAliasedHashEncoding):
     def __init__(self, config: HashGridConfig, motion: MotionConfig, prefilter: Prefilter = "multisample") -> None:
         super().__init__(config, prefilter)
         self.register_buffer("opening", torch.ones(()))
-        self.reach = motion.reach
         self.moving = self.deformation = self.mask_layer = None
         if motion.is_blended:
             self.moving = AntiAliasedHashEncoding(motion.grid, motion.prefilter)
@@ -167,8 +175,7 @@ class MovingHashEncoding(AntiAliasedHashEncoding):
             # In float32: a cell of the finest level is a ten-thousandth of the cube.
             raw = self.shift_layers(self.deformation(groups, is_frozen=is_frozen))
             raw = raw.unflatten(0, (len(cones.tdist), groups.tdist.shape[1] - 1))
-            reach = self.reach if seen is None else self.reach * seen[:, :, None]
-            shifts = reach * torch.tanh((SHIFT_SCALE / self.reach) * raw)
+            shifts = raw * (SHIFT_SCALE if seen is None else SHIFT_SCALE * seen[:, :, None])
         return shifts.repeat_interleave(size, dim=1).flatten(0, 1)
 
     def _active_moving(self, num_active: int | None) -> int | None:

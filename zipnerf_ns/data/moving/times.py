@@ -9,6 +9,9 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import torch
+
+from nerfstudio.cameras.cameras import Cameras
 from nerfstudio.data.dataparsers.base_dataparser import DataparserOutputs
 
 from zipnerf_ns.data.intrinsics import to_number
@@ -86,6 +89,15 @@ def settle_time_step(outputs: DataparserOutputs, data: Path, is_needed: bool) ->
     if not is_needed:
         say_once(f"{data} says when photos were taken, which this method ignores: {MOVING} is for scenes that move.")
     return float(moments.diff().median())
+
+
+def cameras_at_once(cameras: Cameras) -> int:
+    """Places from which photos show one moment, on average; 1 where none says its time."""
+    if cameras.times is None:
+        return 1
+    times = cameras.times.double().reshape(-1, 1)
+    places = torch.cat([times, cameras.camera_to_worlds[..., 3].double().reshape(-1, 3)], dim=1).unique(dim=0)
+    return round(len(places) / len(times.unique()))
 
 
 def check_times(outputs: DataparserOutputs, data: Path) -> None:
