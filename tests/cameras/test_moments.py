@@ -42,6 +42,15 @@ def seen(model: ZipNerfModel, times: torch.Tensor | None) -> torch.Tensor:
         return model(make_bundle(12, 3, times=times))["rgb"]
 
 
+@pytest.mark.parametrize("cameras,kind", [(1, "blend"), (8, "both"), (None, "blend")])
+def test_how_a_scene_moves_follows_from_how_many_cameras_see_it(cameras, kind):
+    config = tiny_config(motion=MotionConfig("auto", GRID, GRID))
+    hints = cameras and SceneHints(False, "black", 400, 0.1, cameras)
+    model = make_model(config, hints)
+    assert model.config.motion.kind == model.zipnerf.config.motion.kind == kind and config.motion.kind == "auto"
+    assert model.has_time and (model.field.encoding.deformation is None) == (kind == "blend")
+
+
 def test_rays_see_their_own_moments():
     model, times = moving_model(), uniform((12, 1), 5)
     mixed = seen(model, times)

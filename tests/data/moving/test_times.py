@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 import torch
+from _cameras import make_cameras
 from _scenes import (
     assert_clear,
     make_datamanager,
@@ -19,6 +20,7 @@ from _scenes import (
 )
 from PIL import Image
 
+from nerfstudio.cameras.cameras import CameraType
 from nerfstudio.data.dataparsers.base_dataparser import DataParserConfig
 from nerfstudio.data.dataparsers.blender_dataparser import BlenderDataParserConfig
 from nerfstudio.data.dataparsers.dnerf_dataparser import DNeRFDataParserConfig
@@ -28,6 +30,7 @@ from nerfstudio.data.dataparsers.nerfstudio_dataparser import NerfstudioDataPars
 from zipnerf_ns import errors
 from zipnerf_ns.data.datamanager import SCENE_HINTS
 from zipnerf_ns.data.dataparsers.multiscale import MultiscaleDataParserConfig
+from zipnerf_ns.data.moving.times import cameras_at_once
 from zipnerf_ns.data.trained import TrainedData
 from zipnerf_ns.errors import InputError
 
@@ -159,12 +162,28 @@ def test_a_method_without_time_says_once_that_it_ignores_it(tmp_path, capsys):
     assert capsys.readouterr().out.count("zipnerf-dynamic") == 1
 
 
+@pytest.mark.parametrize("places,times,expected", [
+    ((0, 1, 2, 3), (0.0, 0.2, 0.7, 1.0), 1),
+    # One camera, each of whose photos there is in two sizes.
+    ((0, 0, 1, 1), (0.0, 0.0, 1.0, 1.0), 1),
+    ((0, 1, 0, 1), (0.0, 0.0, 1.0, 1.0), 2),
+    ((0, 1, 2, 0, 1), (0.0, 0.0, 0.0, 1.0, 1.0), 2),
+    ((0, 1), None, 1),
+])  # fmt: skip
+def test_cameras_that_see_a_moment_are_counted(places, times, expected):
+    cameras = make_cameras([CameraType.PERSPECTIVE.value] * len(places))
+    cameras.camera_to_worlds[:, 0, 3] = torch.tensor(places, dtype=torch.float32)
+    cameras.camera_to_worlds[:, 1:, 3] = 0.0
+    cameras.times = None if times is None else torch.tensor(times)[:, None]
+    assert cameras_at_once(cameras) == expected
+
+
 def test_a_checkpoint_keeps_times_and_older_ones_have_none(tmp_path):
     manager = make_datamanager(timed(write_scene(tmp_path / "scene", COUNT), "time", TAKEN), uses_time=True)
     state = manager.describe().state()
     kept = TrainedData.from_state(state)
     assert kept.train.cameras.times[:, 0].tolist() == pytest.approx([TAKEN[index] for index in TRAINED])
-    assert kept.hints.time_step == pytest.approx(0.25)
+    assert kept.hints.time_step == pytest.approx(0.25) and kept.hints.cameras_at_once == 1
     del state["train"]["times"], state["hints"]["time_step"]
     old = TrainedData.from_state(state)
     assert old.train.cameras.times is None and old.hints.time_step is None
