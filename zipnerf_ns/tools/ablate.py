@@ -115,6 +115,8 @@ VARIANTS: dict[str, dict[str, Any]] = {
     **{f"motion's prefilter {kind}": {f"{MODEL}.motion.prefilter": kind} for kind in get_args(Prefilter)},
     **{f"{knots} knots": {f"{MODEL}.motion.grid.max_knots": knots} for knots in (16, 32, 64)},
     **{f"{knots} knots of the deformation": {f"{MODEL}.motion.deformation.max_knots": knots} for knots in (16, 32, 64)},
+    "motion from the first step": {f"{MODEL}.motion.still_first": 0.0},
+    "no rays that see the still alone": {f"{MODEL}.motion.still_every": 0},
     "deformation without a layer": {f"{MODEL}.motion.hidden_dim": 0},
     "no mask": {f"{MODEL}.motion.mask": False},
     "no mask loss": _model(mask_loss_mult=0.0),
