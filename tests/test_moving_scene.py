@@ -123,8 +123,13 @@ def test_some_rays_of_a_step_see_what_stands_still_alone(monkeypatch, kind, trai
 
 
 def test_one_camera_sees_what_moves_blended_and_several_shifted_too():
-    assert [MotionConfig("auto").settled(cameras).kind for cameras in (1, 2, 8)] == ["blend", "both", "both"]
-    assert all(MotionConfig(kind).settled(8).kind == kind for kind in ("none", "blend", "deform"))
+    for kind, cameras, step, settled, knots in (
+        ("auto", 1, 0.02, "blend", 20), ("auto", 1, 0.01, "blend", 32), ("auto", 1, 1.0, "blend", 4),
+        ("auto", 1, None, "blend", 32), ("auto", 2, 0.02, "both", 32), ("auto", 8, None, "both", 32),
+        ("none", 8, 0.02, "none", 32), ("blend", 8, 0.02, "blend", 32), ("deform", 1, 0.02, "deform", 32),
+    ):  # fmt: skip
+        found = MotionConfig(kind).settled(cameras, step)
+        assert (found.kind, found.grid.max_knots) == (settled, knots)
 
 
 @pytest.mark.parametrize("level,moving", [(None, 2), (2, 2), (1, 0), (0, 0)])

@@ -17,6 +17,8 @@ from zipnerf_ns.hash_table import HashTable
 
 SHIFT_SCALE = 0.1
 """What it gives is in multiples of this part of the unit cube's side, four tenths of a world unit."""
+KNOTS_A_MOMENT = 0.4
+"""Knots at most, of each moment that one camera sees: with more, a scene in which nothing moves was learned worse."""
 SHIFT_GROUP = 2
 """Neighboring intervals of a ray that are shifted alike."""
 
@@ -34,7 +36,7 @@ class MovingGridConfig(HashGridConfig):
     base_knots: int = 4
     """Moments from the first to the last time that the coarsest level holds, between which it is interpolated."""
     max_knots: int = 32
-    """Moments that the finest level holds; more than half as many as there are in the data learn noise."""
+    """Moments that the finest level holds; of one camera, with motion.kind auto, two for five of the data at most."""
 
 
 @dataclass
@@ -82,11 +84,18 @@ class MotionConfig:
         """Whether what stands still is learned by itself, too: a deformation would copy it to where it is not."""
         return self.kind == "blend"
 
-    def settled(self, cameras_at_once: int) -> MotionConfig:
-        """With what "auto" stands for where so many cameras see each moment."""
-        if self.kind != "auto":
-            return self
-        return dataclasses.replace(self, kind="both" if cameras_at_once > 1 else "blend")
+    def settled(self, cameras_at_once: int, time_step: float | None) -> MotionConfig:
+        """With what "auto" stands for.
+
+        Args:
+            cameras_at_once: how many see each moment.
+            time_step: from one moment to the next, where all of time is 1; None where it is not known.
+        """
+        if self.kind != "auto" or cameras_at_once > 1:
+            return dataclasses.replace(self, kind="both") if self.kind == "auto" else self
+        knots = self.grid.max_knots if time_step is None else round(KNOTS_A_MOMENT * (1.0 / time_step + 1.0))
+        knots = max(self.grid.base_knots, min(self.grid.max_knots, knots))
+        return dataclasses.replace(self, kind="blend", grid=dataclasses.replace(self.grid, max_knots=knots))
 
     def of_proposal(self, grid: MovingGridConfig, prefilter: Prefilter) -> MotionConfig:
         """What a proposal round knows of motion: where something is at which time, however it got there."""
