@@ -126,6 +126,7 @@ def test_one_camera_sees_what_moves_blended_and_several_shifted_too():
     for kind, cameras, step, settled, knots in (
         ("auto", 1, 0.02, "blend", 20), ("auto", 1, 0.01, "blend", 32), ("auto", 1, 1.0, "blend", 4),
         ("auto", 1, None, "blend", 32), ("auto", 2, 0.02, "both", 32), ("auto", 8, None, "both", 32),
+        ("auto", None, None, "auto", 32),
         ("none", 8, 0.02, "none", 32), ("blend", 8, 0.02, "blend", 32), ("deform", 1, 0.02, "deform", 32),
     ):  # fmt: skip
         found = MotionConfig(kind).settled(cameras, step)

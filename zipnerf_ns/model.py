@@ -65,7 +65,7 @@ class ZipNerfModel(Model):
         # Again: a config.yml that was edited by hand has not been through __post_init__.
         check_config(config)
         hints = find_hints(self.kwargs.get("metadata"))
-        motion = config.motion.settled(*((1, None) if hints is None else (hints.cameras_at_once, hints.time_step)))
+        motion = config.motion.settled(*((None, None) if hints is None else (hints.cameras_at_once, hints.time_step)))
         self.config = config = dataclasses.replace(config, motion=motion)
         device = torch.device(self.kwargs.get("device", "cpu"))
         explain_implementation(config, device)

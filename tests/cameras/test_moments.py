@@ -42,7 +42,7 @@ def seen(model: ZipNerfModel, times: torch.Tensor | None) -> torch.Tensor:
         return model(make_bundle(12, 3, times=times))["rgb"]
 
 
-@pytest.mark.parametrize("cameras,kind", [(1, "blend"), (8, "both"), (None, "blend")])
+@pytest.mark.parametrize("cameras,kind", [(1, "blend"), (8, "both"), (None, "auto")])
 def test_how_a_scene_moves_follows_from_how_many_cameras_see_it(cameras, kind):
     config = tiny_config(motion=MotionConfig("auto", GRID, GRID))
     hints = cameras and SceneHints(False, "black", 400, 0.1, cameras)

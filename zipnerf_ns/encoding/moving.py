@@ -84,15 +84,17 @@ class MotionConfig:
         """Whether what stands still is learned by itself, too: a deformation would copy it to where it is not."""
         return self.kind == "blend"
 
-    def settled(self, cameras_at_once: int, time_step: float | None) -> MotionConfig:
+    def settled(self, cameras_at_once: int | None, time_step: float | None) -> MotionConfig:
         """With what "auto" stands for.
 
         Args:
-            cameras_at_once: how many see each moment.
+            cameras_at_once: how many see each moment; None where nobody knows, and "auto" is made as "both".
             time_step: from one moment to the next, where all of time is 1; None where it is not known.
         """
-        if self.kind != "auto" or cameras_at_once > 1:
-            return dataclasses.replace(self, kind="both") if self.kind == "auto" else self
+        if self.kind != "auto" or cameras_at_once is None:
+            return self
+        if cameras_at_once > 1:
+            return dataclasses.replace(self, kind="both")
         knots = self.grid.max_knots if time_step is None else round(KNOTS_A_MOMENT * (1.0 / time_step + 1.0))
         knots = max(self.grid.base_knots, min(self.grid.max_knots, knots))
         return dataclasses.replace(self, kind="blend", grid=dataclasses.replace(self.grid, max_knots=knots))
