@@ -158,8 +158,7 @@ class ZipNerfDataManager(VanillaDataManager[CheckedDataset]):
         if self._trained is not None:
             outputs.metadata[SCENE_HINTS] = self._trained.hints
             return self._prepared(super().create_train_dataset(), has_alpha)
-        cameras, box = self._training_cameras(), outputs.scene_box.aabb
-        scene_format = format_of(source_config(self.config.dataparser))
+        cameras, scene_format = self._training_cameras(), format_of(source_config(self.config.dataparser))
         background = self._alpha_color or ("white" if has_alpha else "black")
         outputs.metadata[SCENE_HINTS] = SceneHints(
             bounded=scene_format is not None and scene_format.is_bounded,
@@ -169,7 +168,7 @@ class ZipNerfDataManager(VanillaDataManager[CheckedDataset]):
             cameras_at_once=cameras_at_once(outputs.cameras),
         )
         if not self._is_inference:
-            space = float(box[1].max()) if outputs.metadata[SCENE_HINTS].bounded else 1.0
+            space = float(outputs.scene_box.aabb[1].max()) if outputs.metadata[SCENE_HINTS].bounded else 1.0
             check_scale(cameras.camera_to_worlds[:, :, 3].double().numpy(), space, self.config.dataparser.data)
         return self._prepared(super().create_train_dataset(), has_alpha)
 
