@@ -61,6 +61,18 @@ class Rays(NamedTuple):
         limits = torch.full_like(radius, near), torch.full_like(radius, far)
         return cls(origins, directions, radius, *limits, torch.ones_like(radius, dtype=torch.bool))
 
+    def of_other_widths(self, octaves: float) -> Rays:
+        """The same with the radius of every fourth ray times two to a power drawn from -octaves to octaves.
+
+        The networks are told each level's prefilter weight, and photos of one size show them one width of cones at each
+        distance: they take it for a sign of brightness, and pictures of another size are then too dark or too bright.
+        """
+        factors = torch.ones_like(self.radius)
+        # Not the first of four, which scenes that move see in a way of their own.
+        fourth = factors[1::4]
+        fourth.copy_(torch.exp2(octaves * (2.0 * torch.rand_like(fourth) - 1.0)))
+        return self._replace(radius=self.radius * factors)
+
     def merged(self, side: int) -> Rays:
         """One ray for each square of ``side`` times ``side`` pixels, whose rays follow each other: the cone that they
         fill together, as far as any of them sees something."""

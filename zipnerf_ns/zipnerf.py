@@ -174,6 +174,8 @@ class ZipNerf(nn.Module):
         if self.training and every and self.config.motion.learns_still:
             number = torch.arange(len(rays.origins), device=rays.origins.device)[:, None]
             rays = rays._replace(seen=(number % every != 0).to(rays.origins.dtype))
+        if self.training and self.config.cone_octaves:
+            rays = rays.of_other_widths(self.config.cone_octaves)
         density_fns = [lambda rays, tdist, network=network: network.density(rays, tdist, num_active, prefilter)
                        for network in self.proposal_networks]  # fmt: skip
         # At evaluation the training counts as done. Proposals follow the rays and must not move the cameras.
