@@ -19,10 +19,9 @@ import yaml
 
 from nerfstudio.configs.method_configs import AnnotatedBaseConfigUnion, all_methods
 from nerfstudio.data.dataparsers.blender_dataparser import BlenderDataParserConfig
-from nerfstudio.data.dataparsers.colmap_dataparser import ColmapDataParserConfig
-from nerfstudio.data.dataparsers.nerfstudio_dataparser import NerfstudioDataParserConfig
 
 from zipnerf_ns import config as methods
+from zipnerf_ns.data.dataparsers.exact import CenteringColmapConfig, CenteringNerfstudioConfig
 from zipnerf_ns.data.dataparsers.mipnerf360 import MipNerf360DataParserConfig
 from zipnerf_ns.encoding import HashGridConfig
 from zipnerf_ns.errors import InputError
@@ -233,7 +232,7 @@ def test_command_line_overrides_reach_their_field(option, value, path):
 @pytest.mark.parametrize(
     "name,kind",
     [
-        ("nerfstudio-data", NerfstudioDataParserConfig), ("colmap", ColmapDataParserConfig),
+        ("nerfstudio-data", CenteringNerfstudioConfig), ("colmap", CenteringColmapConfig),
         ("blender-data", BlenderDataParserConfig), ("mipnerf360-data", MipNerf360DataParserConfig),
     ],
 )  # fmt: skip

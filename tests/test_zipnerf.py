@@ -173,4 +173,5 @@ def test_readmes_example_trains(tiny_scene: Path, tmp_path: Path):
                             cwd=tmp_path, env={**__import__("os").environ, "PYTHONPATH": str(ROOT)})  # fmt: skip
     assert result.returncode == 0, result.stderr
     history = json.loads(result.stdout.splitlines()[-1])
-    assert len(history) == 12 and history[-1] < history[0]
+    # Each step has rays of its own.
+    assert len(history) == 12 and sum(history[6:]) < sum(history[:6])

@@ -24,7 +24,8 @@ def config_of(scene: Path, output: Path, rays: int, **changes: Any) -> ZipNerfTr
     """Everything on that a step can train: appearance, cameras."""
     config = tiny_config(scene, output, **{"steps": STEPS, **changes})
     config.pipeline.datamanager.train_num_rays_per_batch = rays
-    # A root of a mean would be of each process's own rays.
+    # Both would be of each process's own rays: a root of a mean, and which ray has what width.
+    config.pipeline.model.cone_octaves = 0.0
     config.pipeline.model.rgb_loss = "charbonnier"
     config.pipeline.model.use_appearance, config.pipeline.model.random_background = True, False
     config.pipeline.model.camera_optimizer.mode = "SO3xR3"
@@ -140,9 +141,9 @@ def test_checkpoints_go_from_two_processes_to_one_and_back(scene, tmp_path):
     assert {float(entry["step"]) for group in state["optimizers"].values() for entry in group["state"].values()} == {12}
     # Lenses are not corrected by default.
     last = {name: group["scheduler"].lr_final for name, group in again.optimizers.items() if name != "lens"}
-    # So short a training ends at a tenth of its first rates, which is ten times the last ones of a long one. The
+    # So short a training ends at a thousandth of its first rates, which is a tenth of the last ones of a long one. The
     # cameras' rate is of 4,000 steps, and eight times that at most where there are fewer.
-    factors = {"hash_tables": 10.0, "networks": 10.0, "appearance": 10.0, "camera_opt": 8.0}
+    factors = {"hash_tables": 0.1, "networks": 0.1, "appearance": 0.1, "camera_opt": 8.0}
     expected = {name: rate * factors.get(name, 1.0) for name, rate in last.items()}
     assert third[0]["rates"] == pytest.approx(expected)
 
