@@ -8,7 +8,9 @@ from functools import cache
 
 from rich.console import Console
 
-REFUSED = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES, errno.EPERM)
+FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+"""Errors of a disk that takes no more of what is written."""
+REFUSED = (*FULL, errno.EROFS, errno.EACCES, errno.EPERM)
 """Errors of a place that is full, or may not be used."""
 
 

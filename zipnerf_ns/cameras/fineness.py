@@ -42,8 +42,7 @@ def widening(camera: Cameras, photos: float) -> float:
         camera: of the picture.
         photos: the photos' :func:`finest_angle`; zero where it is not known, which changes nothing.
     """
-    angle = finest_angle(camera)
-    return max(photos / angle, 1.0) if math.isfinite(angle) and math.isfinite(photos) else 1.0
+    return max(photos / finest_angle(camera), 1.0) if math.isfinite(photos) else 1.0
 
 
 def square_for(factor: float) -> int:

@@ -21,7 +21,7 @@ from nerfstudio.data.dataparsers.base_dataparser import DataparserOutputs
 
 from zipnerf_ns.data.dataparsers.names import scene_folder
 from zipnerf_ns.data.images import LOSSY_FORMATS, check_masks, check_some_used
-from zipnerf_ns.data.poses import check_poses
+from zipnerf_ns.data.poses import check_poses, spread_of_views
 from zipnerf_ns.errors import InputError, say, shorten
 
 ORIENTATION = 0x0112
@@ -35,7 +35,7 @@ MOST_LOST = 1.0
 LEAST_BEHIND = 8
 """Cameras that look away from one point before that is said: of fewer it may be chance."""
 MOST_PARALLEL = 0.01
-"""Least eigenvalue of the mean projection across the views: below, they have no point in common."""
+"""Least :func:`~zipnerf_ns.data.poses.spread_of_views`: below, they have no point in common."""
 BORDER = [[x, y] for x in (0.0, 0.5, 1.0) for y in (0.0, 0.5, 1.0) if (x, y) != (0.5, 0.5)]
 """Points of an image's border, in shares of its sides."""
 FRUITLESS_RAYS = 1 << 18
@@ -159,9 +159,9 @@ def check_cameras(cameras: Cameras, filenames: Sequence[Path], source: Path) -> 
 def _tell_of_backs(poses: Float[Tensor, "cameras 3 4"], source: Path) -> None:
     """With the axes of OpenCV or COLMAP instead of OpenGL's, cameras turn their backs on what they photograph."""
     positions, views = poses[:, :, 3], -torch.nn.functional.normalize(poses[:, :, 2], dim=-1)
-    across = torch.eye(3).double() - views[:, :, None] * views[:, None]
-    if len(poses) < LEAST_BEHIND or torch.linalg.eigvalsh(across.mean(dim=0))[0] < MOST_PARALLEL:
+    if len(poses) < LEAST_BEHIND or spread_of_views(views.numpy()) < MOST_PARALLEL:
         return
+    across = torch.eye(3).double() - views[:, :, None] * views[:, None]
     middle = torch.linalg.solve(across.sum(dim=0), torch.einsum("nij,nj->i", across, positions))
     if (((middle - positions) * views).sum(dim=-1) < 0.0).all():
         say(

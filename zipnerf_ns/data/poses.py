@@ -125,6 +125,11 @@ def read_pose(matrix: Any, where: str) -> Float[np.ndarray, "4 4"]:
     return pose
 
 
+def spread_of_views(views: Float[np.ndarray, "cameras 3"]) -> float:
+    """Mean square of the sine of the angles between unit directions and the one that they are nearest to, 0 to 2/3."""
+    return float(np.linalg.eigvalsh(np.eye(3) - np.einsum("ni,nj->ij", views, views) / len(views))[0])
+
+
 def check_axes(
     poses: Float[np.ndarray, "cameras 4 4"],
     orientation: Literal["pca", "up", "vertical", "none"],
@@ -141,13 +146,10 @@ def check_axes(
             f"{source}: the cameras' upward directions cancel out, so nothing says where up is. "
             "Give --orientation-method pca or none."
         )
-    if center == "focus":
-        views = poses[:, :3, 2]
-        across = np.eye(3) - np.einsum("ni,nj->ij", views, views) / len(views)
-        if np.linalg.eigvalsh(across)[0] < EXACT:
-            raise InputError(
-                f"{source}: all cameras look the same way, so they have no point in common. Give --center-method poses."
-            )
+    if center == "focus" and spread_of_views(poses[:, :3, 2]) < EXACT:
+        raise InputError(
+            f"{source}: all cameras look the same way, so they have no point in common. Give --center-method poses."
+        )
 
 
 def read_similarity(transform: Any, scale: Any, source: object) -> tuple[Float[np.ndarray, "4 4"], float]:

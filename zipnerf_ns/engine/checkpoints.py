@@ -7,7 +7,6 @@ trainer here saves and resumes; how it trains is a matter of its own.
 from __future__ import annotations
 
 import copy
-import errno
 import random
 import re
 import time
@@ -27,14 +26,12 @@ from nerfstudio.utils.rich_utils import CONSOLE
 
 from zipnerf_ns.data.memory import room_on
 from zipnerf_ns.engine.safety.files import is_whole, newest_whole, write_whole
-from zipnerf_ns.errors import InputError, say, say_once, shorten
+from zipnerf_ns.errors import FULL, InputError, say, say_once, shorten
 
 PARTS = ("step", "pipeline", "optimizers", "schedulers", "scalers", "rng")
 """What a checkpoint holds at least; newer ones also "data", of a run's data (:mod:`zipnerf_ns.data.trained`)."""
 CHECKPOINT = re.compile(r"step-(\d+)\.ckpt")
 """The name of a checkpoint's file."""
-FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
-"""Errors of a disk that takes no more of what is written."""
 LAST_TRIES, SECONDS_BETWEEN = 30, 10.0
 """How often, and after how long, the last checkpoint of a training is tried again where it cannot be written."""
 

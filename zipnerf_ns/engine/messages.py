@@ -22,9 +22,9 @@ from torch.multiprocessing import ProcessExitedException
 
 from nerfstudio.utils.rich_utils import CONSOLE
 
-from zipnerf_ns.engine.checkpoints import FULL, NotWrittenError, checkpoints_in
+from zipnerf_ns.engine.checkpoints import NotWrittenError, checkpoints_in
 from zipnerf_ns.engine.safety.stopping import speak_to_nobody
-from zipnerf_ns.errors import InputError, refusal
+from zipnerf_ns.errors import FULL, InputError, refusal
 
 TOLD = 1
 """Exit code of a program that has said what is wrong."""

@@ -22,11 +22,11 @@ from nerfstudio.utils.decorators import check_main_thread
 from zipnerf_ns.data.trained import DATA_VARIABLE, TrainedData
 from zipnerf_ns.engine.checkpoints import checkpoints_in, load_checkpoint_file
 from zipnerf_ns.engine.checks import check_devices
-from zipnerf_ns.engine.messages import FULL, escape_what_cannot_be_printed, tell, tell_of_lost_processes
+from zipnerf_ns.engine.messages import escape_what_cannot_be_printed, tell, tell_of_lost_processes
 from zipnerf_ns.engine.parallel.processes import agree, join
 from zipnerf_ns.engine.safety.files import newest_whole
 from zipnerf_ns.engine.safety.stopping import hand_on_signals
-from zipnerf_ns.errors import InputError, say
+from zipnerf_ns.errors import FULL, InputError, say
 
 
 class RunConfig(TrainerConfig):

@@ -34,7 +34,7 @@ from nerfstudio.data.dataparsers.nerfstudio_dataparser import NerfstudioDataPars
 from zipnerf_ns.data.dataparsers.colmap import ColmapReader
 from zipnerf_ns.data.dataparsers.readers import NerfstudioReader
 from zipnerf_ns.data.metadata import CENTER, FRAME_KEY
-from zipnerf_ns.data.poses import PoseSet, check_axes, check_poses, read_similarity, rounds_too_much
+from zipnerf_ns.data.poses import PoseSet, check_axes, check_poses, read_similarity, rounds_too_much, spread_of_views
 from zipnerf_ns.errors import InputError, say
 
 JSON_PARSERS = (
@@ -45,7 +45,7 @@ _orient = camera_utils.auto_orient_and_center_poses
 OLD_TRANSFORM = [[0, 1, 0, 0], [1, 0, 0, 0], [0, 0, -1, 0]]
 """What Nerfstudio's parser takes for the applied transform of scenes of an old ``ns-process-data``."""
 PARALLEL = 1e-3
-"""Mean square of the sine of the angles between axes, two degrees, below which their common place is too uncertain."""
+"""Least :func:`spread_of_views`, of two degrees, with which the axes' common place is certain enough."""
 CONVERGENT = 0.2
 """The same of cameras that go around something, 95 degrees of a circle at least: 0.31 of fox, 0.6 of bonsai and lego;
 0.12 of books, before which the camera hardly turns."""
@@ -131,11 +131,11 @@ def choose_center(
         times: of the cameras.
     """
     views = poses[:, :3, 2]
-    across = np.linalg.eigvalsh(np.eye(3) - np.einsum("ni,nj->ij", views, views) / len(views))[0]
+    spread = spread_of_views(views)
     if len(set(times)) > 1:
         stand_still = 2 <= len(np.unique(poses[:, :3], axis=0)) <= len(poses) / 2
-        return "focus" if stand_still and across > PARALLEL else "poses"
-    if across < CONVERGENT:
+        return "focus" if stand_still and spread > PARALLEL else "poses"
+    if spread < CONVERGENT:
         return "poses"
     positions = poses[:, :3, 3]
     try:
