@@ -23,7 +23,6 @@ BAD_SETTINGS = [
     {"near_plane": 2.0, "far_plane": 1.0},
     {"proposals": ()},
     {"num_samples": 1},
-    *({"cone_octaves": value} for value in (-1.0, 9.0, float("nan"))),
     {"camera_optimizer": CameraOptimizerConfig(mode="SO2")},
     *({name: -0.1} for name in [f.name for f in dataclasses.fields(ZipNerfModelConfig) if f.name.endswith("_mult")]),
     {"proposals": (ProposalConfig(num_samples=1),)},

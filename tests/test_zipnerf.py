@@ -127,25 +127,6 @@ def test_levels_come_on_with_progress():
     assert levels == [4, 4, 6, 8] and model.eval().num_active_levels() is None
 
 
-def test_every_fourth_training_ray_has_a_cone_of_another_width(monkeypatch):
-    rays, seen = some_rays(4000), []
-    model = ZipNerf(dataclasses.replace(SMALL, cone_octaves=2.0))
-    field = model.field.forward
-    monkeypatch.setattr(model.field, "forward", lambda rays, *a: seen.append(rays.radius) or field(rays, *a))
-    for config in (model.config, dataclasses.replace(model.config, cone_octaves=0.0)):
-        model.config = config
-        model.train()(rays)
-        model.eval()(rays)
-    varied, evaluated, plain, _ = seen
-    assert torch.equal(evaluated, rays.radius) and torch.equal(plain, rays.radius)
-    octaves = torch.log2(varied / rays.radius).view(-1, 4)
-    assert octaves[:, [0, 2, 3]].abs().max() == 0.0
-    # Uniform from -2 to 2: its mean and variance within five of their standard errors.
-    assert 1.9 < octaves[:, 1].abs().max() <= 2.0
-    assert abs(octaves[:, 1].mean()) < 5.0 * (4.0 / 3.0 / 1000) ** 0.5
-    assert abs(octaves[:, 1].square().mean() - 4.0 / 3.0) < 5.0 * (16.0 * (1 / 5 - 1 / 9) / 1000) ** 0.5
-
-
 def test_it_imports_no_nerfstudio():
     """A researcher's notebook need not have it, and does not wait for it."""
     command = "import sys, zipnerf_ns.zipnerf; print([m for m in sys.modules if m.split('.')[0] == 'nerfstudio'])"

@@ -76,7 +76,7 @@ class ZipNerfDensityField(nn.Module):
         turns = 2.0 * torch.rand_like(tdist[:, 1:]) if self.training else None
         return Cones(
             rays.origins, rays.directions, rays.radius, tdist, turns, self.aabb, rays.times, None, rays.shutter,
-            rays.seen,
+            rays.seen, rays.told,
         )  # fmt: skip
 
     def channels(

@@ -19,7 +19,7 @@ from nerfstudio.models.base_model import Model
 
 from zipnerf_ns import losses
 from zipnerf_ns.cameras import corrections as camera_poses
-from zipnerf_ns.cameras.fineness import square_for, widening
+from zipnerf_ns.cameras.fineness import Photos, seen_widths, square_for
 from zipnerf_ns.cameras.lens import LensCorrections
 from zipnerf_ns.cameras.moments import at_moment, stopped_time
 from zipnerf_ns.cameras.rays import ImageRays, rays_of_bundle
@@ -36,6 +36,7 @@ from zipnerf_ns.model_config import (
     named_grids,
     prefilters_of,
 )
+from zipnerf_ns.rays import AS_PHOTOS, CameraWidth
 from zipnerf_ns.render.chunks import ChunkLimit, evaluating, render_in_chunks
 from zipnerf_ns.render.metrics import ImageMetrics, psnr
 from zipnerf_ns.render.monitor import CollisionMonitor, feature_sizes
@@ -96,8 +97,8 @@ class ZipNerfModel(Model):
         self.has_time = config.motion.kind != "none"
         self.shutter = (hints and hints.time_step) or 0.0
         self.stopped_time = stopped_time() if self.has_time else None
-        # Radians between pixels of the finest photo, as the pipeline knows them.
-        self.photos_angle = 0.0
+        # What was photographed from where, as the pipeline knows it.
+        self.photos: Photos | None = None
 
     def _is_background_white(self, hints: SceneHints | None) -> bool:
         if self.config.background_color == "auto":
@@ -153,17 +154,17 @@ class ZipNerfModel(Model):
         """
         return self._render(ray_bundle, UNCHANGED if self.training else self.view.read())
 
-    def _render(self, ray_bundle: RayBundle, view: View, side: int = 1) -> dict[str, Any]:
-        """:meth:`get_outputs` with the viewer's differences."""
+    def _render(self, rays: RayBundle, view: View, side: int = 1, width: CameraWidth = AS_PHOTOS) -> dict[str, Any]:
+        """:meth:`get_outputs` with the viewer's differences; see :class:`Asked` for the others."""
         config = self.config
         if self.training:
-            ray_bundle = camera_poses.corrected_bundle(ray_bundle, self.corrections, self.lens)
-        rays = rays_of_bundle(ray_bundle, config.near_plane, config.far_plane, self.zipnerf.aabb, self.shutter)
+            rays = camera_poses.corrected_bundle(rays, self.corrections, self.lens)
+        rays = rays_of_bundle(rays, config.near_plane, config.far_plane, self.zipnerf.aabb, self.shutter)
         if self.has_time and not self.training:
             rays = at_moment(rays, self.stopped_time)
         if view.cone_scale != 1.0:
-            rays = rays._replace(radius=rays.radius * view.cone_scale)
-        looks = {"prefilter": view.prefilter, "finest_level": view.num_active}
+            rays = rays._replace(radius=rays.radius * view.cone_scale, told=rays.radius)
+        looks = {"prefilter": view.prefilter, "finest_level": view.num_active, "width": width}
         rendering = self.zipnerf(rays, photo=view.photo, side=side, **looks)
         rgb, accumulation, rounds, radiance = rendering
         if not self.training:
@@ -275,21 +276,27 @@ class ZipNerfModel(Model):
     def get_outputs_for_camera_ray_bundle(self, camera_ray_bundle: RayBundle) -> dict[str, Tensor]:
         """A whole picture from its rays, in chunks."""
         flat, shape = camera_ray_bundle.flatten(), camera_ray_bundle.origins.shape[:-1]
-        return self._picture(Asked(flat), len(flat), lambda output: output.view(*shape, -1))
+        asked = Asked(flat, width=CameraWidth(is_told=True))
+        return self._picture(asked, len(flat), lambda output: output.view(*shape, -1))
+
+    def learn_of(self, photos: Cameras) -> None:
+        """Keeps how wide the cones of training photos are wherever they look, by which pictures are rendered."""
+        self.photos = Photos.of(photos)
+        self.zipnerf.widths = seen_widths(photos.to(self.device), self.zipnerf.aabb)
 
     def asked(self, camera: Cameras, obb_box: OrientedBox | None = None) -> Asked:
-        """A camera's picture, whose cones are no narrower than the finest photo's: narrower ones were never learned."""
-        wider, side = widening(camera, self.photos_angle), self.config.picture_square
-        return Asked(camera, obb_box, side=square_for(wider) if side == "auto" else side, widening=wider)
+        """A camera's picture, rendered as far as it sees what photos have seen; see :meth:`ZipNerf.as_seen`."""
+        width = AS_PHOTOS if self.photos is None else self.photos.width_of(camera)
+        side = square_for(width.natural) if self.config.picture_square == "auto" else self.config.picture_square
+        return Asked(camera, obb_box, side=side, width=width)
 
     @torch.no_grad()
     def render_part(self, asked: Asked, start: int, end: int) -> dict[str, Tensor]:
         """Outputs ``[rays, channels]`` of some of a picture's rays, from the first number up to the second: both whole
         numbers of squares."""
 
-
         def render(rays: RayBundle) -> dict[str, Tensor]:
-            outputs = self._render(rays, asked.widened, asked.side)
+            outputs = self._render(rays, asked.view, asked.side, asked.width)
             return outputs if asked.names is None else {name: outputs[name] for name in asked.names}
 
         source, most = asked.source, self.config.eval_num_rays_per_chunk

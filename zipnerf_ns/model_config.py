@@ -27,8 +27,6 @@ from zipnerf_ns.settings import MIN_ACTIVE_LEVELS, ZipNerfConfig
 BYTES_PER_VALUE = 4
 """What a value of a hash table takes: float32."""
 
-MOST_OCTAVES = 8.0
-"""The most by which cones of the training may be wider or narrower."""
 CAMERA_MODES = ("off", "SO3xR3", "SE3")
 """Nerfstudio's forms of a camera's correction."""
 
@@ -118,8 +116,6 @@ def _check_ranges(config: ZipNerfModelConfig) -> None:
     for name in [f.name for f in dataclasses.fields(config) if f.name.endswith("_mult")]:
         if not 0.0 <= getattr(config, name) < math.inf:
             raise InputError(f"{name} is {getattr(config, name)}: a loss's weight must be finite, 0 or more.")
-    if not 0.0 <= config.cone_octaves <= MOST_OCTAVES:
-        raise InputError(f"cone_octaves is {config.cone_octaves}: it must lie between 0 (none) and {MOST_OCTAVES:g}.")
     if not config.proposals:
         raise InputError("proposals is empty: the sampler needs at least one proposal round.")
     for index, proposal in enumerate(config.proposals):

@@ -24,6 +24,19 @@ class CameraRays(NamedTuple):
     """Length of the direction whose component along the optical axis is 1 (perspective)."""
 
 
+class CameraWidth(NamedTuple):
+    """How wide the pixels' cones of a picture's camera are beside those of the photos."""
+
+    natural: float = 1.0
+    """Factor that makes a photo's of them: above 1 where they are finer than every photo's, below 1 where coarser."""
+    is_told: bool = False
+    """Whether they may be wider than photos' where they look, so that the networks must be told those instead."""
+
+
+AS_PHOTOS = CameraWidth()
+"""A camera of a size that photos have, among their cameras."""
+
+
 class Rays(NamedTuple):
     """A flat bundle of pixels' cones."""
 
@@ -47,6 +60,8 @@ class Rays(NamedTuple):
     """Length of that moment, in the same unit."""
     seen: Float[Tensor, "rays 1"] | None = None
     """How much each ray sees of what moves, 0 to 1; None where all see all of it."""
+    told: Float[Tensor, "rays 1"] | None = None
+    """Radius of the cones of which the networks are told, see ``functional.cones.tell_weights``; None: their own."""
 
     @classmethod
     def between(
@@ -60,18 +75,6 @@ class Rays(NamedTuple):
         """Rays that all look from ``near`` to ``far``, world units; see the attributes for the others."""
         limits = torch.full_like(radius, near), torch.full_like(radius, far)
         return cls(origins, directions, radius, *limits, torch.ones_like(radius, dtype=torch.bool))
-
-    def of_other_widths(self, octaves: float) -> Rays:
-        """The same with the radius of every fourth ray times two to a power drawn from -octaves to octaves.
-
-        The networks are told each level's prefilter weight, and photos of one size show them one width of cones at each
-        distance: they take it for a sign of brightness, and pictures of another size are then too dark or too bright.
-        """
-        factors = torch.ones_like(self.radius)
-        # Not the first of four, which scenes that move see in a way of their own.
-        fourth = factors[1::4]
-        fourth.copy_(torch.exp2(octaves * (2.0 * torch.rand_like(fourth) - 1.0)))
-        return self._replace(radius=self.radius * factors)
 
     def merged(self, side: int) -> Rays:
         """One ray for each square of ``side`` times ``side`` pixels, whose rays follow each other: the cone that they
@@ -94,6 +97,7 @@ class Rays(NamedTuple):
             some,
             times=None if self.times is None else squares(self.times).mean(dim=1),
             shutter=self.shutter,
+            told=None if self.told is None else side * squares(self.told).mean(dim=1),
         )
 
     def detach(self) -> Rays:

@@ -73,9 +73,6 @@ class ZipNerfConfig:
     """Hidden layers of the color network."""
     color_dim: int = 256
     """Width of the color network's hidden layers."""
-    cone_octaves: float = 2.0
-    """Every fourth training ray has a cone wider or narrower by up to so many octaves, at random, so that pictures of
-    other sizes, and from nearer and farther, are not darker and brighter; 0: all are their pixels' (the paper)."""
     color_group: Literal[1, 2, 4, 8, 16] = 2
     """Neighboring intervals of a ray that share a color, seen in the mean of their features; 1: each has its own."""
 

@@ -1,4 +1,4 @@
-"""Pictures finer than the photos are rendered by cones as wide as a photo's pixel."""
+"""Pictures are rendered by cones that photos have seen: no narrower, and told that they are no wider."""
 
 from __future__ import annotations
 
@@ -10,12 +10,25 @@ from _rays import make_model, tiny_config
 
 from nerfstudio.cameras.cameras import Cameras, CameraType
 
-from zipnerf_ns.cameras.fineness import finest_angle, pixel_angles, square_for, widening
+from zipnerf_ns.cameras.fineness import (
+    Photos,
+    finest_angle,
+    pixel_angles,
+    places_in_world,
+    seen_widths,
+    square_for,
+)
+from zipnerf_ns.functional.cones import width_as_seen
+from zipnerf_ns.functional.contraction import contract_points
+from zipnerf_ns.functional.frustum import cone_radius
+from zipnerf_ns.rays import CameraWidth
+
+BOX = torch.tensor([[-2.0, -1.0, -1.0], [1.0, 1.0, 3.0]])
 
 
-def camera(size: float = 1.0, kind: CameraType = CameraType.PERSPECTIVE) -> Cameras:
-    """One that sees the same at any size."""
-    pose = torch.tensor([[1.0, 0.0, 0.0, 0.1], [0.0, 1.0, 0.0, -0.2], [0.0, 0.0, 1.0, 1.5]])
+def camera(size: float = 1.0, kind: CameraType = CameraType.PERSPECTIVE, back: float = 1.5) -> Cameras:
+    """One that sees the same at any size, from ``back`` along the third axis."""
+    pose = torch.tensor([[1.0, 0.0, 0.0, 0.1], [0.0, 1.0, 0.0, -0.2], [0.0, 0.0, 1.0, back]])
     numbers = {"fx": 9.0, "fy": 8.0, "cx": 4.5, "cy": 3.5}
     scaled = {name: size * value for name, value in numbers.items()}
     return Cameras(pose[None], **scaled, width=int(9 * size), height=int(7 * size), camera_type=kind)
@@ -34,42 +47,136 @@ def test_the_angle_is_that_between_neighboring_rays_at_the_axis(kind):
 
 def test_nothing_is_said_of_cameras_whose_pixels_have_no_angle():
     map_camera = camera(kind=CameraType.ORTHOPHOTO)
-    assert finest_angle(map_camera) == math.inf
-    assert widening(map_camera, 1e-3) == widening(camera(), math.inf) == widening(camera(), 0.0) == 1.0
+    assert finest_angle(map_camera) == math.inf and Photos.of(map_camera).coarsest == 0.0
+    assert seen_widths(map_camera, None) is None
+    model = make_model(tiny_config())
+    model.learn_of(map_camera)
+    assert model.get_outputs_for_camera(camera())["rgb"].isfinite().all()
 
 
-def test_the_finest_photo_is_the_measure():
-    photos = finest_angle(Cameras(torch.eye(4)[:3].repeat(3, 1, 1), fx=torch.tensor([[5.0], [20.0], [10.0]]),
-                                  fy=torch.tensor([[5.0], [20.0], [10.0]]), cx=4.0, cy=4.0))  # fmt: skip
-    assert photos == pytest.approx(1.0 / 20.0)
+def test_photos_are_told_by_their_pixels_and_places():
+    positions = torch.eye(4)[:3].repeat(3, 1, 1)
+    positions[:, 0, 3] = torch.tensor([-1.0, 0.0, 4.0])
+    focal = torch.tensor([[5.0], [20.0], [10.0]])
+    photos = Photos.of(Cameras(positions, fx=focal, fy=focal, cx=4.0, cy=4.0))
+    assert photos.finest == pytest.approx(1.0 / 20.0) and photos.coarsest == pytest.approx(1.0 / 5.0)
+    assert photos.center.tolist() == pytest.approx([1.0, 0.0, 0.0]) and photos.reach == pytest.approx(3.0)
+
+    def width(focal: float, x: float) -> CameraWidth:
+        pose = torch.eye(4)[None, :3].clone()
+        pose[0, 0, 3] = x
+        return photos.width_of(Cameras(pose, fx=focal, fy=focal, cx=4.0, cy=4.0))
+
+    for focal_, x, natural, is_told in (
+        (5.0, 0.0, 1.0, False), (12.0, 4.0, 1.0, False), (30.0, -2.0, 1.5, False), (4.0, 0.0, 0.8, True),
+        (30.0, 5.0, 1.5, True),
+    ):  # fmt: skip
+        assert width(focal_, x) == (pytest.approx(natural), is_told)
     assert [square_for(factor) for factor in (1.0, 1.99, 2.0, 3.9, 4.0, 100.0)] == [1, 1, 2, 2, 4, 4]
 
 
+@pytest.mark.parametrize("aabb", [None, BOX])
+def test_places_are_where_space_is_contracted_from(aabb):
+    cube = torch.rand(200, 3)
+    if aabb is None:
+        # Beyond the ball into which all of space is contracted there is nothing.
+        cube = cube[(cube - 0.5).norm(dim=1) < 0.49]
+        found, _ = contract_points(places_in_world(cube, None), torch.zeros(len(cube)))
+    else:
+        found = (places_in_world(cube, aabb) - aabb[0]) / (aabb[1] - aabb[0])
+    torch.testing.assert_close(found, cube, rtol=1e-4, atol=1e-5)
+    assert places_in_world(torch.tensor([[0.0, 0.0, 0.0], [0.5, 0.5, 0.5]]), aabb).isfinite().all()
+
+
+@pytest.mark.parametrize("aabb", [None, BOX])
+def test_widths_are_those_of_the_nearest_and_the_farthest_photo_that_sees_a_place(aabb):
+    """Against the cones of the pixels themselves, of two cameras on one axis and one that turns its back."""
+    poses = torch.cat([camera(back=back).camera_to_worlds for back in (1.5, 2.5, 0.7)])
+    poses[2, :, 0] *= -1.0
+    poses[2, :, 2] *= -1.0
+    near, far, _ = photos = Cameras(poses, fx=90.0, fy=80.0, cx=45.0, cy=35.0, width=90, height=70)
+    widths = seen_widths(photos, aabb, side=64)
+    assert widths.shape == (1, 3, 64, 64, 64) and widths.isfinite().all()
+    rays = near.generate_rays(0)
+    pixels = torch.tensor([[35, 45], [10, 20], [60, 80]])
+    at = rays[pixels[:, 0], pixels[:, 1]]
+    points = at.origins + 1.3 * at.directions
+    away = points - far.camera_to_worlds[:3, 3]
+    distance = away.norm(dim=1, keepdim=True)
+    least = 1.3 * cone_radius(at.pixel_area)
+    greatest = (-away[:, 2:] / distance) ** 1.5 * distance * cone_radius(torch.tensor(1.0 / (90.0 * 80.0)))
+    mean = torch.sqrt(least * greatest)
+    # Within what photos have seen as it is; out of it by a factor, it comes back by that, up to the mean.
+    for own, expected in (
+        (mean, mean), (least / 1.1, least * 1.1), (greatest * 1.1, greatest / 1.1), (least / 9.0, mean),
+        (greatest * 9.0, mean),
+    ):  # fmt: skip
+        torch.testing.assert_close(width_as_seen(own, points, widths, aabb), expected, rtol=0.05, atol=0.0)
+    # What no photo shows counts as seen by all.
+    hidden = torch.tensor([[0.9, 0.9, 1.0]])
+    distances = (hidden - poses[:, :, 3]).norm(dim=1) * cone_radius(torch.tensor(1.0 / (90.0 * 80.0)))
+    own = distances.median().expand(1, 1)
+    torch.testing.assert_close(width_as_seen(own, hidden, widths, aabb), own, rtol=0.05, atol=0.0)
+
+
 @pytest.mark.parametrize(
-    ("size", "wider", "side"), [(0.5, 1.0, 1), (1.0, 1.0, 1), (1.5, 1.5, 1), (3.0, 3.0, 2), (4.0, 4.0, 4)]
+    ("size", "back", "side"), [(0.5, 1.5, 1), (1.0, 1.5, 1), (1.0, 0.8, 1), (1.0, 3.0, 1), (3.0, 1.5, 2)]
 )
-def test_cones_are_no_narrower_than_the_finest_photos(size, wider, side, monkeypatch):
-    """At the same place of the picture all sizes from the photos' on see by the same cones."""
+def test_pictures_are_seen_by_cones_as_photos_have_them(size, back, side, monkeypatch):
     model, seen = make_model(tiny_config()), []
-    model.photos_angle = finest_angle(camera())
-    forward = model.zipnerf.forward
+    model.learn_of(camera())
+    model.photos = model.photos._replace(reach=1.0)
+    forward, as_seen = model.field.forward, model.zipnerf.as_seen
 
-    def watched(rays, *args, **kwargs):
-        seen.append(rays.radius.max())
-        assert kwargs["side"] == side
-        return forward(rays, *args, **kwargs)
+    def watched(rays, tdist, *args):
+        seen.append((rays, tdist))
+        return forward(rays, tdist, *args)
 
-    monkeypatch.setattr(model.zipnerf, "forward", watched)
-    picture = model.get_outputs_for_camera(camera(size))["rgb"]
-    assert picture.shape == (int(7 * size), int(9 * size), 3)
-    found = float(torch.stack(seen).max())
-    assert found == pytest.approx(wider * finest_angle(camera(size)) * 2.0 / 12.0**0.5, rel=0.02)
+    def asked(rays, tdist, width):
+        seen.append((rays, width))
+        return as_seen(rays, tdist, width)
+
+    monkeypatch.setattr(model.field, "forward", watched)
+    monkeypatch.setattr(model.zipnerf, "as_seen", asked)
+    assert model.asked(camera(size, back=back)).side == side
+    picture = model.get_outputs_for_camera(camera(size, back=back))["rgb"]
+    assert picture.shape == (int(7 * size), int(9 * size), 3) and picture.isfinite().all()
+    for (own, width), (rays, _) in zip(seen[::2], seen[1::2], strict=True):
+        assert (rays.radius >= own.radius).all()
+        assert width.natural == pytest.approx(size) if size != 1.0 else width.natural == 1.0
+        assert width.is_told == (size < 1.0 or back > 1.5) and (rays.told is not None) == width.is_told
+        if width.is_told:
+            assert (rays.told < 0.9 * own.radius).any() and (rays.told <= 1.0001 * own.radius).all()
+        if size > 1.0:
+            assert (rays.radius >= 0.8 * size * own.radius).all()
+        if back < 1.5:
+            assert (rays.radius > 1.2 * own.radius).any()
 
 
-def test_pictures_of_the_photos_own_size_stay_what_they_were():
+def test_a_width_chosen_in_the_viewer_is_kept_and_not_told(monkeypatch):
+    model, seen = make_model(tiny_config()), []
+    model.learn_of(camera())
+    forward = model.field.forward
+    monkeypatch.setattr(model.field, "forward", lambda rays, *args: seen.append(rays) or forward(rays, *args))
+    bundle = camera().generate_rays(0).flatten()
+    for scale in (1.0, 0.0, 2.0):
+        with torch.no_grad():
+            model.eval()._render(bundle, model.view.values()._replace(cone_scale=scale))
+    plain, none, double = seen
+    assert plain.told is None
+    assert none.radius.max() == 0.0 and torch.allclose(double.radius, 2.0 * cone_radius(bundle.pixel_area))
+    for rays in (none, double):
+        torch.testing.assert_close(rays.told, plain.radius, rtol=0.2, atol=0.0)
+
+
+def test_training_knows_nothing_of_it():
     model = make_model(tiny_config())
-    before = model.get_outputs_for_camera(camera())["rgb"]
-    model.photos_angle = finest_angle(camera())
-    assert torch.equal(model.get_outputs_for_camera(camera())["rgb"], before)
-    model.photos_angle *= 3.0
-    assert not torch.equal(model.get_outputs_for_camera(camera())["rgb"], before)
+    bundle = camera().generate_rays(0).flatten()
+    bundle.camera_indices = torch.zeros(len(bundle), 1, dtype=torch.int64)
+    found = []
+    for photos in (None, camera(2.0)):
+        if photos is not None:
+            model.learn_of(photos)
+        torch.manual_seed(0)
+        found.append(model.train().get_outputs(bundle)["rgb"])
+    assert torch.equal(*found)

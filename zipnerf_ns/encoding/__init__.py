@@ -9,7 +9,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from zipnerf_ns.functional.adam import HALF_SCALE, Summary
-from zipnerf_ns.functional.cones import Cones, HalfTable, Lookup, channels, cones_in_cube
+from zipnerf_ns.functional.cones import Cones, HalfTable, Lookup, channels, cones_in_cube, tell_weights
 from zipnerf_ns.functional.hash_grid import (
     HashGrid,
     Prefilter,
@@ -131,7 +131,8 @@ class AntiAliasedHashEncoding(HashTable):
         # Half precision for half precision: whoever asks for float32 channels gets float32 values.
         half = None if kept.half is None or dtype == torch.float32 else HalfTable(kept.half, HALF_SCALE)
         table = self.hash_table.detach() if is_frozen else self.hash_table
-        return self.ops.cone_encode(table, cones, self.weight_scales(), lookup, half)
+        encoded = self.ops.cone_encode(table, cones, self.weight_scales(), lookup, half)
+        return encoded if cones.told is None else tell_weights(encoded, cones, self.weight_scales(), lookup)
 
     def weight_scales(self) -> Float[Tensor, "levels"]:
         """Factors of the weight features, which tell the networks how much to trust each level: in the scale of that
@@ -246,4 +247,5 @@ class TcnnHashEncoding(AntiAliasedHashEncoding):
         positions, stds = cones_in_cube(cones, one_lookup=True)
         per_level, weights = self.look_up(positions, stds, num_active, prefilter)
         lookup = Lookup(self.grid, self.prefilter, TABLE_GAIN, self.bandwidths, num_active, dtype)
-        return channels(per_level, weights, self.weight_scales(), lookup)
+        encoded = channels(per_level, weights, self.weight_scales(), lookup)
+        return encoded if cones.told is None else tell_weights(encoded, cones, self.weight_scales(), lookup)

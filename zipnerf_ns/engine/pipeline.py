@@ -15,7 +15,6 @@ from nerfstudio.pipelines.base_pipeline import VanillaPipeline, VanillaPipelineC
 from nerfstudio.utils.comms import get_rank
 from nerfstudio.utils.rich_utils import CONSOLE, get_progress
 
-from zipnerf_ns.cameras.fineness import finest_angle
 from zipnerf_ns.cameras.held_out import describe, drift, moved_bundle, moved_camera, refine
 from zipnerf_ns.cameras.lens import through_lens
 from zipnerf_ns.cameras.moments import let_time_run_along_paths, refuse_stopped_time
@@ -79,7 +78,7 @@ class ZipNerfPipeline(VanillaPipeline):
                 refuse_stopped_time("A training")
         # Of several processes Nerfstudio would have torch exchange the gradients, which the trainer does.
         super().__init__(config, device, *args, **{**kwargs, "world_size": 1})
-        self.model.photos_angle = finest_angle(self.datamanager.train_dataset.cameras)
+        self.model.learn_of(self.datamanager.train_dataset.cameras)
         if self.model.lens is not None:
             self.model.lens.adopt(self.datamanager.train_dataset.cameras)
 

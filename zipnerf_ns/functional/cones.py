@@ -10,7 +10,8 @@ from jaxtyping import Float
 from torch import Tensor
 
 from zipnerf_ns.functional import contraction, frustum
-from zipnerf_ns.functional.hash_grid import HashGrid, Prefilter, hash_encode
+from zipnerf_ns.functional.hash_grid import HashGrid, Prefilter, hash_encode, prefilter_weights, shutter_weights
+from zipnerf_ns.functional.numerics import TINY
 
 
 class Cones(NamedTuple):
@@ -37,6 +38,8 @@ class Cones(NamedTuple):
     """Length of the moments."""
     seen: Float[Tensor, "rays 1"] | None = None
     """How much each ray sees of what moves, 0 to 1, for encodings that tell it apart; None for all of it."""
+    told: Float[Tensor, "rays 1"] | None = None
+    """Radius at distance 1 by which weight features are reckoned, see :func:`tell_weights`; None: the cones' own."""
 
 
 class Lookup(NamedTuple):
@@ -143,6 +146,7 @@ def separate_intervals(cones: Cones) -> Cones:
         cones.shifts,
         cones.shutter,
         None if cones.seen is None else cones.seen.repeat_interleave(bins, dim=0),
+        None if cones.told is None else cones.told.repeat_interleave(bins, dim=0),
     )
 
 
@@ -192,6 +196,67 @@ def cone_encode(
         per_level = torch.where(is_close[..., None], once, per_level)
         weights = torch.where(is_close, weight, weights)
     return channels(per_level, weights, weight_scales, lookup)
+
+
+def tell_weights(
+    encoded: Float[Tensor, "intervals channels"],
+    cones: Cones,
+    weight_scales: Float[Tensor, "levels"],
+    lookup: Lookup,
+) -> Float[Tensor, "intervals channels"]:
+    """Channels whose weight features are those of cones of the width ``cones.told``, seen at the intervals' middles.
+
+    Networks learn colors of features that come with some weights. Of others, of a cone that no photo has, they make
+    something darker or brighter. No gradient flows through what they are told instead.
+
+    Args:
+        encoded: channels of the cones as they are; changed in place where no gradient flows.
+        cones: the intervals, which are told a width.
+    """
+    told = Cones(*(value.detach() if isinstance(value, Tensor) else value for value in cones))
+    told = told._replace(radius=told.told)
+    stds = middles_in_cube(told)[1] if lookup.prefilter == "multisample" else cones_in_cube(told, True)[1]
+    weights = prefilter_weights(stds, lookup.grid.resolutions, lookup.prefilter, lookup.bandwidths)[:, 0]
+    if lookup.grid.is_timed:
+        weights = weights * weights.new_tensor(shutter_weights(cones.shutter, lookup.grid))
+    features = encoded.shape[1] - weights.shape[1]
+    weight_features = ((2.0 * weights - 1.0) * weight_scales).to(encoded.dtype)
+    if encoded.requires_grad:
+        return torch.cat([encoded[:, :features], weight_features.detach()], dim=1)
+    encoded[:, features:] = weight_features
+    return encoded
+
+
+def width_as_seen(
+    width: Float[Tensor, "rays 1"],
+    points: Float[Tensor, "rays 3"],
+    widths: Float[Tensor, "1 3 z y x"],
+    aabb: Float[Tensor, "2 3"] | None,
+) -> Float[Tensor, "rays 1"]:
+    """The width of cones with which photos have seen some places, for others there.
+
+    Between the least and the greatest of the photos' they stay as they are. At the least few photos have seen a place,
+    and the farther beyond it a width is, the farther it is brought back to their mean; so at the greatest.
+
+    Args:
+        width: of cones at the places, world units.
+        points: the places, world frame.
+        widths: binary logarithms of the least, the mean and the greatest width at the middles of equal cells of the
+            unit cube.
+        aabb: box of a bounded scene, world frame; None for contracted space.
+    """
+    nothing = torch.zeros_like(points[:, 0])
+    if aabb is None:
+        places, _ = contraction.contract_points(points, nothing)
+    else:
+        places, _ = contraction.box_points(points, nothing, aabb)
+    how = {"mode": "bilinear", "padding_mode": "border", "align_corners": False}
+    found = torch.nn.functional.grid_sample(widths, (2.0 * places - 1.0)[None, None, None], **how)
+    least, mean, greatest = found.view(3, -1, 1)
+    own = torch.log2(width.clamp_min(TINY))
+    below, above = (least - own).clamp_min(0.0), (own - greatest).clamp_min(0.0)
+    own = torch.minimum(torch.maximum(own, least), greatest)
+    return torch.exp2(own + torch.minimum(below, mean - least) - torch.minimum(above, greatest - mean))
 
 
 def looks_up_close_ones_once(cones: Cones, lookup: Lookup) -> bool:

@@ -12,17 +12,19 @@ NUM_MULTISAMPLES = 6
 """Points per conical frustum (Zip-NeRF, section 2)."""
 STD_SCALE = 0.5
 """Standard deviation of a multisample over its distance from the cone's axis (Zip-NeRF, section 2)."""
+CONE_PER_PIXEL = 2.0 / math.sqrt(12.0)
+"""Radius of a pixel's cone over the pixel's side: the disc's variance is then that of the square."""
 
 
 def cone_radius(pixel_area: Float[Tensor, "*batch"]) -> Float[Tensor, "*batch"]:
     """Radius of a pixel's cone at distance 1 along the unit direction (mip-NeRF, section 3.1).
 
-    2/sqrt(12) makes the disc's variance that of the square pixel. ``pixel_area`` is nerfstudio's: the area of the
-    pixel's footprint between unit directions. Where it is zero, so is the radius, which has no slope there.
+    ``pixel_area`` is nerfstudio's: the area of the pixel's footprint between unit directions. Where it is zero, so is
+    the radius, which has no slope there.
     """
     least = torch.finfo(pixel_area.dtype).tiny
     root = torch.where(pixel_area < least, 0.0, torch.sqrt(pixel_area.clamp_min(least)))
-    return root * (2.0 / math.sqrt(12.0))
+    return root * CONE_PER_PIXEL
 
 
 def pinhole_cones(

@@ -51,7 +51,7 @@ class Seen(NamedTuple):
     rays: Rays
     rendering: Rendering
     looks: dict[str, Any]
-    """``prefilter`` and ``finest_level`` of the render."""
+    """``prefilter``, ``finest_level`` and ``width`` of the render."""
 
 
 def normals(seen: Seen) -> Float[Tensor, "rays 3"]:

@@ -26,6 +26,7 @@ from nerfstudio.viewer.viewer_elements import (
 )
 
 from zipnerf_ns.functional.hash_grid import Prefilter
+from zipnerf_ns.rays import AS_PHOTOS, CameraWidth
 from zipnerf_ns.render.outputs import EXTRA_OUTPUTS
 
 MAX_CONE_SCALE = 4.0
@@ -71,13 +72,8 @@ class Asked(NamedTuple):
     """The viewer's differences."""
     side: int = 1
     """Side of the squares of pixels whose rays share their proposals; a camera's pixels are counted in them then."""
-    widening: float = 1.0
-    """Factor on the radius of the rays' cones."""
-
-    @property
-    def widened(self) -> View:
-        """The viewer's differences, with the widening."""
-        return self.view._replace(cone_scale=self.view.cone_scale * self.widening)
+    width: CameraWidth = AS_PHOTOS
+    """Of the camera's pixels beside the photos'; see ``ZipNerf.as_seen``."""
 
 
 class ViewerControls(nn.Module):

@@ -104,7 +104,6 @@ VARIANTS: dict[str, dict[str, Any]] = {
     # As in a training so short that it has no time for small steps.
     "rates that fall late": _schedule(full_steps=10**9),
     **{f"{each} rendered intervals": _model(num_samples=each) for each in (16, 24, 48)},
-    **{f"cones of other widths by {each} octaves": _model(cone_octaves=float(each)) for each in (0, 1, 2, 3)},
     **{f"colors of {each} intervals": _model(color_group=each) for each in (1, 2, 4, 8)},
     **{f"pictures by squares of {side}": _model(picture_square=side) for side in ("auto", 1, 2, 4)},
     **{f"tables of 2^{log2}": {f"{MODEL}.grid.log2_hashmap_size": log2} for log2 in range(18, 23)},

@@ -25,7 +25,6 @@ def config_of(scene: Path, output: Path, rays: int, **changes: Any) -> ZipNerfTr
     config = tiny_config(scene, output, **{"steps": STEPS, **changes})
     config.pipeline.datamanager.train_num_rays_per_batch = rays
     # Both would be of each process's own rays: a root of a mean, and which ray has what width.
-    config.pipeline.model.cone_octaves = 0.0
     config.pipeline.model.rgb_loss = "charbonnier"
     config.pipeline.model.use_appearance, config.pipeline.model.random_background = True, False
     config.pipeline.model.camera_optimizer.mode = "SO3xR3"

@@ -108,7 +108,7 @@ def points_source(samples: Samples) -> Source:
 
 def cones_source(cones: Cones, samples: int) -> Source:
     """Samples that the kernels make from cones; an absent tensor's pointer is never followed."""
-    origins, directions, radius, tdist, turns, aabb, times, shifts, shutter, _ = cones
+    origins, directions, radius, tdist, turns, aabb, times, shifts, shutter, *_ = cones
     rays, edges = tdist.shape
     tensors = (origins, directions, radius, tdist, tdist if turns is None else turns, tdist if aabb is None else aabb)
     return Source(
