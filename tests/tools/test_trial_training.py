@@ -13,6 +13,7 @@ from _scenes import make_datamanager, tiny_config, write_scene
 
 from nerfstudio.engine.callbacks import TrainingCallback, TrainingCallbackLocation
 
+from zipnerf_ns.data.disk.window import PixelsConfig, Window
 from zipnerf_ns.tools.trials import training as trial_training
 from zipnerf_ns.tools.trials import worker as trial_worker
 from zipnerf_ns.tools.trials.config import Prepared
@@ -175,6 +176,13 @@ def test_same_pixels_are_drawn_evenly_and_into_the_same_memory(tmp_path):
     # Chi squared has the mean count - 1 and the variance twice that.
     chi_squared = float(((counts - expected) ** 2 / expected).sum())
     assert abs(chi_squared - count + 1) < 5.0 * (2.0 * count) ** 0.5
+
+
+def test_what_a_disk_gives_is_the_same_anyhow(tmp_path):
+    pixels = PixelsConfig("disk", buffer=1e-9)
+    manager = make_datamanager(write_scene(tmp_path / "scene"), pixels=pixels, train_num_rays_per_batch=64)
+    loop, draw = Loop(manager, 3), Window.draw
+    assert not loop.callbacks and manager.pixels.draw == draw.__get__(manager.pixels)
 
 
 @pytest.mark.parametrize("has_store", [True, False])

@@ -50,6 +50,42 @@ def test_batches_are_of_their_pixels_all_the_way(tmp_path, is_masked):
     assert len(seen) == total and (pixels.colors.data_ptr(), pixels.allowed.data_ptr()) == addresses
 
 
+@pytest.fixture
+def even(tmp_path: Path) -> Window:
+    """8 pieces of 144 pixels, of 256, which six photos fill."""
+    scene = write_scene(tmp_path / "scene", sizes=[(96, 64)] * 8)
+    return make_datamanager(scene, pixels=PixelsConfig("disk", buffer=SMALL)).pixels
+
+
+def test_every_pixel_is_drawn_once_before_any_is_again(even):
+    """From when the first pieces are there on, as far as steps end where pieces' stays do."""
+    rays, total = 32, even.store.order.num_pixels
+    counts = torch.zeros(total)
+    for step in range(36, 36 + total // rays):
+        even.advance(step * rays)
+        counts += torch.bincount(even.allowed[even.draw(rays)], minlength=total)
+    assert (counts == 1).all()
+
+
+def test_rays_of_a_step_are_spread_over_photos_and_within_them(even):
+    """Each photo and each part of it has its share, but for a ray of each piece at the most."""
+    for step in (0, 7, 100):
+        even.advance(step * 960)
+        pixels = even.allowed[even.draw(960)].long()
+        for parts in (6, 64):
+            counts = torch.bincount(pixels // (even.store.order.num_pixels // parts), minlength=parts)
+            assert len(counts) == parts and (counts - 960 / parts).abs().max() <= 8
+
+
+def test_draws_go_on_by_themselves(tmp_path):
+    """As a graph's replays do, and exports, which take no steps."""
+    pixels = make_window(tmp_path).pixels
+    at_once = pixels.draw(90)
+    pixels.advance(0)
+    parts = [pixels.draw(40), pixels.draw(50)]
+    assert torch.equal(torch.cat(parts), at_once) and len(at_once.unique()) == 90
+
+
 def test_where_the_window_is_follows_from_the_step_alone(tmp_path):
     """Forwards, backwards, or at once."""
     first, second = make_window(tmp_path).pixels, make_window(tmp_path / "other").pixels

@@ -40,8 +40,7 @@ class Order:
     @cached_property
     def _step(self) -> int:
         """From a piece to the next in each run: what several pieces have of it is spread over it."""
-        wanted = round(GOLDEN * self.num_pieces)
-        return next(step for step in range(max(wanted, 1), wanted + self.num_pieces) if gcd(step, self.num_pieces) == 1)
+        return spreading(self.num_pieces)
 
     def places(self, pieces: Int[np.ndarray, "..."] | int, runs: Int[np.ndarray, "..."]) -> Int[np.ndarray, "..."]:
         """Which pixel of its run each piece has; both are broadcast."""
@@ -60,3 +59,9 @@ class Order:
         """How many pixels of a piece come before a given one; both are broadcast."""
         runs = pixels // self.num_pieces
         return runs + (self.places(pieces, runs) < pixels % self.num_pieces)
+
+
+def spreading(count: int) -> int:
+    """The step that comes by all places of a circle, and at any time has left no large gap."""
+    wanted = round(GOLDEN * count)
+    return next(step for step in range(max(wanted, 1), wanted + count + 1) if gcd(step, count) == 1)

@@ -17,6 +17,7 @@ from nerfstudio.engine.callbacks import TrainingCallback, TrainingCallbackLocati
 from nerfstudio.scripts.train import _set_random_seed
 from nerfstudio.utils import writer
 
+from zipnerf_ns.data.disk.window import Window
 from zipnerf_ns.tools.benchmark.timing import synchronize
 
 
@@ -174,12 +175,16 @@ def renders_pictures(pipeline: Any) -> bool:
 def draw_same_rays(trainer: Any, seed: int) -> None:
     """Makes a training's n-th batch of rays depend on the seed and n alone, not on who else draws.
 
+    What comes from a disk follows from n anyhow.
+
     Args:
         trainer: from :func:`set_up`.
         seed: of the generator of their own.
     """
     datamanager = trainer.pipeline.datamanager
     pixels = getattr(datamanager, "pixels", None)
+    if isinstance(pixels, Window):
+        return
     if pixels is None:
 
         def draw(step: int) -> None:
