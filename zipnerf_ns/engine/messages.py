@@ -123,7 +123,7 @@ def tell(config: Any) -> Iterator[None]:
         raise_for_user(error)
     except KeyboardInterrupt:
         # Nerfstudio's launcher would print where it came, and end as if all were done.
-        print_unbroken(f"Stopped. {_how_to_go_on(config.get_checkpoint_dir())}.")
+        print_unbroken(f"Stopped. {how_to_go_on(config.get_checkpoint_dir())}.")
         raise SystemExit(128 + signal.SIGINT) from None
     except torch.cuda.OutOfMemoryError:
         raise_for_user(out_of_memory(config))
@@ -155,7 +155,7 @@ def out_of_memory(config: Any) -> InputError:
         others.append(f"train the smaller method zipnerf-lite (now {config.method_name})")
     checkpoints = config.get_checkpoint_dir()
     # As soon as there is one, memory has sufficed: it may be another program that takes it now.
-    rest = f" {_how_to_go_on(checkpoints)}." if checkpoints_in(checkpoints) else ""
+    rest = f" {how_to_go_on(checkpoints)}." if checkpoints_in(checkpoints) else ""
     mend = f"Lower {' or '.join(mends)}{''.join(f', or {other}' for other in others)}."
     return InputError(f"the GPU's memory does not suffice. {mend}{rest}")
 
@@ -168,7 +168,7 @@ def disk_is_full(error: OSError, checkpoints: Path) -> InputError:
         checkpoints: the run's folder of checkpoints.
     """
     then = "there is room" if error.errno in FULL else "it can be written"
-    return InputError(f"{error.strerror} in {checkpoints.parent}. {_how_to_go_on(checkpoints)}, once {then}.")
+    return InputError(f"{error.strerror} in {checkpoints.parent}. {how_to_go_on(checkpoints)}, once {then}.")
 
 
 def process_lost(signal_name: str | None, checkpoints: Path) -> InputError:
@@ -180,7 +180,7 @@ def process_lost(signal_name: str | None, checkpoints: Path) -> InputError:
     """
     by = "" if signal_name is None else f" ({signal_name})"
     return InputError(
-        f"a process of this training has ended early{by}, and with it the training. {_how_to_go_on(checkpoints)}."
+        f"a process of this training has ended early{by}, and with it the training. {how_to_go_on(checkpoints)}."
     )
 
 
@@ -192,10 +192,15 @@ def gpu_failed(error: RuntimeError, checkpoints: Path) -> InputError:
         checkpoints: the run's folder of checkpoints.
     """
     said = str(error).splitlines()[0]
-    return InputError(f"the GPU failed ({said}). {_how_to_go_on(checkpoints)}. If it fails again, see nvidia-smi.")
+    return InputError(f"the GPU failed ({said}). {how_to_go_on(checkpoints)}. If it fails again, see nvidia-smi.")
 
 
-def _how_to_go_on(checkpoints: Path) -> str:
+def how_to_go_on(checkpoints: Path) -> str:
+    """Which checkpoint is left, and how to resume from it; without a full stop.
+
+    Args:
+        checkpoints: the run's folder of checkpoints.
+    """
     found = checkpoints_in(checkpoints)
     if not found:
         return "No checkpoint had been written yet"
@@ -267,4 +272,4 @@ def interrupted(step: int, total: int, checkpoints: Path) -> str:
         checkpoints: the run's folder of checkpoints.
     """
     how_often = "" if checkpoints_in(checkpoints) else " (--steps-per-save says how often)"
-    return f"Stopped at step {step + 1} of {total}. {_how_to_go_on(checkpoints)}{how_often}."
+    return f"Stopped at step {step + 1} of {total}. {how_to_go_on(checkpoints)}{how_often}."

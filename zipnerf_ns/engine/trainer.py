@@ -22,7 +22,14 @@ from nerfstudio.utils.writer import EventName, TimeWriter
 from zipnerf_ns.cameras.camera_adam import adopt_cameras
 from zipnerf_ns.engine.checkpoints import ResumableTrainer, restore_rng, source_of
 from zipnerf_ns.engine.checks import check_run
-from zipnerf_ns.engine.messages import interrupted, next_commands, print_unbroken, quiet_dependencies, tell
+from zipnerf_ns.engine.messages import (
+    how_to_go_on,
+    interrupted,
+    next_commands,
+    print_unbroken,
+    quiet_dependencies,
+    tell,
+)
 from zipnerf_ns.engine.optimizers import DecayingAdam, complete_schedules
 from zipnerf_ns.engine.parallel.exchange import GradientExchange
 from zipnerf_ns.engine.parallel.processes import Watch, place
@@ -156,8 +163,7 @@ class ZipNerfTrainer(ResumableTrainer):
 
     def _leave(self, total: int, saves: bool) -> None:
         """Ends an interrupted training with the signal's status, after a line that says where to go on."""
-        # Before the first step there is nothing to keep.
-        if saves and any(optimizer.state for optimizer in self.optimizers.optimizers.values()):
+        if saves and self._has_stepped:
             self.begin_checkpoint(self.step)
         self._finish_writing()
         self._say(interrupted(self.step, total, self.checkpoint_dir))
@@ -216,7 +222,7 @@ class ZipNerfTrainer(ResumableTrainer):
                 # Switching the mode visits every module: only after something has switched it off.
                 if not (self.pipeline.training and self.pipeline.model.training):
                     self.pipeline.train()
-                self._run_callbacks(step, TrainingCallbackLocation.BEFORE_TRAIN_ITERATION)
+                self._prepare(step)
                 result = self.train_iteration(step)
                 self._run_callbacks(step, TrainingCallbackLocation.AFTER_TRAIN_ITERATION)
             rays = datamanager.get_train_rays_per_batch() * self.world_size
@@ -238,6 +244,21 @@ class ZipNerfTrainer(ResumableTrainer):
                     self.begin_checkpoint(step)
             self.checkpoints.check()
             self.events.write()
+
+    def _prepare(self, step: int) -> None:
+        """What goes before a step; where a disk has no more pixels for it, what was learned until then is saved."""
+        try:
+            self._run_callbacks(step, TrainingCallbackLocation.BEFORE_TRAIN_ITERATION)
+        except InputError as error:
+            if self._has_stepped:
+                self.begin_checkpoint(step - 1)
+                self.checkpoints.wait()
+            raise InputError(f"{error} {how_to_go_on(self.checkpoint_dir)}.") from error
+
+    @property
+    def _has_stepped(self) -> bool:
+        """Whether there is anything to keep."""
+        return any(optimizer.state for optimizer in self.optimizers.optimizers.values())
 
     def _tell_of_skipped(self, step: int) -> None:
         try:

@@ -8,7 +8,9 @@ from typing import Any
 import pytest
 import torch
 from _disk import SIZES, mask_some
-from _scenes import checkpoint, load, make_datamanager, tiny_config, train, write_scene
+from _scenes import assert_clear, checkpoint, load, make_datamanager, start, tiny_config, train, write_scene
+
+from nerfstudio.utils.rich_utils import CONSOLE
 
 from zipnerf_ns.data.datamanager import ZipNerfDataManager
 from zipnerf_ns.data.disk import window
@@ -149,33 +151,66 @@ def test_reading_errors_end_the_training_in_one_line(tmp_path):
         manager.next_train(0)
 
 
+def config_from_disk(scene: Path, output: Path, **changes: Any) -> Any:
+    """Several pieces a step."""
+    made = tiny_config(scene, output, 9, **{"steps_per_save": 4, **changes})
+    made.pipeline.datamanager.pixels = PixelsConfig("disk", buffer=SMALL)
+    made.pipeline.datamanager.train_num_rays_per_batch = 40
+    return made
+
+
+def assert_same_parameters(first: Any, second: Any) -> None:
+    first, second = (load(checkpoint(config, 8))["pipeline"] for config in (first, second))
+    assert all(torch.equal(value, second[name]) for name, value in first.items())
+
+
 def test_a_training_from_disk_resumes_with_the_same_bits(tmp_path):
-    """Over several pieces a step, with a store that goes when the training is done."""
-
-    def config(output: Path, **changes: Any) -> Any:
-        made = tiny_config(tmp_path / "scene", output, 9, steps_per_save=4, **changes)
-        made.pipeline.datamanager.pixels = PixelsConfig("disk", buffer=SMALL)
-        made.pipeline.datamanager.train_num_rays_per_batch = 40
-        return made
-
-    write_scene(tmp_path / "scene", sizes=[(36, 32)] * 8)
-    whole = config(tmp_path / "whole")
+    """With a store that goes when the training is done."""
+    scene = write_scene(tmp_path / "scene", sizes=[(36, 32)] * 8)
+    whole = config_from_disk(scene, tmp_path / "whole")
     trainer, losses = train(whole)
     pixels = trainer.pipeline.datamanager.pixels
     assert pixels.store.order.length == 51 and pixels._held == range(8 * 40 // 51, 8 * 40 // 51 + 8)
     # Also where it is measured on other views, and pixels are read last.
-    other = config(tmp_path / "other").setup()
+    other = config_from_disk(scene, tmp_path / "other").setup()
     other.setup("test")
     other.train()
     assert other.pipeline.datamanager.pixels._held == pixels._held
-    resumed = config(tmp_path / "resumed", load_checkpoint=checkpoint(whole, 4))
+    resumed = config_from_disk(scene, tmp_path / "resumed", load_checkpoint=checkpoint(whole, 4))
     resumed.pipeline.datamanager.pixels.keep = False
     trainer, continued = train(resumed, seed=99)
     assert continued == {step: losses[step] for step in range(5, 9)}
-    first, second = load(checkpoint(whole, 8)), load(checkpoint(resumed, 8))
-    for name, value in first["pipeline"].items():
-        assert torch.equal(value, second["pipeline"][name])
+    assert_same_parameters(whole, resumed)
     assert not trainer.pipeline.datamanager.pixels.store.folder.exists()
+
+
+def test_a_disk_that_is_gone_costs_no_step(tmp_path):
+    """It ends the training, after a checkpoint of the step before and with how to go on: as if it had been there."""
+    scene = write_scene(tmp_path / "scene", sizes=[(36, 32)] * 8)
+    whole, broken = (config_from_disk(scene, tmp_path / name, steps_per_save=1000) for name in ("whole", "broken"))
+    train(whole)
+    trainer = start(broken)
+    iterate, pixels = trainer.train_iteration, trainer.pipeline.datamanager.pixels
+    folder = pixels.store.folder
+
+    def iteration(step: int) -> Any:
+        if step == 4:
+            for piece in pixels._reading.values():
+                piece.result()
+            folder.rename(tmp_path / "gone")
+        return iterate(step)
+
+    trainer.train_iteration = iteration
+    with CONSOLE.capture() as said, pytest.raises(SystemExit) as ended:
+        trainer.train()
+    (line,) = [line for line in said.get().splitlines() if line.startswith("Error:")]
+    # The piece that came with step 6 had been read before.
+    kept = checkpoint(broken, 6)
+    assert ended.value.code == 1
+    assert_clear(line, (str(folder), "pixels.folder FOLDER", str(kept), "--load-dir"))
+    resumed = config_from_disk(scene, tmp_path / "resumed", load_checkpoint=kept)
+    train(resumed, seed=99)
+    assert_same_parameters(whole, resumed)
 
 
 def test_the_disk_is_said_where_a_training_waits_for_it(tmp_path, monkeypatch, capfd):
