@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 import torch
-from _scenes import assert_clear, checkpoint, start, tiny_config, train
+from _scenes import assert_clear, checkpoint, start, tiny_config, train, write_scene
 
 from nerfstudio.utils.rich_utils import CONSOLE
 
@@ -212,6 +212,17 @@ def test_an_evaluation_that_does_not_fit_is_left_out(scene, tmp_path, capsys):
     trainer.train()
     assert checkpoint(config, 4).is_file()
     assert capsys.readouterr().out.count("Warning: evaluations that do not fit") == 1
+
+
+def test_held_out_photos_that_are_gone_cost_their_evaluations(tmp_path, capsys):
+    config = tiny_config(write_scene(tmp_path / "scene"), tmp_path / "out", steps=5, steps_per_eval_image=2)
+    trainer = start(config)
+    for photo in trainer.pipeline.datamanager.eval_dataset.image_filenames:
+        photo.unlink()
+    trainer.train()
+    assert checkpoint(config, 4).is_file()
+    said = " ".join(capsys.readouterr().out.split())
+    assert "Replace it or remove its frame. The training goes on without this evaluation." in said
 
 
 def test_a_finished_training_says_what_to_do_next_in_unbroken_lines(scene, tmp_path):

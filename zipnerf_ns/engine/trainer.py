@@ -322,6 +322,9 @@ class ZipNerfTrainer(ResumableTrainer):
         except torch.cuda.OutOfMemoryError:
             # Pictures shrink their chunks before: what did not fit is something else.
             say_once("Warning: evaluations that do not fit into what the training leaves of the GPU are left out.")
+        except InputError as error:
+            # A held-out photo that could be read at the start.
+            say_once(f"Warning: {error} The training goes on without this evaluation.")
         for event in reversed(writer.EVENT_STORAGE):
             if event["name"] == "Eval Images Metrics" and "psnr" in event["event"]:
                 self.progress.test_psnr = float(event["event"]["psnr"])
