@@ -46,10 +46,11 @@ def test_what_changes_stands_behind_what_does_not_as_far_as_the_mask_lets_it():
     moving = encoding.moving(cones)
     mask = torch.sigmoid(still @ encoding.mask_layer.weight.t() + encoding.mask_layer.bias)
     assert 0.01 < float(mask.detach().min()) < float(mask.detach().max()) < 0.99
-    found = encoding(cones)
+    found, found_mask = encoding.with_mask(cones)
     assert found.shape == (20, encoding.get_out_dim())
     torch.testing.assert_close(found, torch.cat([still, mask * moving], dim=1))
-    torch.testing.assert_close(encoding.mask(found), mask)
+    torch.testing.assert_close(found_mask, mask)
+    assert torch.equal(encoding(cones), found)
     torch.testing.assert_close(encoding.prefilter_weights(found), encoding.prefilter_weights(still))
 
 
@@ -65,9 +66,9 @@ def test_shifts_are_made_of_space_and_time_and_move_the_still_table_alone():
     torch.testing.assert_close(encoding.shifts(three), each)
     assert not torch.allclose(shifts, encoding.shifts(cones._replace(times=1.0 - cones.times)))
     still = AntiAliasedHashEncoding.forward(encoding, cones._replace(shifts=shifts))
-    found, size = encoding(cones), still.shape[1]
+    (found, mask), size = encoding.with_mask(cones), still.shape[1]
     torch.testing.assert_close(found[:, :size], still)
-    torch.testing.assert_close(found[:, size:], encoding.mask(still) * encoding.moving(cones))
+    torch.testing.assert_close(found[:, size:], mask * encoding.moving(cones))
     assert not torch.allclose(still, AntiAliasedHashEncoding.forward(encoding, cones))
 
 
@@ -89,8 +90,8 @@ def test_rays_see_what_moves_as_far_as_they_are_told():
     # As far as motion has come in.
     encoding.opening.fill_(0.25)
     still = AntiAliasedHashEncoding.forward(encoding, cones._replace(shifts=0.25 * encoding.shifts(cones)))
-    moving = 0.25 * encoding.mask(still) * encoding.moving(cones)
-    torch.testing.assert_close(encoding(cones), torch.cat([still, moving], dim=1))
+    found_little, mask = encoding.with_mask(cones)
+    torch.testing.assert_close(found_little, torch.cat([still, 0.25 * mask * encoding.moving(cones)], dim=1))
     torch.testing.assert_close(encoding(cones).view(5, 4, -1)[4], found[4])
 
 
@@ -111,9 +112,9 @@ def test_some_rays_of_a_step_see_what_stands_still_alone(monkeypatch, kind, trai
     motion = dataclasses.replace(config.motion, still_every=4)
     model, asked = ZipNerf(dataclasses.replace(config, motion=motion)).train(training), []
     for field in model.fields:
-        forward = field.encoding.forward
+        ask = field.encoding.with_mask
         monkeypatch.setattr(
-            field.encoding, "forward", lambda cones, *a, forward=forward: asked.append(cones) or forward(cones, *a)
+            field.encoding, "with_mask", lambda cones, *a, ask=ask: asked.append(cones) or ask(cones, *a)
         )
     model(rays_around(9, torch.Generator().manual_seed(5)))
     assert len(asked) == len(model.fields)

@@ -35,6 +35,8 @@ class Radiance(NamedTuple):
     """Red, green and blue, in [-padding, 1 + padding]."""
     channels: Float[Tensor, "intervals channels"]
     """The encoding's output."""
+    mask: Float[Tensor, "intervals 1"] | None = None
+    """How much of what moves is seen, 0 to 1, where that is learned."""
 
 
 class ZipNerfDensityField(nn.Module):
@@ -85,11 +87,11 @@ class ZipNerfDensityField(nn.Module):
         tdist: Float[Tensor, "rays edges"],
         num_active: int | None = None,
         prefilter: Prefilter | None = None,
-    ) -> Float[Tensor, "intervals channels"]:
-        """The encoding's output, in the precision in which the networks read it."""
+    ) -> tuple[Float[Tensor, "intervals channels"], Float[Tensor, "intervals 1"] | None]:
+        """The encoding's output, in the precision in which the networks read it, and the mask of what moves."""
         # In float16 small features would have no digits: the network scales what it reads.
         dtype = torch.bfloat16 if self.precision_here == "bfloat16" else torch.float32
-        return self.encoding(self.cones(rays, tdist), num_active, prefilter, dtype)
+        return self.encoding.with_mask(self.cones(rays, tdist), num_active, prefilter, dtype)
 
     def density(
         self,
@@ -106,7 +108,8 @@ class ZipNerfDensityField(nn.Module):
             num_active: hash levels that are read, from the coarsest; all if None.
             prefilter: anti-aliasing mode; the encoding's own if None.
         """
-        return self.density_of(self.channels(rays, tdist, num_active, prefilter)).view(tdist[:, 1:].shape)
+        channels, _ = self.channels(rays, tdist, num_active, prefilter)
+        return self.density_of(channels).view(tdist[:, 1:].shape)
 
     def density_of(self, channels: Float[Tensor, "intervals channels"]) -> Float[Tensor, "intervals"]:
         """Density of intervals that have these channels."""
@@ -178,17 +181,18 @@ class ZipNerfField(ZipNerfDensityField):
         prefilter: Prefilter | None = None,
     ) -> Radiance:
         """Density and color of every interval; see :meth:`density` for the arguments."""
-        channels, ops = self.channels(rays, tdist, num_active, prefilter), self.ops
+        (channels, mask), ops = self.channels(rays, tdist, num_active, prefilter), self.ops
         view = ops.encode_directions(rays.directions, channels.dtype)
         shape = tdist.shape[0], tdist.shape[1] - 1
         if self.color_group == 1 or shape[1] == 1:
             density, colors = self._density_and_colors(channels, view)
-            return Radiance(density.view(shape), colors.view(*shape, 3), channels)
+            return Radiance(density.view(shape), colors.view(*shape, 3), channels, mask)
         density = self.density_of(channels).view(shape)
         weights = ops.density_to_weights(density.detach(), tdist, rays.valid)
         _, colors = self._density_and_colors(ops.group_channels(channels, weights, self.color_group), view)
         colors = colors.view(shape[0], -(-shape[1] // self.color_group), 3)
-        return Radiance(density, colors.repeat_interleave(self.color_group, dim=1)[:, : shape[1]], channels)
+        colors = colors.repeat_interleave(self.color_group, dim=1)[:, : shape[1]]
+        return Radiance(density, colors, channels, mask)
 
     def _density_and_colors(
         self, channels: Float[Tensor, "rows channels"], view: Float[Tensor, "rays view"]

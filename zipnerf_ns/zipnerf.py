@@ -267,9 +267,8 @@ class ZipNerf(nn.Module):
         if (appearance := self.appearance) is not None:
             own = config.appearance_loss_mult, lambda: losses.appearance_loss(appearance.departures())
             others["appearance_loss"] = own
-        if config.motion.is_masked:
-            own = config.mask_loss_mult, lambda: losses.mask_loss(rounds[-1], encoding.mask(channels))
-            others["mask_loss"] = own
+        if (mask := rendering.radiance.mask) is not None:
+            others["mask_loss"] = config.mask_loss_mult, lambda: losses.mask_loss(rounds[-1], mask)
         return {"rgb_loss": rgb_loss, **{name: mult * loss() for name, (mult, loss) in others.items() if mult > 0.0}}
 
     def distances(self, rounds: list[Round]) -> dict[str, Float[Tensor, "rays 1"]]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import asdict, dataclass
+from typing import Any
 
 import torch
 from jaxtyping import Float
@@ -133,6 +134,12 @@ class AntiAliasedHashEncoding(HashTable):
         table = self.hash_table.detach() if is_frozen else self.hash_table
         encoded = self.ops.cone_encode(table, cones, self.weight_scales(), lookup, half)
         return encoded if cones.told is None else tell_weights(encoded, cones, self.weight_scales(), lookup)
+
+    def with_mask(
+        self, cones: Cones, *args: Any
+    ) -> tuple[Float[Tensor, "intervals channels"], Float[Tensor, "intervals 1"] | None]:
+        """What :meth:`forward` gives, and the mask of what moves, which only encodings over time have."""
+        return self(cones, *args), None
 
     def weight_scales(self) -> Float[Tensor, "levels"]:
         """Factors of the weight features, which tell the networks how much to trust each level: in the scale of that

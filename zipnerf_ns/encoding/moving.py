@@ -154,26 +154,30 @@ class MovingHashEncoding(AntiAliasedHashEncoding):
         is_frozen: bool = False,
     ) -> Float[Tensor, "intervals channels"]:
         """Channels of each interval, those of the grid over space and time last; see the base class."""
+        return self.with_mask(cones, num_active, prefilter, dtype, is_frozen)[0]
+
+    def with_mask(
+        self,
+        cones: Cones,
+        num_active: int | None = None,
+        prefilter: Prefilter | None = None,
+        dtype: torch.dtype = torch.float32,
+        is_frozen: bool = False,
+    ) -> tuple[Float[Tensor, "intervals channels"], Float[Tensor, "intervals 1"] | None]:
+        """Channels of each interval, and how much of what changes is seen in it, 0 to 1, where a mask is learned."""
         seen, mask = self.share_seen(cones), self.mask_layer
         read_at = cones
         if self.deformation is not None:
             read_at = cones._replace(shifts=self.shifts(cones, is_frozen, seen))
         still = super().forward(read_at, num_active, prefilter, dtype, is_frozen)
         if self.moving is None:
-            return still
+            return still, None
         moving = self.moving(cones, self._active_moving(num_active), prefilter, dtype, is_frozen)
         return self.ops.join_channels(still, moving, seen, mask and mask.weight, mask and mask.bias)
 
     def share_seen(self, cones: Cones) -> Float[Tensor, "rays 1"]:
         """How much each ray sees of all that moves, of which little has come in at first."""
         return self.opening.expand(len(cones.tdist), 1) if cones.seen is None else self.opening * cones.seen
-
-    def mask(self, channels: Float[Tensor, "intervals channels"]) -> Float[Tensor, "intervals 1"]:
-        """How much of what changes is seen in each interval, 0 to 1, of its still channels, which come first."""
-        weight, bias = self.mask_layer.weight, self.mask_layer.bias
-        with torch.autocast(channels.device.type, enabled=False):
-            raw = channels[:, : weight.shape[1]] @ weight.t().to(channels.dtype)
-            return torch.sigmoid(raw.float() + bias)
 
     def shifts(
         self, cones: Cones, is_frozen: bool = False, seen: Float[Tensor, "rays 1"] | None = None

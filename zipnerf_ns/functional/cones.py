@@ -272,8 +272,8 @@ def join_channels(
     seen: Float[Tensor, "rays 1"],
     weight: Float[Tensor, "1 still"] | None = None,
     bias: Float[Tensor, "1"] | None = None,
-) -> Float[Tensor, "intervals channels"]:
-    """Channels of what stands still, and behind them those of what moves, as far as it is seen.
+) -> tuple[Float[Tensor, "intervals channels"], Float[Tensor, "intervals 1"] | None]:
+    """Channels of what stands still, and behind them those of what moves, as far as it is seen; and the mask.
 
     Args:
         still, moving: of the intervals, ray by ray.
@@ -281,7 +281,8 @@ def join_channels(
         weight, bias: of the mask, the share of what moves in each interval: the sigmoid of what they make of its still
             channels. None for none.
     """
-    share = seen.detach().repeat_interleave(len(still) // max(len(seen), 1), dim=0)
+    share, mask = seen.detach().repeat_interleave(len(still) // max(len(seen), 1), dim=0), None
     if weight is not None:
-        share = share * torch.sigmoid(torch.nn.functional.linear(still.to(weight.dtype), weight, bias))
-    return torch.cat([still, (moving * share).to(still.dtype)], dim=1)
+        mask = torch.sigmoid(torch.nn.functional.linear(still.to(weight.dtype), weight, bias))
+        share = share * mask
+    return torch.cat([still, (moving * share).to(still.dtype)], dim=1), mask

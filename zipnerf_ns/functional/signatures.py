@@ -23,11 +23,11 @@ class ConeEncode(Protocol):
 
 
 class JoinChannels(Protocol):
-    """``functional.cones.join_channels``: channels of what stands still and of what moves."""
+    """``functional.cones.join_channels``: channels of what stands still and of what moves, and the mask."""
 
     def __call__(
         self, still: Tensor, moving: Tensor, seen: Tensor, weight: Tensor | None = None, bias: Tensor | None = None
-    ) -> Tensor: ...
+    ) -> tuple[Tensor, Tensor | None]: ...
 
 
 class DensityMlp(Protocol):

@@ -61,18 +61,17 @@ def join_kernel(
 @triton.jit(do_not_specialize=["total", "per_ray"])
 @no_type_check
 def join_backward_kernel(
-    still, moving, seen, weight, masks, v_joined, v_still, v_moving, v_linear, total, per_ray,
+    still, moving, seen, weight, masks, v_joined, v_masks, v_still, v_moving, v_linear, total, per_ray,
     STILL: tl.constexpr, MOVING: tl.constexpr, PART: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
     """Cotangents of both channels of BLOCK intervals, and this program's share in that of weight and bias,
     ``v_linear`` [programs, STILL + 1]; without a mask the still ones' are the joined ones', and not written."""
     row = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
     live = row < total
-    share = tl.load(seen + row // per_ray, mask=live, other=0.0)
-    part = share
+    whole = tl.load(seen + row // per_ray, mask=live, other=0.0)
+    share = whole
     if masks is not None:
         part = tl.load(masks + row, mask=live, other=0.0)
-        slope = share * part * (1.0 - part)
         share *= part
     v_share = tl.zeros([BLOCK], tl.float32)
     for channel in range(0, MOVING, PART):
@@ -82,7 +81,10 @@ def join_backward_kernel(
             v_share += tl.sum(v * tl.load(moving + place, mask=mask, other=0.0).to(tl.float32), axis=0)
         tl.store(v_moving + place, v * share[None, :], mask=mask)
     if masks is not None:
-        v_raw = v_share * slope
+        v_part = v_share * whole
+        if v_masks is not None:
+            v_part += tl.load(v_masks + row, mask=live, other=0.0)
+        v_raw = v_part * part * (1.0 - part)
         sums = v_linear + tl.program_id(0) * (STILL + 1)
         for channel in range(0, STILL, PART):
             channels, place, mask = _tile(channel, row, total, STILL, PART)
@@ -100,8 +102,8 @@ def join_channels(
     seen: Float[Tensor, "rays 1"],
     weight: Float[Tensor, "1 still"] | None = None,
     bias: Float[Tensor, "1"] | None = None,
-) -> Float[Tensor, "intervals channels"]:
-    """Channels of what stands still and of what moves as one; see ``functional.cones.join_channels``.
+) -> tuple[Float[Tensor, "intervals channels"], Float[Tensor, "intervals 1"] | None]:
+    """Channels of what stands still and of what moves as one, and the mask; see ``functional.cones.join_channels``.
 
     All channels are stored one after the other.
 
@@ -118,11 +120,12 @@ class _JoinChannels(torch.autograd.Function):
     @staticmethod
     def forward(
         ctx: Any, still: Tensor, moving: Tensor, seen: Tensor, weight: Tensor | None, bias: Tensor | None
-    ) -> Tensor:
+    ) -> tuple[Tensor, Tensor | None]:
+        ctx.set_materialize_grads(False)
         still, moving = still.t().contiguous(), moving.to(still.dtype).t().contiguous()
         total = still.shape[1]
         joined = still.new_empty(len(still) + len(moving), total)
-        masks = None if weight is None else seen.new_empty(total)
+        masks = None if weight is None else seen.new_empty(total, 1)
         ctx.save_for_backward(still, moving, seen, weight, masks)
         if total:
             grid, options = _launch(still, moving)
@@ -130,13 +133,15 @@ class _JoinChannels(torch.autograd.Function):
                 join_kernel[grid](
                     still, moving, seen, weight, bias, joined, masks, total, total // len(seen), **options
                 )
-        return joined.t()
+        return joined.t(), masks
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, v_joined: Tensor) -> tuple[Tensor | None, ...]:
+    def backward(ctx: Any, v_joined: Tensor | None, v_masks: Tensor | None) -> tuple[Tensor | None, ...]:
         still, moving, seen, weight, masks = ctx.saved_tensors
-        (count, total), v = still.shape, v_joined.t().contiguous()
+        count, total = still.shape
+        v = still.new_zeros(count + len(moving), total) if v_joined is None else v_joined.t().contiguous()
+        v_masks = None if v_masks is None else v_masks.contiguous()
         v_still = v[:count] if masks is None else torch.empty_like(still)
         v_moving, v_linear = torch.empty_like(moving), None
         if total:
@@ -144,8 +149,8 @@ class _JoinChannels(torch.autograd.Function):
             v_linear = None if masks is None else seen.new_empty(*grid, count + 1)
             with launching("join_channels", still):
                 join_backward_kernel[grid](
-                    still, moving, seen, weight, masks, v, v_still, v_moving, v_linear, total, total // len(seen),
-                    **options,
+                    still, moving, seen, weight, masks, v, v_masks, v_still, v_moving, v_linear, total,
+                    total // len(seen), **options,
                 )  # fmt: skip
         if masks is None:
             return v_still.t(), v_moving.t(), None, None, None
