@@ -159,6 +159,11 @@ def test_what_does_not_go_with_motion_is_refused():
         ZipNerfModelConfig(motion=MotionConfig("blend"), prefilter="ipe", ipe_bandwidth="scene_scale")
     with pytest.raises(InputError, match=r"motion\.still_first is 0\.6: it must lie between 0 and a half"):
         ZipNerfModelConfig(motion=MotionConfig("blend", still_first=0.6))
+    for kind in ("none", "deform", "both"):
+        with pytest.raises(InputError, match=rf"motion\.still_every has no effect with motion\.kind {kind}: choose"):
+            ZipNerfModelConfig(motion=MotionConfig(kind, still_every=0))
+    for kind in ("auto", "blend"):
+        ZipNerfModelConfig(motion=MotionConfig(kind, still_every=0, still_first=0.0))
     with pytest.raises(InputError, match=r"motion\.still_every is 1: it must be 0 \(no ray\) or 2 or more"):
         ZipNerfModelConfig(motion=MotionConfig("blend", still_every=1))
     with pytest.raises(InputError, match=r"motion\.kind deform does not go with implementation tcnn"):

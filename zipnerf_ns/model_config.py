@@ -19,6 +19,7 @@ from nerfstudio.models.base_model import ModelConfig
 
 from zipnerf_ns.data.memory import check_room
 from zipnerf_ns.encoding import HashGridConfig
+from zipnerf_ns.encoding.moving import MotionConfig
 from zipnerf_ns.errors import InputError, shorten
 from zipnerf_ns.functional.hash_grid import Prefilter
 from zipnerf_ns.ops import resolve_ops, tcnn
@@ -158,6 +159,13 @@ def _check_combinations(config: ZipNerfModelConfig) -> None:
     }
     for name in (name for name, is_set in others.items() if is_set and config.motion.kind != "none"):
         raise InputError(f"motion.kind {config.motion.kind} does not go with {name}: leave one of them out.")
+    motion, usual = config.motion, MotionConfig()
+    for name in ("still_first", "still_every"):
+        if getattr(motion, name) != getattr(usual, name) and motion.kind not in ("auto", "blend"):
+            raise InputError(
+                f"motion.{name} has no effect with motion.kind {motion.kind}: choose blend (or auto, which is blend "
+                f"where one camera sees each moment), or leave motion.{name} out."
+            )
     if config.implementation == "tcnn":
         for name, grid in named_grids(config).items():
             prefilter = config.prefilter if name == "grid" else config.proposal_prefilter

@@ -170,14 +170,15 @@ def test_the_trainer_asks_again_when_it_knows_its_pixels(tmp_path, monkeypatch):
     """What is held by then, pixels and parameters, is not asked for twice."""
     asked = []
     monkeypatch.setattr(reckoned, "room_on", lambda device: GIB)
-    ask = lambda config, device, held=0, pixels=0: asked.append((held, pixels)) or 0  # noqa: E731
+    ask = lambda config, device, held=0, pixels=0, motion=None: asked.append((held, pixels, motion)) or 0  # noqa: E731
     for module in (checks, reckoned):
         monkeypatch.setattr(module, "check_memory", ask)
     trainer = tiny_config(write_scene(tmp_path / "scene"), tmp_path).setup()
     trainer.setup()
     store = trainer.pipeline.datamanager.pixels
     parameters = sum(parameter.nbytes for parameter in trainer.pipeline.parameters())
-    assert asked[0] == (0, 0) and asked[1:] == [(store.num_bytes + parameters, store.num_bytes)] and store.num_bytes > 0
+    motion = trainer.pipeline.model.config.motion
+    assert asked == [(0, 0, None), (store.num_bytes + parameters, store.num_bytes, motion)] and store.num_bytes > 0
 
 
 def test_every_program_keeps_to_its_share(tmp_path, monkeypatch):
@@ -224,3 +225,25 @@ def test_what_moves_takes_tables_and_a_step_of_its_own(kernels, kind):
     assert 16 * more <= needed.tables - without.tables <= 18 * more
     per_interval = {"blend": 4 * 40 * 2, "deform": 4 * 240, "both": 4 * 40 * 2 + 4 * 240}[kind]
     assert needed.step - without.step > 8192 * 32 * per_interval
+
+
+def test_motion_that_photos_decide_on_is_refused_by_its_least_and_reckoned_by_its_most(kernels, monkeypatch):
+    monkeypatch.setattr(reckoned, "OUTSIDE_BYTES", 0)
+    monkeypatch.setattr(reckoned, "room_on", lambda device: 100 * GIB)
+    config, motion = copy.deepcopy(zipnerf_dynamic.config), zipnerf_dynamic.config.pipeline.model.motion
+    assert motion.kind == "auto"
+    needs = {}
+    for cameras, kind in ((1, "blend"), (2, "both")):
+        config.pipeline.model.motion = motion.settled(cameras, None)
+        assert config.pipeline.model.motion.kind == kind
+        needs[kind] = check_memory(config, CUDA)
+    assert needs["blend"] < needs["both"]
+    config.pipeline.model.motion = motion
+    monkeypatch.setattr(reckoned, "room_on", lambda device: needs["blend"])
+    assert check_memory(config, CUDA) == needs["both"]
+    check_memory(config, CUDA, motion=motion.settled(1, None))
+    with pytest.raises(InputError, match="the training needs"):
+        check_memory(config, CUDA, motion=motion.settled(2, None))
+    monkeypatch.setattr(reckoned, "room_on", lambda device: needs["blend"] - 1)
+    with pytest.raises(InputError, match="the training needs"):
+        check_memory(config, CUDA)

@@ -91,7 +91,7 @@ def measure(setting: Setting, data: Path, steps: int) -> Measured:
         trainer, _ = set_up(config_of(setting, data, Path(folder), steps))
         pixels = trainer.pipeline.datamanager.pixels
         held = 0 if pixels is None or pixels.colors.device.type == "cpu" else pixels.num_bytes
-        estimate = training_memory(trainer.config.pipeline.model, setting.rays, held, torch.device(trainer.device))
+        estimate = training_memory(trainer.pipeline.model.config, setting.rays, held, torch.device(trainer.device))
         allocated = train(trainer).peak_gpu_bytes
         reserved = torch.cuda.max_memory_reserved()
         release(trainer)

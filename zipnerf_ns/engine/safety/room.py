@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import dataclasses
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -10,6 +11,7 @@ import torch
 
 from zipnerf_ns.data.memory import GIB, room_on
 from zipnerf_ns.data.pixels import IN_MAIN_MEMORY, ON_DISK
+from zipnerf_ns.encoding.moving import MotionConfig
 from zipnerf_ns.errors import InputError
 from zipnerf_ns.functional.frustum import NUM_MULTISAMPLES
 from zipnerf_ns.functional.mlp import VIEW_DIM
@@ -111,7 +113,9 @@ def _step_memory(model: ZipNerfModelConfig, num_rays: int, ops: Ops, device: tor
     return max(kept + colors + briefly, kept + corners) + (GPU_BYTES if device.type == "cuda" else 0)
 
 
-def check_memory(config: Any, device: torch.device, held: int = 0, pixels: int = 0) -> int:
+def check_memory(
+    config: Any, device: torch.device, held: int = 0, pixels: int = 0, motion: MotionConfig | None = None
+) -> int:
     """Refuses a training that the device has no memory for, with what would fit; else gives what it needs, and
     what torch does not count of it.
 
@@ -120,15 +124,18 @@ def check_memory(config: Any, device: torch.device, held: int = 0, pixels: int =
         device: where it will run.
         held: bytes of what is counted here and lies on the device already.
         pixels: bytes of the training images there; 0 while none is read.
+        motion: what the scene moves by, once photos have told; before, motion.kind auto is refused for the least that
+            it may come to, and what it may need at the most is given.
     Raises:
         InputError: naming what is needed, what may be taken, and the settings to change.
     """
-    model, num_rays = config.pipeline.model, config.pipeline.datamanager.train_num_rays_per_batch
+    asked, num_rays = config.pipeline.model, config.pipeline.datamanager.train_num_rays_per_batch
+    model = dataclasses.replace(asked, motion=motion or asked.motion.settled(1, None))
     needed, room = training_memory(model, num_rays, pixels, device), room_on(device) + held
     outside = OUTSIDE_BYTES * (device.type == "cuda")
     room -= outside
     if sum(needed) <= room:
-        return sum(needed) + outside
+        return sum(training_memory(asked, num_rays, pixels, device)) + outside
     values = table_values(model)
     largest = max(values, key=lambda name: values[name])
     log2 = named_grids(model)[largest].log2_hashmap_size
@@ -171,7 +178,7 @@ def check_room_to_train(trainer: Any) -> None:
     states = [state for optimizer in trainer.optimizers.optimizers.values() for state in optimizer.state.values()]
     tensors = [*trainer.pipeline.parameters(), *(value for state in states for value in state.values())]
     held = sum(tensor.nbytes for tensor in tensors if tensor.device.type == device.type)
-    check_memory(trainer.config, device, held + pixels, pixels)
+    check_memory(trainer.config, device, held + pixels, pixels, trainer.pipeline.model.config.motion)
 
 
 def _with_table(model: ZipNerfModelConfig, name: str, log2: int) -> ZipNerfModelConfig:
