@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable, Mapping
 
 import pytest
 import torch
@@ -10,6 +11,7 @@ from _scenes import pose
 from _torch_rasterizer import TorchRasterizer
 from torch import Tensor
 
+from zipnerf_ns.engine.safety.gradients import MOST_IN_A_ROW
 from zipnerf_ns.errors import InputError
 from zipnerf_ns.render.metrics import ssim
 from zipnerf_ns.splats.distill.fit import SSIM_SHARE, Fit, SplatConfig, loss_gradient
@@ -17,6 +19,7 @@ from zipnerf_ns.splats.distill.points import extent, gaussians_at
 from zipnerf_ns.splats.distill.quality import named
 from zipnerf_ns.splats.distill.views import Pinhole, Target
 from zipnerf_ns.splats.gaussians import SH_C0, Gaussians
+from zipnerf_ns.splats.rasterizer import Drawn
 
 WIDTH, HEIGHT = 24, 16
 
@@ -126,6 +129,44 @@ def test_pictures_are_looked_at_in_turn():
     assert 70 < len(photos) < 130
     for first in range(0, len(photos) - 3, 4):
         assert len({id(each) for each in photos[first : first + 4]}) == 4
+
+
+class Spoiling(TorchRasterizer):
+    """Has gradients of some pictures that are not finite."""
+
+    def __init__(self, spoils: Callable[[int], bool]) -> None:
+        self.spoils, self.count = spoils, 0
+
+    def draw(self, splats: Mapping[str, Tensor], pinhole: Pinhole, degree: int) -> Drawn:
+        drawn = super().draw(splats, pinhole, degree)
+        self.count += 1
+        if self.spoils(self.count):
+            # A zero whose root has no slope.
+            return drawn._replace(rgb=drawn.rgb + (splats["means"][:1] * 0.0).sqrt().sum())
+        return drawn
+
+
+def test_steps_without_finite_gradients_are_skipped_and_counted():
+    """They change nothing, also after the Gaussians' number has changed, and a line says how many there were."""
+    targets = pictures(true_gaussians(), cameras(3))
+    fit = make_fit(targets, torch.zeros(3), steps=8, prune_below=0.4)
+    fit.rasterizer = Spoiling(lambda count: count in (1, 7))
+    before = {name: value.detach().clone() for name, value in fit.params.items()}
+    fit._take_step()
+    assert all(torch.equal(fit.params[name], value) for name, value in before.items())
+    said: list[str] = []
+    assert fit.run(said.append)
+    assert fit.is_pruned and len(fit.params["means"]) < len(before["means"])
+    assert all(value.isfinite().all() for value in fit.params.values())
+    assert said[-1] == "Warning: 2 steps were skipped (2 in all): the gradient of means not finite."
+
+
+def test_a_fit_that_no_longer_learns_ends():
+    """After many steps in a row without finite gradients."""
+    fit = make_fit(pictures(true_gaussians(), cameras(3)), torch.zeros(3), steps=MOST_IN_A_ROW)
+    fit.rasterizer = Spoiling(lambda count: True)
+    with pytest.raises(InputError, match="100 steps in a row were skipped: the gradient of means not finite. Try"):
+        fit.run()
 
 
 def test_what_is_seen_nowhere_is_dropped():

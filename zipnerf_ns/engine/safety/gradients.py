@@ -16,6 +16,12 @@ MOST_IN_A_ROW = 100
 """Skipped steps after which no other is expected to do better."""
 MOST_LOSSES = 64
 """Names of losses that can be counted."""
+ADVICE = (
+    "The last good values are kept in the latest checkpoint. Go on from an earlier one (--load-checkpoint) or train "
+    "anew with lower rates (--optimizers.networks.optimizer.lr, --optimizers.hash-tables.optimizer.lr), or with "
+    "--pipeline.model.precision float32."
+)
+"""What to do where a field no longer trains."""
 
 
 def gradient_norms(model: torch.nn.Module) -> dict[str, Tensor]:
@@ -52,6 +58,7 @@ class NonFiniteGuard:
         tables: that the first of them update.
         device: of the parameters.
         has_scaler: whether gradients are scaled.
+        advice: what to do after too many skipped steps.
     """
 
     def __init__(
@@ -60,23 +67,26 @@ class NonFiniteGuard:
         tables: Sequence[HashTable],
         device: torch.device,
         has_scaler: bool,
+        advice: str = ADVICE,
     ) -> None:
-        self.found = torch.zeros((), device=device)
-        known, self._parameters, self._names = {table.hash_table for table in tables}, [], []
+        self.found, self._advice = torch.zeros((), device=device), advice
+        self._known, self._watched = {table.hash_table for table in tables}, {} if has_scaler else optimizers
+        self._names: list[str] = []
         self._waiting: set[str] = set()
-        for group, optimizer in {} if has_scaler else optimizers.items():
+        for group, optimizer in self._watched.items():
             if _reads_mark(optimizer):
                 optimizer.found_inf = self.found
             else:
                 self._waiting.add(group)
-            parameters = [each for part in optimizer.param_groups for each in part["params"] if each not in known]
-            self._parameters += parameters
-            self._names += [f"the gradient of {group}"] * len(parameters)
+            self._names += [f"the gradient of {group}"] * len(self._parameters(optimizer))
         self._losses: list[str] = []
         self._nothing = torch.zeros((), device=device)
         counts = torch.zeros(2 + len(self._names) + MOST_LOSSES, dtype=torch.int64, device=device)
         self._counts, self._in_a_row, self._all, self._each = counts, counts[0], counts[1], counts[2:]
         self._told = 0
+
+    def _parameters(self, optimizer: torch.optim.Optimizer) -> list[Tensor]:
+        return [each for part in optimizer.param_groups for each in part["params"] if each not in self._known]
 
     @torch.no_grad()
     def look(self, losses: Mapping[str, Tensor]) -> None:
@@ -86,7 +96,9 @@ class NonFiniteGuard:
             losses: the parts of its loss, by name.
         """
         self._losses += [name for name in losses if name not in self._losses]
-        gradients = [self._nothing if each.grad is None else each.grad for each in self._parameters]
+        # Looked up anew: where Gaussians are dropped, others take the parameters' place.
+        parameters = [each for optimizer in self._watched.values() for each in self._parameters(optimizer)]
+        gradients = [each.grad if each.grad is not None and each.grad.numel() else self._nothing for each in parameters]
         sizes = torch._foreach_norm(gradients, math.inf) if gradients else ()
         values = torch.stack([*sizes, *(losses.get(name, self._nothing) for name in self._losses)])
         is_bad = values * 0.0 != 0.0
@@ -117,12 +129,7 @@ class NonFiniteGuard:
         say(f"Warning: {skipped - self._told} steps were skipped ({skipped} in all): {names} not finite.")
         self._told = skipped
         if in_a_row >= MOST_IN_A_ROW:
-            raise InputError(
-                f"{in_a_row} steps in a row were skipped: {names} not finite. The last good values are kept in the "
-                "latest checkpoint. Go on from an earlier one (--load-checkpoint) or train anew with lower rates "
-                "(--optimizers.networks.optimizer.lr, --optimizers.hash-tables.optimizer.lr), or with "
-                "--pipeline.model.precision float32."
-            )
+            raise InputError(f"{in_a_row} steps in a row were skipped: {names} not finite. {self._advice}")
 
 
 def _reads_mark(optimizer: torch.optim.Optimizer) -> bool:

@@ -16,6 +16,7 @@ from torch.nn.functional import conv2d, conv_transpose2d
 
 from zipnerf_ns.engine.checkpoints import capture_rng, restore_rng
 from zipnerf_ns.engine.progress import format_duration
+from zipnerf_ns.engine.safety.gradients import NonFiniteGuard
 from zipnerf_ns.errors import InputError
 from zipnerf_ns.render.metrics import SIGMA, STABILIZERS, WINDOW
 from zipnerf_ns.splats.distill.views import Target
@@ -166,6 +167,7 @@ class Fit:
             name: torch.optim.Adam([value], lr=self._rate(name), eps=1e-15, fused=self.device.type == "cuda")
             for name, value in self.params.items()
         }
+        self.guard = NonFiniteGuard(self.optimizers, (), self.device, False, "Try another --seed.")
 
     def _rate(self, name: str) -> float:
         rate = RATES[name] * (self.extent if name == "means" else 1.0)
@@ -215,6 +217,8 @@ class Fit:
             say: takes a line of progress now and then.
             save: is called at every tenth of the whole.
             stops: whether to stop.
+        Raises:
+            InputError: if gradients are no longer finite.
         """
         begun, before = time.monotonic(), self.spent
         said, errors, saved = begun, [], int(10 * self.share)
@@ -227,16 +231,18 @@ class Fit:
             if now - said > SECONDS_BETWEEN_LINES:
                 said = now
                 say(self._describe(errors))
+                self.guard.tell(say)
                 errors = []
             if int(10 * self.share) > saved and self.share < 1.0:
                 saved = int(10 * self.share)
                 save()
         if errors:
             say(self._describe(errors))
+            self.guard.tell(say)
         return True
 
     def _describe(self, errors: list[Tensor]) -> str:
-        psnr = -10.0 * math.log10(max(float(torch.stack(errors).mean()), 1e-10))
+        psnr = -10.0 * math.log10(max(float(torch.stack(errors).nanmean()), 1e-10))
         share = min(self.share, 1.0)
         left = format_duration(self.spent * (1.0 / max(share, 1e-6) - 1.0))
         return (
@@ -268,14 +274,17 @@ class Fit:
         seen = rgb.detach() if used is None else torch.lerp(truth, rgb.detach(), used)
         gradient = loss_gradient(seen, truth)
         rgb.backward(gradient if used is None else gradient * used)
+        error = (seen - truth).square().mean()
+        self.guard.look({"the picture": error})
+        for name in self.guard.steppable(list(self.optimizers)):
+            self.optimizers[name].step()
         for optimizer in self.optimizers.values():
-            optimizer.step()
             optimizer.zero_grad(set_to_none=True)
         self.step += 1
         if not self.is_pruned and self.share >= PRUNE_AT:
             self.prune()
             self.is_pruned = True
-        return (seen - truth).square().mean()
+        return error
 
     @torch.no_grad()
     def prune(self) -> None:
