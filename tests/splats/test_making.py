@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import yaml
-from _scenes import checkpoint, load, start, tiny_config, write_scene
+from _scenes import checkpoint, load, start, tiny_config, train, write_scene
 from _torch_rasterizer import TorchRasterizer
 
 from nerfstudio.data.dataparsers.nerfstudio_dataparser import Nerfstudio
@@ -22,7 +22,7 @@ from zipnerf_ns.splats.distill import distill
 from zipnerf_ns.splats.distill.fit import SplatConfig
 from zipnerf_ns.splats.files import read_gaussians
 from zipnerf_ns.splats.trainer import SplatTrainer, SplatTrainerConfig
-from zipnerf_ns.tools import splat
+from zipnerf_ns.tools import splat, splat_counts
 
 SETTINGS = SplatConfig(steps=8, max_gaussians=30, sh_degree=0, field_views=1)
 OPTIONS = "--steps 8 --max-gaussians 30 --sh-degree 0 --field-views 1".split()
@@ -33,7 +33,7 @@ def without_gsplat(monkeypatch: pytest.MonkeyPatch) -> None:
     """What needs a GPU is not asked for."""
     for module in (making, distill):
         monkeypatch.setattr(module, "Gsplat", lambda *_, **__: TorchRasterizer())
-    for module in (trainer, splat):
+    for module in (trainer, splat, splat_counts):
         monkeypatch.setattr(module, "prepare_gsplat", lambda device, say: None)
     monkeypatch.setattr(making, "frames_per_second", lambda *_: 123.0)
 
@@ -78,6 +78,26 @@ def test_a_training_ends_with_splats_and_the_command_makes_others(tmp_path, with
         transform = parser.get_dataparser_outputs("train").dataparser_transform
         written = json.loads((path.parent / "dataparser_transforms.json").read_text())["transform"]
         np.testing.assert_allclose(transform.numpy(), written, atol=1e-6)
+
+
+def test_numbers_of_gaussians_are_compared(tmp_path, without_gsplat, capsys):
+    """Splats of one field at two numbers: a row each, files whose sizes it says, a plot, and the field beside."""
+    config = tiny_config(write_scene(tmp_path / "scene"), tmp_path / "out", steps=2)
+    train(config)
+    folder = tmp_path / "counts"
+    options = ["--load-config", str(config.get_base_dir() / "config.yml"), "--output", str(folder), "--steps", "4"]
+    assert splat_counts.main([*options, "--gaussians", "30", "60"]) == 0
+    text = (folder / "counts.md").read_text()
+    assert text in capsys.readouterr().out
+    rows = [re.split(r" *\| *", line)[1:-1] for line in text.splitlines() if line.startswith(("| 30", "| 60"))]
+    assert [row[0] for row in rows] == ["30", "60"] and "The field has" in text
+    for most, left, psnr, _, size, frames in rows:
+        file = folder / f"{most}.spz"
+        assert len(read_gaussians(file)) == int(left) <= int(most)
+        assert size == f"{file.stat().st_size / 1e6:.1f}" and frames == "123" and float(psnr) > 0.0
+    assert (folder / "counts.png").stat().st_size > 1000
+    with pytest.raises(SystemExit):
+        splat_counts.main([*options, "--gaussians", "30", "30"])
 
 
 def test_a_stopped_training_says_how_its_splats_go_on(tmp_path, without_gsplat, fresh_writers, capsys, monkeypatch):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
@@ -48,8 +49,15 @@ class Gaussians:
 
     def select(self, which: Bool[Tensor, "gaussians"] | Int[Tensor, "chosen"]) -> Gaussians:
         """Those of a mask, or of indices in their order."""
+        return self._with(lambda values: values[which])
+
+    def cpu(self) -> Gaussians:
+        """The same in main memory."""
+        return self._with(Tensor.cpu)
+
+    def _with(self, change: Callable[[Tensor], Tensor]) -> Gaussians:
         names = ("means", "quats", "scales", "opacities", "sh")
-        return dataclasses.replace(self, **{name: getattr(self, name)[which] for name in names})
+        return dataclasses.replace(self, **{name: change(getattr(self, name)) for name in names})
 
     def finite(self) -> Bool[Tensor, "gaussians"]:
         """Whether all numbers of a Gaussian are finite, and its quaternion is no zero."""

@@ -13,7 +13,7 @@ from zipnerf_ns.engine.messages import VIEWED_HERE, command_line
 from zipnerf_ns.errors import InputError
 from zipnerf_ns.splats.distill.distill import distill, scene_of
 from zipnerf_ns.splats.distill.fit import SplatConfig
-from zipnerf_ns.splats.distill.quality import frames_per_second, measure
+from zipnerf_ns.splats.distill.quality import Quality, frames_per_second, measure
 from zipnerf_ns.splats.gaussians import Gaussians
 from zipnerf_ns.splats.rasterizer import Gsplat
 from zipnerf_ns.splats.run_folder import splatfacto_config, write_run
@@ -29,6 +29,10 @@ class Made(NamedTuple):
     """In the field's frame, on its device."""
     config: Path
     """The config.yml of their run."""
+    frames: float
+    """Pictures of 1920x1080 a second."""
+    quality: Quality | None
+    """None where there is no held-out photo."""
 
 
 def make_splats(
@@ -70,7 +74,7 @@ def make_splats(
     if quality is not None:
         say(str(quality))
     say(next_commands(path))
-    return Made(gaussians, path)
+    return Made(gaussians, path, frames, quality)
 
 
 def next_commands(config: Path) -> str:

@@ -8,7 +8,6 @@ written as a run of splatfacto, which Nerfstudio's programs take as their own.
 from __future__ import annotations
 
 import argparse
-import dataclasses
 import math
 import sys
 from pathlib import Path
@@ -79,8 +78,7 @@ def export(gaussians: Gaussians, pipeline: Any, options: argparse.Namespace) -> 
         pipeline: of the field.
         options: of :func:`parse`.
     """
-    names = ("means", "quats", "scales", "opacities", "sh")
-    gaussians = dataclasses.replace(gaussians, **{name: getattr(gaussians, name).cpu() for name in names})
+    gaussians = gaussians.cpu()
     in_frame = gaussians.moved(into_model_frame(pipeline).inverse()) if options.world_frame else gaussians
     for path in options.export:
         path.parent.mkdir(parents=True, exist_ok=True)

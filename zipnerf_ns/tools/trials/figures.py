@@ -25,7 +25,7 @@ Crop = tuple[str, npt.NDArray[np.float32], npt.NDArray[np.float32] | None]
 
 
 @contextmanager
-def _figure(path: Path, rows: int, columns: int, width: float, height: float) -> Iterator[Any]:
+def figure(path: Path, rows: int, columns: int, width: float, height: float) -> Iterator[Any]:
     """A grid of plots, each of a size in inches, that is written as PNG."""
     # Here and not above: it takes seconds to import, and needs to know first that there is no screen.
     import matplotlib
@@ -34,10 +34,10 @@ def _figure(path: Path, rows: int, columns: int, width: float, height: float) ->
     from matplotlib import pyplot
 
     size = (width * columns, height * rows)
-    figure, axes = pyplot.subplots(rows, columns, figsize=size, squeeze=False, layout="constrained")
+    drawn, axes = pyplot.subplots(rows, columns, figsize=size, squeeze=False, layout="constrained")
     yield axes
-    figure.savefig(path, dpi=120)
-    pyplot.close(figure)
+    drawn.savefig(path, dpi=120)
+    pyplot.close(drawn)
 
 
 def save_curves(path: Path, results: Sequence[Result]) -> None:
@@ -45,7 +45,7 @@ def save_curves(path: Path, results: Sequence[Result]) -> None:
     scenes = group_by_scene(succeeded(results))
     if not scenes:
         return
-    with _figure(path, 1, len(scenes), 5.5, 4.0) as axes:
+    with figure(path, 1, len(scenes), 5.5, 4.0) as axes:
         for axis, (scene, group) in zip(axes[0], scenes.items(), strict=True):
             for number, (method, results) in enumerate(group_by_method(group).items()):
                 for result in results:
@@ -78,7 +78,7 @@ def save_crops(path: Path, results: Sequence[Result], folders: Sequence[Path]) -
             rows.append(crops_of_view(index, group, [own[id(result)] for result in group]))
     if not rows:
         return
-    with _figure(path, 2 * len(rows), max(map(len, rows)), CELL, CELL) as axes:
+    with figure(path, 2 * len(rows), max(map(len, rows)), CELL, CELL) as axes:
         for axis in axes.flat:
             axis.axis("off")
         for row, crops in enumerate(rows):
