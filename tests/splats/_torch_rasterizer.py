@@ -47,3 +47,9 @@ class TorchRasterizer:
         """The greatest weight of each Gaussian."""
         weights, order = self._weights(splats, pinhole)
         return torch.zeros_like(splats["opacities"]).index_copy(0, order, weights.amax(dim=0))
+
+    @torch.no_grad()
+    def shared(self, splats: Mapping[str, Tensor], pinhole: Pinhole, values: Tensor) -> Tensor:
+        """The values of all pixels by the weights of each Gaussian."""
+        weights, order = self._weights(splats, pinhole)
+        return torch.zeros_like(splats["opacities"]).index_copy(0, order, weights.T @ values.flatten())

@@ -14,7 +14,7 @@ from torch import Tensor
 from zipnerf_ns.engine.safety.gradients import MOST_IN_A_ROW
 from zipnerf_ns.errors import InputError
 from zipnerf_ns.render.metrics import ssim
-from zipnerf_ns.splats.distill.fit import SSIM_SHARE, Fit, SplatConfig, loss_gradient
+from zipnerf_ns.splats.distill.fit import GROW_AT, SSIM_SHARE, Fit, SplatConfig, loss_gradient
 from zipnerf_ns.splats.distill.points import extent, gaussians_at
 from zipnerf_ns.splats.distill.quality import named
 from zipnerf_ns.splats.distill.views import Pinhole, Target
@@ -150,7 +150,7 @@ def test_steps_without_finite_gradients_are_skipped_and_counted():
     """They change nothing, also after the Gaussians' number has changed, and a line says how many there were."""
     targets = pictures(true_gaussians(), cameras(3))
     fit = make_fit(targets, torch.zeros(3), steps=8, prune_below=0.4)
-    fit.rasterizer = Spoiling(lambda count: count in (1, 7))
+    fit.rasterizer, fit.grown = Spoiling(lambda count: count in (1, 7)), len(GROW_AT)
     before = {name: value.detach().clone() for name, value in fit.params.items()}
     fit._take_step()
     assert all(torch.equal(fit.params[name], value) for name, value in before.items())
@@ -167,6 +167,23 @@ def test_a_fit_that_no_longer_learns_ends():
     fit.rasterizer = Spoiling(lambda count: True)
     with pytest.raises(InputError, match="100 steps in a row were skipped: the gradient of means not finite. Try"):
         fit.run()
+
+
+def test_others_come_where_most_is_wrong():
+    """One color of twelve is wrong: what may still come is its halves, and no more come than may."""
+    truth = true_gaussians()
+    # All but the first are as they should be.
+    changed = {name: getattr(truth, name).clone() for name in ("means", "quats", "scales", "opacities", "sh")}
+    changed["sh"][0, 0] += 2.0
+    fit = make_fit(pictures(truth, cameras(6)), torch.zeros(3), max_gaussians=13)
+    fit._set(named(Gaussians(**changed, antialiased=True)))
+    for _ in range(2):
+        fit.grown = len(GROW_AT) - 1
+        fit.grow()
+        assert len(fit.params["means"]) == 13
+    middle = (fit.params["means"][0] + fit.params["means"][12]) / 2.0
+    torch.testing.assert_close(middle.detach(), truth.means[0])
+    assert torch.equal(fit.params["means"][1:12], truth.means[1:])
 
 
 def test_what_is_seen_nowhere_is_dropped():

@@ -46,6 +46,9 @@ def test_gsplat_draws_as_its_reference():
     largest = Gsplat().largest_contributions(on_gpu, view).cpu()
     expected = TorchRasterizer().largest_contributions(on_cpu, view)
     assert float((largest - expected).abs().max()) < 1e-3 and float(expected.max()) > 0.5
+    values = torch.rand(view.height, view.width, 1, generator=torch.Generator().manual_seed(1))
+    shared = Gsplat().shared(on_gpu, view, values.cuda()).cpu()
+    torch.testing.assert_close(shared, TorchRasterizer().shared(on_cpu, view, values), rtol=0.01, atol=0.05)
 
 
 def test_contributions_are_each_pixels_weights():

@@ -50,6 +50,11 @@ class Rasterizer(Protocol):
     def largest_contributions(self, splats: Mapping[str, Tensor], pinhole: Pinhole) -> Float[Tensor, "gaussians"]:
         """The largest share of any pixel's color that each Gaussian has in a picture (RadSplat, equation 9)."""
 
+    def shared(
+        self, splats: Mapping[str, Tensor], pinhole: Pinhole, values: Float[Tensor, "height width 1"]
+    ) -> Float[Tensor, "gaussians"]:
+        """What a picture of numbers leaves each Gaussian: the sum over pixels, by its share of their colors."""
+
 
 class Gsplat:
     """gsplat's rasterizer on an NVIDIA GPU.
@@ -63,31 +68,42 @@ class Gsplat:
 
     def draw(self, splats: Mapping[str, Tensor], pinhole: Pinhole, degree: int) -> Drawn:
         """As :class:`Rasterizer` has it."""
-        rgb, alpha, _ = self._rasterize(splats, pinhole, degree)
+        from gsplat import spherical_harmonics
+
+        # Given coefficients, the rasterizer would invert the camera's matrix, for which the CPU waits.
+        coefficients = torch.cat([splats["sh0"], splats["shN"]], dim=1)
+        directions = splats["means"] - pinhole.pose[:, 3].to(coefficients.device)
+        colors = (spherical_harmonics(degree, directions, coefficients) + 0.5).clamp_min(0.0)
+        rgb, alpha, _ = self._rasterize(splats, pinhole, colors)
         return Drawn(rgb[0], alpha[0])
 
     def _rasterize(
-        self, splats: Mapping[str, Tensor], pinhole: Pinhole, degree: int
+        self, splats: Mapping[str, Tensor], pinhole: Pinhole, colors: Float[Tensor, "gaussians channels"]
     ) -> tuple[Tensor, Tensor, dict[str, Any]]:
         # Late: it is not needed by those who have no GPU, and takes a second.
-        from gsplat import rasterization, spherical_harmonics
+        from gsplat import rasterization
 
-        device = splats["means"].device
-        # Given coefficients, it would invert the camera's matrix, for which the CPU waits.
-        coefficients = torch.cat([splats["sh0"], splats["shN"]], dim=1)
-        colors = spherical_harmonics(degree, splats["means"] - pinhole.pose[:, 3].to(device), coefficients)
+        device = colors.device
         return rasterization(
-            splats["means"], splats["quats"], splats["scales"].exp(), splats["opacities"].sigmoid(),
-            (colors + 0.5).clamp_min(0.0), pinhole.viewmat[None].to(device), pinhole.intrinsics[None].to(device),
-            pinhole.width, pinhole.height, packed=False, rasterize_mode=self._mode,
+            splats["means"], splats["quats"], splats["scales"].exp(), splats["opacities"].sigmoid(), colors,
+            pinhole.viewmat[None].to(device), pinhole.intrinsics[None].to(device), pinhole.width, pinhole.height,
+            packed=False, rasterize_mode=self._mode,
         )  # fmt: skip
+
+    def shared(
+        self, splats: Mapping[str, Tensor], pinhole: Pinhole, values: Float[Tensor, "height width 1"]
+    ) -> Float[Tensor, "gaussians"]:
+        """As :class:`Rasterizer` has it: what a picture of one channel says of the Gaussians' values in it."""
+        own = torch.zeros_like(splats["opacities"].detach())[:, None].requires_grad_()
+        picture, _, _ = self._rasterize(splats, pinhole, own)
+        return torch.autograd.grad(picture, own, values[None])[0][:, 0]
 
     @torch.no_grad()
     def largest_contributions(self, splats: Mapping[str, Tensor], pinhole: Pinhole) -> Float[Tensor, "gaussians"]:
         """As :class:`Rasterizer` has it, a band of tiles at a time."""
         from gsplat import rasterize_to_indices_in_range
 
-        _, _, info = self._rasterize(splats, pinhole, 0)
+        _, _, info = self._rasterize(splats, pinhole, torch.zeros_like(splats["opacities"])[:, None])
         means, conics, opacities = (info[name] for name in ("means2d", "conics", "opacities"))
         starts, order, side = info["isect_offsets"], info["flatten_ids"], info["tile_size"]
         largest = torch.zeros_like(splats["opacities"])

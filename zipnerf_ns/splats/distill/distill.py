@@ -15,7 +15,7 @@ from zipnerf_ns.data.memory import check_room, room_on
 from zipnerf_ns.engine.checkpoints import seed_all
 from zipnerf_ns.engine.safety.files import is_whole, write_whole
 from zipnerf_ns.errors import InputError
-from zipnerf_ns.splats.distill.fit import SECONDS_BETWEEN_LINES, Fit, SplatConfig
+from zipnerf_ns.splats.distill.fit import FIRST_SHARE, SECONDS_BETWEEN_LINES, Fit, SplatConfig
 from zipnerf_ns.splats.distill.points import extent, first_gaussians
 from zipnerf_ns.splats.distill.views import (
     Pinhole,
@@ -153,7 +153,8 @@ def _load_unfinished(path: Path | None) -> dict[str, Any]:
 
 
 def _first(scene: Scene, new: list[Pinhole], config: SplatConfig, say: Callable[[str], object]) -> Gaussians:
-    count, degree, draws = config.max_gaussians, config.sh_degree, torch.Generator().manual_seed(config.seed)
+    count, degree = max(round(FIRST_SHARE * config.max_gaussians), 2), config.sh_degree
+    draws = torch.Generator().manual_seed(config.seed)
     first = first_gaussians(scene.model, [*scene.cameras, *new], count, degree, scene.is_open, draws)
     seconds = time.monotonic() - scene.begun
     say(f"{len(first):,} first Gaussians, where the field has surfaces, after {seconds:.0f} s.")

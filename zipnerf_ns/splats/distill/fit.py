@@ -1,4 +1,4 @@
-"""Gaussians fitted to pictures: loss, schedule and pruning."""
+"""Gaussians fitted to pictures: loss, schedule, growth and pruning."""
 
 from __future__ import annotations
 
@@ -19,15 +19,19 @@ from zipnerf_ns.engine.progress import format_duration
 from zipnerf_ns.engine.safety.gradients import NonFiniteGuard
 from zipnerf_ns.errors import InputError
 from zipnerf_ns.render.metrics import SIGMA, STABILIZERS, WINDOW
+from zipnerf_ns.splats.distill.growth import gathered_errors, halve
 from zipnerf_ns.splats.distill.views import Target
 from zipnerf_ns.splats.gaussians import Gaussians
 from zipnerf_ns.splats.rasterizer import Rasterizer
 
+FIRST_SHARE, GROW_AT, GROW_VIEWS = 0.5, (0.08, 0.16, 0.25, 0.35), 64
+"""Share of the Gaussians that a fit begins with; shares of the whole after which others come, where most is wrong in so
+many views."""
 RATES = {"means": 3.2e-4, "scales": 0.02, "quats": 4e-3, "opacities": 0.2, "sh0": 0.01, "shN": 5e-4}
 """First learning rates: twice that of 3DGS, which takes more steps, for the means, and times the cameras' extent; four
 times for others."""
-FALL = {"means": 0.01}
-"""What rates have become at the end, of their first values; a tenth for others."""
+MEANS_FALL, FALL, FALL_FROM = 0.01, 0.05, 0.5
+"""What rates have become at the end, of their first values: the means' fall all the time, others' from here on."""
 PRUNE_AT = 0.6
 """Share of the whole after which Gaussians that contribute little are dropped (RadSplat, 3.3)."""
 SMALL_UNTIL = 0.15
@@ -152,7 +156,7 @@ class Fit:
         self.device = gaussians.means.device
         self.extent, self.seconds = extent, seconds
         self.background = None if background is None else background.to(self.device)
-        self.step, self.is_pruned, self.spent = 0, False, 0.0
+        self.step, self.grown, self.is_pruned, self.spent = 0, 0, False, 0.0
         self.waiting: list[list[int]] = [[], []]
         """Photos and views of the field that are to be looked at before any is again."""
         self._draws = torch.Generator().manual_seed(config.seed)
@@ -170,13 +174,25 @@ class Fit:
         self.guard = NonFiniteGuard(self.optimizers, (), self.device, False, "Try another --seed.")
 
     def _rate(self, name: str) -> float:
-        rate = RATES[name] * (self.extent if name == "means" else 1.0)
-        return rate * FALL.get(name, 0.1) ** min(self.share, 1.0)
+        share = min(self.share, 1.0)
+        if name == "means":
+            return RATES[name] * self.extent * MEANS_FALL**share
+        return RATES[name] * FALL ** max(0.0, (share - FALL_FROM) / (1.0 - FALL_FROM))
 
     @property
     def share(self) -> float:
         """How much of the whole is done."""
         return self.spent / self.seconds if self.seconds is not None else self.step / self.config.steps
+
+    @property
+    def degree(self) -> int:
+        """Of the spherical harmonics, now."""
+        return min(int(self.share / DEGREE_EVERY), self.config.sh_degree)
+
+    def _behind(self) -> Float[Tensor, "3"]:
+        if self.background is not None:
+            return self.background
+        return torch.rand(3, generator=self._draws).to(self.device)
 
     def gaussians(self) -> Gaussians:
         """As they are now."""
@@ -191,7 +207,7 @@ class Fit:
         return {
             "params": {name: value.detach() for name, value in self.params.items()},
             "optimizers": {name: optimizer.state_dict() for name, optimizer in self.optimizers.items()},
-            "counts": {name: getattr(self, name) for name in ("step", "is_pruned", "spent", "waiting")},
+            "counts": {name: getattr(self, name) for name in ("step", "grown", "is_pruned", "spent", "waiting")},
             "draws": self._draws.get_state(),
             "rng": capture_rng(),
         }
@@ -264,12 +280,9 @@ class Fit:
         for name, optimizer in self.optimizers.items():
             optimizer.param_groups[0]["lr"] = self._rate(name)
         is_halved = share < SMALL_UNTIL and min(target.colors.shape[:2]) >= 4 * WINDOW
-        background = self.background
-        if background is None:
-            background = torch.rand(3, generator=self._draws).to(self.device)
+        background = self._behind()
         truth, used = target.picture(background, is_halved)
-        degree = min(int(share / DEGREE_EVERY), self.config.sh_degree)
-        drawn = self.rasterizer.draw(self.params, target.pinhole.halved if is_halved else target.pinhole, degree)
+        drawn = self.rasterizer.draw(self.params, target.pinhole.halved if is_halved else target.pinhole, self.degree)
         rgb = drawn.rgb + background * (1.0 - drawn.alpha)
         seen = rgb.detach() if used is None else torch.lerp(truth, rgb.detach(), used)
         gradient = loss_gradient(seen, truth)
@@ -281,10 +294,24 @@ class Fit:
         for optimizer in self.optimizers.values():
             optimizer.zero_grad(set_to_none=True)
         self.step += 1
+        if self.grown < len(GROW_AT) and self.share >= GROW_AT[self.grown]:
+            self.grow()
         if not self.is_pruned and self.share >= PRUNE_AT:
             self.prune()
             self.is_pruned = True
         return error
+
+    def grow(self) -> None:
+        """Cuts in two what gathers most of the errors: as many as bring the next part of what may still come."""
+        wanted = (self.config.max_gaussians - len(self.params["means"])) // (len(GROW_AT) - self.grown)
+        self.grown += 1
+        if wanted < 1:
+            return
+        targets = [self._choose() for _ in range(GROW_VIEWS)]
+        errors = gathered_errors(self.rasterizer, self.params, targets, self._behind(), self.degree)
+        chosen = torch.zeros_like(errors, dtype=torch.bool)
+        chosen[errors.topk(min(wanted, len(errors))).indices] = True
+        halve(self.params, self.optimizers, chosen)
 
     @torch.no_grad()
     def prune(self) -> None:
