@@ -19,7 +19,7 @@ from nerfstudio.models.base_model import Model
 
 from zipnerf_ns import losses
 from zipnerf_ns.cameras import corrections as camera_poses
-from zipnerf_ns.cameras.fineness import Photos, seen_widths, square_for
+from zipnerf_ns.cameras.fineness import Photos, area_mean, beside_photos, seen_widths, square_for
 from zipnerf_ns.cameras.lens import LensCorrections
 from zipnerf_ns.cameras.moments import at_moment, stopped_time
 from zipnerf_ns.cameras.rays import ImageRays, rays_of_bundle
@@ -270,8 +270,8 @@ class ZipNerfModel(Model):
     def get_outputs_for_camera(self, camera: Cameras, obb_box: OrientedBox | None = None) -> dict[str, Tensor]:
         """A whole picture ``[height, width, channels]``, its rays generated chunk by chunk."""
         asked = self.asked(camera, obb_box)
-        rays = ImageRays(camera, self.device, obb_box, self.config.implementation, asked.side)
-        return self._picture(asked, len(rays), rays.picture)
+        rays = ImageRays(asked.source, self.device, obb_box, self.config.implementation, asked.side)
+        return self._picture(asked, len(rays), lambda output: area_mean(rays.picture(output), asked.times))
 
     def get_outputs_for_camera_ray_bundle(self, camera_ray_bundle: RayBundle) -> dict[str, Tensor]:
         """A whole picture from its rays, in chunks."""
@@ -285,10 +285,11 @@ class ZipNerfModel(Model):
         self.zipnerf.widths = seen_widths(photos.to(self.device), self.zipnerf.aabb)
 
     def asked(self, camera: Cameras, obb_box: OrientedBox | None = None) -> Asked:
-        """A camera's picture, rendered as far as it sees what photos have seen; see :meth:`ZipNerf.as_seen`."""
-        width = AS_PHOTOS if self.photos is None else self.photos.width_of(camera)
+        """A camera's picture, rendered as far as it sees what photos have seen; see :meth:`ZipNerf.as_seen`. Where its
+        pixels are larger than theirs it is the mean of a larger one, but for the viewer, which waits for it."""
+        camera, times, width = beside_photos(camera, self.photos, self.view.read() is UNCHANGED)
         side = square_for(width.natural) if self.config.picture_square == "auto" else self.config.picture_square
-        return Asked(camera, obb_box, side=side, width=width)
+        return Asked(camera, obb_box, side=side, width=width, times=times)
 
     @torch.no_grad()
     def render_part(self, asked: Asked, start: int, end: int) -> dict[str, Tensor]:

@@ -120,7 +120,7 @@ def test_widths_are_those_of_the_nearest_and_the_farthest_photo_that_sees_a_plac
 
 
 @pytest.mark.parametrize(
-    ("size", "back", "side"), [(0.5, 1.5, 1), (1.0, 1.5, 1), (1.0, 0.8, 1), (1.0, 3.0, 1), (3.0, 1.5, 2)]
+    ("size", "back", "side"), [(0.7, 1.5, 1), (1.0, 1.5, 1), (1.0, 0.8, 1), (1.0, 3.0, 1), (3.0, 1.5, 2)]
 )
 def test_pictures_are_seen_by_cones_as_photos_have_them(size, back, side, monkeypatch):
     model, seen = make_model(tiny_config()), []
@@ -151,6 +151,26 @@ def test_pictures_are_seen_by_cones_as_photos_have_them(size, back, side, monkey
             assert (rays.radius >= 0.8 * size * own.radius).all()
         if back < 1.5:
             assert (rays.radius > 1.2 * own.radius).any()
+
+
+@pytest.mark.parametrize(("size", "times"), [(0.7, 1), (0.5, 2), (0.25, 4)])
+def test_small_pictures_are_the_mean_of_the_photos_size_but_in_the_viewer(size, times, monkeypatch):
+    model, large = make_model(tiny_config()), camera(4.0)
+    model.learn_of(large)
+    small = camera(4.0 * size)
+    asked = model.asked(small)
+    assert asked.times == times
+    expected = model.get_outputs_for_camera(large)
+    found = model.get_outputs_for_camera(small)
+    for name in ("rgb", "accumulation", "normals"):
+        assert found[name].shape[:2] == (int(28 * size), int(36 * size))
+        if times > 1:
+            mean = expected[name].unflatten(0, (-1, times)).unflatten(2, (-1, times)).mean(dim=(1, 3))
+            torch.testing.assert_close(found[name], mean, rtol=1e-4, atol=1e-5)
+    monkeypatch.setattr(model.view, "read", model.view.values)
+    in_viewer = model.asked(small)
+    assert in_viewer.times == 1 and in_viewer.width == (pytest.approx(size), True)
+    assert model.get_outputs_for_camera(small)["rgb"].shape == found["rgb"].shape
 
 
 def test_a_width_chosen_in_the_viewer_is_kept_and_not_told(monkeypatch):

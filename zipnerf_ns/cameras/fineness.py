@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import math
 from typing import NamedTuple
 
@@ -27,6 +28,8 @@ SQUARES = (4, 2)
 """Sides of the squares of pixels whose rays may share their proposals."""
 SLACK = 1.05
 """By how much pixels are larger than photos', or a camera is farther out, before networks are told."""
+MOST_TIMES = 4
+"""The most by which a picture is enlarged, before the mean over areas is taken."""
 FARTHEST = 100.0
 """Where what lies beyond contracted space is taken to be, world units."""
 
@@ -73,6 +76,26 @@ class Photos(NamedTuple):
         natural = min(max(angle, self.finest), self.coarsest) / angle
         is_farther = float((position.to(self.center) - self.center).norm()) > SLACK * self.reach
         return CameraWidth(natural, is_farther or SLACK * natural < 1.0)
+
+
+def beside_photos(camera: Cameras, photos: Photos | None, enlarges: bool) -> tuple[Cameras, int, CameraWidth]:
+    """A picture's camera beside the photos', if they are known: with as many times as many rows and columns as make its
+    pixels as small as theirs, where it may be enlarged; how many that is, up to :data:`MOST_TIMES`; and its width."""
+    width, times = AS_PHOTOS if photos is None else photos.width_of(camera), 1
+    if enlarges and photos is not None:
+        times = max(1, min(round(1.0 / width.natural), MOST_TIMES))
+    if times > 1:
+        camera = copy.deepcopy(camera)
+        camera.rescale_output_resolution(float(times))
+        width = photos.width_of(camera)
+    return camera, times, width
+
+
+def area_mean(picture: Float[Tensor, "rows columns channels"], times: int) -> Float[Tensor, "height width channels"]:
+    """A picture with so many times fewer rows and columns, of which it has whole multiples."""
+    if times == 1:
+        return picture
+    return picture.unflatten(1, (-1, times)).unflatten(0, (-1, times)).mean(dim=(1, 3))
 
 
 def seen_widths(

@@ -74,6 +74,8 @@ class Asked(NamedTuple):
     """Side of the squares of pixels whose rays share their proposals; a camera's pixels are counted in them then."""
     width: CameraWidth = AS_PHOTOS
     """Of the camera's pixels beside the photos'; see ``ZipNerf.as_seen``."""
+    times: int = 1
+    """Side of the squares of the camera's pixels whose mean is shown."""
 
 
 class ViewerControls(nn.Module):

@@ -50,7 +50,7 @@ def measure_pictures(bench: Bench) -> None:
         # From the pieces of the picture's middle.
         asked = bench.model.asked(camera)
         side = asked.side
-        rays = ImageRays(camera, bench.device, side=side)
+        rays = ImageRays(asked.source, bench.device, side=side)
         squares = len(rays) // side**2
         count = min(squares, bench.sizes.rays[-1] // side**2)
         start = (squares - count) // 2 * side**2
