@@ -18,7 +18,7 @@ from zipnerf_ns.cameras.fineness import (
     seen_widths,
     square_for,
 )
-from zipnerf_ns.functional.cones import width_as_seen
+from zipnerf_ns.functional.cones import KNOWN_OCTAVES, width_as_seen
 from zipnerf_ns.functional.contraction import contract_points
 from zipnerf_ns.functional.frustum import cone_radius
 from zipnerf_ns.rays import CameraWidth
@@ -107,9 +107,11 @@ def test_widths_are_those_of_the_nearest_and_the_farthest_photo_that_sees_a_plac
     greatest = (-away[:, 2:] / distance) ** 1.5 * distance * cone_radius(torch.tensor(1.0 / (90.0 * 80.0)))
     mean = torch.sqrt(least * greatest)
     # Within what photos have seen as it is; out of it by a factor, it comes back by that, up to the mean.
+    known = 2.0**KNOWN_OCTAVES
     for own, expected in (
-        (mean, mean), (least / 1.1, least * 1.1), (greatest * 1.1, greatest / 1.1), (least / 9.0, mean),
-        (greatest * 9.0, mean),
+        (mean, mean), (least / 1.2, least / 1.2), (greatest * 1.2, greatest * 1.2), (least / 9.0, mean),
+        (greatest * 9.0, mean), (least / known / 1.1, 1.1 * least / known),
+        (greatest * known * 1.1, greatest * known / 1.1),
     ):  # fmt: skip
         torch.testing.assert_close(width_as_seen(own, points, widths, aabb), expected, rtol=0.05, atol=0.0)
     # What no photo shows counts as seen by all.

@@ -13,6 +13,9 @@ from zipnerf_ns.functional import contraction, frustum
 from zipnerf_ns.functional.hash_grid import HashGrid, Prefilter, hash_encode, prefilter_weights, shutter_weights
 from zipnerf_ns.functional.numerics import TINY
 
+KNOWN_OCTAVES = 0.4
+"""Binary logarithm of the factor beyond photos' widths up to which networks know what they see."""
+
 
 class Cones(NamedTuple):
     """The intervals of some rays."""
@@ -235,8 +238,9 @@ def width_as_seen(
 ) -> Float[Tensor, "rays 1"]:
     """The width of cones with which photos have seen some places, for others there.
 
-    Between the least and the greatest of the photos' they stay as they are. At the least few photos have seen a place,
-    and the farther beyond it a width is, the farther it is brought back to their mean; so at the greatest.
+    Up to a fraction (:data:`KNOWN_OCTAVES`) beyond the least and the greatest of the photos' they stay as they are, so
+    that pictures from among the photos do. Few photos have seen a place with either, and the farther beyond it a width
+    is, the farther it is brought back to the photos' mean.
 
     Args:
         width: of cones at the places, world units.
@@ -253,6 +257,7 @@ def width_as_seen(
     how = {"mode": "bilinear", "padding_mode": "border", "align_corners": False}
     found = torch.nn.functional.grid_sample(widths, (2.0 * places - 1.0)[None, None, None], **how)
     least, mean, greatest = found.view(3, -1, 1)
+    least, greatest = least - KNOWN_OCTAVES, greatest + KNOWN_OCTAVES
     own = torch.log2(width.clamp_min(TINY))
     below, above = (least - own).clamp_min(0.0), (own - greatest).clamp_min(0.0)
     own = torch.minimum(torch.maximum(own, least), greatest)
