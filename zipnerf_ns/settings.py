@@ -28,7 +28,7 @@ class ProposalConfig:
     """Width of the hidden layer."""
     blur_halfwidth: float = 0.03
     """Half-width of the box blur in the interlevel loss, in normalized ray distance (0.03 then 0.003 in Zip-NeRF)."""
-    moving_grid: MovingGridConfig = field(default_factory=lambda: MovingGridConfig(6, 1, 16, 512, 19))
+    moving_grid: MovingGridConfig = field(default_factory=lambda: MovingGridConfig(4, 1, 16, 512, 19))
     """Hash grid of what changes with time; of use only with motion."""
 
 
