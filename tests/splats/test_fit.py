@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import math
 from collections.abc import Callable, Mapping
 
@@ -14,10 +15,13 @@ from torch import Tensor
 from zipnerf_ns.engine.safety.gradients import MOST_IN_A_ROW
 from zipnerf_ns.errors import InputError
 from zipnerf_ns.render.metrics import ssim
-from zipnerf_ns.splats.distill.fit import GROW_AT, SSIM_SHARE, Fit, SplatConfig, loss_gradient
+from zipnerf_ns.splats.distill import fit as fit_module
+from zipnerf_ns.splats.distill.fit import GROW_AT, Fit, SplatConfig
+from zipnerf_ns.splats.distill.loss import SSIM_SHARE, loss_gradient
 from zipnerf_ns.splats.distill.points import extent, gaussians_at
 from zipnerf_ns.splats.distill.quality import named
 from zipnerf_ns.splats.distill.views import Pinhole, Target
+from zipnerf_ns.splats.files import read_gaussians, write_gaussians
 from zipnerf_ns.splats.gaussians import SH_C0, Gaussians
 from zipnerf_ns.splats.rasterizer import Drawn
 
@@ -184,6 +188,28 @@ def test_others_come_where_most_is_wrong():
     middle = (fit.params["means"][0] + fit.params["means"][12]) / 2.0
     torch.testing.assert_close(middle.detach(), truth.means[0])
     assert torch.equal(fit.params["means"][1:12], truth.means[1:])
+
+
+def test_compact_gaussians_share_colors_which_a_sog_keeps(monkeypatch, tmp_path):
+    """Few sets of coefficients, still learned after they were found, and the same from a state that was kept."""
+    monkeypatch.setattr(fit_module, "MOST_SH", 5)
+    targets = pictures(true_gaussians(), cameras(6))
+    fit = make_fit(targets, torch.zeros(3), steps=20, compact=True)
+    while not fit.is_pruned:
+        fit._take_step()
+    found = fit.params["shN"].detach().clone()
+    assert len(found.flatten(1).unique(dim=0)) == 5 < len(found)
+    again = make_fit(targets, torch.zeros(3), steps=20, compact=True)
+    again.load_state_dict(copy.deepcopy(fit.state_dict()))
+    for each in (fit, again):
+        each.run()
+        learned = each.gaussians().sh
+        assert len(learned[:, 1:].flatten(1).unique(dim=0)) == 5
+        assert not torch.equal(learned[:, 1:], found)
+    assert torch.equal(fit.gaussians().sh, again.gaussians().sh)
+    write_gaussians(fit.gaussians(), tmp_path / "a.sog")
+    kept = read_gaussians(tmp_path / "a.sog").sh[:, 1:].flatten().sort().values
+    assert float((kept - fit.gaussians().sh[:, 1:].flatten().sort().values).abs().max()) < 1e-6
 
 
 def test_what_is_seen_nowhere_is_dropped():

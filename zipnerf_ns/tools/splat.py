@@ -47,6 +47,7 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
     add("--photo-share", type=float, default=usual.photo_share, help="of the steps; the others look at the field")
     add("--field-views", type=int, help="views that the field renders; by default what a tenth of the time takes")
     add("--classic", action="store_true", help="not anti-aliased: for viewers that know nothing else")
+    add("--compact", action="store_true", help="have Gaussians share colors as a .sog does, which then loses little")
     add("--seed", type=int, default=usual.seed, help="of all that is drawn at random")
     add("--resume", action="store_true", help="go on with what was stopped")
     add("--export", type=Path, nargs="+", default=[], metavar="FILE", help=f"also as files: {', '.join(WRITERS)}")
@@ -67,7 +68,7 @@ def settings(options: argparse.Namespace) -> SplatConfig:
     """
     names = ("max_gaussians", "seconds", "steps", "sh_degree", "prune_below", "photo_share", "field_views")
     chosen = {name: getattr(options, name) for name in names}
-    return SplatConfig(**chosen, antialiased=not options.classic, seed=options.seed)
+    return SplatConfig(**chosen, antialiased=not options.classic, compact=options.compact, seed=options.seed)
 
 
 def export(gaussians: Gaussians, pipeline: Any, options: argparse.Namespace) -> None:

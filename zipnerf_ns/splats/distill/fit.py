@@ -1,4 +1,4 @@
-"""Gaussians fitted to pictures: loss, schedule, growth and pruning."""
+"""Gaussians fitted to pictures: schedule, growth and pruning."""
 
 from __future__ import annotations
 
@@ -6,21 +6,22 @@ import math
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from functools import cache
 from typing import Any
 
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
-from torch.nn.functional import conv2d, conv_transpose2d
 
 from zipnerf_ns.engine.checkpoints import capture_rng, restore_rng
 from zipnerf_ns.engine.progress import format_duration
 from zipnerf_ns.engine.safety.gradients import NonFiniteGuard
 from zipnerf_ns.errors import InputError
-from zipnerf_ns.render.metrics import SIGMA, STABILIZERS, WINDOW
+from zipnerf_ns.render.metrics import WINDOW
 from zipnerf_ns.splats.distill.growth import gathered_errors, halve
+from zipnerf_ns.splats.distill.loss import loss_gradient
 from zipnerf_ns.splats.distill.views import Target
+from zipnerf_ns.splats.files.compact import palette, visibility
+from zipnerf_ns.splats.files.sog import MOST_SH
 from zipnerf_ns.splats.gaussians import Gaussians
 from zipnerf_ns.splats.rasterizer import Rasterizer
 
@@ -38,10 +39,6 @@ SMALL_UNTIL = 0.15
 """Share of the whole in which pictures have half their size."""
 DEGREE_EVERY = 0.05
 """Share of the whole after which another degree of the spherical harmonics is taken up."""
-SSIM_SHARE = 0.2
-"""Share of structural dissimilarity in the loss; the rest is the mean absolute difference (3DGS, equation 7)."""
-SSIM_EVERY = 2
-"""Pixels between the windows that it is the mean over."""
 SECONDS_BETWEEN_LINES = 5.0
 
 
@@ -65,6 +62,8 @@ class SplatConfig:
     """Views that the field renders, between and at the cameras; None: what a tenth of the time suffices for."""
     antialiased: bool = True
     """Opacities that make up for the blur of small Gaussians. Viewers must know it, and most do."""
+    compact: bool = False
+    """Groups of Gaussians share how their colors depend on the view, as in a .sog, which then loses little."""
     seed: int = 0
     """Seed of all that is drawn at random."""
 
@@ -86,46 +85,6 @@ class SplatConfig:
                 raise InputError(f"{name} is {getattr(self, name)}: it must lie between 0 and 1.")
         if self.field_views is not None and self.field_views < 0:
             raise InputError(f"field_views is {self.field_views}: it must not be negative.")
-
-
-@cache
-def _window(device: torch.device) -> Tensor:
-    offsets = torch.arange(WINDOW, device=device) - WINDOW // 2
-    weights = torch.exp(-(offsets**2) / (2.0 * SIGMA**2))
-    return weights / weights.sum()
-
-
-@torch.no_grad()
-def loss_gradient(
-    rgb: Float[Tensor, "height width 3"], truth: Float[Tensor, "height width 3"], every: int = SSIM_EVERY
-) -> Float[Tensor, "height width 3"]:
-    """How the loss, with :func:`~zipnerf_ns.render.metrics.ssim` at every so many pixels across and down, depends on a
-    picture. In closed form, for launching the kernels of a graph takes longer than they do."""
-    gradient = (rgb - truth).sign() * ((1.0 - SSIM_SHARE) / rgb.numel())
-    if min(rgb.shape[:2]) < WINDOW:
-        return gradient
-    x, y = rgb.permute(2, 0, 1), truth.permute(2, 0, 1)
-    weights, c1, c2 = _window(rgb.device), *STABILIZERS
-    row, column = weights.view(1, 1, 1, -1), weights.view(1, 1, -1, 1)
-    # Variances are differences of numbers that ten bits would not tell apart.
-    with torch.backends.cudnn.flags(enabled=True, allow_tf32=False):
-        moments = torch.cat([x, y, x * x, y * y, x * y])[:, None]
-        rows = conv2d(moments, row, stride=(1, every))
-        mean_x, mean_y, square_x, square_y, product = conv2d(rows, column, stride=(every, 1))[:, 0].split(3)
-        means, squares = mean_x * mean_y, mean_x**2 + mean_y**2
-        light, structure = 2.0 * means + c1, 2.0 * (product - means) + c2
-        lights, structures = squares + c1, square_x + square_y - squares + c2
-        both = lights * structures
-        ssim = light * structure / both
-        of_square = -ssim / structures
-        of_mean = 2.0 * (mean_y * (structure - light) / both - mean_x * (ssim / lights + of_square))
-        slopes = torch.cat([of_mean, of_square, 2.0 * light / both])[:, None]
-        rest = [(n - WINDOW) % every for n in rgb.shape[:2]]
-        slopes = conv_transpose2d(slopes, column, stride=(every, 1), output_padding=(rest[0], 0))
-        slopes = conv_transpose2d(slopes, row, stride=(1, every), output_padding=(0, rest[1]))
-    of_mean, of_square, of_product = slopes[:, 0].split(3)
-    slope = of_mean + 2.0 * x * of_square + y * of_product
-    return gradient - slope.permute(1, 2, 0) * (SSIM_SHARE / ssim.numel())
 
 
 class Fit:
@@ -159,6 +118,8 @@ class Fit:
         self.step, self.grown, self.is_pruned, self.spent = 0, 0, False, 0.0
         self.waiting: list[list[int]] = [[], []]
         """Photos and views of the field that are to be looked at before any is again."""
+        self.labels: Tensor | None = None
+        """Which set of coefficients above the constant each Gaussian has; None: its own."""
         self._draws = torch.Generator().manual_seed(config.seed)
         self._set(
             {"means": gaussians.means, "scales": gaussians.scales, "quats": gaussians.quats,
@@ -196,11 +157,14 @@ class Fit:
 
     def gaussians(self) -> Gaussians:
         """As they are now."""
+        found = self._all()
+        return found.select(found.finite())
+
+    def _all(self) -> Gaussians:
         values = {name: value.detach() for name, value in self.params.items()}
         sh = torch.cat([values.pop("sh0"), values.pop("shN")], dim=1)
         values["quats"] = nn.functional.normalize(values["quats"], dim=-1)
-        found = Gaussians(**values, sh=sh, antialiased=self.config.antialiased)
-        return found.select(found.finite())
+        return Gaussians(**values, sh=sh, antialiased=self.config.antialiased)
 
     def state_dict(self) -> dict[str, Any]:
         """What :meth:`load_state_dict` goes on from."""
@@ -208,6 +172,7 @@ class Fit:
             "params": {name: value.detach() for name, value in self.params.items()},
             "optimizers": {name: optimizer.state_dict() for name, optimizer in self.optimizers.items()},
             "counts": {name: getattr(self, name) for name in ("step", "grown", "is_pruned", "spent", "waiting")},
+            "labels": self.labels,
             "draws": self._draws.get_state(),
             "rng": capture_rng(),
         }
@@ -218,6 +183,7 @@ class Fit:
         self._set({name: value.to(self.device) for name, value in state["params"].items()})
         for name, optimizer in self.optimizers.items():
             optimizer.load_state_dict(state["optimizers"][name])
+        self.labels = None if state["labels"] is None else state["labels"].to(self.device)
         self._draws.set_state(state["draws"])
         restore_rng(state["rng"])
 
@@ -287,6 +253,11 @@ class Fit:
         seen = rgb.detach() if used is None else torch.lerp(truth, rgb.detach(), used)
         gradient = loss_gradient(seen, truth)
         rgb.backward(gradient if used is None else gradient * used)
+        if self.labels is not None:
+            # All that have a set learn as one, and stay equal to the last bit.
+            each = self.params["shN"].grad
+            whole = torch.zeros_like(each[:MOST_SH]).index_add_(0, self.labels, each)
+            self.params["shN"].grad = whole[self.labels]
         error = (seen - truth).square().mean()
         self.guard.look({"the picture": error})
         for name in self.guard.steppable(list(self.optimizers)):
@@ -299,6 +270,8 @@ class Fit:
         if not self.is_pruned and self.share >= PRUNE_AT:
             self.prune()
             self.is_pruned = True
+            if self.config.compact:
+                self.share_colors()
         return error
 
     def grow(self) -> None:
@@ -324,3 +297,16 @@ class Fit:
         dropped = largest < self.config.prune_below
         if 0 < int(dropped.sum()) < len(dropped):
             remove(self.params, self.optimizers, {}, dropped)
+
+    @torch.no_grad()
+    def share_colors(self) -> None:
+        """Leaves as many sets of coefficients above the constant as a .sog holds, which then are learned by all that
+        have them; none where there are fewer Gaussians."""
+        rest = self.params["shN"]
+        if len(rest) <= MOST_SH or rest.numel() == 0:
+            return
+        sets, self.labels = palette(rest.flatten(1), MOST_SH, visibility(self._all()))
+        rest.copy_(sets[self.labels].view_as(rest))
+        moments = self.optimizers["shN"].state[rest]
+        for name in ("exp_avg", "exp_avg_sq"):
+            moments[name].zero_()
