@@ -141,12 +141,6 @@ class AntiAliasedHashEncoding(HashTable):
         """What :meth:`forward` gives, and the mask of what moves, which only encodings over time have."""
         return self(cones, *args), None
 
-    def with_mask(
-        self, cones: Cones, *args: Any
-    ) -> tuple[Float[Tensor, "intervals channels"], Float[Tensor, "intervals 1"] | None]:
-        """What :meth:`forward` gives, and the mask of what moves, which only encodings over time have."""
-        return self(cones, *args), None
-
     def weight_scales(self) -> Float[Tensor, "levels"]:
         """Factors of the weight features, which tell the networks how much to trust each level: in the scale of that
         level's features (Zip-NeRF, section 2)."""
