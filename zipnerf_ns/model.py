@@ -97,8 +97,7 @@ class ZipNerfModel(Model):
         self.has_time = config.motion.kind != "none"
         self.shutter = (hints and hints.time_step) or 0.0
         self.stopped_time = stopped_time() if self.has_time else None
-        # What was photographed from where, as the pipeline knows it.
-        self.photos: Photos | None = None
+        self.photos: Photos | None = None  # As the pipeline knows them.
 
     def _is_background_white(self, hints: SceneHints | None) -> bool:
         if self.config.background_color == "auto":
@@ -286,8 +285,9 @@ class ZipNerfModel(Model):
 
     def asked(self, camera: Cameras, obb_box: OrientedBox | None = None) -> Asked:
         """A camera's picture, rendered as far as it sees what photos have seen; see :meth:`ZipNerf.as_seen`. Where its
-        pixels are larger than theirs it is the mean of a larger one, but for the viewer, which waits for it."""
-        camera, times, width = beside_photos(camera, self.photos, self.view.read() is UNCHANGED)
+        pixels are larger than theirs it is the mean of a larger one, if that is quick and no viewer waits for it."""
+        enlarges = self.uses_kernels and self.view.read() is UNCHANGED
+        camera, times, width = beside_photos(camera, self.photos, enlarges)
         side = square_for(width.natural) if self.config.picture_square == "auto" else self.config.picture_square
         return Asked(camera, obb_box, side=side, width=width, times=times)
 
