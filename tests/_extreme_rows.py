@@ -120,6 +120,10 @@ ROWS: dict[str, Row] = {
         anywhere(draw), draw.numbers(draw.rays, low=0.0, high=LARGEST / 1e4, leaf=True)
     )),
     "contraction.contract_cone_gaussians": Row(lambda draw: gaussians(draw, WORLD)),
+    "contraction.points_in_cube": Row(lambda draw: (
+        draw.numbers(draw.rays, 3, low=-WORLD, high=WORLD, leaf=True),
+        draw.numbers(draw.rays, low=0.0, high=WORLD, leaf=True), draw.pick(None, aabb(draw)),
+    )),
     "contraction.box_points": Row(lambda draw: (
         draw.numbers(draw.rays, 3, low=-WORLD, high=WORLD, leaf=True),
         draw.numbers(draw.rays, low=0.0, high=WORLD, leaf=True), aabb(draw),

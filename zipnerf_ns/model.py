@@ -19,7 +19,7 @@ from nerfstudio.models.base_model import Model
 
 from zipnerf_ns import losses
 from zipnerf_ns.cameras import corrections as camera_poses
-from zipnerf_ns.cameras.fineness import Photos, area_mean, beside_photos, seen_widths, square_for
+from zipnerf_ns.cameras.fineness import Photos, beside_photos, seen_widths, square_for
 from zipnerf_ns.cameras.lens import LensCorrections
 from zipnerf_ns.cameras.moments import at_moment, stopped_time
 from zipnerf_ns.cameras.rays import ImageRays, rays_of_bundle
@@ -41,7 +41,7 @@ from zipnerf_ns.render.chunks import ChunkLimit, evaluating, render_in_chunks
 from zipnerf_ns.render.metrics import ImageMetrics, psnr
 from zipnerf_ns.render.monitor import CollisionMonitor, feature_sizes
 from zipnerf_ns.render.outputs import EXTRA_COST, EXTRA_OUTPUTS, Outputs, Seen
-from zipnerf_ns.render.pictures import blend, depths_of_nothing, evaluation_pictures, straight_alpha
+from zipnerf_ns.render.pictures import area_mean, blend, depths_of_nothing, evaluation_pictures, straight_alpha
 from zipnerf_ns.render.viewer import UNCHANGED, Asked, View, ViewerControls
 from zipnerf_ns.zipnerf import ZipNerf
 

@@ -81,21 +81,13 @@ class Photos(NamedTuple):
 def beside_photos(camera: Cameras, photos: Photos | None, enlarges: bool) -> tuple[Cameras, int, CameraWidth]:
     """A picture's camera beside the photos', if they are known: with as many times as many rows and columns as make its
     pixels as small as theirs, where it may be enlarged; how many that is, up to :data:`MOST_TIMES`; and its width."""
-    width, times = AS_PHOTOS if photos is None else photos.width_of(camera), 1
-    if enlarges and photos is not None:
-        times = max(1, min(round(1.0 / width.natural), MOST_TIMES))
+    width = AS_PHOTOS if photos is None else photos.width_of(camera)
+    times = max(1, min(round(1.0 / width.natural), MOST_TIMES)) if enlarges else 1
     if times > 1:
         camera = copy.deepcopy(camera)
         camera.rescale_output_resolution(float(times))
         width = photos.width_of(camera)
     return camera, times, width
-
-
-def area_mean(picture: Float[Tensor, "rows columns channels"], times: int) -> Float[Tensor, "height width channels"]:
-    """A picture with so many times fewer rows and columns, of which it has whole multiples."""
-    if times == 1:
-        return picture
-    return picture.unflatten(1, (-1, times)).unflatten(0, (-1, times)).mean(dim=(1, 3))
 
 
 def seen_widths(
@@ -124,7 +116,7 @@ def seen_widths(
     sums, counts = torch.zeros_like(most), torch.zeros_like(most)
     poses = cameras.camera_to_worlds.reshape(-1, 3, 4)
     numbers = [value.reshape(-1) for value in (cameras.fx, cameras.fy, cameras.cx, cameras.cy)]
-    kinds, sizes = cameras.camera_type.reshape(-1), (cameras.width.reshape(-1), cameras.height.reshape(-1))
+    kinds, sizes = cameras.camera_type.flatten().tolist(), (cameras.width.reshape(-1), cameras.height.reshape(-1))
     for index in known.nonzero()[:, 0].tolist():
         fx, fy, cx, cy = (value[index] for value in numbers)
         away = places - poses[index, :, 3]
@@ -132,7 +124,7 @@ def seen_widths(
         right, up, back = (away @ poses[index, :, :3]).unbind(dim=-1)
         width = every = angles[index] * distance
         is_seen = torch.ones_like(distance, dtype=torch.bool)
-        if int(kinds[index]) == CameraType.PERSPECTIVE.value:
+        if kinds[index] == CameraType.PERSPECTIVE.value:
             depth = (-back).clamp_min(TINY)
             column, row = cx + fx * right / depth, cy - fy * up / depth
             is_seen = (back < 0.0) & (column >= 0.0) & (column <= sizes[0][index])
@@ -147,7 +139,6 @@ def seen_widths(
     logs = torch.stack([least, sums / counts.clamp_min(1.0), most])
     logs = torch.where(counts[0] > 0.0, logs[:, 0], logs[:, 1]) + math.log2(CONE_PER_PIXEL)
     return logs.view(1, 3, side, side, side)
-
 
 
 def places_in_world(cube: Float[Tensor, "places 3"], aabb: Float[Tensor, "2 3"] | None) -> Float[Tensor, "places 3"]:

@@ -132,8 +132,8 @@ class AntiAliasedHashEncoding(HashTable):
         # Half precision for half precision: whoever asks for float32 channels gets float32 values.
         half = None if kept.half is None or dtype == torch.float32 else HalfTable(kept.half, HALF_SCALE)
         table = self.hash_table.detach() if is_frozen else self.hash_table
-        encoded = self.ops.cone_encode(table, cones, self.weight_scales(), lookup, half)
-        return encoded if cones.told is None else tell_weights(encoded, cones, self.weight_scales(), lookup)
+        scales = self.weight_scales()
+        return tell_weights(self.ops.cone_encode(table, cones, scales, lookup, half), cones, scales, lookup)
 
     def with_mask(
         self, cones: Cones, *args: Any
@@ -254,5 +254,5 @@ class TcnnHashEncoding(AntiAliasedHashEncoding):
         positions, stds = cones_in_cube(cones, one_lookup=True)
         per_level, weights = self.look_up(positions, stds, num_active, prefilter)
         lookup = Lookup(self.grid, self.prefilter, TABLE_GAIN, self.bandwidths, num_active, dtype)
-        encoded = channels(per_level, weights, self.weight_scales(), lookup)
-        return encoded if cones.told is None else tell_weights(encoded, cones, self.weight_scales(), lookup)
+        scales = self.weight_scales()
+        return tell_weights(channels(per_level, weights, scales, lookup), cones, scales, lookup)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from jaxtyping import Float
@@ -145,16 +145,9 @@ class MovingHashEncoding(AntiAliasedHashEncoding):
         """The still table, and those over space and time."""
         return [self, *(table for table in (self.moving, self.deformation) if table is not None)]
 
-    def forward(
-        self,
-        cones: Cones,
-        num_active: int | None = None,
-        prefilter: Prefilter | None = None,
-        dtype: torch.dtype = torch.float32,
-        is_frozen: bool = False,
-    ) -> Float[Tensor, "intervals channels"]:
+    def forward(self, cones: Cones, *args: Any, **kwargs: Any) -> Float[Tensor, "intervals channels"]:
         """Channels of each interval, those of the grid over space and time last; see the base class."""
-        return self.with_mask(cones, num_active, prefilter, dtype, is_frozen)[0]
+        return self.with_mask(cones, *args, **kwargs)[0]
 
     def with_mask(
         self,

@@ -44,6 +44,10 @@ class Cones(NamedTuple):
     told: Float[Tensor, "rays 1"] | None = None
     """Radius at distance 1 by which weight features are reckoned, see :func:`tell_weights`; None: the cones' own."""
 
+    def detach(self) -> Cones:
+        """The same without a gradient to any part."""
+        return Cones(*(value.detach() if isinstance(value, Tensor) else value for value in self))
+
 
 class Lookup(NamedTuple):
     """How features are made of a table; see ``functional.hash_grid.hash_encode``."""
@@ -94,10 +98,7 @@ def cones_in_cube(
         reverse = turns >= 1.0
         rotation = torch.where(reverse, turns - 1.0, turns) * (2.0 * math.pi)
     points, stds = frustum.multisamples(origins, directions, starts, ends, radius, rotation, reverse)
-    if aabb is None:
-        points, stds = contraction.contract_points(points, stds)
-    else:
-        points, stds = contraction.box_points(points, stds, aabb)
+    points, stds = contraction.points_in_cube(points, stds, aabb)
     points = _shifted(points.reshape(-1, frustum.NUM_MULTISAMPLES, 3), shifts)
     return points, stds.reshape(-1, frustum.NUM_MULTISAMPLES)
 
@@ -123,10 +124,9 @@ def middles_in_cube(
         inverse = 1.0 / points.norm(dim=-1).clamp_min(1.0).reshape(-1, 1)
         # Across the direction from the center lengths shrink least.
         reach = reach * (0.25 * (2.0 - inverse) * inverse)
-        points, stds = contraction.contract_points(points, frustum.STD_SCALE * off_axis)
     else:
         reach = reach / (aabb[1] - aabb[0]).amin()
-        points, stds = contraction.box_points(points, frustum.STD_SCALE * off_axis, aabb)
+    points, stds = contraction.points_in_cube(points, frustum.STD_SCALE * off_axis, aabb)
     return _shifted(points.reshape(-1, 1, 3), shifts), stds.reshape(-1, 1), reach
 
 
@@ -167,7 +167,14 @@ def channels(
     lookup: Lookup,
 ) -> Float[Tensor, "intervals channels"]:
     """Features of all levels times the gain, then one weight feature (2w - 1) * scale a level (Zip-NeRF, section 2)."""
-    return torch.cat([per_level.flatten(1) * lookup.gain, (2.0 * weights - 1.0) * weight_scales], -1).to(lookup.dtype)
+    weight_features = _weight_features(weights, weight_scales)
+    return torch.cat([per_level.flatten(1) * lookup.gain, weight_features], -1).to(lookup.dtype)
+
+
+def _weight_features(
+    weights: Float[Tensor, "intervals levels"], weight_scales: Float[Tensor, "levels"]
+) -> Float[Tensor, "intervals levels"]:
+    return (2.0 * weights - 1.0) * weight_scales
 
 
 def cone_encode(
@@ -207,23 +214,25 @@ def tell_weights(
     weight_scales: Float[Tensor, "levels"],
     lookup: Lookup,
 ) -> Float[Tensor, "intervals channels"]:
-    """Channels whose weight features are those of cones of the width ``cones.told``, seen at the intervals' middles.
+    """Channels whose weight features are those of cones of the width ``cones.told``, seen at the intervals' middles; as
+    they are where cones are told none.
 
     Networks learn colors of features that come with some weights. Of others, of a cone that no photo has, they make
     something darker or brighter. No gradient flows through what they are told instead.
 
     Args:
         encoded: channels of the cones as they are; changed in place where no gradient flows.
-        cones: the intervals, which are told a width.
+        cones: the intervals.
     """
-    told = Cones(*(value.detach() if isinstance(value, Tensor) else value for value in cones))
-    told = told._replace(radius=told.told)
+    if cones.told is None:
+        return encoded
+    told = cones._replace(radius=cones.told).detach()
     stds = middles_in_cube(told)[1] if lookup.prefilter == "multisample" else cones_in_cube(told, True)[1]
     weights = prefilter_weights(stds, lookup.grid.resolutions, lookup.prefilter, lookup.bandwidths)[:, 0]
     if lookup.grid.is_timed:
         weights = weights * weights.new_tensor(shutter_weights(cones.shutter, lookup.grid))
     features = encoded.shape[1] - weights.shape[1]
-    weight_features = ((2.0 * weights - 1.0) * weight_scales).to(encoded.dtype)
+    weight_features = _weight_features(weights, weight_scales).to(encoded.dtype)
     if encoded.requires_grad:
         return torch.cat([encoded[:, :features], weight_features.detach()], dim=1)
     encoded[:, features:] = weight_features
@@ -249,11 +258,7 @@ def width_as_seen(
             unit cube.
         aabb: box of a bounded scene, world frame; None for contracted space.
     """
-    nothing = torch.zeros_like(points[:, 0])
-    if aabb is None:
-        places, _ = contraction.contract_points(points, nothing)
-    else:
-        places, _ = contraction.box_points(points, nothing, aabb)
+    places, _ = contraction.points_in_cube(points, torch.zeros_like(points[:, 0]), aabb)
     how = {"mode": "bilinear", "padding_mode": "border", "align_corners": False}
     found = torch.nn.functional.grid_sample(widths, (2.0 * places - 1.0)[None, None, None], **how)
     least, mean, greatest = found.view(3, -1, 1)

@@ -96,6 +96,13 @@ def box_points(
     return (x - aabb[0]) / sides, std / torch.prod(sides) ** (1.0 / 3.0)
 
 
+def points_in_cube(
+    x: Float[Tensor, "*batch 3"], std: Float[Tensor, "*batch"], aabb: Float[Tensor, "2 3"] | None
+) -> tuple[Float[Tensor, "*batch 3"], Float[Tensor, "*batch"]]:
+    """:func:`box_points` of a bounded scene, else :func:`contract_points`."""
+    return contract_points(x, std) if aabb is None else box_points(x, std, aabb)
+
+
 def box_cone_gaussians(
     mean: Float[Tensor, "*batch 3"],
     direction: Float[Tensor, "*batch 3"],

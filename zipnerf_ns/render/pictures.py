@@ -9,6 +9,7 @@ import torch
 from jaxtyping import Bool, Float, UInt8
 from PIL import Image
 from torch import Tensor
+from torch.nn.functional import avg_pool2d
 
 from nerfstudio.utils import colormaps
 
@@ -31,6 +32,13 @@ def blend(image: Float[Tensor, "*batch channels"], background: Float[Tensor, "..
         return image
     alpha = image[..., 3:]
     return image[..., :3] * alpha + background * (1.0 - alpha)
+
+
+def area_mean(picture: Float[Tensor, "height width channels"], times: int) -> Float[Tensor, "rows columns channels"]:
+    """A picture with so many times fewer rows and columns; those that do not fill the last are left out."""
+    if times == 1:
+        return picture
+    return avg_pool2d(picture.permute(2, 0, 1)[None], times)[0].permute(1, 2, 0)
 
 
 def straight_alpha(

@@ -76,7 +76,7 @@ def tuned_cone_encode(
     hash_grid.check_times(cones.times, lookup.grid)
     half = half if tuning.half_table else None
     lookup = lookup if looks_up_close_ones_once(cones, lookup) else lookup._replace(close=0.0)
-    still = Cones(*(value.detach() if isinstance(value, Tensor) else value for value in cones))
+    still = cones.detach()
     follows = [value for value in cones._replace(shifts=None) if isinstance(value, Tensor) and value.requires_grad]
     has_shifts = cones.shifts is not None and cones.shifts.requires_grad
     if not follows and not (has_shifts and lookup.grid.is_timed):

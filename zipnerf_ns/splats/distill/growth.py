@@ -64,23 +64,17 @@ def halve(
         chosen: which ones.
     """
     from gsplat.strategy.ops import duplicate
+    from gsplat.utils import normalized_quat_to_rotmat
 
     first = chosen.nonzero()[:, 0]
     second = torch.arange(len(chosen), len(chosen) + len(first), device=first.device)
     duplicate(params, optimizers, {}, chosen)
     sizes, axes = params["scales"][first].max(dim=-1)
-    way = APART * sizes.exp()[:, None] * _turned_axes(normalize(params["quats"][first], dim=-1), axes)
+    turned = normalized_quat_to_rotmat(normalize(params["quats"][first], dim=-1))
+    way = APART * sizes.exp()[:, None] * turned[torch.arange(len(first), device=first.device), :, axes]
     narrowed = params["scales"][first].scatter_add(1, axes[:, None], torch.full_like(way[:, :1], math.log(NARROWED)))
     clear = (1.0 - params["opacities"][first].sigmoid()) ** CLEARED
     for half, sign in ((first, 1.0), (second, -1.0)):
         params["means"].data[half] += sign * way
         params["scales"].data[half] = narrowed
         params["opacities"].data[half] = (1.0 - clear).logit(eps=1e-3)
-
-
-def _turned_axes(quats: Float[Tensor, "gaussians 4"], axes: Tensor) -> Float[Tensor, "gaussians 3"]:
-    """Where rotations turn coordinate axes: one column of each one's matrix."""
-    real, imaginary = quats[:, :1], quats[:, 1:]
-    axis = torch.nn.functional.one_hot(axes, 3).to(quats)
-    crossed = 2.0 * torch.linalg.cross(imaginary, axis)
-    return axis + real * crossed + torch.linalg.cross(imaginary, crossed)

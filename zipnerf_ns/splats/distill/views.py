@@ -12,7 +12,7 @@ import torch
 from jaxtyping import Bool, Float, UInt8
 from scipy.spatial.transform import Rotation
 from torch import Tensor
-from torch.nn.functional import avg_pool2d, grid_sample
+from torch.nn.functional import grid_sample
 
 from nerfstudio.cameras.cameras import Cameras, CameraType
 
@@ -21,7 +21,7 @@ from zipnerf_ns.cameras.corrections import corrected_poses
 from zipnerf_ns.cameras.lens import through_lens
 from zipnerf_ns.data.images import read_all
 from zipnerf_ns.errors import InputError
-from zipnerf_ns.render.pictures import blend, to_bytes
+from zipnerf_ns.render.pictures import area_mean, blend, to_bytes
 
 LENSES = (CameraType.PERSPECTIVE.value, CameraType.FISHEYE.value)
 """Types of camera whose photos are brought into a pinhole's."""
@@ -92,12 +92,8 @@ class Target(NamedTuple):
         rgb = blend(self.colors.to(device).float() / 255.0, background)
         used = None if self.used is None else self.used.to(device).float()
         if is_halved:
-            rgb, used = (None if each is None else _halved(each) for each in (rgb, used))
+            rgb, used = (None if each is None else area_mean(each, 2) for each in (rgb, used))
         return rgb, used
-
-
-def _halved(picture: Float[Tensor, "height width channels"]) -> Float[Tensor, "rows columns channels"]:
-    return avg_pool2d(picture.permute(2, 0, 1)[None], 2)[0].permute(1, 2, 0)
 
 
 def pinholes(cameras: Cameras, poses: Float[Tensor, "cameras 3 4"]) -> list[Pinhole]:
