@@ -99,19 +99,17 @@ def cone_encode(draw: Draw) -> Sequence[Any]:
 
 
 def told(draw: Draw) -> Sequence[Any]:
-    """Channels of cones that are told another width."""
-    shape = grid(draw)
-    levels, scales = len(shape.levels), draw.numbers(len(shape.levels), low=0.0, high=1e6)
-    seen = cones(draw)._replace(told=draw.numbers(draw.rays, 1, low=0.0, high=WIDEST))
-    intervals = draw.rays * (seen.tdist.shape[1] - 1)
-    encoded = draw.numbers(intervals, 3 + levels, low=-1e6, high=1e6, leaf=draw.pick(True, False))
-    return (2.0 * encoded if encoded.requires_grad else encoded), seen, scales, lookup(draw, shape)
+    """Channels of rays that are told a share of the weights."""
+    dtype = draw.pick(torch.float32, torch.bfloat16)
+    encoded = draw.numbers(draw.rays * draw.bins, 5, low=-1e6, high=1e6, dtype=dtype, leaf=draw.pick(True, False))
+    share = draw.pick(None, draw.numbers(draw.rays, 1, low=0.0, high=1.0))
+    return (2.0 * encoded if encoded.requires_grad else encoded), share, 2
 
 
 def seen_by_photos(draw: Draw) -> Sequence[Any]:
     """Widths at places, and those of the photos, the least first."""
     points = anywhere(draw)
-    logs = draw.numbers(1, 3, 3, 4, 2, low=-60.0, high=60.0).sort(dim=1).values
+    logs = draw.numbers(1, 2, 3, 4, 2, low=-60.0, high=60.0).sort(dim=1).values
     return draw.numbers(len(points), 1, low=0.0, high=1e6), points, logs, draw.pick(None, aabb(draw))
 
 

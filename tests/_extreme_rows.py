@@ -113,7 +113,7 @@ ROWS: dict[str, Row] = {
     )),
     "cones.cone_encode": Row(cone_encode),
     "cones.tell_weights": Row(told),
-    "cones.width_as_seen": Row(seen_by_photos),
+    "cones.known_share": Row(seen_by_photos),
     "cones.join_channels": Row(joined),
     "contraction.contract": Row(lambda draw: (anywhere(draw),)),
     "contraction.contract_points": Row(lambda draw: (

@@ -13,8 +13,8 @@ from torch.func import functional_call
 from zipnerf_ns import encoding as encoding_module
 from zipnerf_ns.encoding import AntiAliasedHashEncoding, HashGridConfig
 from zipnerf_ns.engine.optimizers import DecayingAdam
-from zipnerf_ns.functional.cones import Cones, cones_in_cube, middles_in_cube
-from zipnerf_ns.functional.hash_grid import hash_encode, prefilter_weights
+from zipnerf_ns.functional.cones import Cones, cones_in_cube
+from zipnerf_ns.functional.hash_grid import hash_encode
 from zipnerf_ns.ops import TORCH_OPS
 
 PREFILTERS = ["multisample", "ipe", "none"]
@@ -111,28 +111,23 @@ def test_wide_cones_lose_the_fine_levels_first(prefilter):
     assert (share[0] > 0.999).all() and (share[-1, -1] < 0.05)
 
 
-@pytest.mark.parametrize("prefilter", ["multisample", "ipe", "none"])
-@pytest.mark.parametrize("leaf", [False, True])
-def test_cones_that_are_told_a_width_have_its_weight_features_and_their_own_features(prefilter, leaf):
-    encoding = make_encoding(prefilter)
-    cones = make_cones()
-    told = cones._replace(told=3.0 * cones.radius)
-    # Thrice as wide, and seen in its middle, as cones are told of.
-    found = encoding(told._replace(origins=told.origins.clone().requires_grad_(leaf)))
-    own, wide = encoding(cones), encoding(cones._replace(radius=told.told))
-    features = len(encoding.grid.levels) * encoding.grid.features_per_level
-    torch.testing.assert_close(found[:, :features], own[:, :features])
-    if prefilter == "multisample":
-        stds = middles_in_cube(cones._replace(radius=told.told))[1]
-        weights = prefilter_weights(stds, encoding.grid.resolutions, prefilter)[:, 0]
-        torch.testing.assert_close(found[:, features:], (2.0 * weights - 1.0) * encoding.weight_scales())
-        assert (found[:, features:] - own[:, features:]).abs().max() > 0.1 * encoding.weight_scales().max()
-    else:
-        torch.testing.assert_close(found[:, features:], wide[:, features:])
-    if leaf:
-        # What networks are told does not follow the cones.
-        (slope,) = torch.autograd.grad(found[:, features:].sum(), encoding.hash_table)
-        assert slope.abs().max() == 0.0
+@pytest.mark.parametrize("is_leaf", [False, True])
+def test_rays_that_are_told_less_have_that_share_of_the_weight_features_and_their_own_features(is_leaf):
+    encoding, cones = make_encoding(), make_cones()
+    cones = cones._replace(origins=cones.origins.clone().requires_grad_(is_leaf))
+    told = torch.linspace(0.0, 1.0, len(cones.origins), dtype=cones.origins.dtype)[:, None]
+    own, found = encoding(cones), encoding(cones._replace(told=told))
+    levels = len(encoding.grid.levels)
+    share = torch.ones_like(own)
+    share[:, -levels:] = told.repeat_interleave(cones.tdist.shape[1] - 1, dim=0)
+    torch.testing.assert_close(found, own * share, rtol=0.0, atol=0.0)
+    cotangent = torch.randn_like(own)
+    sources = [encoding.hash_table, *([cones.origins] if is_leaf else [])]
+    expected = torch.autograd.grad(own, sources, cotangent * share)
+    before = cotangent.clone()
+    for slope, other in zip(torch.autograd.grad(found, sources, cotangent), expected, strict=True):
+        torch.testing.assert_close(slope, other)
+    assert torch.equal(cotangent, before), "a cotangent belongs to whoever gives it"
 
 
 def test_bandwidths_act_as_a_factor_on_the_variance():

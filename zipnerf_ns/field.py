@@ -164,6 +164,8 @@ class ZipNerfField(ZipNerfDensityField):
     ) -> None:
         super().__init__(encoding, aabb, hidden_dim, precision)
         self.color_group = color_group
+        # Whether its networks have learned to do without the prefilter's weights, see ``functional.cones.tell_weights``.
+        self.can_be_untold = False
         self.bottleneck_layer = nn.Linear(hidden_dim, bottleneck_dim)
         self.color_network = ColorNetwork(bottleneck_dim + VIEW_DIM, color_layers, color_dim)
         self._kernel_sizes = encoding.get_out_dim(), hidden_dim, color_layers, color_dim, VIEW_DIM

@@ -24,9 +24,10 @@ from zipnerf_ns.cameras.lens import LensCorrections
 from zipnerf_ns.cameras.moments import at_moment, stopped_time
 from zipnerf_ns.cameras.rays import ImageRays, rays_of_bundle
 from zipnerf_ns.data.metadata import SceneHints, find_hints
-from zipnerf_ns.errors import InputError
 from zipnerf_ns.field import ZipNerfField
 from zipnerf_ns.model_config import (
+    FORMAT_VERSION,
+    TOLD_ALL,
     ZipNerfModelConfig,
     adapt_resolutions,
     check_config,
@@ -36,7 +37,6 @@ from zipnerf_ns.model_config import (
     named_grids,
     prefilters_of,
 )
-from zipnerf_ns.rays import AS_PHOTOS, CameraWidth
 from zipnerf_ns.render.chunks import ChunkLimit, evaluating, render_in_chunks
 from zipnerf_ns.render.metrics import ImageMetrics, psnr
 from zipnerf_ns.render.monitor import CollisionMonitor, feature_sizes
@@ -44,9 +44,6 @@ from zipnerf_ns.render.outputs import EXTRA_COST, EXTRA_OUTPUTS, Outputs, Seen
 from zipnerf_ns.render.pictures import area_mean, blend, depths_of_nothing, evaluation_pictures, straight_alpha
 from zipnerf_ns.render.viewer import UNCHANGED, Asked, View, ViewerControls
 from zipnerf_ns.zipnerf import ZipNerf
-
-FORMAT_VERSION = 2
-"""Raised whenever a checkpoint's tensors change their meaning without changing their shape."""
 
 
 class ZipNerfModel(Model):
@@ -98,6 +95,7 @@ class ZipNerfModel(Model):
         self.shutter = (hints and hints.time_step) or 0.0
         self.stopped_time = stopped_time() if self.has_time else None
         self.photos: Photos | None = None  # As the pipeline knows them.
+        self._photographed_by: Cameras | None = None  # Until the first picture asks how wide their cones are.
 
     def _is_background_white(self, hints: SceneHints | None) -> bool:
         if self.config.background_color == "auto":
@@ -153,17 +151,20 @@ class ZipNerfModel(Model):
         """
         return self._render(ray_bundle, UNCHANGED if self.training else self.view.read())
 
-    def _render(self, rays: RayBundle, view: View, side: int = 1, width: CameraWidth = AS_PHOTOS) -> dict[str, Any]:
+    def _render(self, rays: RayBundle, view: View, side: int = 1) -> dict[str, Any]:
         """:meth:`get_outputs` with the viewer's differences; see :class:`Asked` for the others."""
         config = self.config
         if self.training:
             rays = camera_poses.corrected_bundle(rays, self.corrections, self.lens)
+        elif self._photographed_by is not None:
+            self.zipnerf.widths = seen_widths(self._photographed_by.to(self.device), self.zipnerf.aabb)
+            self._photographed_by = None
         rays = rays_of_bundle(rays, config.near_plane, config.far_plane, self.zipnerf.aabb, self.shutter)
         if self.has_time and not self.training:
             rays = at_moment(rays, self.stopped_time)
         if view.cone_scale != 1.0:
-            rays = rays._replace(radius=rays.radius * view.cone_scale, told=rays.radius)
-        looks = {"prefilter": view.prefilter, "finest_level": view.num_active, "width": width}
+            rays = rays._replace(radius=rays.radius * view.cone_scale)
+        looks = {"prefilter": view.prefilter, "finest_level": view.num_active}
         rendering = self.zipnerf(rays, photo=view.photo, side=side, **looks)
         rgb, accumulation, rounds, radiance = rendering
         if not self.training:
@@ -275,21 +276,19 @@ class ZipNerfModel(Model):
     def get_outputs_for_camera_ray_bundle(self, camera_ray_bundle: RayBundle) -> dict[str, Tensor]:
         """A whole picture from its rays, in chunks."""
         flat, shape = camera_ray_bundle.flatten(), camera_ray_bundle.origins.shape[:-1]
-        asked = Asked(flat, width=CameraWidth(is_told=True))
-        return self._picture(asked, len(flat), lambda output: output.view(*shape, -1))
+        return self._picture(Asked(flat), len(flat), lambda output: output.view(*shape, -1))
 
     def learn_of(self, photos: Cameras) -> None:
-        """Keeps how wide the cones of training photos are wherever they look, by which pictures are rendered."""
-        self.photos = Photos.of(photos)
-        self.zipnerf.widths = seen_widths(photos.to(self.device), self.zipnerf.aabb)
+        """Keeps with which cones training photos were taken: which the networks know wherever those look."""
+        self.photos, self._photographed_by = Photos.of(photos), photos
 
     def asked(self, camera: Cameras, obb_box: OrientedBox | None = None) -> Asked:
-        """A camera's picture, rendered as far as it sees what photos have seen; see :meth:`ZipNerf.as_seen`. Where its
-        pixels are larger than theirs it is the mean of a larger one, if that is quick and no viewer waits for it."""
+        """A camera's picture. Where its pixels are larger than the photos' it is the mean of a larger one, if that is
+        quick and no viewer waits for it; where they are smaller several may share their proposals."""
         enlarges = self.uses_kernels and self.view.read() is UNCHANGED
-        camera, times, width = beside_photos(camera, self.photos, enlarges)
-        side = square_for(width.natural) if self.config.picture_square == "auto" else self.config.picture_square
-        return Asked(camera, obb_box, side=side, width=width, times=times)
+        camera, times, natural = beside_photos(camera, self.photos, enlarges)
+        side = square_for(natural) if self.config.picture_square == "auto" else self.config.picture_square
+        return Asked(camera, obb_box, side=side, times=times)
 
     @torch.no_grad()
     def render_part(self, asked: Asked, start: int, end: int) -> dict[str, Tensor]:
@@ -297,7 +296,7 @@ class ZipNerfModel(Model):
         numbers of squares."""
 
         def render(rays: RayBundle) -> dict[str, Tensor]:
-            outputs = self._render(rays, asked.view, asked.side, asked.width)
+            outputs = self._render(rays, asked.view, asked.side)
             return outputs if asked.names is None else {name: outputs[name] for name in asked.names}
 
         source, most = asked.source, self.config.eval_num_rays_per_chunk
@@ -341,10 +340,5 @@ class ZipNerfModel(Model):
             InputError: if names, shapes or the format's version differ.
         """
         check_state_dict(state_dict, self.state_dict())
-        version = int(state_dict["format_version"])
-        if version != FORMAT_VERSION:
-            raise InputError(
-                f"the checkpoint has format {version}, this version reads {FORMAT_VERSION}. "
-                "Install the zipnerf-ns version that wrote it, or train anew."
-            )
+        self.field.can_be_untold &= int(state_dict["format_version"]) != TOLD_ALL
         return super().load_state_dict(state_dict, strict=True, assign=assign)

@@ -28,6 +28,11 @@ from zipnerf_ns.settings import MIN_ACTIVE_LEVELS, ZipNerfConfig
 BYTES_PER_VALUE = 4
 """What a value of a hash table takes: float32."""
 
+FORMAT_VERSION = 3
+"""Raised whenever a checkpoint's tensors change their meaning without changing their shape."""
+TOLD_ALL = 2
+"""Format that is read as well: its networks were told the prefilter's weights at every step."""
+
 CAMERA_MODES = ("off", "SO3xR3", "SE3")
 """Nerfstudio's forms of a camera's correction."""
 
@@ -257,7 +262,7 @@ def check_table_memory(config: ZipNerfModelConfig, device: torch.device) -> None
 
 
 def check_state_dict(loaded: Mapping[str, Tensor], own: Mapping[str, Tensor]) -> None:
-    """Checks that a checkpoint belongs to a model: the same names and shapes.
+    """Checks that a checkpoint belongs to a model: the same names and shapes, and a format that is read.
 
     Raises:
         InputError: naming what differs.
@@ -278,3 +283,9 @@ def check_state_dict(loaded: Mapping[str, Tensor], own: Mapping[str, Tensor]) ->
                 f"the checkpoint is of another configuration: {name} has shape {tuple(loaded[name].shape)}, "
                 f"this configuration makes {tuple(value.shape)}. {mend}"
             )
+    version = int(loaded["format_version"])
+    if version not in (TOLD_ALL, FORMAT_VERSION):
+        raise InputError(
+            f"the checkpoint has format {version}, this version reads {FORMAT_VERSION}. "
+            "Install the zipnerf-ns version that wrote it, or train anew."
+        )

@@ -24,19 +24,6 @@ class CameraRays(NamedTuple):
     """Length of the direction whose component along the optical axis is 1 (perspective)."""
 
 
-class CameraWidth(NamedTuple):
-    """How wide the pixels' cones of a picture's camera are beside those of the photos."""
-
-    natural: float = 1.0
-    """Factor that makes a photo's of them: above 1 where they are finer than every photo's, below 1 where coarser."""
-    is_told: bool = False
-    """Whether they may be wider than photos' where they look, so that the networks must be told those instead."""
-
-
-AS_PHOTOS = CameraWidth()
-"""A camera of a size that photos have, among their cameras."""
-
-
 class Rays(NamedTuple):
     """A flat bundle of pixels' cones."""
 
@@ -61,7 +48,7 @@ class Rays(NamedTuple):
     seen: Float[Tensor, "rays 1"] | None = None
     """How much each ray sees of what moves, 0 to 1; None where all see all of it."""
     told: Float[Tensor, "rays 1"] | None = None
-    """Radius of the cones of which the networks are told, see ``functional.cones.tell_weights``; None: their own."""
+    """How much networks are told of the prefilter's weights, 0 to 1, see ``functional.cones.tell_weights``; None: all."""
 
     @classmethod
     def between(
@@ -97,7 +84,7 @@ class Rays(NamedTuple):
             some,
             times=None if self.times is None else squares(self.times).mean(dim=1),
             shutter=self.shutter,
-            told=None if self.told is None else side * squares(self.told).mean(dim=1),
+            told=None if self.told is None else squares(self.told).mean(dim=1),
         )
 
     def detach(self) -> Rays:

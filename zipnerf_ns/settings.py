@@ -95,6 +95,9 @@ class ZipNerfConfig:
     """Weight of the share of photos whose light is not the mean one, with use_appearance; 0 is off."""
     mask_loss_mult: float = 0.001
     """Weight of the share of what is seen that may move, with motion.kind blend and both; 0 is off."""
+    untold_every: int = 8
+    """Of so many training rays one is not told the prefilter's weights, so that pictures from nearer, from farther and
+    of other sizes than the photos, whose weights are others, are as bright (not in the paper); 0: none."""
     use_gradient_scaling: bool = True
     """Lower the gradients of what is nearer to a camera than one world unit: against floaters before the cameras (not
     in the paper)."""

@@ -24,14 +24,14 @@ from zipnerf_ns.encoding import AntiAliasedHashEncoding, HashGridConfig, TcnnHas
 from zipnerf_ns.encoding.moving import MotionConfig, MovingHashEncoding
 from zipnerf_ns.field import Radiance, ZipNerfDensityField, ZipNerfField
 from zipnerf_ns.functional.adam import decay_coefficients
-from zipnerf_ns.functional.cones import width_as_seen
+from zipnerf_ns.functional.cones import known_share
 from zipnerf_ns.functional.gradient_scaling import near_camera_scaling, scale_gradient
 from zipnerf_ns.functional.hash_grid import Prefilter
 from zipnerf_ns.functional.normals import ray_normals
 from zipnerf_ns.functional.numerics import TINY
 from zipnerf_ns.hash_table import HashTable
 from zipnerf_ns.ops import Ops, resolve_ops
-from zipnerf_ns.rays import AS_PHOTOS, CameraWidth, Rays, Round
+from zipnerf_ns.rays import Rays, Round
 from zipnerf_ns.sampler import IntervalSampler
 from zipnerf_ns.settings import MIN_ACTIVE_LEVELS, ProposalConfig, ZipNerfConfig
 
@@ -50,6 +50,14 @@ class Rendering(NamedTuple):
     """Intervals and weights of every round, the rendered one last."""
     radiance: Radiance
     """Densities and colors of the rendered round's intervals."""
+
+
+def all_but_every(every: int, rays: Rays) -> Float[Tensor, "rays 1"] | None:
+    """1 for each ray but 0 for one in so many, of which there are none where that is 0."""
+    if not every:
+        return None
+    number = torch.arange(len(rays.origins), device=rays.origins.device)[:, None]
+    return (number % every != 0).to(rays.origins.dtype)
 
 
 class ZipNerf(nn.Module):
@@ -74,7 +82,7 @@ class ZipNerf(nn.Module):
         super().__init__()
         self.config = config
         self.register_buffer("aabb", aabb, persistent=False)
-        # With which widths photos have seen each place, for ``functional.cones.width_as_seen``, if that is known.
+        # With which widths photos have seen each place, for ``functional.cones.known_share``, if that is known.
         self.register_buffer("widths", None, persistent=False)
         early, motion = config.proposal_prefilter, config.motion
         encodings = [
@@ -90,6 +98,7 @@ class ZipNerf(nn.Module):
             last, aabb, config.hidden_dim, config.precision, config.bottleneck_dim, config.color_layers,
             config.color_dim, config.color_group,
         )  # fmt: skip
+        self.field.can_be_untold = config.untold_every > 0
         self.appearance = Appearance(num_images) if num_images else None
         self.sampler = IntervalSampler([*(proposal.num_samples for proposal in config.proposals), config.num_samples])
         self.progress = 1.0
@@ -164,7 +173,6 @@ class ZipNerf(nn.Module):
         finest_level: int | None = None,
         photo: int | None = None,
         side: int = 1,
-        width: CameraWidth = AS_PHOTOS,
     ) -> Rendering:
         """Renders rays.
 
@@ -174,19 +182,17 @@ class ZipNerf(nn.Module):
             finest_level: number of hash levels that the rendered round reads, from the coarsest; all if None.
             photo: number of the training image whose appearance is shown at evaluation; the mean of all if None.
             side: of the squares of pixels whose rays, one after the other, share their proposals; 1 for none.
-            width: at evaluation, of the camera's pixels beside the photos'; see :meth:`as_seen`.
         """
-        ops, num_active, every = self.ops, self.num_active_levels(), self.config.motion.still_every
-        if self.training and every and self.config.motion.learns_still:
-            number = torch.arange(len(rays.origins), device=rays.origins.device)[:, None]
-            rays = rays._replace(seen=(number % every != 0).to(rays.origins.dtype))
+        ops, num_active = self.ops, self.num_active_levels()
+        if self.training and self.config.motion.learns_still:
+            rays = rays._replace(seen=all_but_every(self.config.motion.still_every, rays))
         density_fns = [lambda rays, tdist, network=network: network.density(rays, tdist, num_active, prefilter)
                        for network in self.proposal_networks]  # fmt: skip
         # At evaluation the training counts as done. Proposals follow the rays and must not move the cameras.
         sampled = self.sampler(rays.detach(), density_fns, self.anneal if self.training else 1.0, side)
         if finest_level is not None:
             num_active = finest_level
-        rays = self.as_seen(rays, sampled.tdist, width)
+        rays = self.as_seen(rays, sampled.tdist)
         radiance: Radiance = self.field(rays, sampled.tdist, num_active, prefilter)
         if self.training and self.config.use_gradient_scaling:
             scaling = near_camera_scaling(sampled.tdist[:, :-1], sampled.tdist[:, 1:])
@@ -201,26 +207,24 @@ class ZipNerf(nn.Module):
         rounds = [*sampled.proposals, Round(sampled.sdist, sampled.tdist, weights)]
         return Rendering(rgb, accumulation, rounds, radiance)
 
-    def as_seen(self, rays: Rays, tdist: Float[Tensor, "rays edges"], width: CameraWidth) -> Rays:
-        """Rays at evaluation as photos have seen where they look: no narrower, and told that they are no wider.
+    def as_seen(self, rays: Rays, tdist: Float[Tensor, "rays edges"]) -> Rays:
+        """Rays that are told of the prefilter's weights what they know: nothing where no photo has seen a place with
+        cones as wide, and in training one in so many.
 
-        Networks know features of each place by the cones of the photos there, and take another width, of a picture's
-        size or of a camera that is nearer or farther, for a sign of brightness. Where rays look is the middle of their
-        last intervals, which are drawn about what they see. Rays that are told a width already keep their own.
+        Networks take weights that they have never met, of a picture's size or of a camera that is nearer or farther, for
+        a sign of brightness. Where rays look is the middle of their last intervals, which are drawn about what they see.
 
         Args:
             rays: of the rendering.
             tdist: fenceposts of its last round, world units.
-            width: of the camera's pixels beside the photos'.
         """
-        if self.training or self.widths is None:
+        if self.training:
+            return rays._replace(told=all_but_every(self.config.untold_every, rays))
+        if self.widths is None or not self.field.can_be_untold:
             return rays
-        middle = tdist[:, tdist.shape[1] // 2, None].clamp_min(TINY)
-        own = middle * width.natural * (rays.radius if rays.told is None else rays.told)
-        told = width_as_seen(own, rays.origins + middle * rays.directions, self.widths, self.aabb) / middle
-        if rays.told is not None:
-            return rays._replace(told=told)
-        return rays._replace(radius=torch.maximum(rays.radius, told), told=told if width.is_told else None)
+        middle = tdist[:, tdist.shape[1] // 2, None]
+        places = rays.origins + middle * rays.directions
+        return rays._replace(told=known_share(middle * rays.radius, places, self.widths, self.aabb))
 
     def losses(
         self,
@@ -292,14 +296,13 @@ class ZipNerf(nn.Module):
         rendered: Round,
         prefilter: Prefilter | None = None,
         finest_level: int | None = None,
-        width: CameraWidth = AS_PHOTOS,
     ) -> Float[Tensor, "rays 3"]:
         """Directions of the surfaces that rays see, world frame; zero where there is none.
 
         Args:
             rays: that were rendered.
             rendered: the last of their rounds.
-            prefilter, finest_level, width: of the rendering.
+            prefilter, finest_level: of the rendering.
         """
-        rays = self.as_seen(rays, rendered.tdist, width)
+        rays = self.as_seen(rays, rendered.tdist)
         return ray_normals(rendered.weights, self.field.normals(rays, rendered.tdist, finest_level, prefilter))

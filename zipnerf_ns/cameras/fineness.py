@@ -1,4 +1,4 @@
-"""How fine photos' pixels are, and how wide their cones wherever they look: other widths were never learned."""
+"""How fine photos' pixels are, and how wide their cones wherever they look: other widths are not known."""
 
 from __future__ import annotations
 
@@ -15,7 +15,6 @@ from nerfstudio.cameras.cameras import Cameras, CameraType
 from zipnerf_ns.functional.contraction import CONTRACTED_RADIUS
 from zipnerf_ns.functional.frustum import CONE_PER_PIXEL
 from zipnerf_ns.functional.numerics import TINY
-from zipnerf_ns.rays import AS_PHOTOS, CameraWidth
 
 ANGLES = {
     CameraType.PERSPECTIVE.value: 1.0,
@@ -26,8 +25,6 @@ ANGLES = {
 """By type of camera, the angle in radians between neighboring pixels at its axis, times the focal length in pixels."""
 SQUARES = (4, 2)
 """Sides of the squares of pixels whose rays may share their proposals."""
-SLACK = 1.05
-"""By how much pixels are larger than photos', or a camera is farther out, before networks are told."""
 MOST_TIMES = 4
 """The most by which a picture is enlarged, before the mean over areas is taken."""
 FARTHEST = 100.0
@@ -49,51 +46,45 @@ def finest_angle(cameras: Cameras) -> float:
 
 
 class Photos(NamedTuple):
-    """From where, and how finely, a scene was photographed."""
+    """How finely a scene was photographed."""
 
     finest: float
     """The smallest of :func:`pixel_angles`; infinite where there is none."""
     coarsest: float
     """The largest of those that there are; zero where there is none."""
-    center: Float[Tensor, "3"]
-    """Mean position of the cameras, world frame."""
-    reach: float
-    """Distance of the farthest from it."""
 
     @classmethod
     def of(cls, cameras: Cameras) -> Photos:
         """What there is to say of training cameras."""
-        angles, positions = pixel_angles(cameras), cameras.camera_to_worlds[..., :3, 3].reshape(-1, 3)
-        center = positions.mean(dim=0)
-        coarsest = torch.where(angles.isfinite(), angles, 0.0).max()
-        return cls(float(angles.min()), float(coarsest), center, float((positions - center).norm(dim=-1).max()))
+        angles = pixel_angles(cameras)
+        return cls(float(angles.min()), float(torch.where(angles.isfinite(), angles, 0.0).max()))
 
-    def width_of(self, camera: Cameras) -> CameraWidth:
-        """A picture's camera beside the photos': its pixels may be larger, or it may be farther out."""
-        angle, position = finest_angle(camera), camera.camera_to_worlds[..., :3, 3].reshape(3)
+    def beside(self, camera: Cameras) -> float:
+        """The factor that makes photos' pixels of a camera's: above 1 where those are finer than every photo's, below 1
+        where they are coarser, and 1 if either has none."""
+        angle = finest_angle(camera)
         if not (math.isfinite(angle) and 0.0 < self.coarsest):
-            return AS_PHOTOS
-        natural = min(max(angle, self.finest), self.coarsest) / angle
-        is_farther = float((position.to(self.center) - self.center).norm()) > SLACK * self.reach
-        return CameraWidth(natural, is_farther or SLACK * natural < 1.0)
+            return 1.0
+        return min(max(angle, self.finest), self.coarsest) / angle
 
 
-def beside_photos(camera: Cameras, photos: Photos | None, enlarges: bool) -> tuple[Cameras, int, CameraWidth]:
+def beside_photos(camera: Cameras, photos: Photos | None, enlarges: bool) -> tuple[Cameras, int, float]:
     """A picture's camera beside the photos', if they are known: with as many times as many rows and columns as make its
-    pixels as small as theirs, where it may be enlarged; how many that is, up to :data:`MOST_TIMES`; and its width."""
-    width = AS_PHOTOS if photos is None else photos.width_of(camera)
-    times = max(1, min(round(1.0 / width.natural), MOST_TIMES)) if enlarges else 1
+    pixels as small as theirs, where it may be enlarged; how many that is, up to :data:`MOST_TIMES`; and the factor
+    (:meth:`Photos.beside`) that is left."""
+    factor = 1.0 if photos is None else photos.beside(camera)
+    times = max(1, min(round(1.0 / factor), MOST_TIMES)) if enlarges else 1
     if times > 1:
         camera = copy.deepcopy(camera)
         camera.rescale_output_resolution(float(times))
-        width = photos.width_of(camera)
-    return camera, times, width
+        factor = photos.beside(camera)
+    return camera, times, factor
 
 
 def seen_widths(
     cameras: Cameras, aabb: Float[Tensor, "2 3"] | None, side: int = 32
-) -> Float[Tensor, "1 3 z y x"] | None:
-    """With which widths cameras see each place, as ``functional.cones.width_as_seen`` takes them.
+) -> Float[Tensor, "1 2 z y x"] | None:
+    """With which widths cameras see each place, as ``functional.cones.known_share`` takes them.
 
     Nothing hides behind anything else, and distortion is not heeded. A place in no picture counts as in all.
 
@@ -113,7 +104,7 @@ def seen_widths(
     places = places_in_world(torch.stack([x, y, z], dim=-1).view(-1, 3), aabb)
     # Of the cameras that see a place, and of all.
     least, most = places.new_full((2, len(places)), math.inf), places.new_zeros(2, len(places))
-    sums, counts = torch.zeros_like(most), torch.zeros_like(most)
+    shown = torch.zeros_like(most[0], dtype=torch.bool)
     poses = cameras.camera_to_worlds.reshape(-1, 3, 4)
     numbers = [value.reshape(-1) for value in (cameras.fx, cameras.fy, cameras.cx, cameras.cy)]
     kinds, sizes = cameras.camera_type.flatten().tolist(), (cameras.width.reshape(-1), cameras.height.reshape(-1))
@@ -133,12 +124,9 @@ def seen_widths(
             width = width * (depth / distance.clamp_min(TINY)).clamp(max=1.0) ** 1.5
         least = torch.minimum(least, torch.stack([torch.where(is_seen, width, math.inf), every]))
         most = torch.maximum(most, torch.stack([torch.where(is_seen, width, 0.0), every]))
-        sums += torch.log2(torch.stack([torch.where(is_seen, width, 1.0), every]).clamp_min(TINY))
-        counts += torch.stack([is_seen, torch.ones_like(is_seen)])
-    least, most = (torch.log2(each.clamp_min(TINY)) for each in (least, most))
-    logs = torch.stack([least, sums / counts.clamp_min(1.0), most])
-    logs = torch.where(counts[0] > 0.0, logs[:, 0], logs[:, 1]) + math.log2(CONE_PER_PIXEL)
-    return logs.view(1, 3, side, side, side)
+        shown |= is_seen
+    logs = torch.log2(torch.stack([least, most]).clamp_min(TINY)) + math.log2(CONE_PER_PIXEL)
+    return torch.where(shown, logs[:, 0], logs[:, 1]).view(1, 2, side, side, side)
 
 
 def places_in_world(cube: Float[Tensor, "places 3"], aabb: Float[Tensor, "2 3"] | None) -> Float[Tensor, "places 3"]:
@@ -152,9 +140,9 @@ def places_in_world(cube: Float[Tensor, "places 3"], aabb: Float[Tensor, "2 3"] 
 
 
 def square_for(factor: float) -> int:
-    """Side of the squares whose rays share their proposals where cones are wider than pixels by a factor.
+    """Side of the squares whose rays share their proposals where photos' pixels are larger by a factor.
 
-    A square's rays then see what one ray of a photo does. Where cones are their pixels' own, neighbors on either side
-    of an edge need proposals of their own: of lego at an eighth of its size, 50x50, squares of two cost 0.4 dB.
+    Such a square is what one ray of a photo sees. Neighbors as large as photos' pixels, on either side of an edge, need
+    proposals of their own: of lego at an eighth of its size, 50x50, squares of two cost 0.4 dB.
     """
     return next((side for side in SQUARES if factor >= side), 1)

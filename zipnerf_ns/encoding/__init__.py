@@ -133,7 +133,8 @@ class AntiAliasedHashEncoding(HashTable):
         half = None if kept.half is None or dtype == torch.float32 else HalfTable(kept.half, HALF_SCALE)
         table = self.hash_table.detach() if is_frozen else self.hash_table
         scales = self.weight_scales()
-        return tell_weights(self.ops.cone_encode(table, cones, scales, lookup, half), cones, scales, lookup)
+        encoded = self.ops.cone_encode(table, cones, scales, lookup, half)
+        return tell_weights(encoded, cones.told, len(self.grid.levels))
 
     def with_mask(
         self, cones: Cones, *args: Any
@@ -254,5 +255,5 @@ class TcnnHashEncoding(AntiAliasedHashEncoding):
         positions, stds = cones_in_cube(cones, one_lookup=True)
         per_level, weights = self.look_up(positions, stds, num_active, prefilter)
         lookup = Lookup(self.grid, self.prefilter, TABLE_GAIN, self.bandwidths, num_active, dtype)
-        scales = self.weight_scales()
-        return tell_weights(channels(per_level, weights, scales, lookup), cones, scales, lookup)
+        encoded = channels(per_level, weights, self.weight_scales(), lookup)
+        return tell_weights(encoded, cones.told, len(self.grid.levels))

@@ -10,11 +10,12 @@ from jaxtyping import Float
 from torch import Tensor
 
 from zipnerf_ns.functional import contraction, frustum
-from zipnerf_ns.functional.hash_grid import HashGrid, Prefilter, hash_encode, prefilter_weights, shutter_weights
+from zipnerf_ns.functional.hash_grid import HashGrid, Prefilter, hash_encode
 from zipnerf_ns.functional.numerics import TINY
 
 KNOWN_OCTAVES = 0.4
-"""Binary logarithm of the factor beyond photos' widths up to which networks know what they see."""
+"""Binary logarithm of the factor beyond photos' widths up to which networks know what weights mean; after as much again
+they are told none."""
 
 
 class Cones(NamedTuple):
@@ -42,7 +43,7 @@ class Cones(NamedTuple):
     seen: Float[Tensor, "rays 1"] | None = None
     """How much each ray sees of what moves, 0 to 1, for encodings that tell it apart; None for all of it."""
     told: Float[Tensor, "rays 1"] | None = None
-    """Radius at distance 1 by which weight features are reckoned, see :func:`tell_weights`; None: the cones' own."""
+    """Share of the weight features that each ray's channels have, see :func:`tell_weights`; None: all."""
 
     def detach(self) -> Cones:
         """The same without a gradient to any part."""
@@ -167,14 +168,8 @@ def channels(
     lookup: Lookup,
 ) -> Float[Tensor, "intervals channels"]:
     """Features of all levels times the gain, then one weight feature (2w - 1) * scale a level (Zip-NeRF, section 2)."""
-    weight_features = _weight_features(weights, weight_scales)
+    weight_features = (2.0 * weights - 1.0) * weight_scales
     return torch.cat([per_level.flatten(1) * lookup.gain, weight_features], -1).to(lookup.dtype)
-
-
-def _weight_features(
-    weights: Float[Tensor, "intervals levels"], weight_scales: Float[Tensor, "levels"]
-) -> Float[Tensor, "intervals levels"]:
-    return (2.0 * weights - 1.0) * weight_scales
 
 
 def cone_encode(
@@ -209,64 +204,67 @@ def cone_encode(
 
 
 def tell_weights(
-    encoded: Float[Tensor, "intervals channels"],
-    cones: Cones,
-    weight_scales: Float[Tensor, "levels"],
-    lookup: Lookup,
+    encoded: Float[Tensor, "intervals channels"], told: Float[Tensor, "rays 1"] | None, levels: int
 ) -> Float[Tensor, "intervals channels"]:
-    """Channels whose weight features are those of cones of the width ``cones.told``, seen at the intervals' middles; as
-    they are where cones are told none.
+    """Channels whose weight features, the last of so many levels, are multiplied by a share of each ray's.
 
-    Networks learn colors of features that come with some weights. Of others, of a cone that no photo has, they make
-    something darker or brighter. No gradient flows through what they are told instead.
+    Networks learn colors of features that come with some weights, those of the photos' pixels, and take others for
+    something darker or brighter. Those that have learned to do without them, as some rays of a training are told none,
+    are right about others.
 
     Args:
-        encoded: channels of the cones as they are; changed in place where no gradient flows.
-        cones: the intervals.
+        encoded: channels of intervals, ray by ray; changed in place.
+        told: the share, which takes no gradient; None leaves all as it is.
     """
-    if cones.told is None:
+    return encoded if told is None else _Told.apply(encoded, told.detach(), levels)
+
+
+class _Told(torch.autograd.Function):
+    """The product in place: a copy of all channels would be a tenth of what their look-up costs."""
+
+    @staticmethod
+    def forward(ctx, encoded: Tensor, told: Tensor, levels: int) -> Tensor:
+        ctx.mark_dirty(encoded)
+        ctx.save_for_backward(told)
+        ctx.levels = levels
+        _last_channels(encoded, len(told), levels).mul_(told[..., None])
         return encoded
-    told = cones._replace(radius=cones.told).detach()
-    stds = middles_in_cube(told)[1] if lookup.prefilter == "multisample" else cones_in_cube(told, True)[1]
-    weights = prefilter_weights(stds, lookup.grid.resolutions, lookup.prefilter, lookup.bandwidths)[:, 0]
-    if lookup.grid.is_timed:
-        weights = weights * weights.new_tensor(shutter_weights(cones.shutter, lookup.grid))
-    features = encoded.shape[1] - weights.shape[1]
-    weight_features = _weight_features(weights, weight_scales).to(encoded.dtype)
-    if encoded.requires_grad:
-        return torch.cat([encoded[:, :features], weight_features.detach()], dim=1)
-    encoded[:, features:] = weight_features
-    return encoded
+
+    @staticmethod
+    def backward(ctx, cotangent: Tensor) -> tuple[Tensor, None, None]:
+        (told,) = ctx.saved_tensors
+        cotangent = cotangent.clone()
+        _last_channels(cotangent, len(told), ctx.levels).mul_(told[..., None])
+        return cotangent, None, None
 
 
-def width_as_seen(
+def _last_channels(encoded: Tensor, rays: int, levels: int) -> Float[Tensor, "rays n levels"]:
+    return encoded.view(rays, -1, encoded.shape[1])[..., -levels:]
+
+
+def known_share(
     width: Float[Tensor, "rays 1"],
     points: Float[Tensor, "rays 3"],
-    widths: Float[Tensor, "1 3 z y x"],
+    widths: Float[Tensor, "1 2 z y x"],
     aabb: Float[Tensor, "2 3"] | None,
 ) -> Float[Tensor, "rays 1"]:
-    """The width of cones with which photos have seen some places, for others there.
-
-    Up to a fraction (:data:`KNOWN_OCTAVES`) beyond the least and the greatest of the photos' they stay as they are, so
-    that pictures from among the photos do. Few photos have seen a place with either, and the farther beyond it a width
-    is, the farther it is brought back to the photos' mean.
+    """How well widths of cones are known where they look: 1 where photos have seen a place with such, 0 where they have
+    not, and between them up to twice :data:`KNOWN_OCTAVES` beyond the photos'.
 
     Args:
         width: of cones at the places, world units.
         points: the places, world frame.
-        widths: binary logarithms of the least, the mean and the greatest width at the middles of equal cells of the
-            unit cube.
+        widths: binary logarithms of the least and the greatest width with which photos have seen the middles of equal
+            cells of the unit cube.
         aabb: box of a bounded scene, world frame; None for contracted space.
     """
     places, _ = contraction.points_in_cube(points, torch.zeros_like(points[:, 0]), aabb)
     how = {"mode": "bilinear", "padding_mode": "border", "align_corners": False}
     found = torch.nn.functional.grid_sample(widths, (2.0 * places - 1.0)[None, None, None], **how)
-    least, mean, greatest = found.view(3, -1, 1)
-    least, greatest = least - KNOWN_OCTAVES, greatest + KNOWN_OCTAVES
+    least, greatest = found.view(2, -1, 1)
     own = torch.log2(width.clamp_min(TINY))
-    below, above = (least - own).clamp_min(0.0), (own - greatest).clamp_min(0.0)
-    own = torch.minimum(torch.maximum(own, least), greatest)
-    return torch.exp2(own + torch.minimum(below, mean - least) - torch.minimum(above, greatest - mean))
+    beyond = torch.maximum(least - own, own - greatest)
+    return (2.0 - beyond / KNOWN_OCTAVES).clamp(0.0, 1.0)
 
 
 def looks_up_close_ones_once(cones: Cones, lookup: Lookup) -> bool:

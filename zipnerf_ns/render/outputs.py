@@ -51,7 +51,7 @@ class Seen(NamedTuple):
     rays: Rays
     rendering: Rendering
     looks: dict[str, Any]
-    """``prefilter``, ``finest_level`` and ``width`` of the render."""
+    """``prefilter`` and ``finest_level`` of the render."""
 
 
 def normals(seen: Seen) -> Float[Tensor, "rays 3"]:
@@ -63,8 +63,11 @@ def normals(seen: Seen) -> Float[Tensor, "rays 3"]:
 @torch.no_grad()
 def prefilter_weight(seen: Seen) -> Float[Tensor, "rays 1"]:
     """How much of the hash levels the prefilter leaves where rays see something: 1 for all, 0 for none."""
-    of_levels = seen.zipnerf.field.encoding.prefilter_weights(seen.rendering.radiance.channels)
-    weights = seen.rendering.rounds[-1].weights
+    field, (_, tdist, weights) = seen.zipnerf.field, seen.rendering.rounds[-1]
+    # Anew, for of those that were rendered some rays may have been told less than there is.
+    with evaluating(seen.zipnerf):
+        channels, _ = field.channels(seen.rays, tdist, seen.looks["finest_level"], seen.looks["prefilter"])
+    of_levels = field.encoding.prefilter_weights(channels)
     total = (weights * of_levels.mean(dim=-1).view_as(weights)).sum(dim=-1, keepdim=True)
     return (total / weights.sum(dim=-1, keepdim=True).clamp_min(TINY)).clamp(0.0, 1.0)
 

@@ -69,7 +69,7 @@ def query_points(
         field: in evaluation mode.
         points, directions, std, moment: as for :func:`point_cones`; the color is that seen along ``directions``.
     """
-    cones = point_cones(points, directions, std, moment)
+    cones = _as_known(field, point_cones(points, directions, std, moment))
     radiance = field(cones, torch.cat([cones.near, cones.far], dim=-1))
     return _inside(radiance.density[:, 0], points, field.aabb), radiance.colors[:, 0].float().clamp(0.0, 1.0)
 
@@ -86,9 +86,14 @@ def query_density(
     """
     # An isotropic extent looks the same from everywhere; a diagonal favors no axis of the grid.
     directions = torch.full_like(points, 1.0 / math.sqrt(3.0))
-    cones = point_cones(points, directions, std, moment)
+    cones = _as_known(field, point_cones(points, directions, std, moment))
     density = field.density(cones, torch.cat([cones.near, cones.far], dim=-1))
     return _inside(density[:, 0], points, field.aabb)
+
+
+def _as_known(field: ZipNerfField, cones: Rays) -> Rays:
+    """Points of any extent, which no photo need have: without the prefilter's weights where the field can do without."""
+    return cones._replace(told=torch.zeros_like(cones.radius)) if field.can_be_untold else cones
 
 
 def _inside(

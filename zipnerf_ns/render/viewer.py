@@ -26,7 +26,6 @@ from nerfstudio.viewer.viewer_elements import (
 )
 
 from zipnerf_ns.functional.hash_grid import Prefilter
-from zipnerf_ns.rays import AS_PHOTOS, CameraWidth
 from zipnerf_ns.render.outputs import EXTRA_OUTPUTS
 
 MAX_CONE_SCALE = 4.0
@@ -72,8 +71,6 @@ class Asked(NamedTuple):
     """The viewer's differences."""
     side: int = 1
     """Side of the squares of pixels whose rays share their proposals; a camera's pixels are counted in them then."""
-    width: CameraWidth = AS_PHOTOS
-    """Of the camera's pixels beside the photos'; see ``ZipNerf.as_seen``."""
     times: int = 1
     """Side of the squares of the camera's pixels whose mean is shown."""
 
