@@ -86,6 +86,7 @@ def cones(draw: Draw, leaf: bool = False) -> Cones:
         draw.tdist(draw.rays, draw.bins),
         draw.pick(None, (2.0 * draw.uniform(draw.rays, draw.bins)).float().clamp(max=1.9999999)),
         draw.pick(None, aabb(draw)),
+        told=draw.pick(None, draw.numbers(draw.rays, 1, low=0.0, high=1.0)),
     )
 
 
@@ -96,14 +97,6 @@ def cone_encode(draw: Draw) -> Sequence[Any]:
     if draw.pick(True, False):
         half = HalfTable(values.detach().clamp(-255.0, 255.0).mul(256.0).half(), 256.0)
     return values, cones(draw, leaf=draw.pick(True, False)), scales, lookup(draw, shape), half
-
-
-def told(draw: Draw) -> Sequence[Any]:
-    """Channels of rays that are told a share of the weights."""
-    dtype = draw.pick(torch.float32, torch.bfloat16)
-    encoded = draw.numbers(draw.rays * draw.bins, 5, low=-1e6, high=1e6, dtype=dtype, leaf=draw.pick(True, False))
-    share = draw.pick(None, draw.numbers(draw.rays, 1, low=0.0, high=1.0))
-    return (2.0 * encoded if encoded.requires_grad else encoded), share, 2
 
 
 def seen_by_photos(draw: Draw) -> Sequence[Any]:

@@ -164,7 +164,7 @@ class ZipNerfField(ZipNerfDensityField):
     ) -> None:
         super().__init__(encoding, aabb, hidden_dim, precision)
         self.color_group = color_group
-        # Whether its networks have learned to do without the prefilter's weights, see ``functional.cones.tell_weights``.
+        # Whether its networks have learned to do without the prefilter's weights, see ``functional.cones.Cones.told``.
         self.can_be_untold = False
         self.bottleneck_layer = nn.Linear(hidden_dim, bottleneck_dim)
         self.color_network = ColorNetwork(bottleneck_dim + VIEW_DIM, color_layers, color_dim)

@@ -48,7 +48,7 @@ class Rays(NamedTuple):
     seen: Float[Tensor, "rays 1"] | None = None
     """How much each ray sees of what moves, 0 to 1; None where all see all of it."""
     told: Float[Tensor, "rays 1"] | None = None
-    """How much networks are told of the prefilter's weights, 0 to 1, see ``functional.cones.tell_weights``; None: all."""
+    """How much networks are told of the prefilter's weights, 0 to 1, see ``functional.cones.Cones``; None: all."""
 
     @classmethod
     def between(

@@ -24,7 +24,8 @@ GAIN = 3.0
 
 
 def random_cones(rays: int = RAYS, n: int = 7, turned: bool = True, boxed: bool = False, far: float = 4.0) -> Cones:
-    """Cones that begin within the ball and end outside, or far away, from thin ones to wide ones."""
+    """Cones that begin within the ball and end outside, or far away, from thin ones to wide ones; where they are turned
+    each is told a share of its weights besides."""
     sdist = torch.rand(rays, n + 1).sort(dim=-1).values
     return Cones(
         origins=0.5 * torch.randn(rays, 3),
@@ -33,6 +34,7 @@ def random_cones(rays: int = RAYS, n: int = 7, turned: bool = True, boxed: bool 
         tdist=s_to_t(sdist, torch.full((rays, 1), 0.1), torch.full((rays, 1), far)),
         turns=2.0 * torch.rand(rays, n) if turned else None,
         aabb=AABB if boxed else None,
+        told=torch.rand(rays, 1) if turned else None,
     )
 
 

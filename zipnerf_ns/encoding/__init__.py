@@ -10,7 +10,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from zipnerf_ns.functional.adam import HALF_SCALE, Summary
-from zipnerf_ns.functional.cones import Cones, HalfTable, Lookup, channels, cones_in_cube, tell_weights
+from zipnerf_ns.functional.cones import Cones, HalfTable, Lookup, channels, cones_in_cube
 from zipnerf_ns.functional.hash_grid import (
     HashGrid,
     Prefilter,
@@ -132,9 +132,7 @@ class AntiAliasedHashEncoding(HashTable):
         # Half precision for half precision: whoever asks for float32 channels gets float32 values.
         half = None if kept.half is None or dtype == torch.float32 else HalfTable(kept.half, HALF_SCALE)
         table = self.hash_table.detach() if is_frozen else self.hash_table
-        scales = self.weight_scales()
-        encoded = self.ops.cone_encode(table, cones, scales, lookup, half)
-        return tell_weights(encoded, cones.told, len(self.grid.levels))
+        return self.ops.cone_encode(table, cones, self.weight_scales(), lookup, half)
 
     def with_mask(
         self, cones: Cones, *args: Any
@@ -255,5 +253,4 @@ class TcnnHashEncoding(AntiAliasedHashEncoding):
         positions, stds = cones_in_cube(cones, one_lookup=True)
         per_level, weights = self.look_up(positions, stds, num_active, prefilter)
         lookup = Lookup(self.grid, self.prefilter, TABLE_GAIN, self.bandwidths, num_active, dtype)
-        encoded = channels(per_level, weights, self.weight_scales(), lookup)
-        return tell_weights(encoded, cones.told, len(self.grid.levels))
+        return channels(per_level, weights, self.weight_scales(), lookup, cones.told)

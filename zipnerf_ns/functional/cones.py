@@ -43,7 +43,9 @@ class Cones(NamedTuple):
     seen: Float[Tensor, "rays 1"] | None = None
     """How much each ray sees of what moves, 0 to 1, for encodings that tell it apart; None for all of it."""
     told: Float[Tensor, "rays 1"] | None = None
-    """Share of the weight features that each ray's channels have, see :func:`tell_weights`; None: all."""
+    """Share of the weight features that each ray's channels have, without a gradient to it; None: all. Networks learn
+    colors of features that come with some weights, those of the photos' pixels, and take others for something darker or
+    brighter; those that have learned from some rays to do without them are right about others."""
 
     def detach(self) -> Cones:
         """The same without a gradient to any part."""
@@ -166,10 +168,19 @@ def channels(
     weights: Float[Tensor, "intervals levels"],
     weight_scales: Float[Tensor, "levels"],
     lookup: Lookup,
+    told: Float[Tensor, "rays 1"] | None = None,
 ) -> Float[Tensor, "intervals channels"]:
-    """Features of all levels times the gain, then one weight feature (2w - 1) * scale a level (Zip-NeRF, section 2)."""
+    """Features of all levels times the gain, then one weight feature (2w - 1) * scale a level (Zip-NeRF, section 2), as
+    far as a ray is told of it."""
     weight_features = (2.0 * weights - 1.0) * weight_scales
+    if told is not None:
+        weight_features = weight_features * by_interval(told, len(weights))
     return torch.cat([per_level.flatten(1) * lookup.gain, weight_features], -1).to(lookup.dtype)
+
+
+def by_interval(of_rays: Float[Tensor, "rays 1"], intervals: int) -> Float[Tensor, "intervals 1"]:
+    """What is known of rays, of each of their intervals, ray by ray; without a gradient."""
+    return of_rays.detach().repeat_interleave(intervals // max(len(of_rays), 1), dim=0)
 
 
 def cone_encode(
@@ -200,46 +211,7 @@ def cone_encode(
         is_close = reach * reach.new_tensor(lookup.grid.resolutions) < lookup.close
         per_level = torch.where(is_close[..., None], once, per_level)
         weights = torch.where(is_close, weight, weights)
-    return channels(per_level, weights, weight_scales, lookup)
-
-
-def tell_weights(
-    encoded: Float[Tensor, "intervals channels"], told: Float[Tensor, "rays 1"] | None, levels: int
-) -> Float[Tensor, "intervals channels"]:
-    """Channels whose weight features, the last of so many levels, are multiplied by a share of each ray's.
-
-    Networks learn colors of features that come with some weights, those of the photos' pixels, and take others for
-    something darker or brighter. Those that have learned to do without them, as some rays of a training are told none,
-    are right about others.
-
-    Args:
-        encoded: channels of intervals, ray by ray; changed in place.
-        told: the share, which takes no gradient; None leaves all as it is.
-    """
-    return encoded if told is None else _Told.apply(encoded, told.detach(), levels)
-
-
-class _Told(torch.autograd.Function):
-    """The product in place: a copy of all channels would be a tenth of what their look-up costs."""
-
-    @staticmethod
-    def forward(ctx, encoded: Tensor, told: Tensor, levels: int) -> Tensor:
-        ctx.mark_dirty(encoded)
-        ctx.save_for_backward(told)
-        ctx.levels = levels
-        _last_channels(encoded, len(told), levels).mul_(told[..., None])
-        return encoded
-
-    @staticmethod
-    def backward(ctx, cotangent: Tensor) -> tuple[Tensor, None, None]:
-        (told,) = ctx.saved_tensors
-        cotangent = cotangent.clone()
-        _last_channels(cotangent, len(told), ctx.levels).mul_(told[..., None])
-        return cotangent, None, None
-
-
-def _last_channels(encoded: Tensor, rays: int, levels: int) -> Float[Tensor, "rays n levels"]:
-    return encoded.view(rays, -1, encoded.shape[1])[..., -levels:]
+    return channels(per_level, weights, weight_scales, lookup, cones.told)
 
 
 def known_share(
@@ -289,7 +261,7 @@ def join_channels(
         weight, bias: of the mask, the share of what moves in each interval: the sigmoid of what they make of its still
             channels. None for none.
     """
-    share, mask = seen.detach().repeat_interleave(len(still) // max(len(seen), 1), dim=0), None
+    share, mask = by_interval(seen, len(still)), None
     if weight is not None:
         mask = torch.sigmoid(torch.nn.functional.linear(still.to(weight.dtype), weight, bias))
         share = share * mask

@@ -19,6 +19,7 @@ from zipnerf_ns.functional.cones import (
     Cones,
     HalfTable,
     Lookup,
+    by_interval,
     channels,
     cones_in_cube,
     interval_times,
@@ -71,7 +72,7 @@ def tuned_cone_encode(
             table, positions, stds, lookup.grid, lookup.prefilter, lookup.bandwidths, lookup.num_active,
             interval_times(cones, lookup.grid), cones.shutter,
         )  # fmt: skip
-        return channels(per_level, weights, weight_scales, lookup)
+        return channels(per_level, weights, weight_scales, lookup, cones.told)
     _check(table, lookup.grid, lookup.prefilter)
     hash_grid.check_times(cones.times, lookup.grid)
     half = half if tuning.half_table else None
@@ -84,7 +85,10 @@ def tuned_cone_encode(
     encoded = _ConeEncode.apply(table, None, still, weight_scales, lookup, half, tuning)
     positions, stds = (samples.float() for samples in cones_in_cube(cones, one_lookup))
     moments = interval_times(still, lookup.grid), cones.shutter
-    return _FollowSamples.apply(encoded, positions, stds, moments, table.detach(), weight_scales, lookup, half, tuning)
+    factors = 2.0 * weight_scales
+    if cones.told is not None:
+        factors = factors * by_interval(cones.told, len(encoded))
+    return _FollowSamples.apply(encoded, positions, stds, moments, table.detach(), factors, lookup, half, tuning)
 
 
 def _shift_gradient(
@@ -121,6 +125,9 @@ class _ConeEncode(torch.autograd.Function):
             source = launch.cones_source(cones, samples)
             values, gain = _read_values(table, lookup, half)
             out = launch.cone_forward(values, source, bandwidths, weight_scales, gain, lookup.dtype, options)
+        if cones.told is not None:
+            levels, (rays, edges) = len(weight_scales), cones.tdist.shape
+            out[-levels:].view(levels, rays, edges - 1).mul_(cones.told)
         ctx.save_for_backward(table, values if ctx.needs_input_grad[1] else None)
         ctx.rest = source, bandwidths, options, lookup.gain, gain
         return out.t()
@@ -145,21 +152,21 @@ class _FollowSamples(torch.autograd.Function):
     @staticmethod
     def forward(
         ctx: Any, encoded: Tensor, positions: Tensor, stds: Tensor, moments: tuple[Tensor | None, float],
-        table: Tensor, weight_scales: Tensor, lookup: Lookup, half: HalfTable | None, tuning: Tuning,
+        table: Tensor, factors: Tensor, lookup: Lookup, half: HalfTable | None, tuning: Tuning,
     ) -> Tensor:  # fmt: skip
         values, gain = _read_values(table, lookup, half)
-        ctx.save_for_backward(positions.contiguous(), stds.contiguous(), values, weight_scales)
+        ctx.save_for_backward(positions.contiguous(), stds.contiguous(), values, factors)
         ctx.rest = gain, moments, lookup, tuning
         return encoded.view_as(encoded)
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, v_channels: Tensor) -> tuple[Tensor | None, ...]:
-        positions, stds, values, weight_scales = ctx.saved_tensors
+        positions, stds, values, factors = ctx.saved_tensors
         gain, moments, lookup, tuning = ctx.rest
         levels, features = len(lookup.grid.levels), lookup.grid.features_per_level
         v_features = (v_channels[:, : levels * features].float() * gain).unflatten(1, (levels, features))
-        v_weights = v_channels[:, levels * features :].float() * (2.0 * weight_scales)
+        v_weights = v_channels[:, levels * features :].float() * factors
         samples = launch.Samples(positions, stds, _bandwidths(lookup, stds.device), *moments)
         with launching("cone_encode", values):
             v_samples = launch.sample_gradients(values, samples, v_features, v_weights, _options(lookup, tuning))
