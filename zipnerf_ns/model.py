@@ -19,7 +19,7 @@ from nerfstudio.models.base_model import Model
 
 from zipnerf_ns import losses
 from zipnerf_ns.cameras import corrections as camera_poses
-from zipnerf_ns.cameras.fineness import Photos, beside_photos, seen_widths, square_for
+from zipnerf_ns.cameras.fineness import Photos, beside_photos, square_for
 from zipnerf_ns.cameras.lens import LensCorrections
 from zipnerf_ns.cameras.moments import at_moment, stopped_time
 from zipnerf_ns.cameras.rays import ImageRays, rays_of_bundle
@@ -95,7 +95,6 @@ class ZipNerfModel(Model):
         self.shutter = (hints and hints.time_step) or 0.0
         self.stopped_time = stopped_time() if self.has_time else None
         self.photos: Photos | None = None  # As the pipeline knows them.
-        self._photographed_by: Cameras | None = None  # Until the first picture asks how wide their cones are.
 
     def _is_background_white(self, hints: SceneHints | None) -> bool:
         if self.config.background_color == "auto":
@@ -151,20 +150,17 @@ class ZipNerfModel(Model):
         """
         return self._render(ray_bundle, UNCHANGED if self.training else self.view.read())
 
-    def _render(self, rays: RayBundle, view: View, side: int = 1) -> dict[str, Any]:
+    def _render(self, rays: RayBundle, view: View, side: int = 1, widening: float = 1.0) -> dict[str, Any]:
         """:meth:`get_outputs` with the viewer's differences; see :class:`Asked` for the others."""
         config = self.config
         if self.training:
             rays = camera_poses.corrected_bundle(rays, self.corrections, self.lens)
-        elif self._photographed_by is not None:
-            self.zipnerf.widths = seen_widths(self._photographed_by.to(self.device), self.zipnerf.aabb)
-            self._photographed_by = None
         rays = rays_of_bundle(rays, config.near_plane, config.far_plane, self.zipnerf.aabb, self.shutter)
         if self.has_time and not self.training:
             rays = at_moment(rays, self.stopped_time)
         if view.cone_scale != 1.0:
             rays = rays._replace(radius=rays.radius * view.cone_scale)
-        looks = {"prefilter": view.prefilter, "finest_level": view.num_active}
+        looks = {"prefilter": view.prefilter, "finest_level": view.num_active, "widening": widening}
         rendering = self.zipnerf(rays, photo=view.photo, side=side, **looks)
         rgb, accumulation, rounds, radiance = rendering
         if not self.training:
@@ -279,16 +275,18 @@ class ZipNerfModel(Model):
         return self._picture(Asked(flat), len(flat), lambda output: output.view(*shape, -1))
 
     def learn_of(self, photos: Cameras) -> None:
-        """Keeps with which cones training photos were taken: which the networks know wherever those look."""
-        self.photos, self._photographed_by = Photos.of(photos), photos
+        """Keeps how finely and from where training photos were taken: what the networks know, pictures are told of."""
+        self.photos = Photos.of(photos)
+        cones = self.photos.cones.to(self.device)
+        self.zipnerf.photos = cones if len(cones) else None
 
     def asked(self, camera: Cameras, obb_box: OrientedBox | None = None) -> Asked:
         """A camera's picture. Where its pixels are larger than the photos' it is the mean of a larger one, if that is
-        quick and no viewer waits for it; where they are smaller several may share their proposals."""
+        quick and no viewer waits for it; where they are smaller they see by cones as wide as a photo's."""
         enlarges = self.uses_kernels and self.view.read() is UNCHANGED
         camera, times, natural = beside_photos(camera, self.photos, enlarges)
         side = square_for(natural) if self.config.picture_square == "auto" else self.config.picture_square
-        return Asked(camera, obb_box, side=side, times=times)
+        return Asked(camera, obb_box, side=side, times=times, widening=max(natural, 1.0))
 
     @torch.no_grad()
     def render_part(self, asked: Asked, start: int, end: int) -> dict[str, Tensor]:
@@ -296,7 +294,7 @@ class ZipNerfModel(Model):
         numbers of squares."""
 
         def render(rays: RayBundle) -> dict[str, Tensor]:
-            outputs = self._render(rays, asked.view, asked.side)
+            outputs = self._render(rays, asked.view, asked.side, asked.widening)
             return outputs if asked.names is None else {name: outputs[name] for name in asked.names}
 
         source, most = asked.source, self.config.eval_num_rays_per_chunk

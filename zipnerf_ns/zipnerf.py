@@ -28,7 +28,6 @@ from zipnerf_ns.functional.cones import known_share
 from zipnerf_ns.functional.gradient_scaling import near_camera_scaling, scale_gradient
 from zipnerf_ns.functional.hash_grid import Prefilter
 from zipnerf_ns.functional.normals import ray_normals
-from zipnerf_ns.functional.numerics import TINY
 from zipnerf_ns.hash_table import HashTable
 from zipnerf_ns.ops import Ops, resolve_ops
 from zipnerf_ns.rays import Rays, Round
@@ -82,8 +81,8 @@ class ZipNerf(nn.Module):
         super().__init__()
         self.config = config
         self.register_buffer("aabb", aabb, persistent=False)
-        # With which widths photos have seen each place, for ``functional.cones.known_share``, if that is known.
-        self.register_buffer("widths", None, persistent=False)
+        # From where and how finely photos see, for ``functional.cones.known_share``, if that is known.
+        self.register_buffer("photos", None, persistent=False)
         early, motion = config.proposal_prefilter, config.motion
         encodings = [
             self._make_encoding(p.grid, early, bandwidth, motion.of_proposal(p.moving_grid, early))
@@ -173,6 +172,7 @@ class ZipNerf(nn.Module):
         finest_level: int | None = None,
         photo: int | None = None,
         side: int = 1,
+        widening: float = 1.0,
     ) -> Rendering:
         """Renders rays.
 
@@ -182,6 +182,7 @@ class ZipNerf(nn.Module):
             finest_level: number of hash levels that the rendered round reads, from the coarsest; all if None.
             photo: number of the training image whose appearance is shown at evaluation; the mean of all if None.
             side: of the squares of pixels whose rays, one after the other, share their proposals; 1 for none.
+            widening: factor on the cones of the rendered round at evaluation.
         """
         ops, num_active = self.ops, self.num_active_levels()
         if self.training and self.config.motion.learns_still:
@@ -192,7 +193,7 @@ class ZipNerf(nn.Module):
         sampled = self.sampler(rays.detach(), density_fns, self.anneal if self.training else 1.0, side)
         if finest_level is not None:
             num_active = finest_level
-        rays = self.as_seen(rays, sampled.tdist)
+        rays = self.as_seen(rays, sampled.tdist, widening)
         radiance: Radiance = self.field(rays, sampled.tdist, num_active, prefilter)
         if self.training and self.config.use_gradient_scaling:
             scaling = near_camera_scaling(sampled.tdist[:, :-1], sampled.tdist[:, 1:])
@@ -207,24 +208,28 @@ class ZipNerf(nn.Module):
         rounds = [*sampled.proposals, Round(sampled.sdist, sampled.tdist, weights)]
         return Rendering(rgb, accumulation, rounds, radiance)
 
-    def as_seen(self, rays: Rays, tdist: Float[Tensor, "rays edges"]) -> Rays:
-        """Rays that are told of the prefilter's weights what they know: nothing where no photo has seen a place with
-        cones as wide, and in training one in so many.
+    def as_seen(self, rays: Rays, tdist: Float[Tensor, "rays edges"], widening: float = 1.0) -> Rays:
+        """Rays that are told of the prefilter's weights what networks know: nothing where the photos nearest to a camera
+        see with cones of other widths, and in training one in so many.
 
-        Networks take weights that they have never met, of a picture's size or of a camera that is nearer or farther, for
-        a sign of brightness. Where rays look is the middle of their last intervals, which are drawn about what they see.
+        Networks take weights that they have never met at a place, of a picture's size or of a camera that is nearer or
+        farther, for a sign of brightness. Where rays look is the middle of their last intervals, which are drawn about
+        what they see.
 
         Args:
             rays: of the rendering.
             tdist: fenceposts of its last round, world units.
+            widening: factor on the cones at evaluation.
         """
         if self.training:
             return rays._replace(told=all_but_every(self.config.untold_every, rays))
-        if self.widths is None or not self.field.can_be_untold:
+        if widening != 1.0:
+            rays = rays._replace(radius=widening * rays.radius)
+        if self.photos is None or not self.field.can_be_untold:
             return rays
         middle = tdist[:, tdist.shape[1] // 2, None]
         places = rays.origins + middle * rays.directions
-        return rays._replace(told=known_share(middle * rays.radius, places, self.widths, self.aabb))
+        return rays._replace(told=known_share(rays.origins, places, middle * rays.radius, self.photos))
 
     def losses(
         self,
@@ -296,13 +301,14 @@ class ZipNerf(nn.Module):
         rendered: Round,
         prefilter: Prefilter | None = None,
         finest_level: int | None = None,
+        widening: float = 1.0,
     ) -> Float[Tensor, "rays 3"]:
         """Directions of the surfaces that rays see, world frame; zero where there is none.
 
         Args:
             rays: that were rendered.
             rendered: the last of their rounds.
-            prefilter, finest_level: of the rendering.
+            prefilter, finest_level, widening: of the rendering.
         """
-        rays = self.as_seen(rays, rendered.tdist)
+        rays = self.as_seen(rays, rendered.tdist, widening)
         return ray_normals(rendered.weights, self.field.normals(rays, rendered.tdist, finest_level, prefilter))

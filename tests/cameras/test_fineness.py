@@ -1,4 +1,4 @@
-"""Networks are told of cones as wide as photos' where photos have seen a place, and nothing of others."""
+"""Networks are told of cones as wide as those of the nearest photos where they look, and nothing of others."""
 
 from __future__ import annotations
 
@@ -11,21 +11,12 @@ from _rays import make_model, tiny_config
 from nerfstudio.cameras.cameras import Cameras, CameraType
 
 from zipnerf_ns import model as model_module
-from zipnerf_ns.cameras.fineness import (
-    Photos,
-    beside_photos,
-    finest_angle,
-    pixel_angles,
-    places_in_world,
-    seen_widths,
-    square_for,
-)
-from zipnerf_ns.functional.cones import KNOWN_OCTAVES, known_share
-from zipnerf_ns.functional.contraction import contract_points
+from zipnerf_ns.cameras.fineness import Photos, beside_photos, finest_angle, pixel_angles, square_for
+from zipnerf_ns.functional.cones import KNOWN_OCTAVES, NEAREST_PHOTOS, known_share
 from zipnerf_ns.functional.frustum import cone_radius
 from zipnerf_ns.model_config import TOLD_ALL
 
-BOX = torch.tensor([[-2.0, -1.0, -1.0], [1.0, 1.0, 3.0]])
+KINDS = [CameraType.PERSPECTIVE, CameraType.FISHEYE, CameraType.EQUIRECTANGULAR]
 
 
 def camera(size: float = 1.0, kind: CameraType = CameraType.PERSPECTIVE, back: float = 1.5) -> Cameras:
@@ -36,7 +27,7 @@ def camera(size: float = 1.0, kind: CameraType = CameraType.PERSPECTIVE, back: f
     return Cameras(pose[None], **scaled, width=int(9 * size), height=int(7 * size), camera_type=kind)
 
 
-@pytest.mark.parametrize("kind", [CameraType.PERSPECTIVE, CameraType.FISHEYE, CameraType.EQUIRECTANGULAR])
+@pytest.mark.parametrize("kind", KINDS)
 def test_the_angle_is_that_between_neighboring_rays_at_the_axis(kind):
     one = camera(40.0, kind)
     # Nerfstudio divides 0 by 0 along a fisheye's axis.
@@ -50,9 +41,9 @@ def test_the_angle_is_that_between_neighboring_rays_at_the_axis(kind):
 def test_nothing_is_said_of_cameras_whose_pixels_have_no_angle():
     map_camera = camera(kind=CameraType.ORTHOPHOTO)
     assert finest_angle(map_camera) == math.inf and Photos.of(map_camera).coarsest == 0.0
-    assert seen_widths(map_camera, None) is None
     model = make_model(tiny_config())
     model.learn_of(map_camera)
+    assert model.zipnerf.photos is None
     assert model.get_outputs_for_camera(camera())["rgb"].isfinite().all()
 
 
@@ -66,67 +57,52 @@ def test_pixels_are_compared_with_the_finest_and_the_coarsest_of_the_photos():
     assert [square_for(factor) for factor in (1.0, 1.99, 2.0, 3.9, 4.0, 100.0)] == [1, 1, 2, 2, 4, 4]
 
 
-@pytest.mark.parametrize("aabb", [None, BOX])
-def test_places_are_where_space_is_contracted_from(aabb):
-    cube = torch.rand(200, 3)
-    if aabb is None:
-        # Beyond the ball into which all of space is contracted there is nothing.
-        cube = cube[(cube - 0.5).norm(dim=1) < 0.49]
-        found, _ = contract_points(places_in_world(cube, None), torch.zeros(len(cube)))
-    else:
-        found = (places_in_world(cube, aabb) - aabb[0]) / (aabb[1] - aabb[0])
-    torch.testing.assert_close(found, cube, rtol=1e-4, atol=1e-5)
-    assert places_in_world(torch.tensor([[0.0, 0.0, 0.0], [0.5, 0.5, 0.5]]), aabb).isfinite().all()
-
-
-@pytest.mark.parametrize("aabb", [None, BOX])
-def test_widths_are_those_of_the_nearest_and_the_farthest_photo_that_sees_a_place(aabb):
-    """Against the cones of the pixels themselves, of two cameras on one axis and one that turns its back."""
-    poses = torch.cat([camera(back=back).camera_to_worlds for back in (1.5, 2.5, 0.7)])
-    poses[2, :, 0] *= -1.0
-    poses[2, :, 2] *= -1.0
-    near, far, _ = photos = Cameras(poses, fx=90.0, fy=80.0, cx=45.0, cy=35.0, width=90, height=70)
-    widths = seen_widths(photos, aabb, side=64)
-    assert widths.shape == (1, 2, 64, 64, 64) and widths.isfinite().all()
-    rays = near.generate_rays(0)
-    pixels = torch.tensor([[35, 45], [10, 20], [60, 80]])
-    at = rays[pixels[:, 0], pixels[:, 1]]
-    points = at.origins + 1.3 * at.directions
-    away = points - far.camera_to_worlds[:3, 3]
-    distance = away.norm(dim=1, keepdim=True)
-    least = 1.3 * cone_radius(at.pixel_area)
-    greatest = (-away[:, 2:] / distance) ** 1.5 * distance * cone_radius(torch.tensor(1.0 / (90.0 * 80.0)))
-    # As photos have seen it, or nearly, it is known; ever less beyond, and not at all where far from it.
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_photos_own_cones_are_known_wherever_they_look(kind):
+    photo = camera(10.0, kind)
+    rays = photo.generate_rays(0)
+    rows, columns = torch.meshgrid(torch.arange(3, 66, 9), torch.arange(3, 87, 12), indexing="ij")
+    seen = rays[rows.flatten(), columns.flatten()]
+    points, width = seen.origins + 2.5 * seen.directions, 2.5 * cone_radius(seen.pixel_area)
+    cones = Photos.of(photo).cones
     known = 2.0**KNOWN_OCTAVES
-    for own, share in (
-        (torch.sqrt(least * greatest), 1.0), (least / 1.2, 1.0), (greatest * 1.2, 1.0), (least / 9.0, 0.0),
-        (greatest * 9.0, 0.0), (least / known**1.5, 0.5), (greatest * known**1.5, 0.5),
+    for factor, share, error in (
+        (1.0, 1.0, 0.1), (known**1.5, 0.5, 0.3), (known**-1.5, 0.5, 0.3), (2.0, 0.0, 0.0), (0.5, 0.0, 0.0)
     ):  # fmt: skip
-        found = known_share(own, points, widths, aabb)
-        torch.testing.assert_close(found, torch.full_like(found, share), rtol=0.0, atol=0.1 if share == 0.5 else 0.0)
-    # What no photo shows counts as seen by all.
-    hidden = torch.tensor([[0.9, 0.9, 1.0]])
-    distances = (hidden - poses[:, :, 3]).norm(dim=1) * cone_radius(torch.tensor(1.0 / (90.0 * 80.0)))
-    assert known_share(distances.median().expand(1, 1), hidden, widths, aabb) == 1.0
+        found = known_share(seen.origins, points, factor * width, cones)
+        torch.testing.assert_close(found, torch.full_like(found, share), rtol=0.0, atol=error)
+
+
+def test_a_camera_is_compared_with_the_photos_nearest_to_it():
+    poses = torch.cat([camera(back=back).camera_to_worlds for back in (1.5, 1.7, 1.9, 2.1, 3.0)])
+    cones = Photos.of(Cameras(poses, fx=90.0, fy=90.0, cx=45.0, cy=35.0, width=90, height=70)).cones
+    assert cones.shape == (5, 8) and NEAREST_PHOTOS == 4
+    origin, point = torch.tensor([[0.1, -0.2, 1.4]]), torch.tensor([[0.1, -0.2, -0.5]])
+    widths = (point - poses[:, :, 3]).norm(dim=1, keepdim=True) * float(cones[0, 6])
+    shares = [float(known_share(origin, point, width[None], cones)) for width in widths]
+    assert shares == [1.0, 1.0, 1.0, 1.0, 0.0]
+    assert known_share(origin + torch.tensor([0.0, 0.0, 9.0]), point, widths[4:], cones) == 1.0
 
 
 @pytest.mark.parametrize(
     ("size", "back", "side", "told"),
-    [(1.0, 1.5, 1, 1.0), (0.4, 1.5, 1, 0.0), (1.0, 0.6, 1, 0.0), (1.0, 3.5, 1, 0.0), (3.0, 1.5, 2, 0.0)],
+    [(1.0, 1.5, 1, 1.0), (3.0, 1.5, 2, 1.0), (0.4, 1.5, 1, 0.0), (1.0, 0.6, 1, 0.0), (1.0, 3.5, 1, 0.0)],
 )
-def test_pictures_of_other_sizes_and_from_other_distances_are_told_nothing(size, back, side, told, monkeypatch):
+def test_smaller_pictures_and_those_from_other_distances_are_told_nothing(size, back, side, told, monkeypatch):
     model, seen = make_model(tiny_config()), []
     model.learn_of(camera())
     forward = model.field.forward
     monkeypatch.setattr(model.field, "forward", lambda rays, *args: seen.append(rays) or forward(rays, *args))
     # What they see lies where the photo's camera looks, whatever the field has there.
     as_seen = model.zipnerf.as_seen
-    aimed = lambda rays, tdist: as_seen(rays, torch.full_like(tdist, back - 0.2))  # noqa: E731
+    aimed = lambda rays, tdist, widening: as_seen(rays, torch.full_like(tdist, back - 0.2), widening)  # noqa: E731
     monkeypatch.setattr(model.zipnerf, "as_seen", aimed)
     assert model.asked(camera(size, back=back)).side == side
     picture = model.get_outputs_for_camera(camera(size, back=back))["rgb"]
     assert picture.shape == (int(7 * size), int(9 * size), 3) and picture.isfinite().all()
     assert torch.cat([rays.told for rays in seen]).median() == told
+    radius = cone_radius(torch.tensor(1.0 / (9.0 * 8.0)))  # of the photo's pixels
+    assert torch.cat([rays.radius for rays in seen]).max() == pytest.approx(float(radius) / min(size, 1.0), rel=0.05)
     # Those that have always been told know nothing else.
     model.field.can_be_untold = False
     seen.clear()

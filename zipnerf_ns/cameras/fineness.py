@@ -1,4 +1,4 @@
-"""How fine photos' pixels are, and how wide their cones wherever they look: other widths are not known."""
+"""How fine photos' pixels are, and from where they look: networks do not know cones of other widths."""
 
 from __future__ import annotations
 
@@ -12,9 +12,7 @@ from torch import Tensor
 
 from nerfstudio.cameras.cameras import Cameras, CameraType
 
-from zipnerf_ns.functional.contraction import CONTRACTED_RADIUS
 from zipnerf_ns.functional.frustum import CONE_PER_PIXEL
-from zipnerf_ns.functional.numerics import TINY
 
 ANGLES = {
     CameraType.PERSPECTIVE.value: 1.0,
@@ -27,8 +25,6 @@ SQUARES = (4, 2)
 """Sides of the squares of pixels whose rays may share their proposals."""
 MOST_TIMES = 4
 """The most by which a picture is enlarged, before the mean over areas is taken."""
-FARTHEST = 100.0
-"""Where what lies beyond contracted space is taken to be, world units."""
 
 
 def pixel_angles(cameras: Cameras) -> Float[Tensor, "cameras"]:
@@ -46,18 +42,26 @@ def finest_angle(cameras: Cameras) -> float:
 
 
 class Photos(NamedTuple):
-    """How finely a scene was photographed."""
+    """How finely a scene was photographed, and from where."""
 
     finest: float
     """The smallest of :func:`pixel_angles`; infinite where there is none."""
     coarsest: float
     """The largest of those that there are; zero where there is none."""
+    cones: Float[Tensor, "photos 8"]
+    """What ``functional.cones.known_share`` takes, of the photos whose pixels have an angle."""
 
     @classmethod
     def of(cls, cameras: Cameras) -> Photos:
         """What there is to say of training cameras."""
-        angles = pixel_angles(cameras)
-        return cls(float(angles.min()), float(torch.where(angles.isfinite(), angles, 0.0).max()))
+        angles, kinds = pixel_angles(cameras), cameras.camera_type.reshape(-1)
+        poses = cameras.camera_to_worlds.reshape(-1, 3, 4)
+        is_round = (kinds == CameraType.EQUIRECTANGULAR.value)[:, None]
+        axes = torch.where(is_round, poses[:, :, 1], -poses[:, :, 2])
+        forms = torch.where(kinds == CameraType.PERSPECTIVE.value, 0.0, torch.where(is_round[:, 0], 2.0, 1.0))
+        cones = torch.cat([poses[:, :, 3], axes, CONE_PER_PIXEL * angles[:, None], forms[:, None]], dim=1)
+        known = angles.isfinite()
+        return cls(float(angles.min()), float(torch.where(known, angles, 0.0).max()), cones[known])
 
     def beside(self, camera: Cameras) -> float:
         """The factor that makes photos' pixels of a camera's: above 1 where those are finer than every photo's, below 1
@@ -79,64 +83,6 @@ def beside_photos(camera: Cameras, photos: Photos | None, enlarges: bool) -> tup
         camera.rescale_output_resolution(float(times))
         factor = photos.beside(camera)
     return camera, times, factor
-
-
-def seen_widths(
-    cameras: Cameras, aabb: Float[Tensor, "2 3"] | None, side: int = 32
-) -> Float[Tensor, "1 2 z y x"] | None:
-    """With which widths cameras see each place, as ``functional.cones.known_share`` takes them.
-
-    Nothing hides behind anything else, and distortion is not heeded. A place in no picture counts as in all.
-
-    Args:
-        cameras: of the training photos.
-        aabb: box of a bounded scene, world frame; None for contracted space.
-        side: cells along each side of the unit cube.
-    Returns:
-        on the cameras' device; None if pixels of none of them have an angle.
-    """
-    angles = pixel_angles(cameras)
-    known = angles.isfinite()
-    if not known.any():
-        return None
-    middles = (torch.arange(side, device=cameras.device) + 0.5) / side
-    z, y, x = torch.meshgrid(middles, middles, middles, indexing="ij")
-    places = places_in_world(torch.stack([x, y, z], dim=-1).view(-1, 3), aabb)
-    # Of the cameras that see a place, and of all.
-    least, most = places.new_full((2, len(places)), math.inf), places.new_zeros(2, len(places))
-    shown = torch.zeros_like(most[0], dtype=torch.bool)
-    poses = cameras.camera_to_worlds.reshape(-1, 3, 4)
-    numbers = [value.reshape(-1) for value in (cameras.fx, cameras.fy, cameras.cx, cameras.cy)]
-    kinds, sizes = cameras.camera_type.flatten().tolist(), (cameras.width.reshape(-1), cameras.height.reshape(-1))
-    for index in known.nonzero()[:, 0].tolist():
-        fx, fy, cx, cy = (value[index] for value in numbers)
-        away = places - poses[index, :, 3]
-        distance = away.norm(dim=-1)
-        right, up, back = (away @ poses[index, :, :3]).unbind(dim=-1)
-        width = every = angles[index] * distance
-        is_seen = torch.ones_like(distance, dtype=torch.bool)
-        if kinds[index] == CameraType.PERSPECTIVE.value:
-            depth = (-back).clamp_min(TINY)
-            column, row = cx + fx * right / depth, cy - fy * up / depth
-            is_seen = (back < 0.0) & (column >= 0.0) & (column <= sizes[0][index])
-            is_seen &= (row >= 0.0) & (row <= sizes[1][index])
-            # Pixels away from the axis are smaller, as seen from the camera.
-            width = width * (depth / distance.clamp_min(TINY)).clamp(max=1.0) ** 1.5
-        least = torch.minimum(least, torch.stack([torch.where(is_seen, width, math.inf), every]))
-        most = torch.maximum(most, torch.stack([torch.where(is_seen, width, 0.0), every]))
-        shown |= is_seen
-    logs = torch.log2(torch.stack([least, most]).clamp_min(TINY)) + math.log2(CONE_PER_PIXEL)
-    return torch.where(shown, logs[:, 0], logs[:, 1]).view(1, 2, side, side, side)
-
-
-def places_in_world(cube: Float[Tensor, "places 3"], aabb: Float[Tensor, "2 3"] | None) -> Float[Tensor, "places 3"]:
-    """World coordinates of places in the unit cube; beyond contracted space, far ones."""
-    if aabb is not None:
-        return aabb[0] + cube * (aabb[1] - aabb[0])
-    contracted = (cube - 0.5) * (2.0 * CONTRACTED_RADIUS)
-    norm = contracted.norm(dim=-1, keepdim=True).clamp_min(TINY)
-    radius = torch.where(norm <= 1.0, norm, 1.0 / (CONTRACTED_RADIUS - norm).clamp_min(1.0 / FARTHEST))
-    return contracted * (radius / norm)
 
 
 def square_for(factor: float) -> int:

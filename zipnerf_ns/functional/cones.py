@@ -13,9 +13,13 @@ from zipnerf_ns.functional import contraction, frustum
 from zipnerf_ns.functional.hash_grid import HashGrid, Prefilter, hash_encode
 from zipnerf_ns.functional.numerics import TINY
 
-KNOWN_OCTAVES = 0.4
-"""Binary logarithm of the factor beyond photos' widths up to which networks know what weights mean; after as much again
+KNOWN_OCTAVES = 0.15
+"""Binary logarithm of the factor beyond photos' widths up to which networks know what weights mean; from twice that on
 they are told none."""
+NEAREST_PHOTOS = 4
+"""Photos with which a camera is compared."""
+NARROWEST = 0.05
+"""Least cosine, and its like, that a pixel's cone is reckoned by."""
 
 
 class Cones(NamedTuple):
@@ -215,28 +219,46 @@ def cone_encode(
 
 
 def known_share(
-    width: Float[Tensor, "rays 1"],
+    origins: Float[Tensor, "rays 3"],
     points: Float[Tensor, "rays 3"],
-    widths: Float[Tensor, "1 2 z y x"],
-    aabb: Float[Tensor, "2 3"] | None,
+    width: Float[Tensor, "rays 1"],
+    photos: Float[Tensor, "photos 8"],
 ) -> Float[Tensor, "rays 1"]:
-    """How well widths of cones are known where they look: 1 where photos have seen a place with such, 0 where they have
-    not, and between them up to twice :data:`KNOWN_OCTAVES` beyond the photos'.
+    """How well the widths of a camera's cones are known where they look: 1 where the photos taken nearest to it see a
+    place with such, or nearly, and 0 where theirs are others.
 
     Args:
-        width: of cones at the places, world units.
+        origins: of the rays, world frame; one camera's, near each other.
         points: the places, world frame.
-        widths: binary logarithms of the least and the greatest width with which photos have seen the middles of equal
-            cells of the unit cube.
-        aabb: box of a bounded scene, world frame; None for contracted space.
+        width: of the cones there, world units.
+        photos: of each its position and axis, world frame, the width of its cones at distance 1 along that, and which
+            kind of :func:`off_axis` they are.
     """
-    places, _ = contraction.points_in_cube(points, torch.zeros_like(points[:, 0]), aabb)
-    how = {"mode": "bilinear", "padding_mode": "border", "align_corners": False}
-    found = torch.nn.functional.grid_sample(widths, (2.0 * places - 1.0)[None, None, None], **how)
-    least, greatest = found.view(2, -1, 1)
+    apart = (photos[:, :3] - origins.mean(dim=0)).norm(dim=1)
+    nearest = photos[apart.topk(min(NEAREST_PHOTOS, len(photos)), largest=False).indices]
+    away = points[:, None] - nearest[:, :3]
+    distance = away.norm(dim=-1).clamp_min(TINY)
+    cosine = ((away / distance[..., None]) * nearest[:, 3:6]).sum(dim=-1)
+    theirs = torch.log2((nearest[:, 6] * distance * off_axis(cosine, nearest[:, 7])).clamp_min(TINY))
     own = torch.log2(width.clamp_min(TINY))
+    least, greatest = theirs.amin(dim=1, keepdim=True), theirs.amax(dim=1, keepdim=True)
     beyond = torch.maximum(least - own, own - greatest)
     return (2.0 - beyond / KNOWN_OCTAVES).clamp(0.0, 1.0)
+
+
+def off_axis(cosine: Float[Tensor, "places photos"], kind: Float[Tensor, "photos"]) -> Float[Tensor, "places photos"]:
+    """How much narrower a pixel's cone is away from the axis than on it.
+
+    Args:
+        cosine: of the angle from the axis, in [-1, 1].
+        kind: 0 perspective, 1 equidistant (fisheye), 2 equirectangular, whose axis points to a pole and is where cones
+            are narrowest.
+    """
+    angle = torch.acos(cosine.clamp(-1.0, 1.0))
+    perspective = cosine.clamp_min(NARROWEST) ** 1.5
+    equidistant = torch.sinc(angle / math.pi).clamp_min(NARROWEST).sqrt()
+    equirectangular = torch.sin(angle).clamp_min(NARROWEST).sqrt()
+    return torch.where(kind == 0.0, perspective, torch.where(kind == 1.0, equidistant, equirectangular))
 
 
 def looks_up_close_ones_once(cones: Cones, lookup: Lookup) -> bool:

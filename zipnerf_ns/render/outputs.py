@@ -51,7 +51,7 @@ class Seen(NamedTuple):
     rays: Rays
     rendering: Rendering
     looks: dict[str, Any]
-    """``prefilter`` and ``finest_level`` of the render."""
+    """``prefilter``, ``finest_level`` and ``widening`` of the render."""
 
 
 def normals(seen: Seen) -> Float[Tensor, "rays 3"]:
@@ -64,9 +64,11 @@ def normals(seen: Seen) -> Float[Tensor, "rays 3"]:
 def prefilter_weight(seen: Seen) -> Float[Tensor, "rays 1"]:
     """How much of the hash levels the prefilter leaves where rays see something: 1 for all, 0 for none."""
     field, (_, tdist, weights) = seen.zipnerf.field, seen.rendering.rounds[-1]
+    looks = seen.looks
+    rays = seen.rays._replace(radius=looks["widening"] * seen.rays.radius)
     # Anew, for of those that were rendered some rays may have been told less than there is.
     with evaluating(seen.zipnerf):
-        channels, _ = field.channels(seen.rays, tdist, seen.looks["finest_level"], seen.looks["prefilter"])
+        channels, _ = field.channels(rays, tdist, looks["finest_level"], looks["prefilter"])
     of_levels = field.encoding.prefilter_weights(channels)
     total = (weights * of_levels.mean(dim=-1).view_as(weights)).sum(dim=-1, keepdim=True)
     return (total / weights.sum(dim=-1, keepdim=True).clamp_min(TINY)).clamp(0.0, 1.0)

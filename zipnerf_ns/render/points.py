@@ -92,7 +92,7 @@ def query_density(
 
 
 def _as_known(field: ZipNerfField, cones: Rays) -> Rays:
-    """Points of any extent, which no photo need have: without the prefilter's weights where the field can do without."""
+    """Points of an extent that no photo need have: without the prefilter's weights where the field can do without."""
     return cones._replace(told=torch.zeros_like(cones.radius)) if field.can_be_untold else cones
 
 

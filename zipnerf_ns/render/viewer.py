@@ -73,6 +73,8 @@ class Asked(NamedTuple):
     """Side of the squares of pixels whose rays share their proposals; a camera's pixels are counted in them then."""
     times: int = 1
     """Side of the squares of the camera's pixels whose mean is shown."""
+    widening: float = 1.0
+    """Factor on the cones of its pixels."""
 
 
 class ViewerControls(nn.Module):
