@@ -209,7 +209,7 @@ class ZipNerf(nn.Module):
         return Rendering(rgb, accumulation, rounds, radiance)
 
     def as_seen(self, rays: Rays, tdist: Float[Tensor, "rays edges"], widening: float = 1.0) -> Rays:
-        """Rays that are told of the prefilter's weights what networks know: nothing where the photos nearest to a camera
+        """Rays told of the prefilter's weights what networks know: nothing where the photos nearest to a camera
         see with cones of other widths, and in training one in so many.
 
         Networks take weights that they have never met at a place, of a picture's size or of a camera that is nearer or
