@@ -109,6 +109,8 @@ VARIANTS: dict[str, dict[str, Any]] = {
     **{f"tables of 2^{log2}": {f"{MODEL}.grid.log2_hashmap_size": log2} for log2 in range(18, 23)},
     "gradient scaling": _model(use_gradient_scaling=True),
     "no gradient scaling": _model(use_gradient_scaling=False),
+    "all rays told": _model(untold_every=0),
+    **{f"one ray in {every} untold": _model(untold_every=every) for every in (4, 8, 16)},
     "appearance": _model(use_appearance=True),
     "no appearance": _model(use_appearance=False),
     **{f"motion {kind}": {f"{MODEL}.motion.kind": kind} for kind in ("none", "blend", "deform", "both")},
