@@ -1,4 +1,4 @@
-"""The measure of pictures of other sizes and from other distances: on a model whose pictures say what they were asked."""
+"""The measure of pictures of other sizes and from other distances."""
 
 from __future__ import annotations
 
