@@ -100,10 +100,13 @@ def cone_encode(draw: Draw) -> Sequence[Any]:
 
 
 def seen_by_photos(draw: Draw) -> Sequence[Any]:
-    """Widths at places, and those of the photos, the least first."""
-    points = anywhere(draw)
-    logs = draw.numbers(1, 2, 3, 4, 2, low=-60.0, high=60.0).sort(dim=1).values
-    return draw.numbers(len(points), 1, low=0.0, high=1e6), points, logs, draw.pick(None, aabb(draw))
+    """A camera's rays, what they see and how wide, and other photos' positions, axes, widths and kinds."""
+    points, photos = anywhere(draw), draw.pick(1, 7)
+    kinds = draw.pick(0.0, 1.0, 2.0) * torch.ones(photos, 1)
+    places = draw.numbers(photos, 3, low=-1e3, high=1e3), draw.directions(photos)
+    cones = torch.cat([*places, draw.numbers(photos, 1, low=0.0, high=WIDEST), kinds], dim=1)
+    origins = draw.numbers(len(points), 3, low=-1e3, high=1e3)
+    return origins, points, draw.numbers(len(points), 1, low=0.0, high=1e6), cones
 
 
 def joined(draw: Draw) -> Sequence[Any]:

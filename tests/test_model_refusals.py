@@ -138,7 +138,7 @@ def test_another_models_checkpoint_is_refused_by_name_even_where_nerfstudio_woul
     elif fault == "shape":
         state[name] = state[name][:-1]
     else:
-        name = "format 3"
+        name = "format 4"
         state["format_version"] += 1
     model = make_model(seed=6)
     before = {key: value.clone() for key, value in model.state_dict().items()}

@@ -188,7 +188,7 @@ def test_checkpoint_that_is_incomplete_or_of_another_format(trained, tmp_path, p
     else:
         state["pipeline"]["_model.format_version"] += 1
     torch.save(state, path)
-    expected = ("networks",) if part == "optimizer" else ("format 3", "reads 2", "zipnerf-ns")
+    expected = ("networks",) if part == "optimizer" else ("format 4", "reads 3", "zipnerf-ns")
     assert_clear(said_when_started(resume(trained, tmp_path, load_checkpoint=path)), expected)
 
 

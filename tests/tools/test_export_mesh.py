@@ -31,6 +31,7 @@ class TrueField(ZipNerfField):
         torch.nn.Module.__init__(self)
         self.encoding = torch.nn.Identity()
         self.aabb = None
+        self.can_be_untold = True
         self.width = 0.0025
 
     def world(self, rays, tdist) -> np.ndarray:

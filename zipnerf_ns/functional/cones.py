@@ -237,10 +237,10 @@ def known_share(
     apart = (photos[:, :3] - origins.mean(dim=0)).norm(dim=1)
     nearest = photos[apart.topk(min(NEAREST_PHOTOS, len(photos)), largest=False).indices]
     away = points[:, None] - nearest[:, :3]
-    distance = away.norm(dim=-1).clamp_min(TINY)
+    distance = away.norm(dim=-1).clamp(TINY, 1.0 / TINY)
     cosine = ((away / distance[..., None]) * nearest[:, 3:6]).sum(dim=-1)
     theirs = torch.log2((nearest[:, 6] * distance * off_axis(cosine, nearest[:, 7])).clamp_min(TINY))
-    own = torch.log2(width.clamp_min(TINY))
+    own = torch.log2(width.clamp(TINY, 1.0 / TINY))
     least, greatest = theirs.amin(dim=1, keepdim=True), theirs.amax(dim=1, keepdim=True)
     beyond = torch.maximum(least - own, own - greatest)
     return (2.0 - beyond / KNOWN_OCTAVES).clamp(0.0, 1.0)

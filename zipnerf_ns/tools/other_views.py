@@ -1,9 +1,9 @@
 """Pictures of other sizes and from other distances than the photos: `python -m zipnerf_ns.tools.other_views`.
 
 Held-out photos are rendered at other sizes and compared with the photos' means over areas, or averaged and compared
-with the photos. Then their cameras move along their axes, so that what they look at is nearer or farther: of that there
-is no truth, but a scene does not change its brightness when one comes nearer. Beside what programs render stand pictures
-all of whose rays are told the prefilter's weights, as in the paper, and none.
+with the photos. Then their cameras move along their axes, so that what they look at is nearer or farther: there is no
+truth of that, but scenes do not change their brightness when one comes nearer. Beside what programs render stand
+pictures all of whose rays are told the prefilter's weights, as in the paper, and none.
 """
 
 from __future__ import annotations

@@ -115,7 +115,7 @@ def picture_pieces(bench: Bench, ops: Ops, bundle: RayBundle, asked: Asked) -> l
     """The pieces of rendering some rays of a picture, whole squares of them; they have no backward pass."""
     bench.model.eval()
     with torch.no_grad(), recording(bench.model, ops) as calls:
-        bench.model._render(bundle, asked.view, asked.side, asked.width)
+        bench.model._render(bundle, asked.view, asked.side, asked.widening)
     return [dataclasses.replace(piece, leaves=()) for piece in _pieces(calls, ops)]
 
 
