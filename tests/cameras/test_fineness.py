@@ -12,7 +12,7 @@ from nerfstudio.cameras.cameras import Cameras, CameraType
 
 from zipnerf_ns import model as model_module
 from zipnerf_ns.cameras.fineness import Photos, beside_photos, finest_angle, pixel_angles, square_for
-from zipnerf_ns.functional.cones import KNOWN_OCTAVES, NEAREST_PHOTOS, known_share
+from zipnerf_ns.functional.cones import KNOWN_OCTAVES, NEAREST_PHOTOS, UNKNOWN_OCTAVES, known_share
 from zipnerf_ns.functional.frustum import cone_radius
 from zipnerf_ns.model_config import TOLD_ALL
 
@@ -64,13 +64,17 @@ def test_a_photos_own_cones_are_known_wherever_they_look(kind):
     rows, columns = torch.meshgrid(torch.arange(3, 66, 9), torch.arange(3, 87, 12), indexing="ij")
     seen = rays[rows.flatten(), columns.flatten()]
     points, width = seen.origins + 2.5 * seen.directions, 2.5 * cone_radius(seen.pixel_area)
-    cones = Photos.of(photo).cones
-    known = 2.0**KNOWN_OCTAVES
+    photos = Photos.of(photo)
+    assert photos.are_perspective == (kind == CameraType.PERSPECTIVE)
+    half, beyond = 2.0 ** (0.5 * (KNOWN_OCTAVES + UNKNOWN_OCTAVES)), 2.0**UNKNOWN_OCTAVES
     for factor, share, error in (
-        (1.0, 1.0, 0.1), (known**1.5, 0.5, 0.3), (known**-1.5, 0.5, 0.3), (2.0, 0.0, 0.0), (0.5, 0.0, 0.0)
+        (1.0, 1.0, 0.1), (half, 0.5, 0.5), (1.0 / half, 0.5, 0.5), (1.1 * beyond, 0.0, 0.0), (0.9 / beyond, 0.0, 0.0)
     ):  # fmt: skip
-        found = known_share(seen.origins, points, factor * width, cones)
+        asked = seen.origins, points, factor * width, photos.cones
+        found = known_share(*asked)
         torch.testing.assert_close(found, torch.full_like(found, share), rtol=0.0, atol=error)
+        if photos.are_perspective:
+            torch.testing.assert_close(known_share(*asked, True), found)
 
 
 def test_a_camera_is_compared_with_the_photos_nearest_to_it():

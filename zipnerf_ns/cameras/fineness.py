@@ -50,6 +50,8 @@ class Photos(NamedTuple):
     """The largest of those that there are; zero where there is none."""
     cones: Float[Tensor, "photos 8"]
     """What ``functional.cones.known_share`` takes, of the photos whose pixels have an angle."""
+    are_perspective: bool
+    """Whether all of these are of perspective cameras."""
 
     @classmethod
     def of(cls, cameras: Cameras) -> Photos:
@@ -61,7 +63,8 @@ class Photos(NamedTuple):
         forms = torch.where(kinds == CameraType.PERSPECTIVE.value, 0.0, torch.where(is_round[:, 0], 2.0, 1.0))
         cones = torch.cat([poses[:, :, 3], axes, CONE_PER_PIXEL * angles[:, None], forms[:, None]], dim=1)
         known = angles.isfinite()
-        return cls(float(angles.min()), float(torch.where(known, angles, 0.0).max()), cones[known])
+        finest, coarsest = float(angles.min()), float(torch.where(known, angles, 0.0).max())
+        return cls(finest, coarsest, cones[known], not bool(forms[known].any()))
 
     def beside(self, camera: Cameras) -> float:
         """The factor that makes photos' pixels of a camera's: above 1 where those are finer than every photo's, below 1
