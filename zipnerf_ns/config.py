@@ -138,7 +138,8 @@ zipnerf_dynamic = _method(
     "Zip-NeRF with time, for scenes that move: photos need times.",
     ZipNerfModelConfig(motion=MotionConfig("auto")),
     num_rays=8192,
-    num_steps=20_000,
+    # Longer ones learn each photo's moment by heart: docs/measurements.md, "Scenes that move".
+    num_steps=4_000,
 )
 
 
