@@ -100,11 +100,10 @@ def cone_encode(draw: Draw) -> Sequence[Any]:
 
 
 def seen_by_photos(draw: Draw) -> Sequence[Any]:
-    """A camera's rays, what they see and how wide, and other photos' positions, axes, widths and kinds."""
+    """A camera's rays, what they see and how wide, and other photos' positions, axes and widths."""
     points, photos = anywhere(draw), draw.pick(1, 7)
-    kinds = draw.pick(0.0, 1.0, 2.0) * torch.ones(photos, 1)
     places = draw.numbers(photos, 3, low=-1e3, high=1e3), draw.directions(photos)
-    cones = torch.cat([*places, draw.numbers(photos, 1, low=0.0, high=WIDEST), kinds], dim=1)
+    cones = torch.cat([*places, draw.numbers(photos, 9, low=0.0, high=WIDEST)], dim=1)
     origins = draw.numbers(len(points), 3, low=-1e3, high=1e3)
     return origins, points, draw.numbers(len(points), 1, low=0.0, high=1e6), cones
 

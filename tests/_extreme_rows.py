@@ -114,9 +114,6 @@ ROWS: dict[str, Row] = {
     "cones.cone_encode": Row(cone_encode),
     "cones.by_interval": Row(lambda draw: (draw.numbers(draw.rays, 1), draw.rays * draw.bins)),
     "cones.known_share": Row(seen_by_photos),
-    "cones.off_axis": Row(lambda draw: (
-        draw.numbers(draw.rays, 3, low=-1.0, high=1.0), torch.tensor([0.0, 1.0, 2.0])
-    )),
     "cones.join_channels": Row(joined),
     "contraction.contract": Row(lambda draw: (anywhere(draw),)),
     "contraction.contract_points": Row(lambda draw: (

@@ -279,7 +279,6 @@ class ZipNerfModel(Model):
         self.photos = Photos.of(photos)
         cones = self.photos.cones.to(self.device)
         self.zipnerf.photos = cones if len(cones) else None
-        self.zipnerf.are_perspective = self.photos.are_perspective
 
     def asked(self, camera: Cameras, obb_box: OrientedBox | None = None) -> Asked:
         """A camera's picture. Where its pixels are larger than the photos' it is the mean of a larger one, if that is

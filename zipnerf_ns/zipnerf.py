@@ -83,7 +83,6 @@ class ZipNerf(nn.Module):
         self.register_buffer("aabb", aabb, persistent=False)
         # From where and how finely photos see, for ``functional.cones.known_share``, if that is known.
         self.register_buffer("photos", None, persistent=False)
-        self.are_perspective = False
         early, motion = config.proposal_prefilter, config.motion
         encodings = [
             self._make_encoding(p.grid, early, bandwidth, motion.of_proposal(p.moving_grid, early))
@@ -230,8 +229,7 @@ class ZipNerf(nn.Module):
             return rays
         middle = tdist[:, tdist.shape[1] // 2, None]
         places = rays.origins + middle * rays.directions
-        told = known_share(rays.origins, places, middle * rays.radius, self.photos, self.are_perspective)
-        return rays._replace(told=told)
+        return rays._replace(told=known_share(rays.origins, places, middle * rays.radius, self.photos))
 
     def losses(
         self,

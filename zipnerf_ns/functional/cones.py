@@ -18,8 +18,6 @@ KNOWN_OCTAVES, UNKNOWN_OCTAVES = 0.05, 0.15
 they are told none: held-out photos' widths are within 0.04 in nine of ten pixels, those of bonsai within 0.01."""
 NEAREST_PHOTOS = 4
 """Photos with which a camera is compared."""
-NARROWEST = 0.05
-"""Least cosine, and its like, that a pixel's cone is reckoned by."""
 
 
 class Cones(NamedTuple):
@@ -222,8 +220,7 @@ def known_share(
     origins: Float[Tensor, "rays 3"],
     points: Float[Tensor, "rays 3"],
     width: Float[Tensor, "rays 1"],
-    photos: Float[Tensor, "photos 8"],
-    are_perspective: bool = False,
+    photos: Float[Tensor, "photos numbers"],
 ) -> Float[Tensor, "rays 1"]:
     """How well the widths of a camera's cones are known where they look: 1 where the photos taken nearest to it see a
     place with such, or nearly, and 0 where theirs are others.
@@ -232,40 +229,23 @@ def known_share(
         origins: of the rays, world frame; one camera's, near each other.
         points: the places, world frame.
         width: of the cones there, world units.
-        photos: of each its position and axis, world frame, the width of its cones at distance 1 along that, and which
-            kind of :func:`off_axis` they are.
-        are_perspective: whether all are of kind 0, which is quicker.
+        photos: of each its position and axis, world frame, and the width of its cones at distance 1 along equally many
+            angles from that, from 0 to pi.
     """
     apart = (photos[:, :3] - origins.mean(dim=0)).norm(dim=1)
     nearest = photos[apart.topk(min(NEAREST_PHOTOS, len(photos)), largest=False).indices]
+    widths = nearest[:, 6:]
     away = points[:, None] - nearest[:, :3]
     distance = away.norm(dim=-1).clamp(TINY, 1.0 / TINY)
-    cosine = torch.linalg.vecdot(away, nearest[:, 3:6]) / distance
-    narrower = off_axis(cosine, None if are_perspective else nearest[:, 7])
-    theirs = (nearest[:, 6] * distance * narrower).clamp_min(TINY)
+    angle = torch.acos((torch.linalg.vecdot(away, nearest[:, 3:6]) / distance).clamp(-1.0, 1.0))
+    place = angle * ((widths.shape[1] - 1) / math.pi)
+    below = place.long().clamp(max=widths.shape[1] - 2)
+    photo = torch.arange(len(nearest), device=photos.device)
+    theirs = torch.lerp(widths[photo, below], widths[photo, below + 1], place - below) * distance
     # The farther of the two ways by which the width is out of theirs, as a factor.
-    own = width.clamp(TINY, 1.0 / TINY)
+    theirs, own = theirs.clamp_min(TINY), width.clamp(TINY, 1.0 / TINY)
     beyond = torch.maximum(theirs.amin(dim=1, keepdim=True) / own, own / theirs.amax(dim=1, keepdim=True))
     return ((UNKNOWN_OCTAVES - torch.log2(beyond)) / (UNKNOWN_OCTAVES - KNOWN_OCTAVES)).clamp(0.0, 1.0)
-
-
-def off_axis(
-    cosine: Float[Tensor, "places photos"], kind: Float[Tensor, "photos"] | None
-) -> Float[Tensor, "places photos"]:
-    """How much narrower a pixel's cone is away from the axis than on it.
-
-    Args:
-        cosine: of the angle from the axis, in [-1, 1].
-        kind: 0 perspective, 1 equidistant (fisheye), 2 equirectangular, whose axis points to a pole and is where cones
-            are narrowest; None for perspective alone.
-    """
-    perspective = cosine.clamp_min(NARROWEST) ** 1.5
-    if kind is None:
-        return perspective
-    angle = torch.acos(cosine.clamp(-1.0, 1.0))
-    equidistant = torch.sinc(angle / math.pi).clamp_min(NARROWEST).sqrt()
-    equirectangular = torch.sin(angle).clamp_min(NARROWEST).sqrt()
-    return torch.where(kind == 0.0, perspective, torch.where(kind == 1.0, equidistant, equirectangular))
 
 
 def looks_up_close_ones_once(cones: Cones, lookup: Lookup) -> bool:
