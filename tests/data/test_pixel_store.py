@@ -17,7 +17,7 @@ from PIL import Image
 from nerfstudio.data.scene_box import OrientedBox
 from nerfstudio.exporter import exporter_utils
 
-from zipnerf_ns.data import checks, datamanager, images
+from zipnerf_ns.data import checks, datamanager, images, pixels
 from zipnerf_ns.data.checks import check_images
 from zipnerf_ns.data.datamanager import ZipNerfDataManager
 from zipnerf_ns.data.images import CheckedDataset, read_all
@@ -48,11 +48,70 @@ def test_pixels_are_drawn_with_their_colors_and_places(kept, dtype):
 def test_draws_are_what_sample_is_made_of():
     """A kernel that takes the same draws makes the same batch."""
     store = two_images()
-    torch.manual_seed(1)
+    store.advance(40)
     drawn = store.draw(40)
-    torch.manual_seed(1)
+    store.advance(40)
     assert torch.equal((store.sample(40)["image"][:, 0] * 255.0).round().long(), drawn)
     assert drawn.dtype == torch.int64 and int(drawn.min()) >= 0 and int(drawn.max()) <= 5
+
+
+def counted(count: int) -> PixelStore:
+    """So many pixels of one image, without memory of their own."""
+    return PixelStore(torch.zeros(1, 3, dtype=torch.uint8).expand(count, 3), torch.tensor([0]), torch.tensor([1]), None)
+
+
+@pytest.mark.parametrize("count", [1, 7, 64, 1000])
+def test_every_pixel_is_drawn_once_before_any_comes_again(count):
+    store = counted(count)
+    for _ in range(3):
+        rays = max(1, count // 3)
+        drawn = torch.cat([store.draw(rays) for _ in range(count // rays)] + [store.draw(count % rays)])
+        # One comes twice where another time around begins.
+        assert len(drawn) == count and len(drawn.unique()) >= count - 1
+
+
+def test_a_step_is_spread_over_all_pixels():
+    store = counted(100_003)
+    for _ in range(40):
+        places = store.draw(256).sort().values
+        gaps = torch.cat([places, places[:1] + 100_003]).diff()
+        assert gaps.max() < 3.0 * 100_003 / 256 and gaps.min() > 0.2 * 100_003 / 256
+
+
+def test_rays_of_some_number_are_not_always_of_the_same_pixels():
+    """Of a step some rays see less than others, by their number."""
+    store, seen = counted(64), set()
+    for _ in range(8):
+        seen |= set(store.draw(64)[::8].tolist())
+    # All but where another time around begins.
+    assert len(seen) >= 60
+
+
+def test_draws_go_on_where_a_training_does_and_follow_its_seed(monkeypatch):
+    torch.manual_seed(3)
+    first, second = counted(1000), counted(1000)
+    first.advance(0)
+    expected = [first.draw(70) for _ in range(4)][-1]
+    second.advance(3 * 70)
+    assert torch.equal(second.draw(70), expected)
+    torch.manual_seed(4)
+    second.advance(3 * 70)
+    assert not torch.equal(second.draw(70), expected)
+    # Another process draws others.
+    torch.manual_seed(3)
+    monkeypatch.setattr(pixels, "get_rank", lambda: 1)
+    monkeypatch.setattr(pixels, "get_world_size", lambda: 2)
+    second.advance(3 * 70)
+    assert not set(second.draw(70).tolist()) & set(expected.tolist())
+
+
+def test_more_pixels_than_numbers_of_32_bits_have_are_drawn_from():
+    store = counted(20_000_000_000)
+    torch.manual_seed(2**63)
+    store.advance(10**12)
+    drawn = store.draw(1000)
+    assert 0 <= int(drawn.min()) and int(drawn.max()) < len(store) and len(drawn.unique()) == 1000
+    assert int(drawn.max() - drawn.min()) > 0.9 * len(store)
 
 
 def test_thumbnails_are_the_images_made_small(tmp_path):

@@ -1,4 +1,4 @@
-"""All pixels of a set of images in one flat store on one device, from which batches are drawn uniformly."""
+"""All pixels of a set of images in one flat store on one device, from which batches are drawn evenly."""
 
 from __future__ import annotations
 
@@ -13,7 +13,9 @@ from PIL import Image
 from torch import Tensor
 
 from nerfstudio.data.datasets.base_dataset import InputDataset
+from nerfstudio.utils.comms import get_rank, get_world_size
 
+from zipnerf_ns.data.disk.order import spreading
 from zipnerf_ns.data.images import GRAY, NOTHING_USED, CheckedDataset, read_all
 from zipnerf_ns.data.memory import GIB, check_room
 from zipnerf_ns.errors import InputError
@@ -24,6 +26,10 @@ ON_DISK = "--pipeline.datamanager.pixels.where disk"
 """What to give for pixels that no memory holds."""
 BYTES_AT_ONCE = 2**16
 """Bytes of a mask, eight pixels each, that are taken apart together: their numbers take 64 times as much."""
+SEED_STEP = 0x9E3779B1
+"""A prime by which seeds are apart."""
+ROUNDS = 1 << 20
+"""Times around all pixels after which drawing begins anew: more than any training goes."""
 THUMBNAIL_SIDE = 100
 """Pixels along a thumbnail's shorter side: what Nerfstudio's viewer shows."""
 
@@ -42,6 +48,12 @@ class PixelStore:
     """Pixels that are drawn from, as those that the masks leave, or ``None`` for all."""
     is_gathered: bool = False
     """Whether ``colors`` are of the entries of ``allowed``, one each, and not of all pixels."""
+
+    def __post_init__(self) -> None:
+        # How many have been drawn, and from where to where they go on among all.
+        self._drawn = torch.zeros((), dtype=torch.int64, device=self.colors.device)
+        self._stride = spreading(len(self))
+        PixelStore.advance(self, 0)
 
     @classmethod
     def load(cls, dataset: CheckedDataset, device: torch.device | str) -> "PixelStore":
@@ -105,12 +117,26 @@ class PixelStore:
         end = int(self.offsets[index + 1]) if index + 1 < len(self.offsets) else len(self.colors)
         return thumbnail(self.colors[begin:end].view(-1, width, self.colors.shape[1]))
 
+    def advance(self, num_pixels: int) -> None:
+        """Has draws go on where they are when so many pixels have been drawn by each process.
+
+        They begin where torch's seed says, and those of several processes far from each other.
+        """
+        begin = torch.initial_seed() * SEED_STEP + len(self) * get_rank() // get_world_size()
+        self._drawn.fill_((begin + num_pixels) % (len(self) * ROUNDS))
+
     def draw(self, num_rays: int) -> Int[Tensor, "rays"]:
-        """Numbers of pixels, or of entries of ``allowed`` where there is one: uniform, with replacement."""
-        return torch.randint(len(self), (num_rays,), device=self.colors.device)
+        """Numbers of pixels, or of entries of ``allowed`` where there is one: each once before any comes again, and the
+        rays of a step evenly over all photos, in steps of the golden ratio."""
+        count = len(self)
+        drawn = self._drawn + torch.arange(num_rays, device=self.colors.device)
+        # Written in place: a CUDA graph, too, goes on from there.
+        self._drawn += num_rays
+        # Each time around they begin one later, lest a step's rays of some number be always the same ones.
+        return (drawn + drawn // count) % count * self._stride % count
 
     def sample(self, num_rays: int) -> dict[str, Tensor]:
-        """Pixels drawn uniformly, with replacement: colors in [0, 1], and camera, row and column."""
+        """Pixels that :meth:`draw` gives: colors in [0, 1], and camera, row and column."""
         drawn = self.draw(num_rays)
         flat = drawn if self.allowed is None else self.allowed[drawn].long()
         image = torch.searchsorted(self.offsets, flat, right=True) - 1

@@ -54,6 +54,7 @@ def give_rays(trainer: ZipNerfTrainer, rank: int, count: int) -> list[float]:
     def next_train(step: int) -> tuple[Any, dict[str, Any]]:
         drawn["step"] = step
         torch.manual_seed(step)
+        manager.pixels.draw = lambda count: torch.randint(len(manager.pixels), (count,))
         bundle, batch = manager.train_ray_generator.sample(manager.pixels, RAYS)
         return bundle[mine], {name: value[mine] for name, value in batch.items()}
 

@@ -62,6 +62,7 @@ class Order:
 
 
 def spreading(count: int) -> int:
-    """The step that comes by all places of a circle, and at any time has left no large gap."""
-    wanted = round(GOLDEN * count)
+    """The step that comes by all places of a circle, and at any time has left no large gap; of more than three billion
+    places a shorter one, for products of it and a place must be numbers of 64 bits."""
+    wanted = min(round(GOLDEN * count), 2**62 // count)
     return next(step for step in range(max(wanted, 1), wanted + count + 1) if gcd(step, count) == 1)

@@ -58,8 +58,7 @@ class Window(PixelStore):
     """Pieces of a store on disk on a device, from which pixels are drawn uniformly.
 
     After each step as many pixels are replaced as were drawn, on the average, and every pixel is drawn once while it is
-    there: so many rays see more different pixels than if they were drawn at random from all of them, with no more of
-    the disk read. Of several processes each has pieces of its own.
+    there: so many rays see as many different pixels as if all were in memory, with no more of the disk read. Of several processes each has pieces of its own.
 
     Args:
         store: on disk.
@@ -170,7 +169,7 @@ class Window(PixelStore):
 
 
 def moving_on(pixels: Callable[[], PixelStore | None], num_rays: int, keep: bool) -> list[TrainingCallback]:
-    """What moves a window, if pixels come from one: before each step of a training, and at its end.
+    """What has each step of a training draw its own pixels, and at its end removes a store that is not kept.
 
     Args:
         pixels: gives those that are drawn from; they may not be there before the first step.
@@ -179,8 +178,8 @@ def moving_on(pixels: Callable[[], PixelStore | None], num_rays: int, keep: bool
     """
 
     def advance(step: int) -> None:
-        if isinstance(window := pixels(), Window):
-            window.advance(step * num_rays)
+        if (store := pixels()) is not None:
+            store.advance(step * num_rays)
 
     def end(step: int) -> None:
         if isinstance(window := pixels(), Window) and not keep:
