@@ -128,12 +128,16 @@ class PixelStore:
     def draw(self, num_rays: int) -> Int[Tensor, "rays"]:
         """Numbers of pixels, or of entries of ``allowed`` where there is one: each once before any comes again, and the
         rays of a step evenly over all photos, in steps of the golden ratio."""
-        count = len(self)
+        count, drawn = len(self), self._next_draws(num_rays)
+        # Each time around they begin one later, lest a step's rays of some number be always the same ones.
+        return (drawn + drawn // count) % count * self._stride % count
+
+    def _next_draws(self, num_rays: int) -> Int[Tensor, "rays"]:
+        """So many numbers in the order of all draws, after those that were asked for before."""
         drawn = self._drawn + torch.arange(num_rays, device=self.colors.device)
         # Written in place: a CUDA graph, too, goes on from there.
         self._drawn += num_rays
-        # Each time around they begin one later, lest a step's rays of some number be always the same ones.
-        return (drawn + drawn // count) % count * self._stride % count
+        return drawn
 
     def sample(self, num_rays: int) -> dict[str, Tensor]:
         """Pixels that :meth:`draw` gives: colors in [0, 1], and camera, row and column."""

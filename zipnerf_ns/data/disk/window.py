@@ -58,7 +58,8 @@ class Window(PixelStore):
     """Pieces of a store on disk on a device, from which pixels are drawn uniformly.
 
     After each step as many pixels are replaced as were drawn, on the average, and every pixel is drawn once while it is
-    there: so many rays see as many different pixels as if all were in memory, with no more of the disk read. Of several processes each has pieces of its own.
+    there: so many rays see as many different pixels as if all were in memory. Of several processes each has pieces of
+    its own.
 
     Args:
         store: on disk.
@@ -87,7 +88,6 @@ class Window(PixelStore):
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="pixels")
         self._reading: dict[int, Future[None]] = {}
         self._held = range(0)
-        self._drawn = torch.zeros((), dtype=torch.int64, device=device)
         self._stride = spreading(length)
 
     def advance(self, num_pixels: int) -> None:
@@ -118,9 +118,7 @@ class Window(PixelStore):
         if not self._held:
             self.advance(0)
         length = self.store.order.length
-        drawn = self._drawn + torch.arange(num_rays, device=self.colors.device)
-        # Written in place: a CUDA graph, too, goes on from there.
-        self._drawn += num_rays
+        drawn = self._next_draws(num_rays)
         rounds = drawn // self.num_pieces
         # Another piece begins each round, lest some of a step's rays be always of the same ones.
         places = (drawn + rounds) % self.num_pieces
