@@ -51,11 +51,11 @@ class Rendering(NamedTuple):
     """Densities and colors of the rendered round's intervals."""
 
 
-def all_but_every(every: int, rays: Rays) -> Float[Tensor, "rays 1"] | None:
-    """1 for each ray but 0 for one in so many, of which there are none where that is 0."""
+def all_but_every(every: int, rays: Rays, shift: int = 0) -> Float[Tensor, "rays 1"] | None:
+    """1 for each ray but 0 for one in so many, of which there are none where that is 0; shifted to other rays."""
     if not every:
         return None
-    number = torch.arange(len(rays.origins), device=rays.origins.device)[:, None]
+    number = torch.arange(shift, shift + len(rays.origins), device=rays.origins.device)[:, None]
     return (number % every != 0).to(rays.origins.dtype)
 
 
@@ -222,7 +222,8 @@ class ZipNerf(nn.Module):
             widening: factor on the cones at evaluation.
         """
         if self.training:
-            return rays._replace(told=all_but_every(self.config.untold_every, rays))
+            # Not those that see nothing that moves, for of that, too, networks learn to do without.
+            return rays._replace(told=all_but_every(self.config.untold_every, rays, shift=1))
         if widening != 1.0:
             rays = rays._replace(radius=widening * rays.radius)
         if self.photos is None or not self.field.can_be_untold:

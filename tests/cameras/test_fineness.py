@@ -167,7 +167,7 @@ def test_some_rays_of_a_training_are_told_nothing(every, monkeypatch):
     rgb = model.train().get_outputs(bundle)["rgb"]
     assert rgb.requires_grad
     if every:
-        assert seen[0].told[:, 0].tolist() == [float(number % every != 0) for number in range(len(bundle))]
+        assert seen[0].told[:, 0].tolist() == [float((number + 1) % every != 0) for number in range(len(bundle))]
     else:
         assert seen[0].told is None
 
