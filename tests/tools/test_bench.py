@@ -104,8 +104,11 @@ def test_pieces_are_the_models_own(small: Bench):
 
 def test_levels_together_are_the_whole_encoding(small: Bench):
     """Features of every level, then their weight features."""
+    store = small.trainer.pipeline.datamanager.pixels
+    store.advance(0)
     torch.manual_seed(0)
     whole = next(piece for piece in pieces.step_pieces(small, TORCH_OPS, 16) if piece.name == "cone_encode 3")
+    store.advance(0)
     torch.manual_seed(0)
     alone = [piece for piece in pieces.level_pieces(small, TORCH_OPS, 16) if piece.name.startswith("3,")]
     outputs = [piece.forward()[0] for piece in alone]
