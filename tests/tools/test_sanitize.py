@@ -84,7 +84,7 @@ def run_all(
     sanitizer.write_text(
         '#!/bin/sh\ntest "$PYTORCH_NO_CUDA_MEMORY_CACHING" = 1 || exit 1\n'
         f'case "$*" in *--plant*) kind=plant;; *) kind=launch;; esac\ncat {folder}/"$2".$kind\n'
-        f'grep -q WAITS {folder}/"$2".$kind && sleep 100\n'
+        f'grep -q WAITS {folder}/"$2".$kind && exec sleep 100\n'
     )
     python = folder / "python"
     # The last argument is where launches are written.
@@ -134,7 +134,7 @@ def test_an_error_in_a_kernel_fails_and_so_does_a_tool_that_sees_nothing(monkeyp
 def test_a_run_that_is_cut_off_tells_what_was_seen(monkeypatch, capsys, tmp_path):
     """And ends what it has begun."""
     outputs = {"memcheck": f"{SEEN[0]}WAITS\n"}
-    options = "--tool", "memcheck", "--seconds", "1"
+    options = "--tool", "memcheck", "--seconds", "3"
     status, lines, _ = run_all(monkeypatch, capsys, tmp_path, PLANTS, outputs, *options)
     assert status == 1 and lines[2:4] == ["| planted_fault | found |", "| march_kernel | 1 of 2, 0 |"]
     assert "memcheck did not end; its last words: WAITS" in lines
